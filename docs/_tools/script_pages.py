@@ -42,7 +42,7 @@ def cells_of(script: Path) -> Iterator[Cell]:
 
 def page_of(script: Path) -> str:
     run = subprocess.run(
-        [sys.executable, __file__, script], stdout=subprocess.PIPE, check=True, text=True
+        [sys.executable, "-u", __file__, script], stdout=subprocess.PIPE, check=True, text=True
     )
     results = map(Result._make, json.loads(run.stdout))
     parts = []
