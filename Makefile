@@ -26,7 +26,7 @@ trace: $(ready)  ## Fail on a requirement without a test, or a test without a re
 	$(run) tests/trace.py
 
 docs: $(ready)  ## Build the site into site/; a dead link fails
-	$(run) -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(run) -m mkdocs build --strict
 
 test-matrix:  ## Run the tests on every Python from 3.11 on that this machine has
 	.ci/matrix $(ARGS)
