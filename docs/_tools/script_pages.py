@@ -65,6 +65,7 @@ def results_of(script: Path) -> Iterator[Result]:
     module = types.ModuleType("__main__")
     module.__file__ = str(script)
     sys.modules["__main__"] = module
+    sys.argv = [str(script)]
     for cell in cells_of(script):
         if cell.is_prose:
             continue
