@@ -5,6 +5,8 @@ compiled from; they hold their keys, so a dead function's identity can never be 
 """
 
 import functools
+import math
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +19,7 @@ from .._rows import advance, settle, zero_outside
 from .._types import Batch, Cursor, Scalar
 from ..errors import MaskNameError
 from ..sources._base import NAME, fetch, length_of, order_of
-from ._binding import Changes, Values, changes, has_tracer, merge
+from ._binding import Changes, Structure, Values, changes, has_tracer, merge
 
 if TYPE_CHECKING:
     from ._pipeline import Pipeline
@@ -62,23 +64,37 @@ def order_at(pipeline: "Pipeline", epoch: Scalar, epochs: int) -> Any:
 
 
 class Program:
-    """A compiled function that knows whether it calls back to the host while it runs."""
+    """A compiled function, and what its first call has shown of it.
+
+    `seconds` that the first call took (tracing, compiling), `bytes` of what it returned, and
+    `calls_host`: whether it calls back to the host while it runs.
+    """
+
+    seconds = math.inf
+    bytes = 0
+    calls_host = False
 
     def __init__(self, function: Callable[..., Any]):
         self._compiled = jax.jit(function)
-        self._calls_host: bool | None = None
+        self._called = False
 
     def __call__(self, values: Values, *args: Any) -> Any:
-        if self._calls_host is None:
-            self._calls_host = _calls_host(self._compiled.trace(values, *args).jaxpr.jaxpr)
-        return self._compiled(values, *args)
+        if self._called:
+            return self._compiled(values, *args)
+        start = time.perf_counter()
+        self.calls_host = _calls_host(self._compiled.trace(values, *args).jaxpr.jaxpr)
+        result = self._compiled(values, *args)
+        self.seconds = time.perf_counter() - start
+        self.bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(result))
+        self._called = True
+        return result
 
     def wait(self, result: Any) -> None:
         """Waits for a result that could still turn out to be an error.
 
         Only a call to the host fails at run time, so without one nothing is waited for.
         """
-        if self._calls_host and not has_tracer([result]):
+        if self.calls_host and not has_tracer([result]):
             jax.block_until_ready(result)
 
 
@@ -96,25 +112,25 @@ def _inner(equation: Any) -> list[Any]:
 
 
 @functools.lru_cache(maxsize=PROGRAMS)
-def order_program(graphdef: Any, epochs: int) -> Program:
+def order_program(structure: Structure, epochs: int) -> Program:
     """`order_at`, compiled."""
 
     def run(values: Values, epoch: Scalar) -> Any:
-        return order_at(merge(graphdef, values)[0], epoch, epochs)
+        return order_at(merge(structure, values)[0], epoch, epochs)
 
     return Program(run)
 
 
 @functools.lru_cache(maxsize=PROGRAMS)
-def batch_program(graphdef: Any, size: int, epochs: int, count: int) -> Program:
+def batch_program(structure: Structure, size: int, epochs: int, count: int) -> Program:
     """`count` batches one after the other, each with the values that have changed so far."""
 
     def run(values: Values, order: Any) -> list[tuple[Batch, Changes]]:
-        roots = merge(graphdef, values)
+        roots = merge(structure, values)
         return [
             (
                 draw(roots[0], order, size, epochs)[roots[0].sink],
-                changes(graphdef, roots, values),
+                changes(structure, roots, values),
             )
             for _ in range(count)
         ]
@@ -124,7 +140,7 @@ def batch_program(graphdef: Any, size: int, epochs: int, count: int) -> Program:
 
 @functools.lru_cache(maxsize=PROGRAMS)
 def scan_program(
-    graphdef: Any,
+    structure: Structure,
     step_fn: Callable[..., Any],
     length: int,
     size: int,
@@ -134,13 +150,13 @@ def scan_program(
     """`length` batches, each handed to `step_fn`, as one compiled loop."""
 
     def run(values: Values, carry: Any) -> tuple[Changes, Any, Any]:
-        pipeline, *_ = merge(graphdef, values)
+        pipeline, *_ = merge(structure, values)
         first = settled_epoch(pipeline, size)
         order = order_at(pipeline, first, epochs)
 
         def body(state: Any, _: None) -> tuple[Any, Any]:
             values, order, ordered, carry = state
-            roots = merge(graphdef, values)
+            roots = merge(structure, values)
             pipeline, *modules = roots
             epoch = settled_epoch(pipeline, size)
             if jax.tree.leaves(order):
@@ -155,7 +171,7 @@ def scan_program(
                 carry, out = step_fn(carry, *modules, batch)
             else:
                 out = step_fn(*modules, batch)
-            after = changes(graphdef, roots, values)
+            after = changes(structure, roots, values)
             values = [after.get(i, x) for i, x in enumerate(values)]
             return (values, order, epoch, carry), out
 

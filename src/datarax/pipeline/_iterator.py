@@ -1,5 +1,6 @@
 """`step` and `for`: batches handed out one at a time, under one lock and one cursor."""
 
+import collections
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,7 @@ from .._rows import advance, host_where, settle, span
 from .._types import Batch, Cursor, is_traced
 from ..errors import StageError
 from ..sources._base import length_of
-from ._binding import Binding, Values, has_tracer, merge
+from ._binding import Binding, Changes, Values, has_tracer, merge
 from ._core import batch_program, draw, order_program
 
 if TYPE_CHECKING:
@@ -22,6 +23,18 @@ if TYPE_CHECKING:
 
 BINDINGS = 8
 """How many sets of `modules` a pipeline remembers."""
+
+AHEAD = 8
+"""Batches that `for` computes in one call of compiled code, and then hands out one by one."""
+
+AHEAD_BYTES = 64 * 2**20
+"""The most that batches computed ahead may weigh together."""
+
+AHEAD_COMPILE = 0.5
+"""Seconds: a batch that takes longer to compile is not worth compiling `AHEAD` times over."""
+
+PATIENCE = 2
+"""Batches handed out one at a time before any is computed ahead, so that the first comes early."""
 
 
 class Runtime:
@@ -33,10 +46,13 @@ class Runtime:
     def __init__(self):
         self.lock = threading.RLock()
         self._bindings: dict[tuple[int, ...], tuple[list[weakref.ref], Binding]] = {}
+        self._bound: Binding | None = None
         self._seen: Values = []
         self._traced = False
         self._orders: dict[int, tuple[Any, Any]] = {}
         self._known: tuple[Any, Cursor] | None = None
+        self._ahead: collections.deque[tuple[Batch, Changes]] = collections.deque()
+        self._patience = self._next_patience = PATIENCE
 
     def bind(self, pipeline: "Pipeline", modules: Sequence[Any] = ()) -> Binding:
         """The leaves of the pipeline and `modules`, bound anew if an attribute has changed."""
@@ -74,27 +90,28 @@ class Runtime:
         where = host_where if not self._traced else jnp.where
         return settle(self.cursor(pipeline), *_cut(pipeline), where)
 
-    def take(self, pipeline: "Pipeline", size: int, epochs: int) -> Batch:
-        """The next batch, of `size` rows over at most `epochs` epochs. Call it under the lock."""
+    def take(self, pipeline: "Pipeline", size: int, epochs: int, following: int = 0) -> Batch:
+        """The next batch, of `size` rows over at most `epochs` epochs. Call it under the lock.
+
+        `following` batches of that size are left in the epoch: they may be computed along with
+        it. What is computed ahead counts only as long as no value of the pipeline has changed, so
+        it can never be seen.
+        """
         position = pipeline.position
         # Fails here, before anything is computed, in a trace that the pipeline is no argument of.
         position.set_raw_value(position.get_raw_value())
 
         binding = self.bind(pipeline)
         values = binding.read()
-        if not _same(values, self._seen):
-            self._seen, self._traced = values, has_tracer(values)
+        if binding is not self._bound or not _same(values, self._seen):
+            self._bound, self._seen, self._traced = binding, values, has_tracer(values)
             self._orders.clear()
+            self._discard()
 
         start = self.settled(pipeline)
-        order = self._order(binding, values, start.epoch, epochs)
-        program = batch_program(binding.graphdef, size, epochs, 1)
-        try:
-            [(batch, after)] = program(values, order)
-            program.wait(batch)
-        except jax.errors.JaxRuntimeError as error:
-            _name_the_stage(binding, values, order, size, epochs, error)
-            raise
+        if not self._ahead:
+            self._compute(binding, values, start.epoch, size, epochs, following)
+        batch, after = self._ahead.popleft()
         binding.write(after)
         for i, value in after.items():
             self._seen[i] = value
@@ -103,11 +120,43 @@ class Runtime:
             self._known = position.get_raw_value(), moved
         return batch
 
+    def _compute(
+        self, binding: Binding, values: Values, epoch: Any, size: int, epochs: int, following: int
+    ) -> None:
+        """Fills `_ahead` with the next batch, or with several if that has proved worth it."""
+        order = self._order(binding, values, epoch, epochs)
+        single = batch_program(binding.structure, size, epochs, 1)
+        self._patience -= 1
+        if (
+            self._patience < 0
+            and following >= AHEAD - 1
+            and not self._traced
+            and single.seconds < AHEAD_COMPILE
+            and single.bytes * AHEAD <= AHEAD_BYTES
+            and not single.calls_host
+        ):
+            self._next_patience = PATIENCE
+            self._ahead.extend(batch_program(binding.structure, size, epochs, AHEAD)(values, order))
+            return
+        try:
+            [first] = single(values, order)
+            single.wait(first)
+        except jax.errors.JaxRuntimeError as error:
+            _name_the_stage(binding, values, order, size, epochs, error)
+            raise
+        self._ahead.append(first)
+
+    def _discard(self) -> None:
+        """Forgets what was computed ahead, and waits longer before the next try."""
+        if self._ahead:
+            self._ahead.clear()
+            self._patience = self._next_patience = min(2 * self._next_patience, 64)
+
     def _order(self, binding: Binding, values: Values, epoch: Any, epochs: int) -> Any:
         known, order = self._orders.get(epochs, (None, None))
         if self._traced or known != epoch:
             epoch_word = jnp.asarray(epoch, values[binding.position].dtype)
-            order = order_program(binding.graphdef, epochs)(values, epoch_word)
+            order = order_program(binding.structure, epochs)(values, epoch_word)
             if not self._traced:
                 self._orders[epochs] = epoch, order
         return order
@@ -136,10 +185,13 @@ class BatchIterator(Iterator[Batch]):
             self._ended = self._ended or cursor.epoch != self._epoch
             if self._ended:
                 raise StopIteration
-            size, length = pipeline.batch_size, length_of(pipeline.source)
-            if length is not None and pipeline.last_batch == "keep":
-                size = min(size, length - cursor.offset)
-            return runtime.take(pipeline, size, 1)
+            size, length, last_batch = _cut(pipeline)
+            if length is None:
+                return runtime.take(pipeline, size, 1, AHEAD)
+            left = length - cursor.offset
+            if last_batch == "keep":
+                size = min(size, left)
+            return runtime.take(pipeline, size, 1, left // size - 1)
 
 
 def step(pipeline: "Pipeline") -> Batch:
@@ -166,7 +218,7 @@ def _name_the_stage(
     error: Exception,
 ) -> None:
     """Raises a `StageError` if a stage fails again when the batch is run stage by stage."""
-    copy, *_ = merge(binding.graphdef, values)
+    copy, *_ = merge(binding.structure, values)
     try:
         draw(copy, order, size, epochs)
     except StageError as named:

@@ -316,11 +316,11 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
         binding = Binding((self,))
 
         def outputs(values: list[Any]) -> dict[str, Batch]:
-            (copy,) = merge(binding.graphdef, values)
+            (copy,) = merge(binding.structure, values)
             epochs = span(copy.batch_size, length_of(copy.source), copy.last_batch)
             order = order_at(copy, copy.position[...][0], epochs)
             found = draw(copy, order, copy.batch_size, epochs)
-            for i in changes(binding.graphdef, (copy,), values):
+            for i in changes(binding.structure, (copy,), values):
                 if i not in binding.variables:
                     raise TypeError(
                         f"a stage must keep what it changes in an nnx.Variable, but assigned the "

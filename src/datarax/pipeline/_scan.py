@@ -32,7 +32,7 @@ def scan(
         size, policy = pipeline.batch_size, pipeline.last_batch
         epochs = span(size, length_of(pipeline.source), policy)
         carried = init_carry is not None
-        program = scan_program(binding.graphdef, step_fn, length, size, epochs, carried)
+        program = scan_program(binding.structure, step_fn, length, size, epochs, carried)
         after, carry, outs = program(values, init_carry)
         program.wait((after, outs))
         binding.write(after)
