@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from .._keys import batch_key, node_key, record_keys
-from .._rows import advance, settle, zero_outside
+from .._rows import Cut, advance, settle, zero_outside
 from .._types import Batch, Cursor, Scalar
 from ..errors import MaskNameError
 from ..sources._base import NAME, fetch, length_of, order_of
@@ -32,15 +32,15 @@ class Position(nnx.Variable):
     """The cursor of a pipeline: an array of its epoch and its offset."""
 
 
-def draw(pipeline: "Pipeline", order: Any, size: int, epochs: int) -> dict[str, Batch]:
-    """What every node gives for the next `size` rows; moves the pipeline's cursor past them.
+def draw(pipeline: "Pipeline", order: Any, cut: Cut) -> dict[str, Batch]:
+    """What every node gives for the next rows; moves the pipeline's cursor past them.
 
-    `order` is that of the `epochs` epochs from the (settled) cursor's on.
+    `order` is that of the epochs from the (settled) cursor's on.
     """
     length, policy = length_of(pipeline.source), pipeline.last_batch
-    cursor = settle(Cursor(*pipeline.position[...]), size, length, policy)
-    batch, rows = fetch(pipeline.source, order, cursor, size, epochs)
-    mask = rows.mask if policy == "pad" else None
+    cursor = settle(Cursor(*pipeline.position[...]), cut.size, length, policy)
+    batch, rows = fetch(pipeline.source, order, cursor, cut)
+    mask = rows.mask
     if mask is not None:
         if pipeline.mask_name in batch or not isinstance(pipeline.mask_name, str):
             raise MaskNameError(pipeline.mask_name, list(batch))
@@ -53,7 +53,7 @@ def draw(pipeline: "Pipeline", order: Any, size: int, epochs: int) -> dict[str, 
         return record_keys(node, rows.epoch, rows.record)
 
     outputs = pipeline.transform(batch, keyring, mask)
-    pipeline.position[...] = jnp.stack(advance(cursor, size, length, policy))
+    pipeline.position[...] = jnp.stack(advance(cursor, cut.size, length, policy))
     return outputs
 
 
@@ -122,15 +122,20 @@ def order_program(structure: Structure, epochs: int) -> Program:
 
 
 @functools.lru_cache(maxsize=PROGRAMS)
-def batch_program(structure: Structure, size: int, epochs: int, count: int) -> Program:
-    """`count` batches one after the other, each with the values that have changed so far."""
+def batch_program(
+    structure: Structure, cut: Cut, count: int, leave_out: int | None = None
+) -> Program:
+    """`count` batches one after the other, each with the values that have changed so far.
+
+    Leaves out the change of value number `leave_out`, for who can tell it without a device.
+    """
 
     def run(values: Values, order: Any) -> list[tuple[Batch, Changes]]:
         roots = merge(structure, values)
         return [
             (
-                draw(roots[0], order, size, epochs)[roots[0].sink],
-                changes(structure, roots, values),
+                draw(roots[0], order, cut)[roots[0].sink],
+                {i: x for i, x in changes(structure, roots, values).items() if i != leave_out},
             )
             for _ in range(count)
         ]
@@ -140,33 +145,28 @@ def batch_program(structure: Structure, size: int, epochs: int, count: int) -> P
 
 @functools.lru_cache(maxsize=PROGRAMS)
 def scan_program(
-    structure: Structure,
-    step_fn: Callable[..., Any],
-    length: int,
-    size: int,
-    epochs: int,
-    carried: bool,
+    structure: Structure, step_fn: Callable[..., Any], length: int, cut: Cut, carried: bool
 ) -> Program:
     """`length` batches, each handed to `step_fn`, as one compiled loop."""
 
     def run(values: Values, carry: Any) -> tuple[Changes, Any, Any]:
         pipeline, *_ = merge(structure, values)
-        first = settled_epoch(pipeline, size)
-        order = order_at(pipeline, first, epochs)
+        first = settled_epoch(pipeline, cut)
+        order = order_at(pipeline, first, cut.epochs)
 
         def body(state: Any, _: None) -> tuple[Any, Any]:
             values, order, ordered, carry = state
             roots = merge(structure, values)
             pipeline, *modules = roots
-            epoch = settled_epoch(pipeline, size)
+            epoch = settled_epoch(pipeline, cut)
             if jax.tree.leaves(order):
                 order = jax.lax.cond(
                     epoch == ordered,
                     lambda epoch: order,
-                    lambda epoch: order_at(pipeline, epoch, epochs),
+                    lambda epoch: order_at(pipeline, epoch, cut.epochs),
                     epoch,
                 )
-            batch = draw(pipeline, order, size, epochs)[pipeline.sink]
+            batch = draw(pipeline, order, cut)[pipeline.sink]
             if carried:
                 carry, out = step_fn(carry, *modules, batch)
             else:
@@ -182,7 +182,7 @@ def scan_program(
     return Program(run)
 
 
-def settled_epoch(pipeline: "Pipeline", size: int) -> Scalar:
+def settled_epoch(pipeline: "Pipeline", cut: Cut) -> Scalar:
     """The epoch that the next batch starts in."""
     cursor = Cursor(*pipeline.position[...])
-    return settle(cursor, size, length_of(pipeline.source), pipeline.last_batch).epoch
+    return settle(cursor, cut.size, length_of(pipeline.source), pipeline.last_batch).epoch
