@@ -32,13 +32,14 @@ class Position(nnx.Variable):
     """The cursor of a pipeline: an array of its epoch and its offset."""
 
 
-def draw(pipeline: "Pipeline", order: Any, cut: Cut) -> dict[str, Batch]:
-    """What every node gives for the next rows; moves the pipeline's cursor past them.
+def draw(
+    pipeline: "Pipeline", order: Any, cursor: Cursor, cut: Cut
+) -> tuple[dict[str, Batch], Cursor]:
+    """What every node gives for the rows from the settled `cursor` on, and the cursor after them.
 
-    `order` is that of the epochs from the (settled) cursor's on.
+    `order` is that of the epochs from the cursor's on. Of the pipeline, only stages change.
     """
     length, policy = length_of(pipeline.source), pipeline.last_batch
-    cursor = settle(Cursor(*pipeline.position[...]), cut.size, length, policy)
     batch, rows = fetch(pipeline.source, order, cursor, cut)
     mask = rows.mask
     if mask is not None:
@@ -53,8 +54,7 @@ def draw(pipeline: "Pipeline", order: Any, cut: Cut) -> dict[str, Batch]:
         return record_keys(node, rows.epoch, rows.record)
 
     outputs = pipeline.transform(batch, keyring, mask)
-    pipeline.position[...] = jnp.stack(advance(cursor, cut.size, length, policy))
-    return outputs
+    return outputs, advance(cursor, cut.size, length, policy)
 
 
 def order_at(pipeline: "Pipeline", epoch: Scalar, epochs: int) -> Any:
@@ -122,67 +122,71 @@ def order_program(structure: Structure, epochs: int) -> Program:
 
 
 @functools.lru_cache(maxsize=PROGRAMS)
-def batch_program(
-    structure: Structure, cut: Cut, count: int, leave_out: int | None = None
-) -> Program:
-    """`count` batches one after the other, each with the values that have changed so far.
+def batch_program(structure: Structure, cut: Cut, count: int, position: int | None) -> Program:
+    """`count` batches one after the other, each with the values that have changed by then.
 
-    Leaves out the change of value number `leave_out`, for who can tell it without a device.
+    The cursor is not among these, unless `position` says which of the values it is: on the host
+    it is known without asking the device.
     """
 
     def run(values: Values, order: Any) -> list[tuple[Batch, Changes]]:
         roots = merge(structure, values)
-        return [
-            (
-                draw(roots[0], order, cut)[roots[0].sink],
-                {i: x for i, x in changes(structure, roots, values).items() if i != leave_out},
-            )
-            for _ in range(count)
-        ]
+        cursor = start_of(roots[0], cut)
+        results = []
+        for _ in range(count):
+            outputs, cursor = draw(roots[0], order, cursor, cut)
+            moved = {} if position is None else {position: jnp.stack(cursor)}
+            results.append((outputs[roots[0].sink], changes(structure, roots, values) | moved))
+        return results
 
     return Program(run)
 
 
 @functools.lru_cache(maxsize=PROGRAMS)
 def scan_program(
-    structure: Structure, step_fn: Callable[..., Any], length: int, cut: Cut, carried: bool
+    structure: Structure,
+    step_fn: Callable[..., Any],
+    length: int,
+    cut: Cut,
+    carried: bool,
+    position: int,
 ) -> Program:
     """`length` batches, each handed to `step_fn`, as one compiled loop."""
 
     def run(values: Values, carry: Any) -> tuple[Changes, Any, Any]:
         pipeline, *_ = merge(structure, values)
-        first = settled_epoch(pipeline, cut)
-        order = order_at(pipeline, first, cut.epochs)
+        start = start_of(pipeline, cut)
+        order = order_at(pipeline, start.epoch, cut.epochs)
 
         def body(state: Any, _: None) -> tuple[Any, Any]:
-            values, order, ordered, carry = state
-            roots = merge(structure, values)
+            now, cursor, order, ordered, carry = state
+            roots = merge(structure, now)
             pipeline, *modules = roots
-            epoch = settled_epoch(pipeline, cut)
             if jax.tree.leaves(order):
                 order = jax.lax.cond(
-                    epoch == ordered,
-                    lambda epoch: order,
+                    cursor.epoch == ordered,
+                    lambda _: order,
                     lambda epoch: order_at(pipeline, epoch, cut.epochs),
-                    epoch,
+                    cursor.epoch,
                 )
-            batch = draw(pipeline, order, cut)[pipeline.sink]
+            outputs, moved = draw(pipeline, order, cursor, cut)
             if carried:
-                carry, out = step_fn(carry, *modules, batch)
+                carry, out = step_fn(carry, *modules, outputs[pipeline.sink])
             else:
-                out = step_fn(*modules, batch)
-            after = changes(structure, roots, values)
-            values = [after.get(i, x) for i, x in enumerate(values)]
-            return (values, order, epoch, carry), out
+                out = step_fn(*modules, outputs[pipeline.sink])
+            after = changes(structure, roots, now)
+            now = [after.get(i, x) for i, x in enumerate(now)]
+            return (now, moved, order, cursor.epoch, carry), out
 
-        state, outs = jax.lax.scan(body, (values, order, first, carry), length=length)
-        after = {i: x for i, x in enumerate(state[0]) if x is not values[i]}
-        return after, state[3], outs
+        state = (values, start, order, start.epoch, carry)
+        (now, cursor, _, _, carry), outs = jax.lax.scan(body, state, length=length)
+        after = {i: x for i, x in enumerate(now) if x is not values[i]}
+        return after | {position: jnp.stack(cursor)}, carry, outs
 
     return Program(run)
 
 
-def settled_epoch(pipeline: "Pipeline", cut: Cut) -> Scalar:
-    """The epoch that the next batch starts in."""
+def start_of(pipeline: "Pipeline", cut: Cut) -> Cursor:
+    """The cursor from which the next batch really starts."""
     cursor = Cursor(*pipeline.position[...])
-    return settle(cursor, cut.size, length_of(pipeline.source), pipeline.last_batch).epoch
+    return settle(cursor, cut.size, length_of(pipeline.source), pipeline.last_batch)

@@ -16,7 +16,7 @@ from .._types import Batch, Cursor, is_traced
 from ..errors import StageError
 from ..sources._base import length_of
 from ._binding import Binding, Changes, Values, has_tracer, merge
-from ._core import batch_program, draw, order_program
+from ._core import batch_program, draw, order_program, start_of
 
 if TYPE_CHECKING:
     from ._pipeline import Pipeline
@@ -120,8 +120,8 @@ class Runtime:
         pipeline.position.set_raw_value(pipeline.position.get_raw_value())
         values = self._values
         order = self._order(binding, cut.epochs)
-        known = None if self._traced else binding.position
-        single = batch_program(binding.structure, cut, 1, known)
+        asked = binding.position if self._traced else None
+        single = batch_program(binding.structure, cut, 1, asked)
         self._patience -= 1
         if (
             self._patience < 0
@@ -132,7 +132,7 @@ class Runtime:
             and not single.calls_host
         ):
             self._next_patience = PATIENCE
-            several = batch_program(binding.structure, cut, AHEAD, known)
+            several = batch_program(binding.structure, cut, AHEAD, asked)
             self._ahead.extend(several(values, order))
             return
         try:
@@ -223,7 +223,7 @@ def _name_the_stage(
     """Raises a `StageError` if a stage fails again when the batch is run stage by stage."""
     copy, *_ = merge(binding.structure, values)
     try:
-        draw(copy, order, cut)
+        draw(copy, order, start_of(copy, cut), cut)
     except StageError as named:
         raise named from error
     except Exception:

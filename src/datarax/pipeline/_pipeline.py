@@ -24,7 +24,7 @@ from ..operators import OperatorModule
 from ..sources._base import NAME, EagerSourceBase, Source, length_of
 from . import _scan, _show, _state
 from ._binding import Binding, changes, merge
-from ._core import Position, draw, order_at
+from ._core import Position, draw, order_at, start_of
 from ._graph import Graph, Keyring, Stage, as_stage, call_stage, chain_names
 from ._iterator import BatchIterator, Runtime, cursor, step
 
@@ -318,8 +318,8 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
         def outputs(values: list[Any]) -> dict[str, Batch]:
             (copy,) = merge(binding.structure, values)
             cut = running_on(copy.batch_size, length_of(copy.source), copy.last_batch)
-            order = order_at(copy, copy.position[...][0], cut.epochs)
-            found = draw(copy, order, cut)
+            start = start_of(copy, cut)
+            found, _ = draw(copy, order_at(copy, start.epoch, cut.epochs), start, cut)
             for i in changes(binding.structure, (copy,), values):
                 if i not in binding.variables:
                     raise TypeError(

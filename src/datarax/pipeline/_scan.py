@@ -32,7 +32,7 @@ def scan(
         values = binding.read()
         cut = running_on(*policy(pipeline))
         carried = init_carry is not None
-        program = scan_program(binding.structure, step_fn, length, cut, carried)
+        program = scan_program(binding.structure, step_fn, length, cut, carried, binding.position)
         after, carry, outs = program(values, init_carry)
         program.wait((after, outs))
         binding.write(after)
