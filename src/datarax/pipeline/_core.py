@@ -7,7 +7,7 @@ compiled from; they hold their keys, so a dead function's identity can never be 
 import functools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -20,6 +20,7 @@ from .._types import Batch, Cursor, Scalar
 from ..errors import MaskNameError
 from ..sources._base import NAME, fetch, length_of, order_of
 from ._binding import Changes, Structure, Values, changes, has_tracer, merge
+from ._graph import scope, scoped
 
 if TYPE_CHECKING:
     from ._pipeline import Pipeline
@@ -40,7 +41,8 @@ def draw(
     `order` is that of the epochs from the cursor's on. Of the pipeline, only stages change.
     """
     length, policy = length_of(pipeline.source), pipeline.last_batch
-    batch, rows = fetch(pipeline.source, order, cursor, cut)
+    with jax.named_scope(scope(NAME)):
+        batch, rows = fetch(pipeline.source, order, cursor, cut)
     mask = rows.mask
     if mask is not None:
         if pipeline.mask_name in batch or not isinstance(pipeline.mask_name, str):
@@ -67,12 +69,13 @@ class Program:
     """A compiled function, and what its first call has shown of it.
 
     `seconds` that the first call took (tracing, compiling), `bytes` of what it returned, and
-    `calls_host`: whether it calls back to the host while it runs.
+    `host_nodes`: the nodes that call back to the host while it runs, None for a function of the
+    user's that does.
     """
 
     seconds = math.inf
     bytes = 0
-    calls_host = False
+    host_nodes: frozenset[str | None] = frozenset()
 
     def __init__(self, function: Callable[..., Any]):
         self._compiled = jax.jit(function)
@@ -82,7 +85,8 @@ class Program:
         if self._called:
             return self._compiled(values, *args)
         start = time.perf_counter()
-        self.calls_host = _calls_host(self._compiled.trace(values, *args).jaxpr.jaxpr)
+        jaxpr = self._compiled.trace(values, *args).jaxpr.jaxpr
+        self.host_nodes = frozenset(_callers(jaxpr, None))
         result = self._compiled(values, *args)
         self.seconds = time.perf_counter() - start
         self.bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(result))
@@ -94,21 +98,20 @@ class Program:
 
         Only a call to the host fails at run time, so without one nothing is waited for.
         """
-        if self.calls_host and not has_tracer([result]):
+        if self.host_nodes and not has_tracer([result]):
             jax.block_until_ready(result)
 
 
-def _calls_host(jaxpr: Any) -> bool:
-    return any(
-        "callback" in equation.primitive.name or any(map(_calls_host, _inner(equation)))
-        for equation in jaxpr.eqns
-    )
-
-
-def _inner(equation: Any) -> list[Any]:
-    leaves = jax.tree.leaves(equation.params, is_leaf=lambda x: hasattr(x, "eqns"))
-    found = [getattr(x, "jaxpr", x) for x in leaves]
-    return [x for x in found if hasattr(x, "eqns")]
+def _callers(jaxpr: Any, outer: str | None) -> Iterator[str | None]:
+    """The nodes whose operations call the host, those of inner programs included."""
+    for equation in jaxpr.eqns:
+        node = scoped(str(equation.source_info.name_stack)) or outer
+        if "callback" in equation.primitive.name:
+            yield node
+        leaves = jax.tree.leaves(equation.params, is_leaf=lambda x: hasattr(x, "eqns"))
+        for inner in (getattr(x, "jaxpr", x) for x in leaves):
+            if hasattr(inner, "eqns"):
+                yield from _callers(inner, node)
 
 
 @functools.lru_cache(maxsize=PROGRAMS)

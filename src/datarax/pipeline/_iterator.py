@@ -1,9 +1,10 @@
 """`step` and `for`: batches handed out one at a time, under one lock and one cursor."""
 
 import collections
+import functools
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from operator import is_
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._rows import Cut, advance, host_where, pack, running_on, settle
-from .._types import Batch, Cursor, is_traced
+from .._types import Batch, Cursor, is_traced, spec_text
 from ..errors import StageError
-from ..sources._base import length_of
+from ..sources._base import NAME, length_of
 from ._binding import Binding, Changes, Values, has_tracer, merge
-from ._core import batch_program, draw, order_program, start_of
+from ._core import Program, batch_program, draw, order_program, start_of
 
 if TYPE_CHECKING:
     from ._pipeline import Pipeline
@@ -129,7 +130,7 @@ class Runtime:
             and not self._traced
             and single.seconds < AHEAD_COMPILE
             and single.bytes * AHEAD <= AHEAD_BYTES
-            and not single.calls_host
+            and not single.host_nodes
         ):
             self._next_patience = PATIENCE
             several = batch_program(binding.structure, cut, AHEAD, asked)
@@ -139,8 +140,8 @@ class Runtime:
             [first] = single(values, order)
             single.wait(first)
         except jax.errors.JaxRuntimeError as error:
-            _name_the_stage(binding, values, order, cut, error)
-            raise
+            again = functools.partial(_by_hand, binding, values, order, cut)
+            raise blame(pipeline, single, error, again) from error
         self._ahead.append(first)
 
     def _discard(self) -> None:
@@ -217,14 +218,30 @@ def _same(now: Values, then: Values) -> bool:
     return len(now) == len(then) and all(map(is_, now, then))
 
 
-def _name_the_stage(
-    binding: Binding, values: Values, order: Any, cut: Cut, error: Exception
-) -> None:
-    """Raises a `StageError` if a stage fails again when the batch is run stage by stage."""
+def _by_hand(binding: Binding, values: Values, order: Any, cut: Cut) -> None:
+    """Makes a batch stage by stage, so that the stage that fails is known."""
     copy, *_ = merge(binding.structure, values)
-    try:
-        draw(copy, order, start_of(copy, cut), cut)
-    except StageError as named:
-        raise named from error
-    except Exception:
-        return
+    draw(copy, order, start_of(copy, cut), cut)
+
+
+def blame(
+    pipeline: "Pipeline", program: Program, error: Exception, again: Callable[[], None] | None
+) -> Exception:
+    """The error to raise for one at run time: it names the stage where that can be known.
+
+    Only stages that call the host fail at run time. Where there are several, the batch is made
+    `again`, by hand; if it then goes well, all of them are named.
+    """
+    stages = sorted(x for x in program.host_nodes if x is not None and x != NAME)
+    if len(program.host_nodes) > 1 and again is not None:
+        try:
+            again()
+        except StageError as named:
+            return named
+        except Exception:
+            return error
+    if not stages or (NAME in program.host_nodes or None in program.host_nodes):
+        return error
+    specs, reads = pipeline.node_specs, dict(pipeline.graph.predecessors)
+    came = {p: spec_text(specs[p]) for stage in stages for p in reads.get(stage, (NAME,))}
+    return StageError(" or ".join(stages), came, f"{type(error).__name__}: {error}")
