@@ -350,3 +350,22 @@ def test_a_long_chain_is_no_trouble():
     nodes = dict.fromkeys(reversed(names), "affine(1,1)")
     stream = Stream(Program(columns(3), 3, nodes=nodes, edges=edges, sink=names[-1]))
     assert stream.step()["x"].tolist() == [1500.0, 1501.0, 1502.0]
+
+
+def test_only_batches_that_are_handed_out_are_counted():
+    stream = Stream(Program(columns(4), 2, nodes={"n": "count"}, edges={"n": []}, sink="n"))
+    stream.scan(0)
+    stream.get_state()
+    assert stream.step()["count"].tolist() == [1, 1]
+    assert [batch["count"].tolist() for batch in stream] == [[2, 2]]
+    assert stream.scan(2)["count"].tolist() == [[3, 3], [4, 4]]
+
+
+def test_a_bystander_is_not_part_of_the_cycle():
+    nodes = dict.fromkeys(["reader", "a", "b", "c", "feeder"], "add")
+    edges = {"reader": ["b"], "feeder": [], "a": ["feeder", "c"], "b": ["a"], "c": ["b"]}
+    with pytest.raises(Refused) as refused:
+        Stream(Program(columns(4), 2, nodes=nodes, edges=edges, sink="reader"))
+    cycle = refused.value.details["nodes"]
+    turns = [["a", "b", "c", "a"], ["b", "c", "a", "b"], ["c", "a", "b", "c"]]
+    assert cycle in turns
