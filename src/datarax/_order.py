@@ -70,7 +70,8 @@ class SwapOrNot(Order):
     length: int = eqx.field(static=True)
 
     def __init__(self, keys: SpanWords, length: int):
-        rounds = jnp.arange(ROUNDS, dtype=jnp.uint32)[:, None] + jnp.zeros_like(keys[:, 0])
+        numbers = jnp.arange(ROUNDS, dtype=jnp.uint32)
+        rounds = jnp.broadcast_to(numbers[:, None], (ROUNDS, len(keys)))
         words = threefry2x32(keys[None], jnp.zeros_like(rounds), rounds)
         a, b = words[..., 0], words[..., 1]
         if word(length).itemsize == 4:
