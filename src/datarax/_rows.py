@@ -65,36 +65,47 @@ def advance(
     return settle(moved, size, length, last_batch, where)
 
 
-def span(size: int, length: int | None, last_batch: LastBatch) -> int:
-    """How many epochs a batch of `size` rows can touch, whatever row it starts from."""
+class Cut(NamedTuple):
+    """The shape of one batch: its rows, how many epochs they can touch, whether some are missing.
+
+    With one epoch and no padding all rows are inside that epoch: whoever cuts so has seen to it.
+    """
+
+    size: int
+    epochs: int
+    padded: bool
+
+
+def running_on(size: int, length: int | None, last_batch: LastBatch) -> Cut:
+    """The cut of `step` and `scan`: always `size` rows, from whatever row they start."""
     if length is None or last_batch != "keep":
-        return 1
-    return 1 + -(-(size - 1) // length)
+        return Cut(size, 1, last_batch == "pad")
+    return Cut(size, 1 + -(-(size - 1) // length), False)
 
 
 def locate(
-    cursor: Cursor, size: int, length: int | None, epochs: int
+    cursor: Cursor, cut: Cut, length: int | None
 ) -> tuple[Turns | None, Offsets, Mask | None]:
-    """For each row which of the `epochs` it stands in, its offset there, and whether it exists.
+    """For each row which of the epochs it stands in, its offset there, and whether it exists.
 
-    With one epoch, rows past its end do not exist: they get offset 0, and False in the mask.
+    Rows past the end of a padded batch get offset 0, and False in the mask.
     """
-    i = jnp.arange(size, dtype=cursor.offset.dtype)
-    if length is None:
+    i = jnp.arange(cut.size, dtype=cursor.offset.dtype)
+    if length is None or (cut.epochs == 1 and not cut.padded):
         return None, cursor.offset + i, None
     rest = cursor.offset.dtype.type(length) - cursor.offset
     inside = i < rest
-    if epochs == 1:
+    if cut.padded:
         return None, jnp.where(inside, cursor.offset + i, 0), inside
     past = i - rest
     turn = jnp.where(inside, 0, past // length + 1)
     return turn, jnp.where(inside, cursor.offset + i, past % length), None
 
 
-def rows_at(order: Order, cursor: Cursor, size: int, epochs: int) -> Rows:
-    """The rows of a batch under `order`, which is that of `epochs` epochs from the cursor's on."""
-    turn, offset, mask = locate(cursor, size, order.length, epochs)
-    epoch = jnp.broadcast_to(cursor.epoch, (size,)) if turn is None else cursor.epoch + turn
+def rows_at(order: Order, cursor: Cursor, cut: Cut) -> Rows:
+    """The rows of a batch under `order`, which is that of the epochs from the cursor's on."""
+    turn, offset, mask = locate(cursor, cut, order.length)
+    epoch = jnp.broadcast_to(cursor.epoch, (cut.size,)) if turn is None else cursor.epoch + turn
     return Rows(epoch, order(offset, turn), offset, mask)
 
 

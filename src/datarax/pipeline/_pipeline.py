@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from .._keys import BaseKey, all_words, batch_key, node_key, record_keys
-from .._rows import LastBatch, pack, span
+from .._rows import LastBatch, pack, running_on
 from .._types import Batch, Cursor, Mask, Spec, Words, spec_text
 from ..errors import (
     BatchSizeError,
@@ -24,9 +24,9 @@ from ..operators import OperatorModule
 from ..sources._base import NAME, EagerSourceBase, Source, length_of
 from . import _scan, _show, _state
 from ._binding import Binding, changes, merge
-from ._core import Position, draw, order_at
+from ._core import Position, draw, order_at, start_of
 from ._graph import Graph, Keyring, Stage, as_stage, call_stage, chain_names
-from ._iterator import BatchIterator, Runtime, step
+from ._iterator import BatchIterator, Runtime, cursor, step
 
 
 class _Nodes(nnx.Module):
@@ -186,7 +186,7 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
     @property
     def cursor(self) -> Cursor:
         """Epoch and offset of the next row."""
-        return self.runtime.cursor(self)
+        return cursor(self)
 
     def seek(self, *, epoch: int, offset: int = 0) -> None:
         """Moves the cursor. `offset` counts records, in `[0, len(source))`."""
@@ -317,9 +317,9 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
 
         def outputs(values: list[Any]) -> dict[str, Batch]:
             (copy,) = merge(binding.structure, values)
-            epochs = span(copy.batch_size, length_of(copy.source), copy.last_batch)
-            order = order_at(copy, copy.position[...][0], epochs)
-            found = draw(copy, order, copy.batch_size, epochs)
+            cut = running_on(copy.batch_size, length_of(copy.source), copy.last_batch)
+            start = start_of(copy, cut)
+            found, _ = draw(copy, order_at(copy, start.epoch, cut.epochs), start, cut)
             for i in changes(binding.structure, (copy,), values):
                 if i not in binding.variables:
                     raise TypeError(

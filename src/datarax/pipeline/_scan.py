@@ -3,11 +3,12 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .._rows import span
+from .._rows import running_on
 from .._types import is_traced
 from ..errors import LastBatchError
 from ..sources._base import length_of
 from ._core import scan_program
+from ._iterator import policy
 
 if TYPE_CHECKING:
     from ._pipeline import Pipeline
@@ -29,10 +30,9 @@ def scan(
         position.set_raw_value(position.get_raw_value())  # fails early, as in `Runtime.take`
         binding = runtime.bind(pipeline, tuple(modules))
         values = binding.read()
-        size, policy = pipeline.batch_size, pipeline.last_batch
-        epochs = span(size, length_of(pipeline.source), policy)
+        cut = running_on(*policy(pipeline))
         carried = init_carry is not None
-        program = scan_program(binding.structure, step_fn, length, size, epochs, carried)
+        program = scan_program(binding.structure, step_fn, length, cut, carried, binding.position)
         after, carry, outs = program(values, init_carry)
         program.wait((after, outs))
         binding.write(after)
@@ -44,7 +44,8 @@ def _rest_of_epoch(pipeline: "Pipeline") -> int:
     records = length_of(pipeline.source)
     if records is None:
         raise LastBatchError("A source without end needs `length` in scan(step_fn, length).")
-    cursor = pipeline.runtime.settled(pipeline)
+    pipeline.runtime.look(pipeline)
+    cursor = pipeline.runtime.start
     if is_traced(cursor.offset):
         raise TypeError("Inside a traced function scan() needs `length`, a number.")
     rest = records - cursor.offset

@@ -11,7 +11,7 @@ from flax import nnx
 
 from .._order import Shuffle
 from .._rows import take
-from .._types import Batch, Records, flat_fields
+from .._types import Batch, Records, Scalar, flat_fields
 from ..errors import EmptySourceError, FieldTypeError, UnequalLengthsError
 from ._base import EagerSourceBase, SourceData
 
@@ -61,6 +61,10 @@ class MemorySource(EagerSourceBase):
 
     def gather(self, records: Records) -> Batch:
         return take(self.data.get_raw_value(), records)
+
+    def gather_range(self, start: Scalar, size: int) -> Batch:
+        data = self.data.get_raw_value()
+        return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, size), data)
 
 
 def _columns(data: Any) -> dict[str, Any]:
