@@ -17,7 +17,7 @@ from .._types import Batch, Cursor, is_traced, spec_text
 from ..errors import StageError
 from ..sources._base import NAME, length_of
 from ._binding import Binding, Changes, Values, has_tracer, merge
-from ._core import Program, batch_program, draw, order_program, start_of
+from ._core import Program, batch_program, draw, fetched_from, order_program, start_of
 
 if TYPE_CHECKING:
     from ._pipeline import Pipeline
@@ -221,7 +221,9 @@ def _same(now: Values, then: Values) -> bool:
 def _by_hand(binding: Binding, values: Values, order: Any, cut: Cut) -> None:
     """Makes a batch stage by stage, so that the stage that fails is known."""
     copy, *_ = merge(binding.structure, values)
-    draw(copy, order, start_of(copy, cut), cut)
+    start = start_of(copy, cut)
+    [fetched] = fetched_from(copy, order, start, cut)
+    draw(copy, fetched, start, cut)
 
 
 def blame(
