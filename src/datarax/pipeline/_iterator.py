@@ -31,7 +31,7 @@ AHEAD = 8
 AHEAD_BYTES = 64 * 2**20
 """The most that batches computed ahead may weigh together."""
 
-AHEAD_COMPILE = 0.5
+AHEAD_COMPILE = 0.3
 """Seconds: a batch that takes longer to compile is not worth compiling `AHEAD` times over."""
 
 PATIENCE = 2
