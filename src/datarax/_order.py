@@ -6,7 +6,7 @@ small pytree, then a pure function from offsets to records.
 
 import abc
 from collections.abc import Callable
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import equinox as eqx
 import jax
@@ -101,7 +101,7 @@ class SwapOrNot(Order):
         rows = slice(1) if turn is None else turn
         pivots, masks = self.pivots[:, rows], self.masks[:, rows]
 
-        def one(i: Array, x: Array) -> Array:
+        def one(i: Any, x: Array) -> Array:
             r = ROUNDS - 1 - i if reverse else i
             pivot = pivots[r]
             # pivot - x mod length, without leaving the unsigned word.

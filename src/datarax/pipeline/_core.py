@@ -191,5 +191,5 @@ def scan_program(
 
 def start_of(pipeline: "Pipeline", cut: Cut) -> Cursor:
     """The cursor from which the next batch really starts."""
-    cursor = Cursor(*pipeline.position[...])
+    cursor = Cursor(*jnp.asarray(pipeline.position[...]))
     return settle(cursor, cut.size, length_of(pipeline.source), pipeline.last_batch)
