@@ -1,0 +1,42 @@
+# Everything a developer runs. Each target first sets up what it needs; the second run starts at once.
+
+PYTHON ?= python3
+VENV ?= .venv
+WORKERS ?= 2
+ARGS ?=
+
+run := $(VENV)/bin/python
+ready := $(VENV)/.ready
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(ready)  ## Train a digit classifier from a pipeline, in all its modes (about a minute)
+	$(run) docs/examples/digits.py
+
+test: $(ready)  ## Run the tests; ARGS="-k shuffle" picks some
+	$(run) -m pytest -n $(WORKERS) $(ARGS)
+
+lint: $(ready)  ## Formatting, lint rules and types
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/pyright
+
+trace: $(ready)  ## Fail on a requirement without a test, or a test without a requirement
+	$(run) tests/trace.py
+
+docs: $(ready)  ## Build the site into site/; a dead link fails
+	NO_MKDOCS_2_WARNING=1 $(run) -m mkdocs build --strict
+
+test-matrix:  ## Run the tests on every Python from 3.11 on that this machine has
+	.ci/matrix $(ARGS)
+
+clean:  ## Remove all that the other targets made
+	rm -rf .venv .venv-3.* site build dist .cache .hypothesis .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(ready): .ci/venv .ci/requirements.txt pyproject.toml $(wildcard conformance/pyproject.toml)
+	.ci/venv $(PYTHON) $(VENV)
+
+.PHONY: help demo test lint trace docs test-matrix clean
+.DEFAULT_GOAL := help

@@ -1,0 +1,101 @@
+"""Every random bit of a pipeline, as a function of (seed, node, epoch, record).
+
+No key is drawn from a running state: keys are counted with threefry2x32 (Salmon et al., SC 2011),
+which stands here in full, so that neither the PRNG that JAX is set to nor a JAX release can change
+a stream (spec KEYS).
+"""
+
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Key, UInt, UInt32
+
+from ._types import Records, RowWords, Scalar, Words
+from .errors import RngsError
+
+ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+PARITY = 0x1BD11BDA
+
+
+class BaseKey(nnx.Variable):
+    """The two words from which all keys of a pipeline, a source or an operator are counted."""
+
+
+def threefry2x32(
+    key: UInt32[Array, "*#batch 2"],
+    high: UInt32[Array, "*batch"],
+    low: UInt32[Array, "*batch"],
+) -> UInt32[Array, "*batch 2"]:
+    """The 20-round block cipher on the counter `(high, low)`, elementwise; keys broadcast."""
+    parity = np.uint32(PARITY)
+    schedule = (key[..., 0], key[..., 1], key[..., 0] ^ key[..., 1] ^ parity)
+    x, y = high + schedule[0], low + schedule[1]
+    for block in range(5):
+        for bits in ROTATIONS[block % 2]:
+            x = x + y
+            y = x ^ ((y << np.uint32(bits)) | (y >> np.uint32(32 - bits)))
+        x = x + schedule[(block + 1) % 3]
+        y = y + schedule[(block + 2) % 3] + np.uint32(block + 1)
+    return jnp.stack([x, y], axis=-1)
+
+
+def split_word(value: UInt[Array, "*batch"]) -> tuple[Array, Array]:
+    """The high and the low 32 bits of an unsigned integer of 32 or 64 bits."""
+    if value.dtype.itemsize <= 4:
+        low = value.astype(jnp.uint32)
+        return jnp.zeros_like(low), low
+    return (value >> np.uint64(32)).astype(jnp.uint32), value.astype(jnp.uint32)
+
+
+def fold_in(key: Words, value: Scalar) -> UInt32[Array, "2"]:
+    """The key counted from `key` at `value`: equal to `jax.random.fold_in` below 2**32."""
+    return threefry2x32(jnp.asarray(key), *split_word(value))
+
+
+def node_key(base: Words, name: str) -> UInt32[Array, "2"]:
+    """The key of the node `name`: two nodes with the same base are not correlated."""
+    return fold_in(base, jnp.uint32(zlib.crc32(name.encode())))
+
+
+def record_keys(node: Words, epoch: Records, record: Records) -> Key[Array, " b"]:
+    """One typed key a row, from the epoch and the record of that row alone."""
+    per_epoch: RowWords = threefry2x32(jnp.asarray(node)[None], *split_word(epoch))
+    return typed(threefry2x32(per_epoch, *split_word(record)))
+
+
+def batch_key(node: Words, epoch: Scalar, offset: Scalar) -> Key[Array, ""]:
+    """One typed key for a batch, from the epoch and the offset of its first row."""
+    return typed(fold_in(fold_in(node, epoch), offset))
+
+
+def typed(words: UInt32[Array, "*batch 2"]) -> Key[Array, "*batch"]:
+    """Words as a `jax.random` key, whatever PRNG is the default."""
+    return jax.random.wrap_key_data(words, impl="threefry2x32")
+
+
+def words(key: Array) -> Words:
+    """The two words of a typed key, or of a raw `uint32[2]`; of a longer key its first two."""
+    data = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
+    return data[:2]
+
+
+def base_words(rngs: nnx.Rngs, stream: str | None) -> Words:
+    """The words of the stream `stream` of `rngs` if it has one, else of `default`.
+
+    The stream is read, not drawn from: its counter does not move.
+    """
+    for name in (stream, "default"):
+        if name is not None and name in rngs:
+            return words(rngs[name].key.get_raw_value())
+    raise RngsError(
+        f"`rngs` must have a stream {stream or 'default'!r} or 'default', "
+        f"got streams {[name for name, _ in rngs.items()]}. Build it as nnx.Rngs(seed)."
+    )
+
+
+def all_words(rngs: nnx.Rngs) -> dict[str, Words]:
+    """The words of every stream of `rngs`, read as by `base_words`."""
+    return {name: words(stream.key.get_raw_value()) for name, stream in rngs.items()}

@@ -1,0 +1,64 @@
+"""The nouns of the house, with their axes.
+
+Axes: `b` rows of a batch, `n` records of a source.
+"""
+
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Bool, Key, UInt, UInt32
+
+Batch: TypeAlias = dict[str, Any]
+"""Arrays by field name, rows on axis 0; nested dicts are allowed."""
+
+Words: TypeAlias = UInt32[Array, "2"] | UInt32[np.ndarray, "2"]
+"""The two words of a threefry key."""
+
+KeyLike: TypeAlias = Key[Array, ""] | UInt32[Array, "2"]
+
+RowWords: TypeAlias = UInt32[Array, "b 2"]
+
+Scalar: TypeAlias = UInt[Array, ""]
+Offsets: TypeAlias = UInt[Array, " b"]
+Turns: TypeAlias = UInt[Array, " b"]
+Records: TypeAlias = UInt[Array, " b"]
+Mask: TypeAlias = Bool[Array, " b"]
+
+Spec: TypeAlias = dict[str, Any]
+"""A batch with `jax.ShapeDtypeStruct` in the place of arrays."""
+
+
+class Cursor(NamedTuple):
+    """Where a pipeline stands: the next row is row `offset` of epoch `epoch`.
+
+    Plain integers on the host, scalars of `_order.word(length)` inside a compiled program.
+    """
+
+    epoch: Any
+    offset: Any
+
+
+def is_traced(x: Any) -> bool:
+    """Whether a value stands for one that is not there yet, inside a trace of JAX's."""
+    return isinstance(x, Tracer)
+
+
+def flat_fields(tree: Any) -> dict[str, Any]:
+    """The leaves of a batch by dotted field name: `{"a": {"b": x}}` gives `{"a.b": x}`."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {
+        ".".join(str(getattr(k, "key", getattr(k, "idx", k))) for k in path): leaf
+        for path, leaf in leaves
+    }
+
+
+def spec_text(spec: Any) -> str:
+    """A spec for people: `image float32[16,32,32,3], label int32[16]`."""
+    return ", ".join(
+        f"{name} {leaf.dtype}[{','.join(map(str, leaf.shape))}]"
+        if hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+        else f"{name} {type(leaf).__name__}"
+        for name, leaf in flat_fields(spec).items()
+    )

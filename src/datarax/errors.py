@@ -1,0 +1,259 @@
+"""The exceptions, one for each rule a pipeline can break; all are `ValueError`s.
+
+`code` is the name that the spec gives to the rule (chapter "Errors"), the same in every engine.
+A message says the rule, what came instead, and the way out.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+
+class DataraxError(ValueError):
+    """Base of all errors that Datarax raises itself."""
+
+    code: ClassVar[str] = "error"
+
+
+class GraphError(DataraxError):
+    """The nodes and edges do not form a graph that can run."""
+
+    code: ClassVar[str] = "graph"
+
+
+class CycleError(GraphError):
+    """The edges run in a circle; `nodes` walks it once, first node repeated at the end."""
+
+    code: ClassVar[str] = "cycle"
+
+    def __init__(self, nodes: Sequence[str]):
+        self.nodes = list(nodes)
+        super().__init__(
+            f"`edges` must not run in a circle, but {' -> '.join(self.nodes)} does. "
+            "Remove one of these edges."
+        )
+
+
+class SelfLoopError(GraphError):
+    """A node names itself as its predecessor."""
+
+    code: ClassVar[str] = "self-loop"
+
+    def __init__(self, node: str):
+        self.node = node
+        super().__init__(
+            f"A node must not be its own predecessor, but {node!r} is. "
+            f"Remove {node!r} from edges[{node!r}]."
+        )
+
+
+class UnknownPredecessorError(GraphError):
+    """A predecessor is not a node."""
+
+    code: ClassVar[str] = "unknown-predecessor"
+
+    def __init__(self, node: str, name: object, known: Sequence[str]):
+        self.node, self.name = node, name
+        super().__init__(
+            f"Every predecessor must be a node or 'source', but edges[{node!r}] names {name!r}. "
+            f"Nodes are {list(known)}."
+        )
+
+
+class UnknownSinkError(GraphError):
+    """The sink is not a node."""
+
+    code: ClassVar[str] = "unknown-sink"
+
+    def __init__(self, name: object, known: Sequence[str]):
+        self.name = name
+        super().__init__(f"`sink` must be one of the nodes {list(known)}, got {name!r}.")
+
+
+class MissingEdgesError(GraphError):
+    """A node has no entry in `edges`."""
+
+    code: ClassVar[str] = "missing-edges"
+
+    def __init__(self, node: str):
+        self.node = node
+        super().__init__(
+            f"Every node needs an entry in `edges`, but {node!r} has none. "
+            f"Add edges[{node!r}] = [] if it reads the source."
+        )
+
+
+class EdgesWithoutNodeError(GraphError):
+    """`edges` has an entry for something that is not a node."""
+
+    code: ClassVar[str] = "edges-without-node"
+
+    def __init__(self, name: object, known: Sequence[str]):
+        self.name = name
+        super().__init__(
+            f"Every entry of `edges` must belong to a node, but {name!r} is not among "
+            f"{list(known)}. Add the node or remove the entry."
+        )
+
+
+class UnusedNodeError(GraphError):
+    """The output of a node never reaches the sink."""
+
+    code: ClassVar[str] = "unused-node"
+
+    def __init__(self, node: str, sink: str):
+        self.node = node
+        super().__init__(
+            f"Every node must lead to the sink {sink!r}, but {node!r} does not. "
+            "Connect it or remove it."
+        )
+
+
+class NoNodesError(GraphError):
+    """The graph is empty."""
+
+    code: ClassVar[str] = "no-nodes"
+
+    def __init__(self):
+        super().__init__(
+            "`nodes` must hold at least one node, got none. "
+            "For batches straight from the source use Pipeline(stages=[])."
+        )
+
+
+class PredecessorsTypeError(GraphError):
+    """The predecessors of a node are not a list of names."""
+
+    code: ClassVar[str] = "predecessors-type"
+
+    def __init__(self, node: str, value: object):
+        self.node = node
+        super().__init__(
+            f"The predecessors of a node must be a list of names, but edges[{node!r}] is "
+            f"{value!r}. Write edges[{node!r}] = [...]."
+        )
+
+
+class NodeNameError(GraphError):
+    """A node has a name that a node cannot have."""
+
+    code: ClassVar[str] = "node-name"
+
+    def __init__(self, name: object):
+        self.name = name
+        super().__init__(
+            "A node's name must be a string that is not empty, is not 'source' and does not "
+            f"start with '_', got {name!r}. Rename the node."
+        )
+
+
+class StagesAndNodesError(GraphError):
+    """A chain and a graph were given together, or a graph in parts."""
+
+    code: ClassVar[str] = "stages-and-nodes"
+
+    def __init__(self, given: Sequence[str]):
+        super().__init__(
+            "Give either `stages` (a chain) or all of `nodes`, `edges` and `sink` (a graph), "
+            f"got {', '.join(given)}."
+        )
+
+
+class StageError(DataraxError):
+    """A stage failed, or returned something that is not a batch.
+
+    `node` is its name, `predecessors` maps the names of what it read to their specs, and
+    `__cause__` is the original error.
+    """
+
+    code: ClassVar[str] = "stage"
+
+    def __init__(self, node: str, predecessors: Mapping[str, str], reason: str):
+        self.node, self.predecessors = node, dict(predecessors)
+        came = "".join(f"\n  {name}: {spec}" for name, spec in predecessors.items())
+        super().__init__(f"Stage {node!r} failed: {reason}\nIt was called with{came or ' nothing'}")
+
+
+class BatchSizeError(DataraxError):
+    """`batch_size` is not a positive integer."""
+
+    code: ClassVar[str] = "batch-size"
+
+    def __init__(self, value: object):
+        super().__init__(f"`batch_size` must be an integer of at least 1, got {value!r}.")
+
+
+class LastBatchError(DataraxError):
+    """The end of an epoch cannot be treated as asked."""
+
+    code: ClassVar[str] = "last-batch"
+
+
+class MaskNameError(DataraxError):
+    """The data has a field with the name of the mask."""
+
+    code: ClassVar[str] = "mask-name"
+
+    def __init__(self, name: object, fields: Sequence[str]):
+        super().__init__(
+            'Under last_batch="pad" the mask needs a field name of its own, but '
+            f"mask_name={name!r} and the data has the fields {list(fields)}. "
+            "Choose another `mask_name`."
+        )
+
+
+class RngsError(DataraxError):
+    """Something random has no key to draw from."""
+
+    code: ClassVar[str] = "rngs"
+
+
+class SourceError(DataraxError):
+    """Data that a source cannot hold."""
+
+    code: ClassVar[str] = "source"
+
+
+class EmptySourceError(SourceError):
+    """A source without a record."""
+
+    code: ClassVar[str] = "empty-source"
+
+    def __init__(self, what: str = "`data`"):
+        super().__init__(f"A source must hold at least one record, but {what} holds none.")
+
+
+class UnequalLengthsError(SourceError):
+    """Fields with different numbers of rows."""
+
+    code: ClassVar[str] = "unequal-lengths"
+
+    def __init__(self, lengths: Mapping[str, int]):
+        super().__init__(
+            f"All fields of `data` must have the same number of rows, but got {dict(lengths)}."
+        )
+
+
+class FieldTypeError(SourceError):
+    """A field that JAX cannot hold without changing its values."""
+
+    code: ClassVar[str] = "field-type"
+
+    def __init__(self, field: str, reason: str):
+        self.field = field
+        super().__init__(f"Field {field!r} {reason}")
+
+
+class StateError(DataraxError):
+    """A state that does not belong to this pipeline; `field` is where it differs."""
+
+    code: ClassVar[str] = "state"
+
+    def __init__(self, field: str, reason: str):
+        self.field = field
+        super().__init__(f"The state does not fit this pipeline: {field!r} {reason}")
+
+
+class SeekError(DataraxError):
+    """A cursor outside the stream."""
+
+    code: ClassVar[str] = "seek"

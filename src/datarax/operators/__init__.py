@@ -1,0 +1,6 @@
+from ._element import (
+    Element as Element,
+    ElementOperator as ElementOperator,
+    ElementOperatorConfig as ElementOperatorConfig,
+    OperatorModule as OperatorModule,
+)

@@ -1,0 +1,249 @@
+"""Nodes and edges, checked once and then run: the plan that a batch follows."""
+
+import dataclasses
+import graphlib
+import heapq
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeAlias
+
+import equinox as eqx
+import jax
+from flax import nnx
+
+from .._types import Batch, flat_fields, is_traced, spec_text
+from ..errors import (
+    CycleError,
+    EdgesWithoutNodeError,
+    MissingEdgesError,
+    NodeNameError,
+    NoNodesError,
+    PredecessorsTypeError,
+    SelfLoopError,
+    StageError,
+    UnknownPredecessorError,
+    UnknownSinkError,
+    UnusedNodeError,
+)
+from ..operators import ElementOperator, OperatorModule
+from ..sources._base import NAME as SOURCE
+from ._hints import Hint, first_misfit, hints_of
+
+Stage: TypeAlias = Callable[..., Batch]
+
+Keyring: TypeAlias = Callable[[str, Stage, Literal["key", "keys"]], jax.Array]
+"""Keys for a node: those of the batch ("key") or of its rows ("keys")."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Graph:
+    """Nodes in execution order, each with its predecessors in the order it is called with.
+
+    `sink` is the node whose output is the batch; without nodes it is the source itself.
+    """
+
+    predecessors: tuple[tuple[str, tuple[str, ...]], ...]
+    sink: str
+
+    @classmethod
+    def chain(cls, names: Sequence[str]) -> "Graph":
+        """Each node reads the one before, the first the source."""
+        before = (SOURCE, *names)
+        return cls(tuple((n, (p,)) for n, p in zip(names, before, strict=False)), before[-1])
+
+    @classmethod
+    def from_edges(
+        cls, names: Sequence[str], edges: Mapping[str, Sequence[str]], sink: str
+    ) -> "Graph":
+        """A graph from what the user declared, or the error that says what is wrong with it."""
+        if not names:
+            raise NoNodesError()
+        for name in names:
+            check_name(name)
+        for name in edges:
+            if name not in names:
+                raise EdgesWithoutNodeError(name, names)
+        for name in names:
+            if name not in edges:
+                raise MissingEdgesError(name)
+            if isinstance(edges[name], str) or not isinstance(edges[name], Sequence):
+                raise PredecessorsTypeError(name, edges[name])
+            for predecessor in edges[name]:
+                if predecessor == name:
+                    raise SelfLoopError(name)
+                if predecessor != SOURCE and predecessor not in names:
+                    raise UnknownPredecessorError(name, predecessor, names)
+        if sink not in names:
+            raise UnknownSinkError(sink, names)
+
+        reads = {name: tuple(edges[name]) or (SOURCE,) for name in names}
+        order = _topological(reads)
+        used = {sink}
+        for name in reversed(order):
+            if name in used:
+                used.update(reads[name])
+        for name in names:
+            if name not in used:
+                raise UnusedNodeError(name, sink)
+        return cls(tuple((name, reads[name]) for name in order), sink)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(name for name, _ in self.predecessors)
+
+    def run(self, stages: Mapping[str, Stage], batch: Batch, keyring: Keyring) -> dict[str, Batch]:
+        """Every node's output, and the source's batch under its own name."""
+        outputs, hints = {SOURCE: batch}, []
+        for name, predecessors in self.predecessors:
+            inputs = [(p, outputs[p]) for p in predecessors]
+            outputs[name] = call_stage(name, stages[name], inputs, keyring)
+            hints += hints_of(name, stages[name], [x for _, x in inputs], outputs[name])
+        misfit = first_misfit(hints)
+        if misfit is not None:
+            came = {p: spec_text(outputs[p]) for p in dict(self.predecessors)[misfit.node]}
+            raise StageError(misfit.node, came, misfit_text(misfit))
+        return outputs
+
+
+def check_name(name: object) -> None:
+    """Whether a node can be called that."""
+    if not isinstance(name, str) or not name or name == SOURCE or name.startswith("_"):
+        raise NodeNameError(name)
+
+
+def chain_names(stages: Sequence[Stage]) -> list[str]:
+    """Names for the stages of a chain: that of the function or class, repeats numbered from 1."""
+    seen: dict[str, int] = {}
+    names = []
+    for stage in stages:
+        named = stage.fn if isinstance(stage, ElementOperator) else stage
+        name = getattr(named, "__name__", type(named).__name__).strip("<>_") or "stage"
+        seen[name] = seen.get(name, -1) + 1
+        names.append(f"{name}_{seen[name]}" if seen[name] else name)
+    return names
+
+
+def key_wanted(stage: Stage) -> Literal["key", "keys"] | None:
+    """Which keys a stage takes: it declares a keyword of that name. At most one of the two."""
+    if isinstance(stage, OperatorModule):
+        return "keys" if stage.stochastic else None
+    try:
+        declared = inspect.signature(stage).parameters
+    except (TypeError, ValueError):  # a builtin without a signature
+        return None
+    wanted: list[Literal["key", "keys"]] = [
+        name
+        for name in ("key", "keys")
+        if name in declared and declared[name].kind in (_KEYWORD_ONLY, _EITHER)
+    ]
+    if len(wanted) > 1:
+        raise TypeError(
+            "a stage declares `key` (one for the batch) or `keys` (one a row), not both"
+        )
+    return wanted[0] if wanted else None
+
+
+_KEYWORD_ONLY = inspect.Parameter.KEYWORD_ONLY
+_EITHER = inspect.Parameter.POSITIONAL_OR_KEYWORD
+
+
+def call_stage(
+    name: str, stage: Stage, inputs: Sequence[tuple[str, Batch]], keyring: Keyring
+) -> Batch:
+    """One node's output: the one place where a stage is called, and named if it fails."""
+    came = {p: spec_text(batch) for p, batch in inputs}
+    try:
+        if not callable(stage):
+            raise TypeError(f"a stage must be callable, got {type(stage).__name__}")
+        wanted = key_wanted(stage)
+        keys = {wanted: keyring(name, stage, wanted)} if wanted else {}
+        output = stage(*(batch for _, batch in inputs), **keys)
+        check_batch(output)
+        if not any(map(is_traced, jax.tree.leaves(output))):
+            jax.block_until_ready(output)  # run by hand: what fails on the device fails here
+    except Exception as error:
+        raise StageError(name, came, f"{type(error).__name__}: {error}") from error
+    return output
+
+
+def misfit_text(hint: Hint) -> str:
+    """What to say of a value that is not as annotated."""
+    got = spec_text({"": hint.value}).strip()
+    return (
+        f"{hint.where} is annotated {hint.annotation.__name__}, got {got}; "
+        "an axis name means the same size in every stage of a graph."
+    )
+
+
+def check_batch(output: Any) -> None:
+    """Whether a stage's output is a batch: a dict of arrays with equally many rows."""
+    if not isinstance(output, dict):
+        raise TypeError(f"a stage must return a dict of arrays, got {type(output).__name__}")
+    rows: dict[str, int] = {}
+    for field, x in flat_fields(output).items():
+        if not eqx.is_array(x) or x.ndim == 0:
+            raise TypeError(
+                f"every field of a batch must be an array with rows on axis 0, got {field!r} as "
+                + (f"a scalar {x.dtype}" if eqx.is_array(x) else type(x).__name__)
+            )
+        rows[field] = x.shape[0]
+    if len(set(rows.values())) > 1:
+        raise ValueError(f"all fields of a batch must have the same number of rows, got {rows}")
+
+
+class EquinoxStage(nnx.Module):
+    """An Equinox module as a stage: its arrays are `nnx.Param`s, read at every call.
+
+    `module` is the Equinox module with its current arrays.
+    """
+
+    def __init__(self, module: eqx.Module):
+        arrays, self.static = eqx.partition(module, eqx.is_array)
+        self.arrays = nnx.List(
+            [
+                nnx.Param(x) if eqx.is_inexact_array(x) else nnx.Variable(x)
+                for x in jax.tree.leaves(arrays)
+            ]
+        )
+        self.treedef = jax.tree.structure(arrays)
+        self.__name__ = type(module).__name__
+
+    @property
+    def module(self) -> Any:
+        arrays = [variable[...] for variable in self.arrays]
+        return eqx.combine(jax.tree.unflatten(self.treedef, arrays), self.static)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self.module)
+
+    def __call__(self, *batches: Batch, **keys: jax.Array) -> Batch:
+        return self.module(*batches, **keys)
+
+
+def as_stage(stage: Any) -> Any:
+    """The stage as a pipeline keeps it: an Equinox module gets Variables for its arrays."""
+    return EquinoxStage(stage) if isinstance(stage, eqx.Module) else stage
+
+
+def _topological(reads: Mapping[str, Sequence[str]]) -> list[str]:
+    """Nodes after all their predecessors; of several that could come next, the first declared."""
+    declared = {name: i for i, name in enumerate(reads)}
+    sorter = graphlib.TopologicalSorter(
+        {name: [p for p in before if p != SOURCE] for name, before in reads.items()}
+    )
+    try:
+        sorter.prepare()
+    except graphlib.CycleError as error:
+        circle = error.args[1][:-1]
+        first = min(range(len(circle)), key=lambda i: declared[circle[i]])
+        raise CycleError([*circle[first:], *circle[:first], circle[first]]) from None
+    order: list[str] = []
+    ready: list[int] = []
+    names = list(reads)
+    while sorter.is_active():
+        for name in sorter.get_ready():
+            heapq.heappush(ready, declared[name])
+        order.append(names[heapq.heappop(ready)])
+        sorter.done(order[-1])
+    return order

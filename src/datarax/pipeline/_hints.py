@@ -1,0 +1,74 @@
+"""jaxtyping annotations of stages, checked where batches pass."""
+
+import inspect
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from jaxtyping import AbstractArray, PyTree, jaxtyped
+
+
+class Hint(NamedTuple):
+    """An annotation and the value it speaks of."""
+
+    node: str
+    where: str
+    annotation: Any
+    value: Any
+
+
+def hints_of(node: str, stage: Any, inputs: Sequence[Any], output: Any) -> list[Hint]:
+    """What the annotations of a stage say of one call of it."""
+    function = stage if inspect.isroutine(stage) else type(stage).__call__
+    try:
+        annotations = typing.get_type_hints(function)
+        parameters = list(inspect.signature(stage).parameters.values())
+    except (
+        TypeError,
+        ValueError,
+        NameError,
+    ):  # builtins, and names only a type checker knows
+        return []
+    values = [
+        (f"argument `{parameter.name}`", annotations.get(parameter.name), batch)
+        for parameter, batch in zip(_spread(parameters, len(inputs)), inputs, strict=False)
+    ]
+    values.append(("the result", annotations.get("return"), output))
+    return [
+        Hint(node, *leaf) for where, hint, value in values for leaf in _leaves(where, hint, value)
+    ]
+
+
+def first_misfit(hints: Sequence[Hint]) -> Hint | None:
+    """The first value that is not as annotated; an axis name means one size in all of `hints`."""
+    with jaxtyped("context"):  # all `isinstance` directly in here share their axis names
+        for hint in hints:
+            if not isinstance(hint.value, hint.annotation):
+                return hint
+    return None
+
+
+def _spread(parameters: list[inspect.Parameter], count: int) -> list[inspect.Parameter]:
+    """The parameters that positional arguments land in, `*args` as often as needed."""
+    if parameters and parameters[0].kind is inspect.Parameter.VAR_POSITIONAL:
+        return parameters[:1] * count
+    return parameters
+
+
+def _leaves(where: str, hint: Any, value: Any) -> Iterator[tuple[str, Any, Any]]:
+    """The array annotations inside one of a batch, each with the array it is for."""
+    if isinstance(hint, type) and issubclass(hint, AbstractArray | PyTree):
+        yield where, hint, value
+    elif isinstance(hint, type) and typing.is_typeddict(hint):
+        for field, inner in typing.get_type_hints(hint).items():
+            if field in value:
+                yield from _leaves(f"{where}, field {field!r},", inner, value[field])
+    elif _is_mapping(hint) and isinstance(value, Mapping):
+        inner = typing.get_args(hint)[-1]
+        for field, x in value.items():
+            yield from _leaves(f"{where}, field {field!r},", inner, x)
+
+
+def _is_mapping(hint: Any) -> bool:
+    origin = typing.get_origin(hint)
+    return isinstance(origin, type) and issubclass(origin, Mapping)

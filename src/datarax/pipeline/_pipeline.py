@@ -1,0 +1,414 @@
+"""`Pipeline`: a source, a graph of stages, and a cursor; the only thing that remembers."""
+
+import operator
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from .._keys import BaseKey, all_words, batch_key, node_key, record_keys
+from .._rows import LastBatch, pack, span
+from .._types import Batch, Cursor, Mask, Spec, Words, spec_text
+from ..errors import (
+    BatchSizeError,
+    EmptySourceError,
+    LastBatchError,
+    RngsError,
+    SeekError,
+    StageError,
+    StagesAndNodesError,
+)
+from ..operators import OperatorModule
+from ..sources._base import NAME, EagerSourceBase, Source, length_of
+from . import _scan, _show, _state
+from ._binding import Binding, changes, merge
+from ._core import Position, draw, order_at
+from ._graph import Graph, Keyring, Stage, as_stage, call_stage, chain_names
+from ._iterator import BatchIterator, Runtime, step
+
+
+class _Nodes(nnx.Module):
+    """The stages of a pipeline, each under its node's name."""
+
+
+class _Hidden:
+    """Where an object keeps what NNX must not see: not in its graph, a copy or a pickle."""
+
+    __slots__ = ("_keyring", "_runtime", "_specs")
+
+    _keyring: Keyring
+    _runtime: Runtime
+    _specs: dict[str, Spec]
+
+
+class _CheckedOnceBuilt(type(nnx.Module)):
+    """Checks a pipeline after the last line of its `__init__`, that of a subclass included."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        pipeline = super().__call__(*args, **kwargs)
+        pipeline.check()
+        return pipeline
+
+
+class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
+    """An endless stream of batches from a source through a chain or a graph of stages.
+
+    `step()`, `for` and `scan()` give the same batches. `stages` is a chain; see `from_dag` for a
+    graph; a subclass may override `__call__(batch)` instead.
+
+    `rngs` seeds everything random that has no `rngs` of its own; only its keys are read, no
+    counter moves. `last_batch` says what becomes of the rows left at the end of an epoch: "keep"
+    (`for` gives a shorter batch, `step` and `scan` run on into the next epoch), "drop" (they are
+    skipped) or "pad" (zero rows, and a boolean field `mask_name` that is False there).
+
+    A stage is any callable `stage(*batches) -> batch`. One that declares `keys` gets a key for
+    each row, one that declares `key` gets one for the batch (spec KEYS).
+
+    Raises a `datarax.errors.DataraxError`, which is a `ValueError`, for what cannot run: shapes
+    are checked here, abstractly, without running a stage.
+    """
+
+    __slots__ = ()
+
+    def __init__(
+        self,
+        *,
+        source: Source,
+        stages: Sequence[Stage] | None = None,
+        nodes: Mapping[str, Stage] | None = None,
+        edges: Mapping[str, Sequence[str]] | None = None,
+        sink: str | None = None,
+        batch_size: int,
+        rngs: nnx.Rngs | None = None,
+        last_batch: LastBatch = "keep",
+        mask_name: str = "mask",
+    ):
+        graph = {"nodes": nodes, "edges": edges, "sink": sink}
+        given = [f"`{name}`" for name, x in graph.items() if x is not None]
+        if given and (stages is not None or len(given) < 3):
+            raise StagesAndNodesError((["`stages`"] if stages is not None else []) + given)
+        if nodes is None or edges is None or sink is None:
+            stages = list(stages or ())
+            named = dict(zip(chain_names(stages), stages, strict=True))
+            self.graph = Graph.chain(list(named))
+        else:
+            named = dict(nodes)
+            self.graph = Graph.from_edges(list(named), edges, sink)
+
+        self.source = source
+        self._nodes = _Nodes()
+        for name in self.graph.names:
+            setattr(self._nodes, name, as_stage(named[name]))
+        self.batch_size = _count(batch_size)
+        self.last_batch: LastBatch = last_batch
+        self.mask_name = mask_name
+        self.base = None if rngs is None else BaseKey(all_words(rngs))
+        self.position = Position(pack(Cursor(0, 0), length_of(source)))
+
+    @classmethod
+    def from_dag(
+        cls,
+        *,
+        source: Source,
+        nodes: Mapping[str, Stage],
+        edges: Mapping[str, Sequence[str]],
+        sink: str,
+        batch_size: int,
+        rngs: nnx.Rngs | None = None,
+        last_batch: LastBatch = "keep",
+        mask_name: str = "mask",
+    ) -> "Pipeline":
+        """A pipeline from named nodes. `edges[node]` lists what it is called with, in order.
+
+        `[]` reads the source, as does the name "source" among others. `sink` gives the batch.
+        """
+        return cls(
+            source=source,
+            nodes=nodes,
+            edges=edges,
+            sink=sink,
+            batch_size=batch_size,
+            rngs=rngs,
+            last_batch=last_batch,
+            mask_name=mask_name,
+        )
+
+    # Three ways to be driven.
+
+    def step(self) -> Batch:
+        """The next batch, always of `batch_size` rows; after an epoch comes the next.
+
+        Also inside `nnx.jit`, `nnx.grad` and the like, when the pipeline is their argument.
+        """
+        return step(self)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches that are left of the cursor's epoch; all iterators share the cursor."""
+        return BatchIterator(self)
+
+    def scan(
+        self,
+        step_fn: Callable[..., Any],
+        length: int | None = None,
+        *,
+        modules: Sequence[Any] = (),
+        init_carry: Any = None,
+    ) -> Any:
+        """`length` times `step_fn(*modules, self.step())` as one compiled loop; stacked results.
+
+        With `init_carry`: `step_fn(carry, *modules, batch) -> (carry, out)`, and the result is
+        `(carry, stacked outs)`. `modules` are NNX objects that `step_fn` may change (a model, an
+        optimizer). `length=None` is to the end of the epoch. Compiled once for each `step_fn`
+        and `length`: pass the same function, not a fresh lambda.
+        """
+        return _scan.scan(self, step_fn, length, modules, init_carry)
+
+    def __len__(self) -> int:
+        """Batches in a whole epoch."""
+        length = length_of(self.source)
+        if length is None:
+            raise TypeError("A source without end has no number of batches.")
+        whole, rest = divmod(length, self.batch_size)
+        return whole + (rest > 0 and self.last_batch != "drop")
+
+    def __call__(self, batch: Batch) -> Batch:
+        """The batch through the stages: what a subclass may override.
+
+        Called by hand, the rows of `batch` count as records 0, 1, ... of epoch 0.
+        """
+        keyring = getattr(self, "_keyring", None) or self._keyring_by_hand(batch)
+        return self.graph.run(self.nodes, batch, keyring)[self.graph.sink]
+
+    # Where it stands.
+
+    @property
+    def cursor(self) -> Cursor:
+        """Epoch and offset of the next row."""
+        return self.runtime.cursor(self)
+
+    def seek(self, *, epoch: int, offset: int = 0) -> None:
+        """Moves the cursor. `offset` counts records, in `[0, len(source))`."""
+        length = length_of(self.source)
+        for name, value, end in (
+            ("epoch", epoch, 2**32),
+            ("offset", offset, length or 2**32),
+        ):
+            if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < end:
+                raise SeekError(f"`{name}` must be an integer in [0, {end}), got {value!r}.")
+        with self.runtime.lock:
+            self.position.set_raw_value(pack(Cursor(epoch, offset), length))
+
+    def reset(self) -> None:
+        """Moves the cursor to the start of epoch 0."""
+        self.seek(epoch=0)
+
+    def get_state(self) -> dict[str, Any]:
+        """The cursor and the Variables of the stages, with a fingerprint, as plain JSON types."""
+        with self.runtime.lock:
+            return _state.get_state(self)
+
+    def set_state(self, state: Mapping[str, Any] | str | bytes) -> None:
+        """Goes on where `state` was taken. A `StateError` names what does not fit, and nothing
+        has changed then."""
+        with self.runtime.lock:
+            _state.set_state(self, state)
+
+    # What it is made of.
+
+    @property
+    def stages(self) -> list[Any]:
+        """The stages in the order in which they run."""
+        return list(self.nodes.values())
+
+    @property
+    def nodes(self) -> "NodeView":
+        """The stages by name; assigning to a name replaces that node."""
+        return NodeView(self)
+
+    @property
+    def element_spec(self) -> Spec:
+        """Shapes and types of a batch as handed over."""
+        return self.node_specs[self.sink]
+
+    @property
+    def node_specs(self) -> dict[str, Spec]:
+        """Shapes and types of what every node gives, and of the batches of "source"."""
+        if not hasattr(self, "_specs"):
+            object.__setattr__(self, "_specs", self._trace())
+        return dict(self._specs)
+
+    def to_mermaid(self) -> str:
+        """The graph as a Mermaid flowchart with shapes on its edges."""
+        return _show.mermaid(self)
+
+    def __repr__(self) -> str:
+        return _show.table(self)
+
+    def __str__(self) -> str:
+        return _show.table(self)
+
+    def _repr_html_(self) -> str:
+        return _show.html(self)
+
+    # For the other rooms of the house.
+
+    @property
+    def runtime(self) -> Runtime:
+        """What drives this object; a copy or a traced pipeline has its own."""
+        if not hasattr(self, "_runtime"):
+            object.__setattr__(self, "_runtime", Runtime())
+        return self._runtime
+
+    def words_of(self, part: Any) -> Words | None:
+        """The base key of a source or stage: its own if it has one, else the pipeline's."""
+        own = part.base if isinstance(part, EagerSourceBase | OperatorModule) else None
+        if own is not None:
+            return own.get_raw_value()
+        if self.base is None:
+            return None
+        streams = self.base.get_raw_value()
+        stream = "shuffle" if part is self.source else getattr(part, "stream_name", None)
+        return streams.get(stream, streams.get("default"))
+
+    def transform(self, batch: Batch, keyring: Keyring, mask: Mask | None) -> dict[str, Batch]:
+        """What every node gives for a batch from the source, and "source" itself.
+
+        The output of the sink keeps the mask, also where a stage dropped the field.
+        """
+        if type(self).__call__ is Pipeline.__call__:
+            outputs = self.graph.run(self.nodes, batch, keyring)
+        else:
+            object.__setattr__(self, "_keyring", keyring)
+            try:
+                out = call_stage(OVERRIDE, self.__call__, [(NAME, batch)], keyring)
+            finally:
+                object.__delattr__(self, "_keyring")
+            outputs = {NAME: batch, OVERRIDE: out}
+        if mask is not None:
+            outputs[self.sink] = self._masked(outputs[self.sink], mask)
+        return outputs
+
+    @property
+    def sink(self) -> str:
+        """The node whose output is the batch."""
+        return self.graph.sink if type(self).__call__ is Pipeline.__call__ else OVERRIDE
+
+    def check(self) -> None:
+        """Raises for a pipeline that cannot run, from its parts and, abstractly, its shapes."""
+        length, size, policy = length_of(self.source), self.batch_size, self.last_batch
+        if policy not in ("keep", "drop", "pad"):
+            raise LastBatchError(f'`last_batch` must be "keep", "drop" or "pad", got {policy!r}.')
+        if length == 0:
+            raise EmptySourceError("`source`")
+        if length is not None and policy == "drop" and size > length:
+            raise LastBatchError(
+                f'Under last_batch="drop" an epoch of {length} records holds no batch of {size}. '
+                'Take a smaller `batch_size`, or "keep" or "pad".'
+            )
+        if isinstance(self.source, EagerSourceBase) and self.source.shuffle:
+            self.need_words(NAME, self.source)
+        object.__setattr__(self, "_specs", self._trace())
+
+    def _trace(self) -> dict[str, Spec]:
+        """The specs of all outputs, from an abstract run on a copy: no state moves."""
+        binding = Binding((self,))
+
+        def outputs(values: list[Any]) -> dict[str, Batch]:
+            (copy,) = merge(binding.structure, values)
+            epochs = span(copy.batch_size, length_of(copy.source), copy.last_batch)
+            order = order_at(copy, copy.position[...][0], epochs)
+            found = draw(copy, order, copy.batch_size, epochs)
+            for i in changes(binding.structure, (copy,), values):
+                if i not in binding.variables:
+                    raise TypeError(
+                        f"a stage must keep what it changes in an nnx.Variable, but assigned the "
+                        f"array {'.'.join(binding.paths[i][1:])}"
+                    )
+            return found
+
+        specs = jax.eval_shape(outputs, binding.read())  # which sorts its names
+        return {name: specs[name] for name in (NAME, *self.graph.names, OVERRIDE) if name in specs}
+
+    def need_words(self, name: str, part: Any) -> Words:
+        found = self.words_of(part)
+        if found is None:
+            raise RngsError(
+                f"{name!r} draws random numbers and needs a seed: give the pipeline "
+                "rngs=nnx.Rngs(seed), or the part `rngs` of its own."
+            )
+        return found
+
+    def _masked(self, batch: Batch, mask: Mask) -> Batch:
+        field = batch.get(self.mask_name, mask)
+        if field.shape != mask.shape or field.dtype != bool:
+            raise StageError(
+                self.sink,
+                {},
+                f"the mask {self.mask_name!r} must stay bool[{mask.shape[0]}], got "
+                f"{spec_text({'': field}).strip()}. Leave that field alone.",
+            )
+        return {**batch, self.mask_name: field}
+
+    def _keyring_by_hand(self, batch: Batch) -> Keyring:
+        rows = jax.tree.leaves(batch)[0].shape[0]
+        zero = jnp.uint32(0)
+
+        def keyring(name: str, stage: Any, wanted: str) -> jax.Array:
+            node = node_key(self.need_words(name, stage), name)
+            if wanted == "key":
+                return batch_key(node, zero, zero)
+            return record_keys(
+                node, jnp.zeros(rows, jnp.uint32), jnp.arange(rows, dtype=jnp.uint32)
+            )
+
+        return keyring
+
+
+class NodeView(MutableMapping[str, Any]):
+    """The nodes of a pipeline in execution order. Assigning replaces a node; none is added."""
+
+    def __init__(self, pipeline: Pipeline):
+        self._pipeline = pipeline
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._pipeline.graph.names:
+            raise KeyError(name)
+        return getattr(self._pipeline._nodes, name)
+
+    def __setitem__(self, name: str, stage: Any) -> None:
+        """Raises for a stage that does not fit, and keeps the old one then."""
+        before = self[name]
+        setattr(self._pipeline._nodes, name, as_stage(stage))
+        try:
+            self._pipeline.check()
+        except Exception:
+            setattr(self._pipeline._nodes, name, before)
+            raise
+
+    def __delitem__(self, name: str) -> None:
+        raise TypeError(f"A node can be replaced but not removed: {name!r}.")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._pipeline.graph.names)
+
+    def __len__(self) -> int:
+        return len(self._pipeline.graph.names)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+
+OVERRIDE = "__call__"
+"""The name under which a subclass's own `__call__` is the one node of the graph."""
+
+
+def _count(batch_size: Any) -> int:
+    try:
+        count = operator.index(batch_size)
+    except TypeError:
+        count = 0
+    if count < 1 or isinstance(batch_size, bool):
+        raise BatchSizeError(batch_size)
+    return count

@@ -1,0 +1,164 @@
+"""What a pipeline remembers, as plain JSON types."""
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from .._keys import BaseKey
+from .._rows import pack
+from .._types import Cursor, spec_text
+from ..errors import StateError
+from ..sources._base import EagerSourceBase, SourceData, length_of
+from ._core import Position
+
+if TYPE_CHECKING:
+    from ._pipeline import Pipeline
+
+VERSION = 1
+
+
+def get_state(pipeline: "Pipeline") -> dict[str, Any]:
+    """See `Pipeline.get_state`."""
+    epoch, offset = pipeline.cursor
+    return {
+        "version": VERSION,
+        "cursor": {"epoch": epoch, "offset": offset},
+        "fingerprint": fingerprint(pipeline),
+        "variables": {name: _dump(leaf) for name, (_, leaf) in _leaves(pipeline).items()},
+    }
+
+
+def set_state(pipeline: "Pipeline", state: Mapping[str, Any] | str | bytes) -> None:
+    """See `Pipeline.set_state`: everything is checked before anything is set."""
+    if isinstance(state, str | bytes):
+        try:
+            state = json.loads(state)
+        except ValueError as error:
+            raise StateError("state", f"is not JSON: {error}") from error
+    if not isinstance(state, Mapping) or state.get("version") != VERSION:
+        got = state.get("version") if isinstance(state, Mapping) else type(state).__name__
+        raise StateError("version", f"must be {VERSION}, got {got!r}.")
+    for field, mine in fingerprint(pipeline).items():
+        theirs = _get(state, "fingerprint", Mapping).get(field)
+        if theirs != mine:
+            raise StateError(field, f"is {mine!r} here, but {theirs!r} in the state.")
+
+    cursor, length = _get(state, "cursor", Mapping), length_of(pipeline.source)
+    for field, end in (("epoch", 2**32), ("offset", length or 2**32)):
+        value = cursor.get(field)
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < end:
+            raise StateError(f"cursor.{field}", f"must be in [0, {end}), got {value!r}.")
+
+    leaves, saved = _leaves(pipeline), _get(state, "variables", Mapping)
+    for name in leaves.keys() ^ saved.keys():
+        where = "the pipeline" if name in leaves else "the state"
+        raise StateError(f"variables.{name}", f"is only in {where}.")
+    loaded = {name: _load(name, saved[name], leaf) for name, (_, leaf) in leaves.items()}
+
+    for variable in {id(v): v for v, _ in leaves.values()}.values():
+        names = [name for name, (v, _) in leaves.items() if v is variable]
+        structure = jax.tree.structure(variable.get_raw_value())
+        variable.set_raw_value(jax.tree.unflatten(structure, [loaded[name] for name in names]))
+    pipeline.position.set_raw_value(pack(Cursor(cursor["epoch"], cursor["offset"]), length))
+
+
+def fingerprint(pipeline: "Pipeline") -> dict[str, Any]:
+    """What must be the same for a state to mean the same records and values.
+
+    Neither the batch size nor `last_batch` is in it: they cut the stream, they do not change it.
+    """
+    source, specs = pipeline.source, pipeline.node_specs
+    record = {k: v for k, v in specs["source"].items() if k != pipeline.mask_name}
+    graph = [
+        (name, type(pipeline.nodes[name]).__qualname__, reads)
+        for name, reads in pipeline.graph.predecessors
+    ]
+    keys = [
+        [np.asarray(x).tolist() for x in jax.tree.leaves(variable.get_raw_value())]
+        for _, variable in _variables(pipeline, BaseKey)
+    ]
+    shuffle = source.shuffle if isinstance(source, EagerSourceBase) else None
+    return {
+        "length": length_of(source),
+        "specs": _digest([spec_text(_one_row(record))]),
+        "order": {
+            False: "stored",
+            True: "swap-or-not-24",
+            "permutation": "permutation",
+        }.get(shuffle, type(source).__qualname__),
+        "seed": _digest(keys),
+        "graph": _digest([graph, pipeline.sink]),
+    }
+
+
+def _one_row(spec: Any) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), spec)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+
+
+def _variables(pipeline: "Pipeline", *kinds: type) -> list[tuple[str, nnx.Variable]]:
+    return [
+        (".".join(map(str, path)), x)
+        for path, x in nnx.iter_graph(pipeline)
+        if isinstance(x, kinds)
+    ]
+
+
+def _leaves(pipeline: "Pipeline") -> dict[str, tuple[nnx.Variable, Any]]:
+    """The arrays that are remembered: those of all Variables but data, keys and the cursor."""
+    found = {}
+    for path, variable in _variables(pipeline, nnx.Variable):
+        if not isinstance(variable, SourceData | BaseKey | Position):
+            leaves, _ = jax.tree_util.tree_flatten_with_path(variable.get_raw_value())
+            for inner, leaf in leaves:
+                found[path + jax.tree_util.keystr(inner)] = variable, leaf
+    return found
+
+
+def _dump(leaf: Any) -> dict[str, Any]:
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return {
+            "key": str(jax.random.key_impl(leaf)),
+            **_dump(jax.random.key_data(leaf)),
+        }
+    array = np.asarray(leaf)
+    little = array.astype(array.dtype.newbyteorder("<")) if array.dtype.isbuiltin else array
+    data = base64.b64encode(little.tobytes()).decode()
+    return {"dtype": array.dtype.name, "shape": list(array.shape), "data": data}
+
+
+def _load(name: str, saved: Any, leaf: Any) -> Any:
+    """The saved array, if it is of the type and shape of the one it replaces."""
+    mine = _dump(leaf)
+    if not isinstance(saved, Mapping):
+        raise StateError(f"variables.{name}", f"must be an array, got {saved!r}.")
+    for field in ("key", "dtype", "shape"):
+        if saved.get(field) != mine.get(field):
+            raise StateError(
+                f"variables.{name}",
+                f"has {field} {mine.get(field)!r} here, but {saved.get(field)!r} in the state.",
+            )
+    try:
+        data = base64.b64decode(saved["data"], validate=True)
+        array = np.frombuffer(data, jnp.dtype(mine["dtype"])).reshape(mine["shape"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise StateError(f"variables.{name}", f"holds no data of its type: {error}") from error
+    value = jnp.array(array)
+    return jax.random.wrap_key_data(value, impl=mine["key"]) if "key" in mine else value
+
+
+def _get(state: Mapping[str, Any], field: str, kind: Any) -> Any:
+    value = state.get(field)
+    if not isinstance(value, kind):
+        raise StateError(field, f"is missing or no object, got {value!r}.")
+    return value

@@ -1,0 +1,5 @@
+from ._base import EagerSourceBase as EagerSourceBase, SourceData as SourceData
+from ._memory import (
+    MemorySource as MemorySource,
+    MemorySourceConfig as MemorySourceConfig,
+)

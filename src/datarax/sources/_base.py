@@ -1,0 +1,143 @@
+"""What a source is to a pipeline: two ways to write one, one way to read it."""
+
+import abc
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from .._keys import BaseKey, base_words, node_key, typed, words
+from .._order import ORDERS, Order, Shuffle, SpanWords, epoch_keys, word
+from .._rows import Rows, locate, rows_at, span, take
+from .._types import Batch, Cursor, KeyLike, Records, Scalar, Spec, Words
+from ..errors import RngsError
+
+NAME = "source"
+"""The source is a node of this name: its keys are counted as those of any other node."""
+
+
+class SourceData(nnx.Variable):
+    """The arrays of a source: arguments of compiled code, never part of a saved state."""
+
+
+@runtime_checkable
+class RandomAccess(Protocol):
+    """The other way to write a source: any `nnx.Module` with this method.
+
+    `start` is the offset in an epoch and `key` fixes that epoch's order. Without `__len__` there
+    is one epoch, and it never ends.
+    """
+
+    def get_batch_at(self, start: Scalar, batch_size: int, key: Any) -> Batch: ...
+
+
+class EagerSourceBase(nnx.Module):
+    """A source of known length that can fetch any records: write `__len__` and `gather`.
+
+    Order, shuffling, epochs and keys come from the pipeline. `shuffle` is False (stored order),
+    True (swap-or-not) or "permutation"; `rngs` gives the source a seed of its own, from the
+    stream "shuffle" if there is one, else from "default".
+    """
+
+    shuffle: Shuffle = False
+    base: BaseKey | None = None
+
+    def __init__(self, *, shuffle: Shuffle = False, rngs: nnx.Rngs | None = None):
+        self.shuffle = shuffle
+        self.base = None if rngs is None else BaseKey(base_words(rngs, "shuffle"))
+
+    @abc.abstractmethod
+    def __len__(self) -> int: ...
+
+    @abc.abstractmethod
+    def gather(self, records: Records) -> Batch:
+        """The rows `records`, in that order. Traceable; every record is in `[0, len(self))`."""
+
+    @property
+    def element_spec(self) -> Spec:
+        """Shape and type of one record."""
+        one = jax.ShapeDtypeStruct((1,), word(len(self)))
+        batch = jax.eval_shape(self.gather, one)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batch)
+
+    def get_batch_at(
+        self, start: int | Scalar, batch_size: int, key: KeyLike | None = None
+    ) -> Batch:
+        """Rows `start`, `start + 1`, ... of the endless stream whose order is fixed by `key`.
+
+        Traceable in `start` and `key`. Consecutive chunks under one key give every record once
+        an epoch. Without `key` the source's own seed is taken; stored order needs none.
+        """
+        length = len(self)
+        if isinstance(start, int):
+            cursor = divmod(start, length)
+        else:
+            start = jnp.asarray(start).astype(word(length))
+            cursor = start // length, start % length
+        cursor = Cursor(*(jnp.asarray(x, word(length)) for x in cursor))
+        if key is not None:
+            order_key = words(key)
+        elif self.base is not None:
+            order_key = node_key(self.base.get_raw_value(), NAME)
+        elif self.shuffle:
+            raise RngsError("A shuffled source needs `key`, or `rngs` of its own; got neither.")
+        else:
+            order_key = None
+        epochs = span(batch_size, length, "keep")
+        order = order_of(self, order_key, cursor.epoch, epochs)
+        return fetch(self, order, cursor, batch_size, epochs)[0]
+
+
+Source: TypeAlias = EagerSourceBase | RandomAccess
+
+
+def length_of(source: Source) -> int | None:
+    """The number of records in an epoch; None if the source has no end."""
+    return len(source) if hasattr(type(source), "__len__") else None  # pyright: ignore
+
+
+def order_of(
+    source: Source, order_key: Words | None, epoch: Scalar, epochs: int
+) -> Order | SpanWords | None:
+    """What fixes the order of `epochs` epochs from `epoch` on: constant while the epoch lasts."""
+    keys = None if order_key is None else epoch_keys(order_key, epoch, epochs)
+    if isinstance(source, EagerSourceBase):
+        return ORDERS[source.shuffle](keys, len(source))  # pyright: ignore[reportArgumentType]
+    return keys
+
+
+def fetch(
+    source: Source,
+    order: Order | SpanWords | None,
+    cursor: Cursor,
+    size: int,
+    epochs: int,
+) -> tuple[Batch, Rows]:
+    """The rows of a batch as stored, and what they are."""
+    if isinstance(source, EagerSourceBase):
+        assert isinstance(order, Order)
+        rows = rows_at(order, cursor, size, epochs)
+        return source.gather(rows.record), rows
+
+    assert not isinstance(order, Order)
+    keys = None if order is None else typed(order)
+    turn, offset, mask = locate(cursor, size, length_of(source), epochs)
+    batch = source.get_batch_at(cursor.offset, size, None if keys is None else keys[0])
+    if turn is None:
+        return batch, Rows(jnp.broadcast_to(cursor.epoch, (size,)), offset, offset, mask)
+    # A batch across a boundary: each later epoch is read from its start, and its rows put in place.
+    for later in range(1, epochs):
+        other = source.get_batch_at(
+            jnp.zeros_like(cursor.offset), size, None if keys is None else keys[later]
+        )
+        here = turn == later
+        moved = take(other, jnp.where(here, offset, 0))
+        batch = jax.tree.map(
+            lambda old, new, here=here: jnp.where(
+                here.reshape((size,) + (1,) * (old.ndim - 1)), new, old
+            ),
+            batch,
+            moved,
+        )
+    return batch, Rows(cursor.epoch + turn, offset, offset, mask)

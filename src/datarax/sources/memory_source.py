@@ -1,0 +1,3 @@
+"""`MemorySource` under the name it is known by elsewhere."""
+
+from ._memory import MemorySource as MemorySource, MemorySourceConfig as MemorySourceConfig
