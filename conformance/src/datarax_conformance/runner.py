@@ -138,8 +138,10 @@ class Run:
         return answer["value"]
 
     def needs(self, case: Case) -> list[str]:
-        own = [] if case.basic else [case.requirement]
-        return [name for name in needed_by(case.requirements) if name not in case.requirements] + own
+        """What must hold before the case says anything of its requirement."""
+        primary, *others = case.requirements
+        wanted = [*needed_by(case.requirements), *others, *([] if case.basic else [primary])]
+        return [name for name in wanted if not (case.basic and name == primary)]
 
     def verdict(self, case: Case) -> Verdict:
         if case.id not in self.verdicts:
