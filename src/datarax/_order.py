@@ -6,7 +6,7 @@ small pytree, then a pure function from offsets to records.
 
 import abc
 from collections.abc import Callable
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import equinox as eqx
 import jax
@@ -70,7 +70,8 @@ class SwapOrNot(Order):
     length: int = eqx.field(static=True)
 
     def __init__(self, keys: SpanWords, length: int):
-        rounds = jnp.arange(ROUNDS, dtype=jnp.uint32)[:, None] + jnp.zeros_like(keys[:, 0])
+        counts = jnp.arange(ROUNDS, dtype=jnp.uint32)
+        rounds = jnp.broadcast_to(counts[:, None], (ROUNDS, keys.shape[0]))
         words = threefry2x32(keys[None], jnp.zeros_like(rounds), rounds)
         a, b = words[..., 0], words[..., 1]
         if word(length).itemsize == 4:
@@ -100,7 +101,7 @@ class SwapOrNot(Order):
         rows = slice(1) if turn is None else turn
         pivots, masks = self.pivots[:, rows], self.masks[:, rows]
 
-        def one(i: Array, x: Array) -> Array:
+        def one(i: Any, x: Array) -> Array:
             r = ROUNDS - 1 - i if reverse else i
             pivot = pivots[r]
             # pivot - x mod length, without leaving the unsigned word.

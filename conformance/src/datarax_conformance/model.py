@@ -393,8 +393,8 @@ def fingerprint(stream: Stream) -> dict[str, Any]:
     return {
         "length": stream.length,
         "specs": digest({name: [str(c.dtype), *c.shape[1:]] for name, c in columns.items()}),
-        "order": "stored" if stream.base is None else "swap-or-not",
-        "seed": None if stream.base is None else list(stream.base),
+        "order": "stored" if stream.base is None else f"swap-or-not-{ROUNDS}",
+        "seed": digest(stream.base),
         "graph": digest([stream.plan.edges, stream.plan.sink]),
     }
 
@@ -493,8 +493,8 @@ def check_graph(
     if not nodes:
         raise Refused("no-nodes")
     for name in nodes:
-        if name == "source":
-            raise Refused("node-name", node=name)
+        if name in ("", "source") or name.startswith("_"):
+            raise Refused("node-name", name=name)
         if name not in edges:
             raise Refused("missing-edges", node=name)
     for name, predecessors in edges.items():

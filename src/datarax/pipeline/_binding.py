@@ -29,8 +29,9 @@ class Structure:
     Equal structures are one object, see `canonical`.
     """
 
-    def __init__(self, graphdef: Any):
+    def __init__(self, graphdef: Any, arrays: Mapping[int, str]):
         self.graphdef = graphdef
+        self.arrays = arrays  # what is no Variable: its place and its name
         try:
             self._hash = hash(graphdef)
         except TypeError:  # a static attribute cannot be hashed: nothing is shared
@@ -58,10 +59,11 @@ class Binding:
 
     def __init__(self, roots: tuple[Any, ...]):
         graphdef, flat = nnx.graph.flatten(roots)
-        self.structure = canonical(Structure(graphdef))
-        self.paths = [tuple(map(str, path)) for path in flat.paths]
         leaves = list(flat.leaves)
         self.variables = {i: x for i, x in enumerate(leaves) if isinstance(x, nnx.Variable)}
+        self.paths = [tuple(map(str, path)) for path in flat.paths]
+        arrays = {i: ".".join(p) for i, p in enumerate(self.paths) if i not in self.variables}
+        self.structure = canonical(Structure(graphdef, arrays))
         self._readers = list(self.variables.items())
         self._values = leaves
         self.position = self.paths.index(("0", "position"))
@@ -135,10 +137,16 @@ def changes(structure: Structure, roots: Any, before: Sequence[Any]) -> Changes:
     now, after = nnx.graph.flatten(roots, with_paths=False)
     if now != structure.graphdef:
         raise TypeError(
-            "a stage or step function must not add, remove or rename attributes of a module, nor "
-            "change its static ones, when it is called; create them in `__init__`"
+            "no attribute of a module may be added, removed or assigned while a batch is made; "
+            "create it in `__init__`, and keep what changes in an nnx.Variable"
         )
-    return {i: x for i, (x, old) in enumerate(zip(after, before, strict=True)) if x is not old}
+    found = {i: x for i, (x, old) in enumerate(zip(after, before, strict=True)) if x is not old}
+    for place in found.keys() & structure.arrays.keys():
+        raise TypeError(
+            "what changes while a batch is made must be kept in an nnx.Variable, but the array "
+            f"`{structure.arrays[place]}` was assigned"
+        )
+    return found
 
 
 def has_tracer(values: Sequence[Any]) -> bool:

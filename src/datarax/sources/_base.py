@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from .._keys import BaseKey, base_words, node_key, typed, words
-from .._order import ORDERS, Order, Shuffle, SpanWords, epoch_keys, word
-from .._rows import Rows, locate, rows_at, span, take
+from .._order import ORDERS, Order, Shuffle, SpanWords, StoredOrder, epoch_keys, word
+from .._rows import Cut, Rows, locate, rows_at, running_on, take
 from .._types import Batch, Cursor, KeyLike, Records, Scalar, Spec, Words
 from ..errors import RngsError
 
@@ -54,6 +54,11 @@ class EagerSourceBase(nnx.Module):
     def gather(self, records: Records) -> Batch:
         """The rows `records`, in that order. Traceable; every record is in `[0, len(self))`."""
 
+    def gather_range(self, start: Scalar, size: int) -> Batch:
+        """The rows `start` to `start + size - 1`, all of which exist: `gather` where a source
+        has no faster way."""
+        return self.gather(start + jnp.arange(size, dtype=start.dtype))
+
     @property
     def element_spec(self) -> Spec:
         """Shape and type of one record."""
@@ -84,9 +89,9 @@ class EagerSourceBase(nnx.Module):
             raise RngsError("A shuffled source needs `key`, or `rngs` of its own; got neither.")
         else:
             order_key = None
-        epochs = span(batch_size, length, "keep")
-        order = order_of(self, order_key, cursor.epoch, epochs)
-        return fetch(self, order, cursor, batch_size, epochs)[0]
+        cut = running_on(batch_size, length, "keep")
+        order = order_of(self, order_key, cursor.epoch, cut.epochs)
+        return fetch(self, order, cursor, cut)[0]
 
 
 Source: TypeAlias = EagerSourceBase | RandomAccess
@@ -111,18 +116,20 @@ def fetch(
     source: Source,
     order: Order | SpanWords | None,
     cursor: Cursor,
-    size: int,
-    epochs: int,
+    cut: Cut,
 ) -> tuple[Batch, Rows]:
     """The rows of a batch as stored, and what they are."""
     if isinstance(source, EagerSourceBase):
         assert isinstance(order, Order)
-        rows = rows_at(order, cursor, size, epochs)
+        rows = rows_at(order, cursor, cut)
+        if isinstance(order, StoredOrder) and cut.epochs == 1 and not cut.padded:
+            return source.gather_range(cursor.offset, cut.size), rows
         return source.gather(rows.record), rows
 
     assert not isinstance(order, Order)
     keys = None if order is None else typed(order)
-    turn, offset, mask = locate(cursor, size, length_of(source), epochs)
+    size, epochs, _ = cut
+    turn, offset, mask = locate(cursor, cut, length_of(source))
     batch = source.get_batch_at(cursor.offset, size, None if keys is None else keys[0])
     if turn is None:
         return batch, Rows(jnp.broadcast_to(cursor.epoch, (size,)), offset, offset, mask)
