@@ -200,6 +200,20 @@ class ScanLengthError(DataraxError):
         )
 
 
+class CapturedError(DataraxError):
+    """The function of a scan reaches NNX objects that it was not given; `names` are theirs."""
+
+    code: ClassVar[str] = "captured"
+
+    def __init__(self, names: Sequence[str]):
+        self.names = list(names)
+        super().__init__(
+            f"`step_fn` must be given the NNX objects that it uses, but reaches {self.names} by "
+            "itself: compiled, it would hold their present values for ever. "
+            "Pass them in `modules=`; they come as its arguments."
+        )
+
+
 class MaskNameError(DataraxError):
     """The data has a field with the name of the mask."""
 

@@ -4,6 +4,7 @@ Splitting an NNX graph costs 0.3 to 1 ms. A `Binding` does it once, and after th
 what could have changed: the identity of every attribute and of every Variable's value.
 """
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from operator import is_
@@ -26,14 +27,17 @@ STRUCTURES = 256
 class Structure:
     """What NNX objects are apart from their values: hashed once, and by identity if need be.
 
-    Equal structures are one object, see `canonical`.
+    Equal structures are one object, see `canonical`. Python calls 1, 1.0 and True equal, a
+    compiled program does not, so the types of static attributes count too.
     """
 
     def __init__(self, graphdef: Any, arrays: Mapping[int, str]):
         self.graphdef = graphdef
         self.arrays = arrays  # what is no Variable: its place and its name
+        static = (x.value for _, x in graphdef.attributes if isinstance(x, nnx.graph.Static))
+        self._types = tuple(map(_types, static))
         try:
-            self._hash = hash(graphdef)
+            self._hash = hash((graphdef, self._types))
         except TypeError:  # a static attribute cannot be hashed: nothing is shared
             self._hash = None
 
@@ -45,7 +49,18 @@ class Structure:
             return True
         if not isinstance(other, Structure) or None in (self._hash, other._hash):
             return False
-        return self.graphdef == other.graphdef
+        return self._types == other._types and self.graphdef == other.graphdef
+
+
+def _types(static: Any) -> Any:
+    """A static attribute as what tells equal values of different types apart."""
+    if isinstance(static, bool | int | float | complex):
+        return type(static), repr(static)
+    if isinstance(static, tuple | frozenset):
+        return type(static), *map(_types, static)
+    if dataclasses.is_dataclass(static) and not isinstance(static, type):
+        return type(static), *(_types(getattr(static, f.name)) for f in dataclasses.fields(static))
+    return type(static)
 
 
 @functools.lru_cache(maxsize=STRUCTURES)

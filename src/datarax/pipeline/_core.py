@@ -15,12 +15,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from .._keys import batch_key, node_key, record_keys
+from .._order import word
 from .._rows import Cut, advance, settle, zero_outside
 from .._types import Batch, Cursor, Scalar
-from ..errors import MaskNameError
+from ..errors import CapturedError, MaskNameError
 from ..sources._base import NAME, Fetched, fetch, length_of, order_of
 from ._binding import Changes, Structure, Values, changes, has_tracer, merge
-from ._graph import scope, scoped
+from ._captured import captured
+from ._graph import check_source_batch, scope, scoped
 
 if TYPE_CHECKING:
     from ._pipeline import Pipeline
@@ -49,6 +51,7 @@ def draw(
     Of the pipeline, only Variables of its stages change.
     """
     batch, rows = fetched
+    check_source_batch(batch, cut.size)
     mask = rows.mask
     if mask is not None:
         if pipeline.mask_name in batch or not isinstance(pipeline.mask_name, str):
@@ -162,6 +165,8 @@ def scan_program(
     position: int,
 ) -> Program:
     """`length` batches, each handed to `step_fn`, as one compiled loop."""
+    if names := captured(step_fn):
+        raise CapturedError(names)
 
     def run(values: Values, carry: Any) -> tuple[Changes, Any, Any]:
         pipeline, *_ = merge(structure, values)
@@ -199,5 +204,7 @@ def scan_program(
 
 def start_of(pipeline: "Pipeline", cut: Cut) -> Cursor:
     """The cursor from which the next batch really starts."""
-    cursor = Cursor(*jnp.asarray(pipeline.position[...]))
-    return settle(cursor, cut.size, length_of(pipeline.source), pipeline.last_batch)
+    length = length_of(pipeline.source)
+    # Cast, since a position that was stored elsewhere may come back in another integer type.
+    cursor = Cursor(*jnp.asarray(pipeline.position[...]).astype(word(length or 1)))
+    return settle(cursor, cut.size, length, pipeline.last_batch)

@@ -14,7 +14,7 @@ import numpy as np
 
 from .._rows import Cut, advance, host_where, pack, running_on, settle
 from .._types import Batch, Cursor, is_traced, spec_text
-from ..errors import StageError
+from ..errors import SeekError, StageError
 from ..sources._base import NAME, length_of
 from ._binding import Binding, Changes, Values, has_tracer, merge
 from ._core import Program, batch_program, draw, fetched_from, order_program, start_of
@@ -50,7 +50,7 @@ class Runtime:
         # As of the last look at the pipeline: its values, and what follows from them.
         self._binding: Binding | None = None
         self._values: Values = []
-        self._traced = False
+        self._traced = self._mutable = False
         self.start = Cursor(0, 0)
         self._orders: dict[int, tuple[Any, Any]] = {}
         self._ahead: collections.deque[tuple[Batch, Changes]] = collections.deque()
@@ -79,14 +79,18 @@ class Runtime:
     def look(self, pipeline: "Pipeline") -> Binding:
         """Notices whatever the user has changed since the last batch: `start` is right after it.
 
-        `start` is the settled cursor: plain integers, unless the user is tracing.
+        `start` is the settled cursor: plain integers, unless the user is tracing it.
         """
         binding = self.bind(pipeline)
         values = binding.read()
         if binding is not self._binding or not _same(values, self._values):
-            self._binding, self._values, self._traced = binding, values, has_tracer(values)
-            where = jnp.where if self._traced else host_where
+            if binding is not self._binding:
+                pipeline.check_settings()
+            self._traced = has_tracer(values)
+            self._mutable = any(map(_is_mutable, jax.tree.leaves(values)))
+            where = jnp.where if is_traced(values[binding.position]) else host_where
             self.start = settle(cursor(pipeline), *policy(pipeline), where)
+            self._binding, self._values = binding, values
             self._orders.clear()
             self._discard()
         return binding
@@ -104,7 +108,7 @@ class Runtime:
             self._compute(pipeline, binding, cut, following)
         batch, after = self._ahead[0]
         start = self.start
-        if not self._traced:
+        if binding.position not in after:
             _, length, last_batch = policy(pipeline)
             start = advance(start, cut.size, length, last_batch, host_where)
             after = {**after, binding.position: pack(start, length)}
@@ -113,6 +117,8 @@ class Runtime:
         self.start = start
         for i, value in after.items():
             self._values[i] = value
+        if self._traced:
+            self._binding = None  # what is known of a trace ends with it: look anew
         return batch
 
     def _compute(self, pipeline: "Pipeline", binding: Binding, cut: Cut, following: int) -> None:
@@ -121,13 +127,14 @@ class Runtime:
         pipeline.position.set_raw_value(pipeline.position.get_raw_value())
         values = self._values
         order = self._order(binding, cut.epochs)
-        asked = binding.position if self._traced else None
+        asked = binding.position if is_traced(self.start.epoch) else None
         single = batch_program(binding.structure, cut, 1, asked)
         self._patience -= 1
         if (
             self._patience < 0
             and following >= AHEAD - 1
             and not self._traced
+            and not self._mutable
             and single.seconds < AHEAD_COMPILE
             and single.bytes * AHEAD <= AHEAD_BYTES
             and not single.host_nodes
@@ -206,7 +213,15 @@ def step(pipeline: "Pipeline") -> Batch:
 def cursor(pipeline: "Pipeline") -> Cursor:
     """Epoch and offset, as integers unless the user is tracing. Waits for a running `scan`."""
     raw = pipeline.position.get_raw_value()
-    return Cursor(raw[0], raw[1]) if is_traced(raw) else Cursor(*map(int, np.asarray(raw)))
+    if is_traced(raw):
+        return Cursor(raw[0], raw[1])
+    found, length = Cursor(*map(int, np.asarray(raw))), length_of(pipeline.source)
+    if found.epoch < 0 or not 0 <= found.offset < (length or 2**32):
+        raise SeekError(
+            f"The cursor must be inside the source's {length} records, but is {tuple(found)}. "
+            "Move it with `seek` or `reset`."
+        )
+    return found
 
 
 def policy(pipeline: "Pipeline") -> tuple[int, int | None, Any]:
@@ -216,6 +231,11 @@ def policy(pipeline: "Pipeline") -> tuple[int, int | None, Any]:
 
 def _same(now: Values, then: Values) -> bool:
     return len(now) == len(then) and all(map(is_, now, then))
+
+
+def _is_mutable(value: Any) -> bool:
+    """Whether a value can change and stay the same object, so that no look can notice."""
+    return isinstance(value, np.ndarray) and value.flags.writeable
 
 
 def _by_hand(binding: Binding, values: Values, order: Any, cut: Cut) -> None:

@@ -99,9 +99,7 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
 
         self.source = source
         self._nodes = Bundle({name: as_stage(named[name]) for name in self.graph.names})
-        self.batch_size = integer(batch_size, 0)
-        if self.batch_size < 1:
-            raise BatchSizeError(batch_size)
+        self.batch_size = integer(batch_size, 0) or batch_size
         self.last_batch: LastBatch = last_batch
         self.mask_name = mask_name
         self.base = None if rngs is None else Bundle(all_words(rngs))
@@ -305,7 +303,14 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
 
     def check(self) -> None:
         """Raises for a pipeline that cannot run, from its parts and, abstractly, its shapes."""
+        self.check_settings()
+        _ = self.node_specs
+
+    def check_settings(self) -> None:
+        """Raises for settings that do not fit one another."""
         length, size, policy = length_of(self.source), self.batch_size, self.last_batch
+        if integer(size, 0) < 1:
+            raise BatchSizeError(size)
         if policy not in ("keep", "drop", "pad"):
             raise LastBatchError(f'`last_batch` must be "keep", "drop" or "pad", got {policy!r}.')
         if length == 0:
@@ -317,7 +322,6 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
             )
         if isinstance(self.source, EagerSourceBase) and self.source.shuffle:
             self.need_words(NAME, self.source)
-        _ = self.node_specs
 
     def _trace(self, binding: Binding, values: list[Any]) -> dict[str, Spec]:
         """The specs of all outputs, from an abstract run on a copy: no state moves."""

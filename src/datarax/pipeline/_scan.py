@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from .._rows import running_on
+from .._rows import advance, pack, running_on
 from .._types import integer, is_traced
 from ..errors import LastBatchError, ScanLengthError
 from ..sources._base import length_of
@@ -35,6 +35,8 @@ def scan(
         values = binding.read()
         cut = running_on(*policy(pipeline))
         carried = init_carry is not None
+        if length_of(pipeline.source) is None:
+            _check_end(pipeline, length)
         program = scan_program(
             binding.structure, _hashable(step_fn), length, cut, carried, binding.position
         )
@@ -82,6 +84,12 @@ class _ById:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _ById) and self.function is other.function
+
+
+def _check_end(pipeline: "Pipeline", length: int) -> None:
+    """Raises before a scan that would pass the last offset that a cursor can count."""
+    pipeline.runtime.look(pipeline)
+    pack(advance(pipeline.runtime.start, length * pipeline.batch_size, None, "keep"), None)
 
 
 def _hashable(function: Callable[..., Any]) -> Callable[..., Any]:
