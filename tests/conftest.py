@@ -4,6 +4,7 @@ import os
 
 import hypothesis
 import jax
+import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -12,3 +13,12 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 hypothesis.settings.register_profile("local", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+@pytest.fixture(autouse=True)
+def no_look_ahead():
+    """Whether `for` looks ahead depends on the clock; tests say it: `with ahead(batches):`."""
+    from helpers import ahead  # here, so that datarax is imported with its types checked
+
+    with ahead(1):
+        yield

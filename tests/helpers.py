@@ -1,13 +1,16 @@
 """What several test files share: small pipelines, stages, modes, and how batches are compared."""
 
 import collections
-from collections.abc import Callable, Iterable, Sequence
+import contextlib
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from datarax_conformance import model
 from flax import nnx
 
@@ -137,14 +140,19 @@ class Scale(nnx.Module):
     """Multiplies by whatever can be changed from outside, of every kind."""
 
     def __init__(self):
-        self.variable = nnx.Param(jnp.float32(1))
+        self.param = nnx.Param(jnp.float32(1))
+        self.numpy_param = nnx.Param(np.ones(1, np.float32))
+        self.tree = nnx.Variable({"a": jnp.float32(1)})
         self.array = jnp.float32(1)
+        self.numpy = np.ones(1, np.float32)
         self.static = 1.0
         self.inner = Affine(1, 0)
+        self.parts = nnx.List([Affine(1, 0)])
 
     def __call__(self, batch):
-        factor = self.variable[...] * self.array * self.static
-        return self.inner({**batch, "x": batch["x"] * factor})
+        scalars = self.param[...] * self.tree.get_value()["a"] * self.array * self.static
+        factor = scalars * self.numpy_param[...][0] * self.numpy[0]
+        return self.parts[0](self.inner({**batch, "x": batch["x"] * factor}))
 
 
 class EqxScale(eqx.Module):
@@ -246,6 +254,18 @@ MODES: dict[str, Callable[[Any, int], list[Any]]] = {
     "for": by_for,
     "scan": by_scan,
 }
+
+
+@contextlib.contextmanager
+def ahead(batches: int) -> Iterator[None]:
+    """`for` computes so many batches at a time, from the first one on, however long it compiles."""
+    from datarax.pipeline import _iterator
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_iterator, "AHEAD", batches)
+        patch.setattr(_iterator, "AHEAD_COMPILE", math.inf if batches > 1 else 0)
+        patch.setattr(_iterator, "PATIENCE", 0)
+        yield
 
 
 def unstack(outs: Any) -> list[Any]:
