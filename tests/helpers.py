@@ -16,7 +16,7 @@ from flax import nnx
 
 from datarax import Pipeline
 from datarax.operators import ElementOperator, ElementOperatorConfig
-from datarax.sources import EagerSourceBase, MemorySource, MemorySourceConfig
+from datarax.sources import EagerSourceBase, MemorySource, MemorySourceConfig, SourceData
 
 # Programs of the spec, on the model and on the library.
 
@@ -315,11 +315,13 @@ def ids(batches: Iterable[Any]) -> list[int]:
 
 def state_of(pipeline: Pipeline) -> dict[str, Any]:
     """All that a pipeline remembers, arrays by path."""
+    data, remembered = nnx.state(pipeline, SourceData, ...)
+    del data
     return {
         "cursor": tuple(pipeline.cursor),
         **{
             ".".join(map(str, path)): _plain(leaf)
-            for path, variable in nnx.to_flat_state(nnx.state(pipeline))
+            for path, variable in nnx.to_flat_state(remembered)
             for leaf in jax.tree.leaves(variable)
         },
     }
