@@ -1,7 +1,6 @@
 """A source whose records are in memory."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,10 +11,10 @@ from flax import nnx
 
 from .._bundle import Bundle
 from .._order import Shuffle
-from .._rows import take
 from .._types import Batch, Records, Scalar
 from ..errors import EmptySourceError, FieldTypeError, UnequalLengthsError
-from ._base import EagerSourceBase, SourceData
+from ._base import EagerSourceBase
+from ._column import Column
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,21 +55,17 @@ class MemorySource(EagerSourceBase):
         self.length = next(iter(lengths.values()))
         self.names = _nested_names(fields)
         self.data = Bundle(
-            {name: SourceData(_hold(name, x, config.copy)) for name, x in columns.items()}
+            {name: Column(_fitting(name, x), copy=config.copy) for name, x in columns.items()}
         )
 
     def __len__(self) -> int:
         return self.length
 
     def gather(self, records: Records) -> Batch:
-        return take(self._arrays(), records)
+        return _map(lambda name: self.data.get(name).take(records), self.names)
 
     def gather_range(self, start: Scalar, size: int) -> Batch:
-        rows = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=size)
-        return jax.tree.map(rows, self._arrays())
-
-    def _arrays(self) -> Batch:
-        return _map(lambda name: self.data.get(name).get_raw_value(), self.names)
+        return _map(lambda name: self.data.get(name).take_range(start, size), self.names)
 
 
 def _columns(data: Any) -> dict[str, Any]:
@@ -136,21 +131,18 @@ def _column(field: str, column: Any) -> Any:
     return array
 
 
-def _hold(field: str, column: jax.Array | np.ndarray, copy: bool) -> jax.Array:
-    """The column on the device, not a value changed; or an error that names the field."""
+def _fitting(field: str, column: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
+    """The column in a type that JAX has, not a value changed; or an error that names the field."""
     if isinstance(column, jax.Array):
-        return jnp.array(column, copy=True) if copy else column
-    values = column
-    target = _target(values.dtype)
+        return column
+    target = _target(column.dtype)
     if target is None:
         raise FieldTypeError(
             field,
-            f"has type {values.dtype}, which JAX cannot hold. "
+            f"has type {column.dtype}, which JAX cannot hold. "
             "Encode it as numbers, or leave it out.",
         )
-    if target != values.dtype:
-        values = _narrow(field, values, target)
-    return jnp.array(values, copy=True) if copy else jnp.asarray(values)
+    return column if target == column.dtype else _narrow(field, column, target)
 
 
 def _target(dtype: np.dtype) -> np.dtype | None:
