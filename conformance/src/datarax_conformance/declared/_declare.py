@@ -12,7 +12,7 @@ from ..case import Case
 from ..requirements import needed_by, requirements
 
 # What a script needs of an engine, beyond the profile of the requirement.
-NEEDED = {"step": "step", "for": "iter", "iter": "iter", "next": "iter", "scan": "scan", "save": "resume"}
+NEEDED = {"step": "step", "for": "iter", "iter": "iter", "next": "iter", "threads": "iter", "scan": "scan", "save": "resume"}
 
 Script = Sequence[Mapping[str, Any]]
 

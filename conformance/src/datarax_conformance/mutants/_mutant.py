@@ -9,7 +9,7 @@ import sys
 import types
 from collections.abc import Sequence
 
-from .. import model, model_adapter
+from .. import library, model, model_adapter
 
 
 @functools.cache
@@ -17,9 +17,15 @@ def model_source() -> str:
     return inspect.getsource(model)
 
 
+@functools.cache
+def library_source() -> str:
+    """The library's text, to stand below the model's."""
+    return inspect.getsource(library).replace("from .model import", "# from .model import")
+
+
 @dataclasses.dataclass(frozen=True)
 class Mutant:
-    """`edits` are (old, new) pairs; each old text stands exactly once in the model."""
+    """`edits` are (old, new) pairs; each old text stands exactly once in the model or the library over it."""
 
     name: str
     breaks: Sequence[str]  # the requirements that it violates; none: it is benign and must pass
@@ -29,7 +35,7 @@ class Mutant:
 
     @property
     def source(self) -> str:
-        text = self.text or model_source()
+        text = (self.text or model_source()) + library_source()
         for old, new in self.edits:
             if text.count(old) != 1:
                 raise ValueError(f"Mutant {self.name!r}: {old!r} stands {text.count(old)} times in the model.")
@@ -43,6 +49,7 @@ def adapter_of(mutant: Mutant) -> model_adapter.Adapter:
     sys.modules[module.__name__] = module  # where dataclasses look their module up
     exec(compile(mutant.source, "mutant.py", "exec"), vars(module))
     adapter = model_adapter.Adapter()
-    adapter.model = module
-    adapter.capabilities = adapter.capabilities - set(mutant.drops)
+    adapter.new_program, adapter.new_stream = module.Program, module.Library
+    adapter.refused = module.Refused
+    adapter.capabilities = (adapter.capabilities | {"jax"}) - set(mutant.drops)
     return adapter
