@@ -14,7 +14,7 @@ import numpy as np
 
 from .._rows import Cut, advance, host_where, pack, running_on, settle
 from .._types import Batch, Cursor, is_traced, spec_text
-from ..errors import SeekError, StageError
+from ..errors import DataraxError, SeekError, StageError
 from ..sources._base import NAME, length_of
 from ._binding import Binding, Changes, Values, has_tracer, merge
 from ._core import Program, batch_program, draw, fetched_from, order_program, start_of
@@ -85,7 +85,7 @@ class Runtime:
         values = binding.read()
         if binding is not self._binding or not _same(values, self._values):
             if binding is not self._binding:
-                pipeline.check_settings()
+                pipeline._check_settings()
             self._traced = has_tracer(values)
             self._mutable = any(map(_is_mutable, jax.tree.leaves(values)))
             where = jnp.where if is_traced(values[binding.position]) else host_where
@@ -112,7 +112,7 @@ class Runtime:
             _, length, last_batch = policy(pipeline)
             start = advance(start, cut.size, length, last_batch, host_where)
             after = {**after, binding.position: pack(start, length)}
-        binding.write(after)
+        binding.write(after, self._values)
         self._ahead.popleft()
         self.start = start
         for i, value in after.items():
@@ -123,8 +123,7 @@ class Runtime:
 
     def _compute(self, pipeline: "Pipeline", binding: Binding, cut: Cut, following: int) -> None:
         """Fills `_ahead` with the next batch, or with several if that has proved worth it."""
-        # Fails here, before anything is computed, in a trace that the pipeline is no argument of.
-        pipeline.position.set_raw_value(pipeline.position.get_raw_value())
+        pipeline._cursor_state.claim()
         values = self._values
         order = self._order(binding, cut.epochs)
         asked = binding.position if is_traced(self.start.epoch) else None
@@ -145,8 +144,7 @@ class Runtime:
             return
         try:
             [first] = single(values, order)
-            single.wait(first)
-        except jax.errors.JaxRuntimeError as error:
+        except Exception as error:
             again = functools.partial(_by_hand, binding, values, order, cut)
             raise blame(pipeline, single, error, again) from error
         self._ahead.append(first)
@@ -176,9 +174,9 @@ class BatchIterator(Iterator[Batch]):
 
     def __init__(self, pipeline: "Pipeline"):
         self._pipeline = pipeline
-        with pipeline.runtime.lock:
-            pipeline.runtime.look(pipeline)
-            self._epoch = pipeline.runtime.start.epoch
+        with pipeline._runtime.lock:
+            pipeline._runtime.look(pipeline)
+            self._epoch = pipeline._runtime.start.epoch
         if is_traced(self._epoch):
             raise TypeError(
                 "Inside a traced function the end of an epoch is not known. "
@@ -187,7 +185,7 @@ class BatchIterator(Iterator[Batch]):
         self._ended = False
 
     def __next__(self) -> Batch:
-        pipeline, runtime = self._pipeline, self._pipeline.runtime
+        pipeline, runtime = self._pipeline, self._pipeline._runtime
         with runtime.lock:
             runtime.look(pipeline)
             self._ended = self._ended or runtime.start.epoch != self._epoch
@@ -204,7 +202,7 @@ class BatchIterator(Iterator[Batch]):
 
 def step(pipeline: "Pipeline") -> Batch:
     """The next `batch_size` rows, across epochs where the policy lets them."""
-    runtime = pipeline.runtime
+    runtime = pipeline._runtime
     with runtime.lock:
         runtime.look(pipeline)
         return runtime.take(pipeline, running_on(*policy(pipeline)))
@@ -212,7 +210,7 @@ def step(pipeline: "Pipeline") -> Batch:
 
 def cursor(pipeline: "Pipeline") -> Cursor:
     """Epoch and offset, as integers unless the user is tracing. Waits for a running `scan`."""
-    raw = pipeline.position.get_raw_value()
+    raw = pipeline._cursor_state.get_raw_value()
     if is_traced(raw):
         return Cursor(raw[0], raw[1])
     found, length = Cursor(*map(int, np.asarray(raw))), length_of(pipeline.source)
@@ -254,6 +252,8 @@ def blame(
     Only stages that call the host fail at run time. Where there are several, the batch is made
     `again`, by hand; if it then goes well, all of them are named.
     """
+    if isinstance(error, DataraxError):
+        return error
     stages = sorted(x for x in program.host_nodes if x is not None and x != NAME)
     if len(program.host_nodes) > 1 and again is not None:
         try:
@@ -264,6 +264,6 @@ def blame(
             return error
     if not stages or (NAME in program.host_nodes or None in program.host_nodes):
         return error
-    specs, reads = pipeline.node_specs, dict(pipeline.graph.predecessors)
+    specs, reads = pipeline.node_specs, dict(pipeline._graph.predecessors)
     came = {p: spec_text(specs[p]) for stage in stages for p in reads.get(stage, (NAME,))}
     return StageError(" or ".join(stages), came, f"{type(error).__name__}: {error}")

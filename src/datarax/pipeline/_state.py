@@ -66,7 +66,7 @@ def set_state(pipeline: "Pipeline", state: Mapping[str, Any] | str | bytes) -> N
         names = [name for name, (v, _) in leaves.items() if v is variable]
         structure = jax.tree.structure(variable.get_raw_value())
         variable.set_raw_value(jax.tree.unflatten(structure, [loaded[name] for name in names]))
-    pipeline.position.set_raw_value(pack(Cursor(cursor["epoch"], cursor["offset"]), length))
+    pipeline._cursor_state.set_raw_value(pack(Cursor(cursor["epoch"], cursor["offset"]), length))
 
 
 def fingerprint(pipeline: "Pipeline") -> dict[str, Any]:
@@ -80,7 +80,7 @@ def fingerprint(pipeline: "Pipeline") -> dict[str, Any]:
         del record[pipeline.mask_name]
     graph = sorted(
         (name, type(pipeline.nodes[name]).__qualname__, reads)
-        for name, reads in pipeline.graph.predecessors
+        for name, reads in pipeline._graph.predecessors
     )
     keys = [
         [np.asarray(x).tolist() for x in jax.tree.leaves(variable.get_raw_value())]
@@ -96,7 +96,7 @@ def fingerprint(pipeline: "Pipeline") -> dict[str, Any]:
             "permutation": "permutation",
         }.get(shuffle, type(source).__qualname__),
         "seed": _digest(keys),
-        "graph": _digest([graph, pipeline.sink]),
+        "graph": _digest([graph, pipeline._sink]),
     }
 
 
