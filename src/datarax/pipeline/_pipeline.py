@@ -90,6 +90,9 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
         given = [f"`{name}`" for name, x in graph.items() if x is not None]
         if given and (stages is not None or len(given) < 3):
             raise StagesAndNodesError((["`stages`"] if stages is not None else []) + given)
+        parts = [*(stages or ()), *(nodes or {}).values()]
+        if any(isinstance(part, Pipeline) for part in parts):
+            raise TypeError("A pipeline cannot be a stage of another; give it the other's stages.")
         if nodes is None or edges is None or sink is None:
             if not isinstance(stages, Sequence | None):
                 raise TypeError(f"`stages` must be a list of stages, got {type(stages).__name__}.")
@@ -361,12 +364,13 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
 
     def _masked(self, batch: Batch, mask: Mask) -> Batch:
         field = batch.get(self.mask_name, mask)
-        if field.shape != mask.shape or field.dtype != bool:
+        rows = jax.tree.leaves(batch)[0].shape[0]
+        if isinstance(field, dict) or field.dtype != bool or field.shape != (rows,):
             raise StageError(
                 self._sink,
                 {},
-                f"the mask {self.mask_name!r} must stay bool[{mask.shape[0]}], got "
-                f"{spec_text({'': field}).strip()}. Leave that field alone.",
+                f"the mask {self.mask_name!r} must be one boolean for each of the {rows} rows, got "
+                f"{spec_text({'': field}).strip()}. Leave that field alone, or keep all rows.",
             )
         return {**batch, self.mask_name: field}
 
