@@ -172,11 +172,6 @@ def call_stage(
     try:
         if not callable(stage):
             raise TypeError(f"a stage must be callable, got {type(stage).__name__}")
-        if names := captured(stage.fn if isinstance(stage, ElementOperator) else stage):
-            raise TypeError(
-                f"a stage must hold the NNX objects that it uses, but takes {names} from outside; "
-                "make them attributes of an nnx.Module, and that the stage"
-            )
         wanted = key_wanted(stage)
         keys = {wanted: keyring(name, stage, wanted)} if wanted else {}
         # Each reader gets dicts of its own: one may write into them, the others do not see it.
@@ -229,8 +224,9 @@ def unchanged_but_variables(stage: Any) -> Iterator[None]:
 def misfit_text(hint: Hint) -> str:
     """What to say of a value that is not as annotated."""
     got = spec_text({"": hint.value}).strip()
+    annotation = re.sub(r"[\w.]+\.Array\b", "Array", hint.annotation.__name__)
     return (
-        f"{hint.where} is annotated {hint.annotation.__name__}, got {got}; "
+        f"{hint.where} is annotated {annotation}, got {got}; "
         "an axis name means the same size in every stage of a graph."
     )
 
@@ -329,12 +325,19 @@ def called(stage: Stage) -> Stage:
     return stage.method if isinstance(stage, MethodStage) else stage
 
 
-def as_stage(stage: Any) -> Any:
+def as_stage(name: str, stage: Any) -> Any:
     """The stage as a pipeline keeps it: whatever has arrays is a module with Variables."""
     if isinstance(stage, eqx.Module):
         return EquinoxStage(stage)
     if inspect.ismethod(stage) and isinstance(stage.__self__, nnx.Module):
         return MethodStage(stage)
+    if names := captured(stage.fn if isinstance(stage, ElementOperator) else stage):
+        raise StageError(
+            name,
+            {},
+            f"a stage must hold the NNX objects that it uses, but takes {names} from outside; "
+            "make them attributes of an nnx.Module, and that the stage.",
+        )
     return stage
 
 
