@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._rows import Cut, advance, host_where, pack, running_on, settle
-from .._types import Batch, Cursor, is_traced, spec_text
+from .._types import Batch, Cursor, integer, is_traced, spec_text
 from ..errors import DataraxError, SeekError, StageError
 from ..sources._base import NAME, length_of
 from ._binding import Binding, Changes, Values, has_tracer, merge
@@ -221,6 +221,16 @@ def cursor(pipeline: "Pipeline") -> Cursor:
             "Move it with `seek` or `reset`."
         )
     return found
+
+
+def move(pipeline: "Pipeline", epoch: int, offset: int) -> None:
+    """Puts the cursor there, or where the policy lets the next batch start from there."""
+    size, length, last_batch = policy(pipeline)
+    for name, value, end in (("epoch", epoch, 2**32), ("offset", offset, length or 2**32)):
+        if not 0 <= integer(value, -1) < end:
+            raise SeekError(f"`{name}` must be an integer in [0, {end}), got {value!r}.")
+    place = settle(Cursor(int(epoch), int(offset)), size, length, last_batch, host_where)
+    pipeline._cursor_state.set_raw_value(pack(place, length))
 
 
 def policy(pipeline: "Pipeline") -> tuple[int, int | None, Any]:

@@ -17,7 +17,6 @@ from ..errors import (
     EmptySourceError,
     LastBatchError,
     RngsError,
-    SeekError,
     SourceTypeError,
     StageError,
     StagesAndNodesError,
@@ -28,7 +27,7 @@ from . import _scan, _show, _state
 from ._binding import Binding, changes, merge
 from ._core import Position, draw, fetched_from, order_at, start_of
 from ._graph import Graph, Keyring, Stage, as_stage, call_stage, chain_names
-from ._iterator import BatchIterator, Runtime, cursor, step
+from ._iterator import BatchIterator, Runtime, cursor, move, step
 
 _MAKING = threading.Lock()
 """Two threads that meet a pipeline first must find one and the same runtime."""
@@ -197,15 +196,8 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
 
     def seek(self, *, epoch: int, offset: int = 0) -> None:
         """Moves the cursor. `offset` counts records, in `[0, len(source))`."""
-        length = length_of(self.source)
-        for name, value, end in (
-            ("epoch", epoch, 2**32),
-            ("offset", offset, length or 2**32),
-        ):
-            if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < end:
-                raise SeekError(f"`{name}` must be an integer in [0, {end}), got {value!r}.")
         with self._runtime.lock:
-            self._cursor_state.set_raw_value(pack(Cursor(epoch, offset), length))
+            move(self, epoch, offset)
 
     def reset(self) -> None:
         """Moves the cursor to the start of epoch 0."""

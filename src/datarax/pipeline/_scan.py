@@ -24,11 +24,11 @@ def scan(
     """See `Pipeline.scan`."""
     runtime, asked = pipeline._runtime, length
     with runtime.lock:
+        pipeline._cursor_state.claim()
+        runtime.look(pipeline)
         length = _rest_of_epoch(pipeline) if length is None else integer(length, -1)
         if length < 0:
             raise ScanLengthError(asked)
-        pipeline._cursor_state.claim()
-        runtime.look(pipeline)
         if not isinstance(modules, Sequence):
             raise TypeError(f"`modules` must be a list or tuple of NNX objects, got {modules!r}.")
         binding = runtime.bind(pipeline, tuple(modules))

@@ -12,11 +12,11 @@ import numpy as np
 from flax import nnx
 
 from .._keys import BaseKey
-from .._rows import pack
-from .._types import Cursor, integer
+from .._types import integer
 from ..errors import StateError
 from ..sources._base import NAME, EagerSourceBase, length_of
 from ._core import Position
+from ._iterator import move
 
 if TYPE_CHECKING:
     from ._pipeline import Pipeline
@@ -66,7 +66,7 @@ def set_state(pipeline: "Pipeline", state: Mapping[str, Any] | str | bytes) -> N
         names = [name for name, (v, _) in leaves.items() if v is variable]
         structure = jax.tree.structure(variable.get_raw_value())
         variable.set_raw_value(jax.tree.unflatten(structure, [loaded[name] for name in names]))
-    pipeline._cursor_state.set_raw_value(pack(Cursor(cursor["epoch"], cursor["offset"]), length))
+    move(pipeline, cursor["epoch"], cursor["offset"])
 
 
 def fingerprint(pipeline: "Pipeline") -> dict[str, Any]:
