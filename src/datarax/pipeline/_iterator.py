@@ -194,7 +194,7 @@ class BatchIterator(Iterator[Batch]):
                 raise StopIteration
             size, length, last_batch = policy(pipeline)
             if length is None:
-                return runtime.take(pipeline, Cut(size, 1, False), AHEAD)
+                return runtime.take(pipeline, running_on(size, length, last_batch), AHEAD)
             left = length - runtime.start.offset
             if last_batch == "keep":
                 size = min(size, left)
