@@ -84,15 +84,13 @@ def fingerprint(pipeline: "Pipeline") -> dict[str, Any]:
         [np.asarray(x).tolist() for x in jax.tree.leaves(variable.get_raw_value())]
         for _, variable in _variables(pipeline, BaseKey)
     ]
-    shuffle = source.shuffle if isinstance(source, EagerSourceBase) else None
+    order = (
+        source.order_name if isinstance(source, EagerSourceBase) else type(source).__qualname__
+    )
     return {
         "length": length_of(source),
         "specs": _digest([spec_text(_one_row(record))]),
-        "order": {
-            False: "stored",
-            True: "swap-or-not-24",
-            "permutation": "permutation",
-        }.get(shuffle, type(source).__qualname__),
+        "order": order,
         "seed": _digest(keys),
         "graph": _digest([graph, pipeline.sink]),
     }

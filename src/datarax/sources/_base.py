@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from .._keys import BaseKey, base_words, node_key, typed, words
-from .._order import ORDERS, Order, Shuffle, SpanWords, epoch_keys, word
+from .._order import ORDERS, Blocks, Order, Shuffle, SpanWords, keys_of, word
 from .._rows import Rows, locate, rows_at, span, take
-from .._types import Batch, Cursor, KeyLike, Records, Scalar, Spec, Words
+from .._types import Batch, Cursor, KeyLike, Records, Scalar, Spec, Turns, Words
 from ..errors import RngsError
 
 NAME = "source"
@@ -36,15 +36,15 @@ class EagerSourceBase(nnx.Module):
     """A source of known length that can fetch any records: write `__len__` and `gather`.
 
     Order, shuffling, epochs and keys come from the pipeline. `shuffle` is False (stored order),
-    True (swap-or-not) or "permutation"; `rngs` gives the source a seed of its own, from the
+    True (swap-or-not), "permutation" or "blocks" (see `Blocks`); `rngs` gives the source a seed of its own, from the
     stream "shuffle" if there is one, else from "default".
     """
 
-    shuffle: Shuffle = False
+    shuffle: Shuffle | Blocks = False
     base: BaseKey | None = None
 
-    def __init__(self, *, shuffle: Shuffle = False, rngs: nnx.Rngs | None = None):
-        self.shuffle = shuffle
+    def __init__(self, *, shuffle: Shuffle | Blocks = False, rngs: nnx.Rngs | None = None):
+        self.shuffle = Blocks() if shuffle == "blocks" else shuffle
         self.base = None if rngs is None else BaseKey(base_words(rngs, "shuffle"))
 
     @abc.abstractmethod
@@ -53,6 +53,22 @@ class EagerSourceBase(nnx.Module):
     @abc.abstractmethod
     def gather(self, records: Records) -> Batch:
         """The rows `records`, in that order. Traceable; every record is in `[0, len(self))`."""
+
+    def order(self, order_key: Words | None, epochs: Turns) -> Order:
+        """The order of each of these epochs: what a source that shuffles in its own way replaces.
+
+        Its records need not lie in `[0, len(self))`, as long as `gather` takes them.
+        """
+        keys = None if order_key is None else keys_of(order_key, epochs)
+        make = self.shuffle if isinstance(self.shuffle, Blocks) else ORDERS[self.shuffle]
+        return make(keys, len(self))  # pyright: ignore[reportArgumentType]
+
+    @property
+    def order_name(self) -> str:
+        """What a saved state calls this order."""
+        if isinstance(self.shuffle, Blocks):
+            return f"blocks-{self.shuffle.size}x{self.shuffle.window}"
+        return {False: "stored", True: "swap-or-not-24"}.get(self.shuffle, str(self.shuffle))
 
     @property
     def element_spec(self) -> Spec:
@@ -101,10 +117,10 @@ def order_of(
     source: Source, order_key: Words | None, epoch: Scalar, epochs: int
 ) -> Order | SpanWords | None:
     """What fixes the order of `epochs` epochs from `epoch` on: constant while the epoch lasts."""
-    keys = None if order_key is None else epoch_keys(order_key, epoch, epochs)
+    each = epoch + jnp.arange(epochs, dtype=epoch.dtype)
     if isinstance(source, EagerSourceBase):
-        return ORDERS[source.shuffle](keys, len(source))  # pyright: ignore[reportArgumentType]
-    return keys
+        return source.order(order_key, each)
+    return None if order_key is None else keys_of(order_key, each)
 
 
 def fetch(

@@ -14,6 +14,7 @@ from .._rows import take
 from .._types import Batch, Records, flat_fields
 from ..errors import EmptySourceError, FieldTypeError, UnequalLengthsError
 from ._base import EagerSourceBase, SourceData
+from ._values import hold, need_held_type
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,41 +103,5 @@ def _hold(field: str, column: Any, copy: bool) -> jax.Array:
     if isinstance(column, jax.Array):
         return jnp.array(column, copy=True) if copy else column
     values = np.asarray(column)
-    target = _target(values.dtype)
-    if target is None:
-        raise FieldTypeError(
-            field,
-            f"has type {values.dtype}, which JAX cannot hold. "
-            "Encode it as numbers, or leave it out.",
-        )
-    if target != values.dtype:
-        values = _narrow(field, values, target)
+    values = hold(field, values, need_held_type(field, values.dtype))
     return jnp.array(values, copy=True) if copy else jnp.asarray(values)
-
-
-def _target(dtype: np.dtype) -> np.dtype | None:
-    """The type that JAX holds values of `dtype` in; None if it holds none of them."""
-    try:
-        target = np.dtype(jax.dtypes.canonicalize_dtype(dtype))
-        held = jnp.issubdtype(target, jnp.number) or jnp.issubdtype(target, jnp.bool_)
-    except TypeError:
-        return None
-    return target if held else None
-
-
-def _narrow(field: str, values: np.ndarray, target: np.dtype) -> np.ndarray:
-    """64-bit values in their 32-bit type; only float precision may be lost, never a magnitude."""
-    with np.errstate(over="ignore"):
-        held = values.astype(target)
-    if np.issubdtype(target, np.integer):
-        lost = held != values
-    else:
-        lost = np.isinf(held) & np.isfinite(values)
-    if lost.any():
-        record = int(np.argwhere(lost)[0][0])
-        raise FieldTypeError(
-            field,
-            f"has type {values.dtype} and JAX would hold it as {target}, but record {record} does "
-            "not fit. Convert it yourself, or turn on jax_enable_x64.",
-        )
-    return held
