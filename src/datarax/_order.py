@@ -71,7 +71,8 @@ class SwapOrNot(Order):
     length: int = eqx.field(static=True)
 
     def __init__(self, keys: SpanWords, length: int):
-        rounds = jnp.arange(ROUNDS, dtype=jnp.uint32)[:, None] + jnp.zeros_like(keys[:, 0])
+        rounds = jnp.arange(ROUNDS, dtype=jnp.uint32)[:, None]
+        rounds = jnp.broadcast_to(rounds, (ROUNDS, keys.shape[0]))
         self.pivots, self.masks = _round(keys[None], rounds, word(length).type(length))
         self.length = length
 

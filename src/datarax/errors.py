@@ -262,7 +262,9 @@ class ReadError(SourceError):
 
     code: ClassVar[str] = "read"
 
-    def __init__(self, source: str, file: str, record: int | None, reason: str, stage: str = "source"):
+    def __init__(
+        self, source: str, file: str, record: int | None, reason: str, stage: str = "source"
+    ):
         self.source, self.file, self.record, self.stage = source, file, record, stage
         which = "a batch" if record is None else f"record {record}"
         super().__init__(

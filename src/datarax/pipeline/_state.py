@@ -84,9 +84,7 @@ def fingerprint(pipeline: "Pipeline") -> dict[str, Any]:
         [np.asarray(x).tolist() for x in jax.tree.leaves(variable.get_raw_value())]
         for _, variable in _variables(pipeline, BaseKey)
     ]
-    order = (
-        source.order_name if isinstance(source, EagerSourceBase) else type(source).__qualname__
-    )
+    order = source.order_name if isinstance(source, EagerSourceBase) else type(source).__qualname__
     return {
         "length": length_of(source),
         "specs": _digest([spec_text(_one_row(record))]),

@@ -1,11 +1,26 @@
 from .._order import Blocks as Blocks
+from ._array_record import (
+    ArrayRecordSource as ArrayRecordSource,
+    ArrayRecordSourceConfig as ArrayRecordSourceConfig,
+)
+from ._arrow import ArrowSource as ArrowSource, ArrowSourceConfig as ArrowSourceConfig
 from ._base import EagerSourceBase as EagerSourceBase, SourceData as SourceData
+from ._codec import encode as encode
 from ._disk import (
     StreamingDiskSource as StreamingDiskSource,
     StreamingDiskSourceConfig as StreamingDiskSourceConfig,
 )
+from ._hf import HFEagerSource as HFEagerSource, HFEagerSourceConfig as HFEagerSourceConfig
 from ._host import HostSource as HostSource, HostSourceConfig as HostSourceConfig, Reader as Reader
 from ._memory import (
     MemorySource as MemorySource,
     MemorySourceConfig as MemorySourceConfig,
+)
+from ._random_access import (
+    RandomAccessSource as RandomAccessSource,
+    RandomAccessSourceConfig as RandomAccessSourceConfig,
+)
+from ._tfds import (
+    TFDSEagerSource as TFDSEagerSource,
+    TFDSEagerSourceConfig as TFDSEagerSourceConfig,
 )

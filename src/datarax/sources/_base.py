@@ -36,8 +36,8 @@ class EagerSourceBase(nnx.Module):
     """A source of known length that can fetch any records: write `__len__` and `gather`.
 
     Order, shuffling, epochs and keys come from the pipeline. `shuffle` is False (stored order),
-    True (swap-or-not), "permutation" or "blocks" (see `Blocks`); `rngs` gives the source a seed of its own, from the
-    stream "shuffle" if there is one, else from "default".
+    True (swap-or-not), "permutation" or "blocks" (see `Blocks`); `rngs` gives the source a seed of
+    its own, from the stream "shuffle" if there is one, else from "default".
     """
 
     shuffle: Shuffle | Blocks = False

@@ -8,7 +8,6 @@ import types
 from typing import Any, Literal, TypeAlias
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -53,10 +52,9 @@ class HostSourceConfig:
     max_errors: int = 0
 
     def __post_init__(self):
-        if not any(self.shuffle is x or self.shuffle == x and x for x in ORDERS):
+        if not any(self.shuffle == x and type(self.shuffle) is type(x) for x in ORDERS):
             raise ValueError(
-                '`shuffle` is False, True, "permutation" or "blocks", '
-                f"got {self.shuffle!r}."
+                f'`shuffle` is False, True, "permutation" or "blocks", got {self.shuffle!r}.'
             )
         if self.on_error not in ("raise", "mask"):
             raise ValueError(f'`on_error` is "raise" or "mask", got {self.on_error!r}.')
@@ -144,9 +142,9 @@ class Reader(abc.ABC):
         for name, x in found.items():
             shape = (len(records), *wanted[name].shape)
             if x.shape != shape or x.dtype != wanted[name].dtype:
+                other = jax.ShapeDtypeStruct(shape, wanted[name].dtype)
                 raise ValueError(
-                    f"field {name!r} is {spec_text({'': x}).strip()}, "
-                    f"and not {spec_text({'': jax.ShapeDtypeStruct(shape, wanted[name].dtype)}).strip()}"
+                    f"it has {spec_text({name: x})}, and not {spec_text({name: other})}"
                 )
             held[name] = hold(name, x, need_held_type(name, x.dtype), records)
         return jax.tree.map(held.__getitem__, _named(spec))
@@ -212,9 +210,7 @@ def call_host(reader: Reader, records: Records) -> Batch:
     A pure callback: reading has no effect, so a batch that nobody uses is never read.
     """
     b = records.shape[0]
-    spec = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((b, *x.shape), x.dtype), reader.element_spec
-    )
+    spec = jax.tree.map(lambda x: jax.ShapeDtypeStruct((b, *x.shape), x.dtype), reader.element_spec)
     return jax.pure_callback(_Rows(reader), spec, records, vmap_method="sequential")
 
 

@@ -1,0 +1,81 @@
+"""Data sets of the package `datasets`."""
+
+import dataclasses
+import functools
+import os
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from .._types import Batch, Spec
+from ._host import HostSource, HostSourceConfig, Reader, require, spec_of
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HFEagerSourceConfig(HostSourceConfig):
+    """`path` is a folder of `Dataset.save_to_disk`, or a name that `datasets.load_dataset` takes.
+
+    `split` chooses among splits, `fields` among columns; those of strings must be left out.
+    """
+
+    path: str | os.PathLike[str] | None = None
+    split: str | None = None
+    fields: tuple[str, ...] | None = None
+
+
+class HFEagerSource(HostSource):
+    """A `datasets.Dataset`, given or loaded, in random access; its Arrow files stay on disk."""
+
+    def __init__(
+        self, config: HFEagerSourceConfig, dataset: Any = None, *, rngs: nnx.Rngs | None = None
+    ):
+        dataset = load(config, dataset, streaming=False)
+        super().__init__(HFReader(dataset), config, rngs=rngs)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class HFReader(Reader):
+    """Rows of a data set; the handle is the data set itself, of which a copy is another one."""
+
+    dataset: Any
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    @functools.cached_property
+    def _numpy(self) -> Any:
+        return self.dataset.with_format("numpy")
+
+    @functools.cached_property
+    def stored_spec(self) -> Spec:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return spec_of(self._numpy[0])
+
+    def read(self, records: np.ndarray) -> Batch:
+        return self._numpy[records.astype(np.int64)]
+
+    def place(self, record: int) -> str:
+        files = [x["filename"] for x in self.dataset.cache_files]
+        return ", ".join(files) or "a data set in memory"
+
+    @property
+    def label(self) -> str:
+        return "HFEagerSource"
+
+
+def load(config: Any, dataset: Any, streaming: bool) -> Any:
+    """The data set that was given, or the one that `config` names."""
+    datasets = require("datasets", "hf")
+    if (dataset is None) == (config.path is None):
+        raise ValueError("Give either a data set or `path` in the config, and not both.")
+    if dataset is None:
+        path = os.fspath(config.path)
+        if (os.path.isdir(path) and not streaming) or os.path.isdir(path):
+            dataset = datasets.load_from_disk(path)
+        else:
+            dataset = datasets.load_dataset(path, split=config.split, streaming=streaming)
+    if isinstance(dataset, dict):
+        if config.split not in dataset:
+            raise ValueError(f"`split` must be one of {list(dataset)}, got {config.split!r}.")
+        dataset = dataset[config.split]
+    return dataset if config.fields is None else dataset.select_columns(list(config.fields))
