@@ -29,6 +29,7 @@ class Cell(NamedTuple):
 class Result(NamedTuple):
     printed: str
     html: str  # how the cell's last expression shows itself in a notebook
+    picture: str  # and as a Mermaid graph
 
 
 def cells_of(script: Path) -> Iterator[Cell]:
@@ -56,6 +57,8 @@ def page_of(script: Path) -> str:
             parts.append(f"```{{ .text .printed }}\n{result.printed}\n```")
         if result.html:
             parts.append(f'<div class="shown">{result.html}</div>')
+        if result.picture:
+            parts.append(f"```mermaid\n{result.picture}\n```")
     name = script.relative_to(Path(__file__).parents[1])
     parts.append(f"---\n\nThis page is the script `docs/{name}`, run when the site was built.")
     return "\n\n".join(parts) + "\n"
@@ -65,6 +68,7 @@ def results_of(script: Path) -> Iterator[Result]:
     module = types.ModuleType("__main__")
     module.__file__ = str(script)
     sys.modules["__main__"] = module
+    sys.argv = [str(script)]
     for cell in cells_of(script):
         if cell.is_prose:
             continue
@@ -76,7 +80,8 @@ def results_of(script: Path) -> Iterator[Result]:
             if last is not None:
                 value = eval(compile(ast.Expression(last.value), script, "eval"), module.__dict__)
         html = value._repr_html_() if hasattr(value, "_repr_html_") else ""
-        yield Result(printed[0].rstrip(), html)
+        picture = value.to_mermaid() if hasattr(value, "to_mermaid") else ""
+        yield Result(printed[0].rstrip(), html, picture)
 
 
 @contextlib.contextmanager

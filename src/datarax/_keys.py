@@ -96,6 +96,6 @@ def base_words(rngs: nnx.Rngs, stream: str | None) -> Words:
     )
 
 
-def all_words(rngs: nnx.Rngs) -> dict[str, Words]:
+def all_words(rngs: nnx.Rngs) -> dict[str, BaseKey]:
     """The words of every stream of `rngs`, read as by `base_words`."""
-    return {name: words(stream.key.get_raw_value()) for name, stream in rngs.items()}
+    return {name: BaseKey(words(stream.key.get_raw_value())) for name, stream in rngs.items()}

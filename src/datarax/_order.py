@@ -115,7 +115,7 @@ def _swap_or_not(
 ) -> Records:
     """The rounds; `words(r)` gives the pivot and the mask of each row in round `r`."""
 
-    def one(i: Array, x: Array) -> Array:
+    def one(i: Any, x: Array) -> Array:
         pivot, mask = words(ROUNDS - 1 - i if reverse else i)
         # pivot - x mod length, without leaving the unsigned word.
         y = jnp.where(pivot >= x, pivot - x, pivot + (length - x))

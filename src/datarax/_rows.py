@@ -31,11 +31,7 @@ def host_where(condition: bool, yes: int, no: int) -> int:
 
 
 def settle(
-    cursor: Cursor,
-    size: int,
-    length: int | None,
-    last_batch: LastBatch,
-    where: Where = jnp.where,
+    cursor: Cursor, size: int, length: int | None, last_batch: LastBatch, where: Where = jnp.where
 ) -> Cursor:
     """The cursor from which a batch of `size` rows really starts.
 
@@ -43,58 +39,76 @@ def settle(
     """
     if length is None or last_batch != "drop":
         return cursor
-    short = cursor.offset + size > length
+    size, length = _like(cursor.offset, size), _like(cursor.offset, length)
+    short = length - cursor.offset < size
     return Cursor(where(short, cursor.epoch + 1, cursor.epoch), where(short, 0, cursor.offset))
 
 
 def advance(
-    cursor: Cursor,
-    size: int,
-    length: int | None,
-    last_batch: LastBatch,
-    where: Where = jnp.where,
+    cursor: Cursor, size: int, length: int | None, last_batch: LastBatch, where: Where = jnp.where
 ) -> Cursor:
     """The cursor after a batch of `size` rows that started at the settled `cursor`."""
-    epoch, offset = cursor.epoch, cursor.offset + size
+    rows = _like(cursor.offset, size)
     if length is None:
-        return Cursor(epoch, offset)
-    if last_batch == "keep":
-        return Cursor(epoch + offset // length, offset % length)
-    ended = offset >= length
-    moved = Cursor(where(ended, epoch + 1, epoch), where(ended, 0, offset))
+        return Cursor(cursor.epoch, cursor.offset + rows)
+    # What is left is compared, not what is reached: a sum could leave the word.
+    records = _like(cursor.offset, length)
+    left = records - cursor.offset
+    inside = rows < left
+    beyond = 0 if last_batch == "pad" else where(inside, 0, rows - left)
+    moved = Cursor(
+        where(inside, cursor.epoch, cursor.epoch + 1 + beyond // records),
+        where(inside, cursor.offset + rows, beyond % records),
+    )
     return settle(moved, size, length, last_batch, where)
 
 
-def span(size: int, length: int | None, last_batch: LastBatch) -> int:
-    """How many epochs a batch of `size` rows can touch, whatever row it starts from."""
+def _like(offset: Any, count: int) -> Any:
+    """A count in the type of the offset: JAX would take a plain integer for a signed one."""
+    return count if isinstance(offset, int) else offset.dtype.type(count)
+
+
+class Cut(NamedTuple):
+    """The shape of one batch: its rows, how many epochs they can touch, whether some are missing.
+
+    With one epoch and no padding all rows are inside that epoch: whoever cuts so has seen to it.
+    """
+
+    size: int
+    epochs: int
+    padded: bool
+
+
+def running_on(size: int, length: int | None, last_batch: LastBatch) -> Cut:
+    """The cut of `step` and `scan`: always `size` rows, from whatever row they start."""
     if length is None or last_batch != "keep":
-        return 1
-    return 1 + -(-(size - 1) // length)
+        return Cut(size, 1, last_batch == "pad")
+    return Cut(size, 1 + -(-(size - 1) // length), False)
 
 
 def locate(
-    cursor: Cursor, size: int, length: int | None, epochs: int
+    cursor: Cursor, cut: Cut, length: int | None
 ) -> tuple[Turns | None, Offsets, Mask | None]:
-    """For each row which of the `epochs` it stands in, its offset there, and whether it exists.
+    """For each row which of the epochs it stands in, its offset there, and whether it exists.
 
-    With one epoch, rows past its end do not exist: they get offset 0, and False in the mask.
+    Rows past the end of a padded batch get offset 0, and False in the mask.
     """
-    i = jnp.arange(size, dtype=cursor.offset.dtype)
-    if length is None:
-        return None, cursor.offset + i, None
-    rest = cursor.offset.dtype.type(length) - cursor.offset
+    i = jnp.arange(cut.size, dtype=cursor.offset.dtype)
+    if length is None or (cut.epochs == 1 and not cut.padded):
+        return None, cursor.offset + i, jnp.ones(cut.size, bool) if cut.padded else None
+    rest = _like(cursor.offset, length) - cursor.offset
     inside = i < rest
-    if epochs == 1:
+    if cut.padded:
         return None, jnp.where(inside, cursor.offset + i, 0), inside
     past = i - rest
-    turn = jnp.where(inside, 0, past // length + 1)
-    return turn, jnp.where(inside, cursor.offset + i, past % length), None
+    turn = jnp.where(inside, 0, past // _like(past, length) + 1)
+    return turn, jnp.where(inside, cursor.offset + i, past % _like(past, length)), None
 
 
-def rows_at(order: Order, cursor: Cursor, size: int, epochs: int) -> Rows:
-    """The rows of a batch under `order`, which is that of `epochs` epochs from the cursor's on."""
-    turn, offset, mask = locate(cursor, size, order.length, epochs)
-    epoch = jnp.broadcast_to(cursor.epoch, (size,)) if turn is None else cursor.epoch + turn
+def rows_at(order: Order, cursor: Cursor, cut: Cut) -> Rows:
+    """The rows of a batch under `order`, which is that of the epochs from the cursor's on."""
+    turn, offset, mask = locate(cursor, cut, order.length)
+    epoch = jnp.broadcast_to(cursor.epoch, (cut.size,)) if turn is None else cursor.epoch + turn
     return Rows(epoch, order(offset, turn), offset, mask)
 
 
@@ -113,5 +127,7 @@ def zero_outside(batch: Batch, mask: Mask) -> Batch:
 
 
 def pack(cursor: Cursor, length: int | None) -> np.ndarray:
-    """A cursor as the array that a pipeline keeps."""
-    return np.array(cursor, dtype=word(length or 1))
+    """A cursor as the array that a pipeline keeps; read-only, since copies share it."""
+    packed = np.array(cursor, dtype=word(length or 1))
+    packed.flags.writeable = False
+    return packed

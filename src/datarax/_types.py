@@ -3,6 +3,7 @@
 Axes: `b` rows of a batch, `n` records of a source.
 """
 
+import operator
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -38,6 +39,14 @@ class Cursor(NamedTuple):
 
     epoch: Any
     offset: Any
+
+
+def integer(value: Any, otherwise: int) -> int:
+    """The integer that `value` is; `otherwise` for anything else, `True` included."""
+    try:
+        return otherwise if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return otherwise
 
 
 def is_traced(x: Any) -> bool:

@@ -188,6 +188,18 @@ class LastBatchError(DataraxError):
     code: ClassVar[str] = "last-batch"
 
 
+class ScanLengthError(DataraxError):
+    """The length of a scan is not a number of batches."""
+
+    code: ClassVar[str] = "scan-length"
+
+    def __init__(self, value: object):
+        super().__init__(
+            f"`length` must be an integer of at least 0, got {value!r}. "
+            "Leave it out to scan to the end of the epoch."
+        )
+
+
 class MaskNameError(DataraxError):
     """The data has a field with the name of the mask."""
 

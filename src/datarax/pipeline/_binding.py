@@ -4,6 +4,7 @@ Splitting an NNX graph costs 0.3 to 1 ms. A `Binding` does it once, and after th
 what could have changed: the identity of every attribute and of every Variable's value.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from operator import is_
 from typing import Any
@@ -18,14 +19,51 @@ Changes = dict[int, Any]
 """New values by their place in the list; the places are part of a compiled program's output."""
 
 
+STRUCTURES = 256
+"""How many structures are remembered, so that equal pipelines share what is compiled for them."""
+
+
+class Structure:
+    """What NNX objects are apart from their values: hashed once, and by identity if need be.
+
+    Equal structures are one object, see `canonical`.
+    """
+
+    def __init__(self, graphdef: Any, arrays: Mapping[int, str]):
+        self.graphdef = graphdef
+        self.arrays = arrays  # what is no Variable: its place and its name
+        try:
+            self._hash = hash(graphdef)
+        except TypeError:  # a static attribute cannot be hashed: nothing is shared
+            self._hash = None
+
+    def __hash__(self) -> int:
+        return object.__hash__(self) if self._hash is None else self._hash
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if not isinstance(other, Structure) or None in (self._hash, other._hash):
+            return False
+        return self.graphdef == other.graphdef
+
+
+@functools.lru_cache(maxsize=STRUCTURES)
+def canonical(structure: Structure) -> Structure:
+    """The one object that stands for all structures equal to this one."""
+    return structure
+
+
 class Binding:
     """The leaves of `roots`, in NNX's own order; `position` is the cursor's place among them."""
 
     def __init__(self, roots: tuple[Any, ...]):
-        self.graphdef, flat = nnx.graph.flatten(roots)
-        self.paths = [tuple(map(str, path)) for path in flat.paths]
+        graphdef, flat = nnx.graph.flatten(roots)
         leaves = list(flat.leaves)
         self.variables = {i: x for i, x in enumerate(leaves) if isinstance(x, nnx.Variable)}
+        self.paths = [tuple(map(str, path)) for path in flat.paths]
+        arrays = {i: ".".join(p) for i, p in enumerate(self.paths) if i not in self.variables}
+        self.structure = canonical(Structure(graphdef, arrays))
         self._readers = list(self.variables.items())
         self._values = leaves
         self.position = self.paths.index(("0", "position"))
@@ -89,20 +127,26 @@ def _attributes(node: Any) -> Mapping[Any, Any] | None:
     return None
 
 
-def merge(graphdef: Any, values: Sequence[Any]) -> Any:
+def merge(structure: Structure, values: Sequence[Any]) -> Any:
     """A copy of the bound objects that holds `values`: for use inside a trace."""
-    return nnx.graph.unflatten(graphdef, list(values))
+    return nnx.graph.unflatten(structure.graphdef, list(values))
 
 
-def changes(graphdef: Any, root: Any, before: Sequence[Any]) -> Changes:
-    """Which values of `root` are no longer those it was merged with."""
-    now, after = nnx.graph.flatten(root, with_paths=False)
-    if now != graphdef:
+def changes(structure: Structure, roots: Any, before: Sequence[Any]) -> Changes:
+    """Which values of `roots` are no longer those they were merged with."""
+    now, after = nnx.graph.flatten(roots, with_paths=False)
+    if now != structure.graphdef:
         raise TypeError(
-            "a stage or step function must not add, remove or rename attributes of a module, nor "
-            "change its static ones, when it is called; create them in `__init__`"
+            "no attribute of a module may be added, removed or assigned while a batch is made; "
+            "create it in `__init__`, and keep what changes in an nnx.Variable"
         )
-    return {i: x for i, (x, old) in enumerate(zip(after, before, strict=True)) if x is not old}
+    found = {i: x for i, (x, old) in enumerate(zip(after, before, strict=True)) if x is not old}
+    for place in found.keys() & structure.arrays.keys():
+        raise TypeError(
+            "what changes while a batch is made must be kept in an nnx.Variable, but the array "
+            f"`{structure.arrays[place]}` was assigned"
+        )
+    return found
 
 
 def has_tracer(values: Sequence[Any]) -> bool:

@@ -5,7 +5,9 @@ compiled from; they hold their keys, so a dead function's identity can never be 
 """
 
 import functools
-from collections.abc import Callable
+import math
+import time
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -13,11 +15,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from .._keys import batch_key, node_key, record_keys
-from .._rows import advance, settle, zero_outside
+from .._rows import Cut, advance, settle, zero_outside
 from .._types import Batch, Cursor, Scalar
 from ..errors import MaskNameError
 from ..sources._base import NAME, fetch, length_of, order_of
-from ._binding import Changes, Values, changes, has_tracer, merge
+from ._binding import Changes, Structure, Values, changes, has_tracer, merge
+from ._graph import scope, scoped
 
 if TYPE_CHECKING:
     from ._pipeline import Pipeline
@@ -30,15 +33,17 @@ class Position(nnx.Variable):
     """The cursor of a pipeline: an array of its epoch and its offset."""
 
 
-def draw(pipeline: "Pipeline", order: Any, size: int, epochs: int) -> dict[str, Batch]:
-    """What every node gives for the next `size` rows; moves the pipeline's cursor past them.
+def draw(
+    pipeline: "Pipeline", order: Any, cursor: Cursor, cut: Cut
+) -> tuple[dict[str, Batch], Cursor]:
+    """What every node gives for the rows from the settled `cursor` on, and the cursor after them.
 
-    `order` is that of the `epochs` epochs from the (settled) cursor's on.
+    `order` is that of the epochs from the cursor's on. Of the pipeline, only stages change.
     """
     length, policy = length_of(pipeline.source), pipeline.last_batch
-    cursor = settle(Cursor(*pipeline.position[...]), size, length, policy)
-    batch, rows = fetch(pipeline.source, order, cursor, size, epochs)
-    mask = rows.mask if policy == "pad" else None
+    with jax.named_scope(scope(NAME)):
+        batch, rows = fetch(pipeline.source, order, cursor, cut)
+    mask = rows.mask
     if mask is not None:
         if pipeline.mask_name in batch or not isinstance(pipeline.mask_name, str):
             raise MaskNameError(pipeline.mask_name, list(batch))
@@ -51,8 +56,7 @@ def draw(pipeline: "Pipeline", order: Any, size: int, epochs: int) -> dict[str, 
         return record_keys(node, rows.epoch, rows.record)
 
     outputs = pipeline.transform(batch, keyring, mask)
-    pipeline.position[...] = jnp.stack(advance(cursor, size, length, policy))
-    return outputs
+    return outputs, advance(cursor, cut.size, length, policy)
 
 
 def order_at(pipeline: "Pipeline", epoch: Scalar, epochs: int) -> Any:
@@ -62,111 +66,130 @@ def order_at(pipeline: "Pipeline", epoch: Scalar, epochs: int) -> Any:
 
 
 class Program:
-    """A compiled function that knows whether it calls back to the host while it runs."""
+    """A compiled function, and what its first call has shown of it.
+
+    `seconds` that the first call took (tracing, compiling), `bytes` of what it returned, and
+    `host_nodes`: the nodes that call back to the host while it runs, None for a function of the
+    user's that does.
+    """
+
+    seconds = math.inf
+    bytes = 0
+    host_nodes: frozenset[str | None] = frozenset()
 
     def __init__(self, function: Callable[..., Any]):
         self._compiled = jax.jit(function)
-        self._calls_host: bool | None = None
+        self._called = False
 
     def __call__(self, values: Values, *args: Any) -> Any:
-        if self._calls_host is None:
-            self._calls_host = _calls_host(self._compiled.trace(values, *args).jaxpr.jaxpr)
-        return self._compiled(values, *args)
+        if self._called:
+            return self._compiled(values, *args)
+        start = time.perf_counter()
+        jaxpr = self._compiled.trace(values, *args).jaxpr.jaxpr
+        self.host_nodes = frozenset(_callers(jaxpr, None))
+        result = self._compiled(values, *args)
+        self.seconds = time.perf_counter() - start
+        self.bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(result))
+        self._called = True
+        return result
 
     def wait(self, result: Any) -> None:
         """Waits for a result that could still turn out to be an error.
 
         Only a call to the host fails at run time, so without one nothing is waited for.
         """
-        if self._calls_host and not has_tracer([result]):
+        if self.host_nodes and not has_tracer([result]):
             jax.block_until_ready(result)
 
 
-def _calls_host(jaxpr: Any) -> bool:
-    return any(
-        "callback" in equation.primitive.name or any(map(_calls_host, _inner(equation)))
-        for equation in jaxpr.eqns
-    )
-
-
-def _inner(equation: Any) -> list[Any]:
-    leaves = jax.tree.leaves(equation.params, is_leaf=lambda x: hasattr(x, "eqns"))
-    found = [getattr(x, "jaxpr", x) for x in leaves]
-    return [x for x in found if hasattr(x, "eqns")]
+def _callers(jaxpr: Any, outer: str | None) -> Iterator[str | None]:
+    """The nodes whose operations call the host, those of inner programs included."""
+    for equation in jaxpr.eqns:
+        node = scoped(str(equation.source_info.name_stack)) or outer
+        if "callback" in equation.primitive.name:
+            yield node
+        leaves = jax.tree.leaves(equation.params, is_leaf=lambda x: hasattr(x, "eqns"))
+        for inner in (getattr(x, "jaxpr", x) for x in leaves):
+            if hasattr(inner, "eqns"):
+                yield from _callers(inner, node)
 
 
 @functools.lru_cache(maxsize=PROGRAMS)
-def order_program(graphdef: Any, epochs: int) -> Program:
+def order_program(structure: Structure, epochs: int) -> Program:
     """`order_at`, compiled."""
 
     def run(values: Values, epoch: Scalar) -> Any:
-        return order_at(merge(graphdef, values)[0], epoch, epochs)
+        return order_at(merge(structure, values)[0], epoch, epochs)
 
     return Program(run)
 
 
 @functools.lru_cache(maxsize=PROGRAMS)
-def batch_program(graphdef: Any, size: int, epochs: int, count: int) -> Program:
-    """`count` batches one after the other, each with the values that have changed so far."""
+def batch_program(structure: Structure, cut: Cut, count: int, position: int | None) -> Program:
+    """`count` batches one after the other, each with the values that have changed by then.
+
+    The cursor is not among these, unless `position` says which of the values it is: on the host
+    it is known without asking the device.
+    """
 
     def run(values: Values, order: Any) -> list[tuple[Batch, Changes]]:
-        roots = merge(graphdef, values)
-        return [
-            (
-                draw(roots[0], order, size, epochs)[roots[0].sink],
-                changes(graphdef, roots, values),
-            )
-            for _ in range(count)
-        ]
+        roots = merge(structure, values)
+        cursor = start_of(roots[0], cut)
+        results = []
+        for _ in range(count):
+            outputs, cursor = draw(roots[0], order, cursor, cut)
+            moved = {} if position is None else {position: jnp.stack(cursor)}
+            results.append((outputs[roots[0].sink], changes(structure, roots, values) | moved))
+        return results
 
     return Program(run)
 
 
 @functools.lru_cache(maxsize=PROGRAMS)
 def scan_program(
-    graphdef: Any,
+    structure: Structure,
     step_fn: Callable[..., Any],
     length: int,
-    size: int,
-    epochs: int,
+    cut: Cut,
     carried: bool,
+    position: int,
 ) -> Program:
     """`length` batches, each handed to `step_fn`, as one compiled loop."""
 
     def run(values: Values, carry: Any) -> tuple[Changes, Any, Any]:
-        pipeline, *_ = merge(graphdef, values)
-        first = settled_epoch(pipeline, size)
-        order = order_at(pipeline, first, epochs)
+        pipeline, *_ = merge(structure, values)
+        start = start_of(pipeline, cut)
+        order = order_at(pipeline, start.epoch, cut.epochs)
 
         def body(state: Any, _: None) -> tuple[Any, Any]:
-            values, order, ordered, carry = state
-            roots = merge(graphdef, values)
+            now, cursor, order, ordered, carry = state
+            roots = merge(structure, now)
             pipeline, *modules = roots
-            epoch = settled_epoch(pipeline, size)
             if jax.tree.leaves(order):
                 order = jax.lax.cond(
-                    epoch == ordered,
-                    lambda epoch: order,
-                    lambda epoch: order_at(pipeline, epoch, epochs),
-                    epoch,
+                    cursor.epoch == ordered,
+                    lambda _: order,
+                    lambda epoch: order_at(pipeline, epoch, cut.epochs),
+                    cursor.epoch,
                 )
-            batch = draw(pipeline, order, size, epochs)[pipeline.sink]
+            outputs, moved = draw(pipeline, order, cursor, cut)
             if carried:
-                carry, out = step_fn(carry, *modules, batch)
+                carry, out = step_fn(carry, *modules, outputs[pipeline.sink])
             else:
-                out = step_fn(*modules, batch)
-            after = changes(graphdef, roots, values)
-            values = [after.get(i, x) for i, x in enumerate(values)]
-            return (values, order, epoch, carry), out
+                out = step_fn(*modules, outputs[pipeline.sink])
+            after = changes(structure, roots, now)
+            now = [after.get(i, x) for i, x in enumerate(now)]
+            return (now, moved, order, cursor.epoch, carry), out
 
-        state, outs = jax.lax.scan(body, (values, order, first, carry), length=length)
-        after = {i: x for i, x in enumerate(state[0]) if x is not values[i]}
-        return after, state[3], outs
+        state = (values, start, order, start.epoch, carry)
+        (now, cursor, _, _, carry), outs = jax.lax.scan(body, state, length=length)
+        after = {i: x for i, x in enumerate(now) if x is not values[i]}
+        return after | {position: jnp.stack(cursor)}, carry, outs
 
     return Program(run)
 
 
-def settled_epoch(pipeline: "Pipeline", size: int) -> Scalar:
-    """The epoch that the next batch starts in."""
+def start_of(pipeline: "Pipeline", cut: Cut) -> Cursor:
+    """The cursor from which the next batch really starts."""
     cursor = Cursor(*pipeline.position[...])
-    return settle(cursor, size, length_of(pipeline.source), pipeline.last_batch).epoch
+    return settle(cursor, cut.size, length_of(pipeline.source), pipeline.last_batch)

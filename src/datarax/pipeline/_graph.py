@@ -1,17 +1,22 @@
 """Nodes and edges, checked once and then run: the plan that a batch follows."""
 
+import contextlib
 import dataclasses
 import graphlib
 import heapq
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+import re
+import urllib.parse
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 import equinox as eqx
 import jax
+import numpy as np
 from flax import nnx
 
-from .._types import Batch, flat_fields, is_traced, spec_text
+from .._types import Batch, is_traced, spec_text
 from ..errors import (
     CycleError,
     EdgesWithoutNodeError,
@@ -112,15 +117,17 @@ def check_name(name: object) -> None:
 
 
 def chain_names(stages: Sequence[Stage]) -> list[str]:
-    """Names for the stages of a chain: that of the function or class, repeats numbered from 1."""
-    seen: dict[str, int] = {}
-    names = []
+    """Names for the stages of a chain: that of the function or class, or the first free `name_k`.
+
+    Names and not numbers: keys are counted from them, and outlive the insertion of a stage.
+    """
+    names = [SOURCE]
     for stage in stages:
         named = stage.fn if isinstance(stage, ElementOperator) else stage
-        name = getattr(named, "__name__", type(named).__name__).strip("<>_") or "stage"
-        seen[name] = seen.get(name, -1) + 1
-        names.append(f"{name}_{seen[name]}" if seen[name] else name)
-    return names
+        plain = getattr(named, "__name__", type(named).__name__).strip("<>_") or "stage"
+        numbered = (f"{plain}_{k}" for k in itertools.count(1))
+        names.append(next(x for x in itertools.chain([plain], numbered) if x not in names))
+    return names[1:]
 
 
 def key_wanted(stage: Stage) -> Literal["key", "keys"] | None:
@@ -157,13 +164,49 @@ def call_stage(
             raise TypeError(f"a stage must be callable, got {type(stage).__name__}")
         wanted = key_wanted(stage)
         keys = {wanted: keyring(name, stage, wanted)} if wanted else {}
-        output = stage(*(batch for _, batch in inputs), **keys)
+        # Each reader gets dicts of its own: one may write into them, the others do not see it.
+        batches = [jax.tree.map(lambda x: x, batch) for _, batch in inputs]
+        with jax.named_scope(scope(name)), unchanged_but_variables(stage):
+            output = stage(*batches, **keys)
         check_batch(output)
         if not any(map(is_traced, jax.tree.leaves(output))):
             jax.block_until_ready(output)  # run by hand: what fails on the device fails here
     except Exception as error:
         raise StageError(name, came, f"{type(error).__name__}: {error}") from error
     return output
+
+
+def scope(name: str) -> str:
+    """What marks a node's operations in a compiled program."""
+    return f"node:{urllib.parse.quote(name, safe='')}:"
+
+
+def scoped(name_stack: str) -> str | None:
+    """The node whose mark is in an operation's name stack."""
+    found = re.search("node:([^:]*):", name_stack)
+    return urllib.parse.unquote(found[1]) if found else None
+
+
+@contextlib.contextmanager
+def unchanged_but_variables(stage: Any) -> Iterator[None]:
+    """Raises if a stage changes more of itself than its Variables' values."""
+    if not isinstance(stage, nnx.Module):
+        yield
+        return
+    graphdef, before = nnx.graph.flatten(stage)
+    yield
+    now, after = nnx.graph.flatten(stage)
+    if now != graphdef:
+        raise TypeError(
+            "a stage must not add, remove or assign attributes of its own when it is called; "
+            "create them in `__init__`, and keep what changes in an nnx.Variable"
+        )
+    for path, old, new in zip(before.paths, before.leaves, after.leaves, strict=True):
+        if old is not new:
+            raise TypeError(
+                "a stage must keep what it changes in an nnx.Variable, but assigned the array "
+                f"`{'.'.join(map(str, path))}`"
+            )
 
 
 def misfit_text(hint: Hint) -> str:
@@ -179,16 +222,23 @@ def check_batch(output: Any) -> None:
     """Whether a stage's output is a batch: a dict of arrays with equally many rows."""
     if not isinstance(output, dict):
         raise TypeError(f"a stage must return a dict of arrays, got {type(output).__name__}")
-    rows: dict[str, int] = {}
-    for field, x in flat_fields(output).items():
-        if not eqx.is_array(x) or x.ndim == 0:
-            raise TypeError(
-                f"every field of a batch must be an array with rows on axis 0, got {field!r} as "
-                + (f"a scalar {x.dtype}" if eqx.is_array(x) else type(x).__name__)
-            )
-        rows[field] = x.shape[0]
-    if len(set(rows.values())) > 1:
+    rows = dict(_rows_of(output, ""))
+    if len(set(rows.values())) != 1:
         raise ValueError(f"all fields of a batch must have the same number of rows, got {rows}")
+
+
+def _rows_of(fields: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, int]]:
+    for name, x in fields.items():
+        if isinstance(x, dict):
+            yield from _rows_of(x, f"{prefix}{name}.")
+        elif eqx.is_array(x) and x.ndim:
+            yield f"{prefix}{name}", x.shape[0]
+        else:
+            got = f"a scalar {x.dtype}" if eqx.is_array(x) else f"{type(x).__name__}"
+            raise TypeError(
+                "every field of a batch must be an array with its rows on axis 0, got "
+                f"{prefix + name!r} as {got}"
+            )
 
 
 class EquinoxStage(nnx.Module):
@@ -198,20 +248,25 @@ class EquinoxStage(nnx.Module):
     """
 
     def __init__(self, module: eqx.Module):
-        arrays, self.static = eqx.partition(module, eqx.is_array)
+        leaves, self.treedef = jax.tree.flatten(module)
+        arrays = [isinstance(x, jax.Array | np.ndarray) for x in leaves]
         self.arrays = nnx.List(
             [
-                nnx.Param(x) if eqx.is_inexact_array(x) else nnx.Variable(x)
-                for x in jax.tree.leaves(arrays)
+                nnx.Param(x) if eqx.is_inexact_array_like(x) else nnx.Variable(x)
+                for x, is_array in zip(leaves, arrays, strict=True)
+                if is_array
             ]
         )
-        self.treedef = jax.tree.structure(arrays)
+        self.others = tuple(
+            _ARRAY if is_array else x for x, is_array in zip(leaves, arrays, strict=True)
+        )
         self.__name__ = type(module).__name__
 
     @property
     def module(self) -> Any:
-        arrays = [variable[...] for variable in self.arrays]
-        return eqx.combine(jax.tree.unflatten(self.treedef, arrays), self.static)
+        arrays = iter([variable[...] for variable in self.arrays])
+        leaves = [next(arrays) if isinstance(x, str) and x == _ARRAY else x for x in self.others]
+        return jax.tree.unflatten(self.treedef, leaves)
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -221,9 +276,31 @@ class EquinoxStage(nnx.Module):
         return self.module(*batches, **keys)
 
 
+_ARRAY = "<an array>"
+
+
+class MethodStage(nnx.Module):
+    """A method of an NNX module as a stage: the module's Variables are the pipeline's."""
+
+    def __init__(self, method: Any):
+        self.module = method.__self__
+        self.__name__ = method.__name__
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(getattr(self.module, self.__name__))
+
+    def __call__(self, *batches: Batch, **keys: jax.Array) -> Batch:
+        return getattr(self.module, self.__name__)(*batches, **keys)
+
+
 def as_stage(stage: Any) -> Any:
-    """The stage as a pipeline keeps it: an Equinox module gets Variables for its arrays."""
-    return EquinoxStage(stage) if isinstance(stage, eqx.Module) else stage
+    """The stage as a pipeline keeps it: whatever has arrays is a module with Variables."""
+    if isinstance(stage, eqx.Module):
+        return EquinoxStage(stage)
+    if inspect.ismethod(stage) and isinstance(stage.__self__, nnx.Module):
+        return MethodStage(stage)
+    return stage
 
 
 def _topological(reads: Mapping[str, Sequence[str]]) -> list[str]:

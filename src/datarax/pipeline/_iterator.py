@@ -1,8 +1,10 @@
 """`step` and `for`: batches handed out one at a time, under one lock and one cursor."""
 
+import collections
+import functools
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from operator import is_
 from typing import TYPE_CHECKING, Any
 
@@ -10,18 +12,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._rows import advance, host_where, settle, span
-from .._types import Batch, Cursor, is_traced
+from .._rows import Cut, advance, host_where, pack, running_on, settle
+from .._types import Batch, Cursor, is_traced, spec_text
 from ..errors import StageError
-from ..sources._base import length_of
-from ._binding import Binding, Values, has_tracer, merge
-from ._core import batch_program, draw, order_program
+from ..sources._base import NAME, length_of
+from ._binding import Binding, Changes, Values, has_tracer, merge
+from ._core import Program, batch_program, draw, order_program, start_of
 
 if TYPE_CHECKING:
     from ._pipeline import Pipeline
 
 BINDINGS = 8
 """How many sets of `modules` a pipeline remembers."""
+
+AHEAD = 8
+"""Batches that `for` computes in one call of compiled code, and then hands out one by one."""
+
+AHEAD_BYTES = 64 * 2**20
+"""The most that batches computed ahead may weigh together."""
+
+AHEAD_COMPILE = 0.5
+"""Seconds: a batch that takes longer to compile is not worth compiling `AHEAD` times over."""
+
+PATIENCE = 2
+"""Batches handed out one at a time before any is computed ahead, so that the first comes early."""
 
 
 class Runtime:
@@ -33,10 +47,14 @@ class Runtime:
     def __init__(self):
         self.lock = threading.RLock()
         self._bindings: dict[tuple[int, ...], tuple[list[weakref.ref], Binding]] = {}
-        self._seen: Values = []
+        # As of the last look at the pipeline: its values, and what follows from them.
+        self._binding: Binding | None = None
+        self._values: Values = []
         self._traced = False
+        self.start = Cursor(0, 0)
         self._orders: dict[int, tuple[Any, Any]] = {}
-        self._known: tuple[Any, Cursor] | None = None
+        self._ahead: collections.deque[tuple[Batch, Changes]] = collections.deque()
+        self._patience = self._next_patience = PATIENCE
 
     def bind(self, pipeline: "Pipeline", modules: Sequence[Any] = ()) -> Binding:
         """The leaves of the pipeline and `modules`, bound anew if an attribute has changed."""
@@ -49,65 +67,95 @@ class Runtime:
                 return binding
         binding = Binding(roots)
         try:
-            refs = [weakref.ref(x) for x in roots]
+            refs = [weakref.ref(x, lambda _: self._bindings.pop(place, None)) for x in roots]
         except TypeError:  # a tuple, say: it cannot be told from a later one at the same address
             return binding
         self._bindings.pop(place, None)
         if len(self._bindings) >= BINDINGS:
             del self._bindings[next(iter(self._bindings))]
         self._bindings[place] = refs, binding
-        for ref in modules and refs[1:]:
-            weakref.finalize(ref(), self._bindings.pop, place, None)
         return binding
 
-    def cursor(self, pipeline: "Pipeline") -> Cursor:
-        """Epoch and offset, as integers unless the user is tracing. Waits for a running `scan`."""
-        raw = pipeline.position.get_raw_value()
-        if self._known is None or self._known[0] is not raw:
-            if is_traced(raw):
-                return Cursor(raw[0], raw[1])
-            self._known = raw, Cursor(*map(int, np.asarray(raw)))
-        return self._known[1]
+    def look(self, pipeline: "Pipeline") -> Binding:
+        """Notices whatever the user has changed since the last batch: `start` is right after it.
 
-    def settled(self, pipeline: "Pipeline") -> Cursor:
-        """The cursor from which the next batch really starts."""
-        where = host_where if not self._traced else jnp.where
-        return settle(self.cursor(pipeline), *_cut(pipeline), where)
-
-    def take(self, pipeline: "Pipeline", size: int, epochs: int) -> Batch:
-        """The next batch, of `size` rows over at most `epochs` epochs. Call it under the lock."""
-        position = pipeline.position
-        # Fails here, before anything is computed, in a trace that the pipeline is no argument of.
-        position.set_raw_value(position.get_raw_value())
-
+        `start` is the settled cursor: plain integers, unless the user is tracing.
+        """
         binding = self.bind(pipeline)
         values = binding.read()
-        if not _same(values, self._seen):
-            self._seen, self._traced = values, has_tracer(values)
+        if binding is not self._binding or not _same(values, self._values):
+            self._binding, self._values, self._traced = binding, values, has_tracer(values)
+            where = jnp.where if self._traced else host_where
+            self.start = settle(cursor(pipeline), *policy(pipeline), where)
             self._orders.clear()
+            self._discard()
+        return binding
 
-        start = self.settled(pipeline)
-        order = self._order(binding, values, start.epoch, epochs)
-        program = batch_program(binding.graphdef, size, epochs, 1)
-        try:
-            [(batch, after)] = program(values, order)
-            program.wait(batch)
-        except jax.errors.JaxRuntimeError as error:
-            _name_the_stage(binding, values, order, size, epochs, error)
-            raise
-        binding.write(after)
-        for i, value in after.items():
-            self._seen[i] = value
+    def take(self, pipeline: "Pipeline", cut: Cut, following: int = 0) -> Batch:
+        """The next batch. Call it after `look`.
+
+        `following` batches of that cut are left in the epoch: they may be computed along with
+        it. What is computed ahead counts only as long as no value of the pipeline has changed, so
+        it can never be seen.
+        """
+        binding = self._binding
+        assert binding is not None
+        if not self._ahead:
+            self._compute(pipeline, binding, cut, following)
+        batch, after = self._ahead[0]
+        start = self.start
         if not self._traced:
-            moved = advance(start, size, *_cut(pipeline)[1:], host_where)
-            self._known = position.get_raw_value(), moved
+            _, length, last_batch = policy(pipeline)
+            start = advance(start, cut.size, length, last_batch, host_where)
+            after = {**after, binding.position: pack(start, length)}
+        binding.write(after)
+        self._ahead.popleft()
+        self.start = start
+        for i, value in after.items():
+            self._values[i] = value
         return batch
 
-    def _order(self, binding: Binding, values: Values, epoch: Any, epochs: int) -> Any:
+    def _compute(self, pipeline: "Pipeline", binding: Binding, cut: Cut, following: int) -> None:
+        """Fills `_ahead` with the next batch, or with several if that has proved worth it."""
+        # Fails here, before anything is computed, in a trace that the pipeline is no argument of.
+        pipeline.position.set_raw_value(pipeline.position.get_raw_value())
+        values = self._values
+        order = self._order(binding, cut.epochs)
+        asked = binding.position if self._traced else None
+        single = batch_program(binding.structure, cut, 1, asked)
+        self._patience -= 1
+        if (
+            self._patience < 0
+            and following >= AHEAD - 1
+            and not self._traced
+            and single.seconds < AHEAD_COMPILE
+            and single.bytes * AHEAD <= AHEAD_BYTES
+            and not single.host_nodes
+        ):
+            self._next_patience = PATIENCE
+            several = batch_program(binding.structure, cut, AHEAD, asked)
+            self._ahead.extend(several(values, order))
+            return
+        try:
+            [first] = single(values, order)
+            single.wait(first)
+        except jax.errors.JaxRuntimeError as error:
+            again = functools.partial(_by_hand, binding, values, order, cut)
+            raise blame(pipeline, single, error, again) from error
+        self._ahead.append(first)
+
+    def _discard(self) -> None:
+        """Forgets what was computed ahead; where most was in vain, the next try waits longer."""
+        if len(self._ahead) > AHEAD // 2:
+            self._patience = self._next_patience = min(2 * self._next_patience, 64)
+        self._ahead.clear()
+
+    def _order(self, binding: Binding, epochs: int) -> Any:
+        epoch = self.start.epoch
         known, order = self._orders.get(epochs, (None, None))
         if self._traced or known != epoch:
-            epoch_word = jnp.asarray(epoch, values[binding.position].dtype)
-            order = order_program(binding.graphdef, epochs)(values, epoch_word)
+            word = jnp.asarray(epoch, self._values[binding.position].dtype)
+            order = order_program(binding.structure, epochs)(self._values, word)
             if not self._traced:
                 self._orders[epochs] = epoch, order
         return order
@@ -121,7 +169,9 @@ class BatchIterator(Iterator[Batch]):
 
     def __init__(self, pipeline: "Pipeline"):
         self._pipeline = pipeline
-        self._epoch = pipeline.runtime.settled(pipeline).epoch
+        with pipeline.runtime.lock:
+            pipeline.runtime.look(pipeline)
+            self._epoch = pipeline.runtime.start.epoch
         if is_traced(self._epoch):
             raise TypeError(
                 "Inside a traced function the end of an epoch is not known. "
@@ -132,24 +182,35 @@ class BatchIterator(Iterator[Batch]):
     def __next__(self) -> Batch:
         pipeline, runtime = self._pipeline, self._pipeline.runtime
         with runtime.lock:
-            cursor = runtime.settled(pipeline)
-            self._ended = self._ended or cursor.epoch != self._epoch
+            runtime.look(pipeline)
+            self._ended = self._ended or runtime.start.epoch != self._epoch
             if self._ended:
                 raise StopIteration
-            size, length = pipeline.batch_size, length_of(pipeline.source)
-            if length is not None and pipeline.last_batch == "keep":
-                size = min(size, length - cursor.offset)
-            return runtime.take(pipeline, size, 1)
+            size, length, last_batch = policy(pipeline)
+            if length is None:
+                return runtime.take(pipeline, Cut(size, 1, False), AHEAD)
+            left = length - runtime.start.offset
+            if last_batch == "keep":
+                size = min(size, left)
+            return runtime.take(pipeline, Cut(size, 1, last_batch == "pad"), left // size - 1)
 
 
 def step(pipeline: "Pipeline") -> Batch:
     """The next `batch_size` rows, across epochs where the policy lets them."""
-    with pipeline.runtime.lock:
-        size, length, last_batch = _cut(pipeline)
-        return pipeline.runtime.take(pipeline, size, span(size, length, last_batch))
+    runtime = pipeline.runtime
+    with runtime.lock:
+        runtime.look(pipeline)
+        return runtime.take(pipeline, running_on(*policy(pipeline)))
 
 
-def _cut(pipeline: "Pipeline") -> tuple[int, int | None, Any]:
+def cursor(pipeline: "Pipeline") -> Cursor:
+    """Epoch and offset, as integers unless the user is tracing. Waits for a running `scan`."""
+    raw = pipeline.position.get_raw_value()
+    return Cursor(raw[0], raw[1]) if is_traced(raw) else Cursor(*map(int, np.asarray(raw)))
+
+
+def policy(pipeline: "Pipeline") -> tuple[int, int | None, Any]:
+    """How the stream is cut into batches: their size, the epoch's length, what ends it."""
     return pipeline.batch_size, length_of(pipeline.source), pipeline.last_batch
 
 
@@ -157,19 +218,30 @@ def _same(now: Values, then: Values) -> bool:
     return len(now) == len(then) and all(map(is_, now, then))
 
 
-def _name_the_stage(
-    binding: Binding,
-    values: Values,
-    order: Any,
-    size: int,
-    epochs: int,
-    error: Exception,
-) -> None:
-    """Raises a `StageError` if a stage fails again when the batch is run stage by stage."""
-    copy, *_ = merge(binding.graphdef, values)
-    try:
-        draw(copy, order, size, epochs)
-    except StageError as named:
-        raise named from error
-    except Exception:
-        return
+def _by_hand(binding: Binding, values: Values, order: Any, cut: Cut) -> None:
+    """Makes a batch stage by stage, so that the stage that fails is known."""
+    copy, *_ = merge(binding.structure, values)
+    draw(copy, order, start_of(copy, cut), cut)
+
+
+def blame(
+    pipeline: "Pipeline", program: Program, error: Exception, again: Callable[[], None] | None
+) -> Exception:
+    """The error to raise for one at run time: it names the stage where that can be known.
+
+    Only stages that call the host fail at run time. Where there are several, the batch is made
+    `again`, by hand; if it then goes well, all of them are named.
+    """
+    stages = sorted(x for x in program.host_nodes if x is not None and x != NAME)
+    if len(program.host_nodes) > 1 and again is not None:
+        try:
+            again()
+        except StageError as named:
+            return named
+        except Exception:
+            return error
+    if not stages or (NAME in program.host_nodes or None in program.host_nodes):
+        return error
+    specs, reads = pipeline.node_specs, dict(pipeline.graph.predecessors)
+    came = {p: spec_text(specs[p]) for stage in stages for p in reads.get(stage, (NAME,))}
+    return StageError(" or ".join(stages), came, f"{type(error).__name__}: {error}")

@@ -1,6 +1,6 @@
 """`Pipeline`: a source, a graph of stages, and a cursor; the only thing that remembers."""
 
-import operator
+import threading
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from .._keys import BaseKey, all_words, batch_key, node_key, record_keys
-from .._rows import LastBatch, pack, span
-from .._types import Batch, Cursor, Mask, Spec, Words, spec_text
+from .._bundle import Bundle
+from .._keys import all_words, batch_key, node_key, record_keys
+from .._rows import LastBatch, pack, running_on
+from .._types import Batch, Cursor, Mask, Spec, Words, integer, spec_text
 from ..errors import (
     BatchSizeError,
     EmptySourceError,
@@ -24,13 +25,12 @@ from ..operators import OperatorModule
 from ..sources._base import NAME, EagerSourceBase, Source, length_of
 from . import _scan, _show, _state
 from ._binding import Binding, changes, merge
-from ._core import Position, draw, order_at
+from ._core import Position, draw, order_at, start_of
 from ._graph import Graph, Keyring, Stage, as_stage, call_stage, chain_names
-from ._iterator import BatchIterator, Runtime, step
+from ._iterator import BatchIterator, Runtime, cursor, step
 
-
-class _Nodes(nnx.Module):
-    """The stages of a pipeline, each under its node's name."""
+_MAKING = threading.Lock()
+"""Two threads that meet a pipeline first must find one and the same runtime."""
 
 
 class _Hidden:
@@ -40,7 +40,7 @@ class _Hidden:
 
     _keyring: Keyring
     _runtime: Runtime
-    _specs: dict[str, Spec]
+    _specs: tuple[Any, dict[str, Spec]]
 
 
 class _CheckedOnceBuilt(type(nnx.Module)):
@@ -98,13 +98,13 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
             self.graph = Graph.from_edges(list(named), edges, sink)
 
         self.source = source
-        self._nodes = _Nodes()
-        for name in self.graph.names:
-            setattr(self._nodes, name, as_stage(named[name]))
-        self.batch_size = _count(batch_size)
+        self._nodes = Bundle({name: as_stage(named[name]) for name in self.graph.names})
+        self.batch_size = integer(batch_size, 0)
+        if self.batch_size < 1:
+            raise BatchSizeError(batch_size)
         self.last_batch: LastBatch = last_batch
         self.mask_name = mask_name
-        self.base = None if rngs is None else BaseKey(all_words(rngs))
+        self.base = None if rngs is None else Bundle(all_words(rngs))
         self.position = Position(pack(Cursor(0, 0), length_of(source)))
 
     @classmethod
@@ -186,7 +186,7 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
     @property
     def cursor(self) -> Cursor:
         """Epoch and offset of the next row."""
-        return self.runtime.cursor(self)
+        return cursor(self)
 
     def seek(self, *, epoch: int, offset: int = 0) -> None:
         """Moves the cursor. `offset` counts records, in `[0, len(source))`."""
@@ -235,9 +235,13 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
     @property
     def node_specs(self) -> dict[str, Spec]:
         """Shapes and types of what every node gives, and of the batches of "source"."""
-        if not hasattr(self, "_specs"):
-            object.__setattr__(self, "_specs", self._trace())
-        return dict(self._specs)
+        with self.runtime.lock:
+            binding = self.runtime.bind(self)
+            values = binding.read()
+            seen = binding.structure, jax.tree.map(jax.typeof, values)
+            if not hasattr(self, "_specs") or self._specs[0] != seen:
+                object.__setattr__(self, "_specs", (seen, self._trace(binding, values)))
+            return dict(self._specs[1])
 
     def to_mermaid(self) -> str:
         """The graph as a Mermaid flowchart with shapes on its edges."""
@@ -258,7 +262,9 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
     def runtime(self) -> Runtime:
         """What drives this object; a copy or a traced pipeline has its own."""
         if not hasattr(self, "_runtime"):
-            object.__setattr__(self, "_runtime", Runtime())
+            with _MAKING:
+                if not hasattr(self, "_runtime"):
+                    object.__setattr__(self, "_runtime", Runtime())
         return self._runtime
 
     def words_of(self, part: Any) -> Words | None:
@@ -268,9 +274,11 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
             return own.get_raw_value()
         if self.base is None:
             return None
-        streams = self.base.get_raw_value()
-        stream = "shuffle" if part is self.source else getattr(part, "stream_name", None)
-        return streams.get(stream, streams.get("default"))
+        wanted = "shuffle" if part is self.source else getattr(part, "stream_name", None)
+        for stream in (wanted, "default"):
+            if stream in self.base.names:
+                return self.base.get(stream).get_raw_value()
+        return None
 
     def transform(self, batch: Batch, keyring: Keyring, mask: Mask | None) -> dict[str, Batch]:
         """What every node gives for a batch from the source, and "source" itself.
@@ -309,26 +317,20 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
             )
         if isinstance(self.source, EagerSourceBase) and self.source.shuffle:
             self.need_words(NAME, self.source)
-        object.__setattr__(self, "_specs", self._trace())
+        _ = self.node_specs
 
-    def _trace(self) -> dict[str, Spec]:
+    def _trace(self, binding: Binding, values: list[Any]) -> dict[str, Spec]:
         """The specs of all outputs, from an abstract run on a copy: no state moves."""
-        binding = Binding((self,))
 
         def outputs(values: list[Any]) -> dict[str, Batch]:
-            (copy,) = merge(binding.graphdef, values)
-            epochs = span(copy.batch_size, length_of(copy.source), copy.last_batch)
-            order = order_at(copy, copy.position[...][0], epochs)
-            found = draw(copy, order, copy.batch_size, epochs)
-            for i in changes(binding.graphdef, (copy,), values):
-                if i not in binding.variables:
-                    raise TypeError(
-                        f"a stage must keep what it changes in an nnx.Variable, but assigned the "
-                        f"array {'.'.join(binding.paths[i][1:])}"
-                    )
+            (copy,) = merge(binding.structure, values)
+            cut = running_on(copy.batch_size, length_of(copy.source), copy.last_batch)
+            start = start_of(copy, cut)
+            found, _ = draw(copy, order_at(copy, start.epoch, cut.epochs), start, cut)
+            changes(binding.structure, (copy,), values)  # raises for what may not change
             return found
 
-        specs = jax.eval_shape(outputs, binding.read())  # which sorts its names
+        specs = jax.eval_shape(outputs, values)  # which sorts its names
         return {name: specs[name] for name in (NAME, *self.graph.names, OVERRIDE) if name in specs}
 
     def need_words(self, name: str, part: Any) -> Words:
@@ -375,16 +377,16 @@ class NodeView(MutableMapping[str, Any]):
     def __getitem__(self, name: str) -> Any:
         if name not in self._pipeline.graph.names:
             raise KeyError(name)
-        return getattr(self._pipeline._nodes, name)
+        return self._pipeline._nodes.get(name)
 
     def __setitem__(self, name: str, stage: Any) -> None:
         """Raises for a stage that does not fit, and keeps the old one then."""
         before = self[name]
-        setattr(self._pipeline._nodes, name, as_stage(stage))
+        self._pipeline._nodes.put(name, as_stage(stage))
         try:
             self._pipeline.check()
         except Exception:
-            setattr(self._pipeline._nodes, name, before)
+            self._pipeline._nodes.put(name, before)
             raise
 
     def __delitem__(self, name: str) -> None:
@@ -402,13 +404,3 @@ class NodeView(MutableMapping[str, Any]):
 
 OVERRIDE = "__call__"
 """The name under which a subclass's own `__call__` is the one node of the graph."""
-
-
-def _count(batch_size: Any) -> int:
-    try:
-        count = operator.index(batch_size)
-    except TypeError:
-        count = 0
-    if count < 1 or isinstance(batch_size, bool):
-        raise BatchSizeError(batch_size)
-    return count

@@ -3,11 +3,14 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .._rows import span
-from .._types import is_traced
-from ..errors import LastBatchError
+import jax
+
+from .._rows import running_on
+from .._types import integer, is_traced
+from ..errors import LastBatchError, ScanLengthError
 from ..sources._base import length_of
 from ._core import scan_program
+from ._iterator import blame, policy
 
 if TYPE_CHECKING:
     from ._pipeline import Pipeline
@@ -21,20 +24,25 @@ def scan(
     init_carry: Any,
 ) -> Any:
     """See `Pipeline.scan`."""
-    runtime = pipeline.runtime
+    runtime, asked = pipeline.runtime, length
     with runtime.lock:
-        if length is None:
-            length = _rest_of_epoch(pipeline)
+        length = _rest_of_epoch(pipeline) if length is None else integer(length, -1)
+        if length < 0:
+            raise ScanLengthError(asked)
         position = pipeline.position
         position.set_raw_value(position.get_raw_value())  # fails early, as in `Runtime.take`
         binding = runtime.bind(pipeline, tuple(modules))
         values = binding.read()
-        size, policy = pipeline.batch_size, pipeline.last_batch
-        epochs = span(size, length_of(pipeline.source), policy)
+        cut = running_on(*policy(pipeline))
         carried = init_carry is not None
-        program = scan_program(binding.graphdef, step_fn, length, size, epochs, carried)
-        after, carry, outs = program(values, init_carry)
-        program.wait((after, outs))
+        program = scan_program(
+            binding.structure, _hashable(step_fn), length, cut, carried, binding.position
+        )
+        try:
+            after, carry, outs = program(values, init_carry)
+            program.wait((after, outs))
+        except jax.errors.JaxRuntimeError as error:
+            raise blame(pipeline, program, error, None) from error
         binding.write(after)
     return (carry, outs) if carried else outs
 
@@ -44,7 +52,8 @@ def _rest_of_epoch(pipeline: "Pipeline") -> int:
     records = length_of(pipeline.source)
     if records is None:
         raise LastBatchError("A source without end needs `length` in scan(step_fn, length).")
-    cursor = pipeline.runtime.settled(pipeline)
+    pipeline.runtime.look(pipeline)
+    cursor = pipeline.runtime.start
     if is_traced(cursor.offset):
         raise TypeError("Inside a traced function scan() needs `length`, a number.")
     rest = records - cursor.offset
@@ -57,3 +66,27 @@ def _rest_of_epoch(pipeline: "Pipeline") -> int:
             f'last_batch="drop" or "pad".'
         )
     return whole + (over > 0 and pipeline.last_batch == "pad")
+
+
+class _ById:
+    """A function that cannot be hashed, known by its identity, which lives as long as this."""
+
+    def __init__(self, function: Callable[..., Any]):
+        self.function = function
+
+    def __call__(self, *args: Any) -> Any:
+        return self.function(*args)
+
+    def __hash__(self) -> int:
+        return id(self.function)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _ById) and self.function is other.function
+
+
+def _hashable(function: Callable[..., Any]) -> Callable[..., Any]:
+    try:
+        hash(function)
+    except TypeError:
+        return _ById(function)
+    return function

@@ -13,7 +13,7 @@ from flax import nnx
 
 from .._keys import BaseKey
 from .._rows import pack
-from .._types import Cursor, spec_text
+from .._types import Cursor, integer, spec_text
 from ..errors import StateError
 from ..sources._base import EagerSourceBase, SourceData, length_of
 from ._core import Position
@@ -53,7 +53,7 @@ def set_state(pipeline: "Pipeline", state: Mapping[str, Any] | str | bytes) -> N
     cursor, length = _get(state, "cursor", Mapping), length_of(pipeline.source)
     for field, end in (("epoch", 2**32), ("offset", length or 2**32)):
         value = cursor.get(field)
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < end:
+        if not 0 <= integer(value, -1) < end:
             raise StateError(f"cursor.{field}", f"must be in [0, {end}), got {value!r}.")
 
     leaves, saved = _leaves(pipeline), _get(state, "variables", Mapping)
@@ -76,10 +76,10 @@ def fingerprint(pipeline: "Pipeline") -> dict[str, Any]:
     """
     source, specs = pipeline.source, pipeline.node_specs
     record = {k: v for k, v in specs["source"].items() if k != pipeline.mask_name}
-    graph = [
+    graph = sorted(
         (name, type(pipeline.nodes[name]).__qualname__, reads)
         for name, reads in pipeline.graph.predecessors
-    ]
+    )
     keys = [
         [np.asarray(x).tolist() for x in jax.tree.leaves(variable.get_raw_value())]
         for _, variable in _variables(pipeline, BaseKey)

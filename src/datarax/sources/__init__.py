@@ -16,6 +16,10 @@ from ._memory import (
     MemorySource as MemorySource,
     MemorySourceConfig as MemorySourceConfig,
 )
+from ._mixture import (
+    MixDataSourcesConfig as MixDataSourcesConfig,
+    MixDataSourcesNode as MixDataSourcesNode,
+)
 from ._random_access import (
     RandomAccessSource as RandomAccessSource,
     RandomAccessSourceConfig as RandomAccessSourceConfig,

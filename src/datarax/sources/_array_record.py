@@ -88,7 +88,7 @@ class PartsReader(Reader):
 
     parts: tuple[Part, ...]
     decode: Callable[[bytes], Any]
-    label: str  # pyright: ignore[reportIncompatibleMethodOverride]
+    label: str
 
     @functools.cached_property
     def ends(self) -> np.ndarray:

@@ -4,6 +4,7 @@ import abc
 import collections
 import dataclasses
 import functools
+import mmap
 import os
 import threading
 from collections.abc import Sequence
@@ -53,6 +54,8 @@ class ArrowSource(HostSource):
 @dataclasses.dataclass(frozen=True)
 class ArrowReader(Reader):
     """Rows of files, chunk by chunk: a row group of Parquet, a record batch of Arrow."""
+
+    label = "ArrowSource"
 
     paths: tuple[str, ...]
     columns: tuple[str, ...] | None
@@ -107,10 +110,6 @@ class ArrowReader(Reader):
     def place(self, record: int) -> str:
         return self._chunks[int(np.searchsorted(self._ends, record, "right"))].path
 
-    @property
-    def label(self) -> str:
-        return "ArrowSource"
-
 
 Fields = dict[str, np.ndarray]
 
@@ -145,7 +144,7 @@ class _RowGroup(_Chunk):
 class _RecordBatch(_Chunk):
     path: str
     rows: int
-    file: Any
+    map: mmap.mmap
     end: int
     batch: Any
 
@@ -163,7 +162,7 @@ class _Cache:
 
     def get(self, chunk: _Chunk) -> tuple[Fields, Fields]:
         if isinstance(chunk, _RecordBatch):
-            size = os.fstat(chunk.file.fileno()).st_size
+            size = chunk.map.size()
             if size < chunk.end:  # to look into the map would kill the process
                 raise OSError(f"{chunk.path} was cut to {size} bytes and needs {chunk.end}")
         with self._lock:
@@ -200,9 +199,9 @@ def _chunks(path: str, columns: tuple[str, ...] | None) -> list[_Chunk]:
                     _RowGroup(path, metadata.row_group(i).num_rows, i, columns, metadata)
                     for i in range(metadata.num_row_groups)
                 ]
-        file = open(path, "rb")  # noqa: SIM115  (kept open with its map)
-        end = os.fstat(file.fileno()).st_size
-        source = pa.memory_map(path)
+        with open(path, "rb") as file:
+            view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        source = pa.BufferReader(pa.py_buffer(view))
         try:
             reader = pa.ipc.open_file(source)
             batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
@@ -213,10 +212,10 @@ def _chunks(path: str, columns: tuple[str, ...] | None) -> list[_Chunk]:
         _check_columns(path, columns, reader.schema.names)
         if columns is not None:
             batches = [batch.select(list(columns)) for batch in batches]
-        return [_RecordBatch(path, x.num_rows, file, end, x) for x in batches]
+        return [_RecordBatch(path, x.num_rows, view, len(view), x) for x in batches]
     except OSError as error:  # pa.ArrowInvalid is one of ValueError
         raise FileError(path, f"cannot be opened: {error.strerror or error}.") from error
-    except pa.ArrowException as error:
+    except (pa.ArrowException, ValueError) as error:
         raise FileError(path, f"is no file of its kind, or a damaged one: {error}") from error
 
 

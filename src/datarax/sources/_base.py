@@ -6,10 +6,11 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Integer
 
 from .._keys import BaseKey, base_words, node_key, typed, words
-from .._order import ORDERS, Blocks, Order, Shuffle, SpanWords, keys_of, word
-from .._rows import Rows, locate, rows_at, span, take
+from .._order import ORDERS, Blocks, Order, Shuffle, SpanWords, StoredOrder, keys_of, word
+from .._rows import Cut, Rows, locate, rows_at, running_on, take
 from .._types import Batch, Cursor, KeyLike, Records, Scalar, Spec, Turns, Words
 from ..errors import RngsError
 
@@ -42,6 +43,8 @@ class EagerSourceBase(nnx.Module):
 
     shuffle: Shuffle | Blocks = False
     base: BaseKey | None = None
+    reader: Any = None
+    """What reads the rows on the host; None where they are on the device."""
 
     def __init__(self, *, shuffle: Shuffle | Blocks = False, rngs: nnx.Rngs | None = None):
         self.shuffle = Blocks() if shuffle == "blocks" else shuffle
@@ -53,6 +56,11 @@ class EagerSourceBase(nnx.Module):
     @abc.abstractmethod
     def gather(self, records: Records) -> Batch:
         """The rows `records`, in that order. Traceable; every record is in `[0, len(self))`."""
+
+    def gather_range(self, start: Scalar, size: int) -> Batch:
+        """The rows `start` to `start + size - 1`, all of which exist: `gather` where a source
+        has no faster way."""
+        return self.gather(start + jnp.arange(size, dtype=start.dtype))
 
     def order(self, order_key: Words | None, epochs: Turns) -> Order:
         """The order of each of these epochs: what a source that shuffles in its own way replaces.
@@ -78,7 +86,7 @@ class EagerSourceBase(nnx.Module):
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batch)
 
     def get_batch_at(
-        self, start: int | Scalar, batch_size: int, key: KeyLike | None = None
+        self, start: int | Integer[Array, ""], batch_size: int, key: KeyLike | None = None
     ) -> Batch:
         """Rows `start`, `start + 1`, ... of the endless stream whose order is fixed by `key`.
 
@@ -100,9 +108,9 @@ class EagerSourceBase(nnx.Module):
             raise RngsError("A shuffled source needs `key`, or `rngs` of its own; got neither.")
         else:
             order_key = None
-        epochs = span(batch_size, length, "keep")
-        order = order_of(self, order_key, cursor.epoch, epochs)
-        return fetch(self, order, cursor, batch_size, epochs)[0]
+        cut = running_on(batch_size, length, "keep")
+        order = order_of(self, order_key, cursor.epoch, cut.epochs)
+        return fetch(self, order, cursor, cut)[0]
 
 
 Source: TypeAlias = EagerSourceBase | RandomAccess
@@ -127,18 +135,20 @@ def fetch(
     source: Source,
     order: Order | SpanWords | None,
     cursor: Cursor,
-    size: int,
-    epochs: int,
+    cut: Cut,
 ) -> tuple[Batch, Rows]:
     """The rows of a batch as stored, and what they are."""
     if isinstance(source, EagerSourceBase):
         assert isinstance(order, Order)
-        rows = rows_at(order, cursor, size, epochs)
+        rows = rows_at(order, cursor, cut)
+        if isinstance(order, StoredOrder) and cut.epochs == 1 and not cut.padded:
+            return source.gather_range(cursor.offset, cut.size), rows
         return source.gather(rows.record), rows
 
     assert not isinstance(order, Order)
     keys = None if order is None else typed(order)
-    turn, offset, mask = locate(cursor, size, length_of(source), epochs)
+    size, epochs, _ = cut
+    turn, offset, mask = locate(cursor, cut, length_of(source))
     batch = source.get_batch_at(cursor.offset, size, None if keys is None else keys[0])
     if turn is None:
         return batch, Rows(jnp.broadcast_to(cursor.epoch, (size,)), offset, offset, mask)

@@ -6,7 +6,7 @@ import math
 import mmap
 import os
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import jax
 import numpy as np
@@ -36,9 +36,10 @@ class StreamingDiskSource(HostSource):
 
 
 class _Column(NamedTuple):
-    """An open file: `rows` looks into the map, `end` is the size that the file must keep."""
+    """A mapped file: `rows` looks into the map, `end` is the size that the file must keep."""
 
-    file: BinaryIO
+    file: str
+    map: mmap.mmap | None
     rows: np.ndarray
     end: int
 
@@ -46,6 +47,8 @@ class _Column(NamedTuple):
 @dataclasses.dataclass(frozen=True)
 class NpyReader(Reader):
     """Fields and their files."""
+
+    label = "StreamingDiskSource"
 
     files: tuple[tuple[str, str], ...]
 
@@ -70,11 +73,10 @@ class NpyReader(Reader):
         batch = {}
         first, count = int(records[0]), len(records)
         in_a_row = np.array_equal(records, np.arange(first, first + count, dtype=records.dtype))
-        for field, (file, rows, end) in self._columns.items():
+        for field, (file, view, rows, end) in self._columns.items():
             # Reading a map past the end of a file that was cut kills the process.
-            size = os.fstat(file.fileno()).st_size
-            if size < end:
-                raise OSError(f"{file.name} was cut to {size} bytes and needs {end}")
+            if view is not None and view.size() < end:
+                raise OSError(f"{file} was cut to {view.size()} bytes and needs {end}")
             batch[field] = empty_rows(count, rows.shape[1:], rows.dtype)
             if in_a_row:
                 np.copyto(batch[field], rows[first : first + count])
@@ -85,10 +87,6 @@ class NpyReader(Reader):
 
     def place(self, record: int) -> str:
         return ", ".join(file for _, file in self.files)
-
-    @property
-    def label(self) -> str:
-        return "StreamingDiskSource"
 
 
 def _files(path: Path) -> tuple[tuple[str, str], ...]:
@@ -104,23 +102,26 @@ def _files(path: Path) -> tuple[tuple[str, str], ...]:
 def _open(path: str) -> _Column:
     """A file mapped and checked; nothing of its content but the header is read."""
     try:
-        file = open(path, "rb")  # noqa: SIM115  (kept open with its map)
+        file = open(path, "rb")  # noqa: SIM115  (the rest is no part of the `try`)
     except OSError as error:
         raise FileError(path, f"cannot be opened: {error.strerror}.") from error
-    shape, fortran, dtype = _header(file, path)
-    if not shape or any(not isinstance(n, int) or n < 0 for n in shape):
-        raise FileError(path, f"must hold an array with one row a record, got shape {shape}.")
-    need_held_type(Path(path).stem, dtype)
-    start = file.tell()
-    end = start + math.prod(shape) * dtype.itemsize
-    size = os.fstat(file.fileno()).st_size
-    if size < end:
-        raise FileError(path, f"is cut short: it holds {size} bytes and its header asks for {end}.")
-    if end == start:
-        return _Column(file, np.empty(shape, dtype), end)
-    view: Any = mmap.mmap(file.fileno(), end, access=mmap.ACCESS_READ)
+    with file:
+        shape, fortran, dtype = _header(file, path)
+        if not shape or any(not isinstance(n, int) or n < 0 for n in shape):
+            raise FileError(path, f"must hold an array with one row a record, got shape {shape}.")
+        need_held_type(Path(path).stem, dtype)
+        start = file.tell()
+        end = start + math.prod(shape) * dtype.itemsize
+        size = os.fstat(file.fileno()).st_size
+        if size < end:
+            raise FileError(
+                path, f"is cut short: it holds {size} bytes and its header asks for {end}."
+            )
+        if end == start:
+            return _Column(path, None, np.empty(shape, dtype), end)
+        view = mmap.mmap(file.fileno(), end, access=mmap.ACCESS_READ)
     flat = np.frombuffer(view, dtype, math.prod(shape), start)
-    return _Column(file, flat.reshape(shape, order="F" if fortran else "C"), end)
+    return _Column(path, view, flat.reshape(shape, order="F" if fortran else "C"), end)
 
 
 def _header(file: BinaryIO, path: str) -> tuple[tuple[int, ...], bool, np.dtype]:

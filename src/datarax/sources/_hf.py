@@ -38,6 +38,8 @@ class HFEagerSource(HostSource):
 class HFReader(Reader):
     """Rows of a data set; the handle is the data set itself, of which a copy is another one."""
 
+    label = "HFEagerSource"
+
     dataset: Any
 
     def __len__(self) -> int:
@@ -57,10 +59,6 @@ class HFReader(Reader):
     def place(self, record: int) -> str:
         files = [x["filename"] for x in self.dataset.cache_files]
         return ", ".join(files) or "a data set in memory"
-
-    @property
-    def label(self) -> str:
-        return "HFEagerSource"
 
 
 def load(config: Any, dataset: Any, streaming: bool) -> Any:

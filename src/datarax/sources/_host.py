@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from .._order import ORDERS, Blocks, Shuffle
-from .._types import Batch, Records, Spec, flat_fields, spec_text
+from .._types import Batch, Mask, Records, Spec, flat_fields, spec_text
 from ..errors import EmptySourceError, FieldTypeError, ReadError
 from ._base import EagerSourceBase
 from ._values import hold, need_held_type
@@ -75,8 +75,11 @@ class Reader(abc.ABC):
     """A handle on rows in storage. Small and hashable: it is a static part of compiled programs.
 
     Equal readers read the same rows. Copies and pickles hold no open file: what is opened is
-    opened when it is first needed. `read` is called by several threads at once.
+    opened when it is first needed. `read` is called by several threads at once. `label` is what
+    errors call the source.
     """
+
+    label: str = "a source of your own"
 
     @abc.abstractmethod
     def __len__(self) -> int: ...
@@ -160,11 +163,6 @@ class Reader(abc.ABC):
         record = first if len(records) == 1 else None
         return ReadError(self.label, self.place(first), record, _reason(error))
 
-    @property
-    def label(self) -> str:
-        """What errors call the source."""
-        return type(self).__name__
-
     def __deepcopy__(self, memo: Any) -> "Reader":
         return self
 
@@ -204,14 +202,15 @@ class HostSource(EagerSourceBase):
         return call_host(self.reader, records)
 
 
-def call_host(reader: Reader, records: Records) -> Batch:
-    """The rows `records`, read when the compiled program gets there.
+def call_host(reader: Reader, records: Records, wanted: Mask | None = None) -> Batch:
+    """The rows `records`, read when the compiled program gets there; zero where not `wanted`.
 
     A pure callback: reading has no effect, so a batch that nobody uses is never read.
     """
     b = records.shape[0]
     spec = jax.tree.map(lambda x: jax.ShapeDtypeStruct((b, *x.shape), x.dtype), reader.element_spec)
-    return jax.pure_callback(_Rows(reader), spec, records, vmap_method="sequential")
+    args = (records,) if wanted is None else (records, wanted)
+    return jax.pure_callback(_Rows(reader), spec, *args, vmap_method="sequential")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,8 +219,18 @@ class _Rows:
 
     reader: Reader
 
-    def __call__(self, records: Any) -> Batch:
-        return self.reader.rows(np.asarray(records))
+    def __call__(self, records: Any, wanted: Any = None) -> Batch:
+        records = np.asarray(records)
+        if wanted is None:
+            return self.reader.rows(records)
+        wanted = np.asarray(wanted)
+        batch = jax.tree.map(
+            lambda x: np.zeros((len(records), *x.shape), x.dtype), self.reader.element_spec
+        )
+        if wanted.any():
+            rows = self.reader.rows(records[wanted])
+            jax.tree.map(lambda to, x: to.__setitem__(wanted, x), batch, rows)
+        return batch
 
 
 def empty_rows(rows: int, shape: tuple[int, ...], dtype: Any) -> np.ndarray:

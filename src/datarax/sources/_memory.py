@@ -1,19 +1,19 @@
 """A source whose records are in memory."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from .._bundle import Bundle
 from .._order import Shuffle
-from .._rows import take
-from .._types import Batch, Records, flat_fields
+from .._types import Batch, Records, Scalar
 from ..errors import EmptySourceError, FieldTypeError, UnequalLengthsError
-from ._base import EagerSourceBase, SourceData
+from ._base import EagerSourceBase
+from ._column import Column
 from ._values import hold, need_held_type
 
 
@@ -45,63 +45,94 @@ class MemorySource(EagerSourceBase):
     def __init__(self, config: MemorySourceConfig, data: Any, *, rngs: nnx.Rngs | None = None):
         super().__init__(shuffle=config.shuffle, rngs=rngs)
         fields = _columns(data)
-        lengths = {name: _rows(name, x) for name, x in flat_fields(fields).items()}
+        columns = {name: _column(name, x) for name, x in _flat(fields).items()}
+        lengths = {name: len(x) for name, x in columns.items()}
         if len(set(lengths.values())) > 1:
             raise UnequalLengthsError(lengths)
         if not lengths or 0 in lengths.values():
             raise EmptySourceError()
         self.config = config
         self.length = next(iter(lengths.values()))
-        named = jax.tree.unflatten(jax.tree.structure(fields), list(lengths))
-        self.data = SourceData(
-            jax.tree.map(lambda name, x: _hold(name, x, config.copy), named, fields)
+        self.names = _nested_names(fields)
+        self.data = Bundle(
+            {name: Column(_fitting(name, x), copy=config.copy) for name, x in columns.items()}
         )
 
     def __len__(self) -> int:
         return self.length
 
     def gather(self, records: Records) -> Batch:
-        return take(self.data.get_raw_value(), records)
+        return _map(lambda name: self.data.get(name).take(records), self.names)
+
+    def gather_range(self, start: Scalar, size: int) -> Batch:
+        return _map(lambda name: self.data.get(name).take_range(start, size), self.names)
 
 
 def _columns(data: Any) -> dict[str, Any]:
     """Whatever was given, as a dict of columns (nested dicts allowed)."""
     if isinstance(data, Mapping):
-        return {_name(k): _columns(v) if isinstance(v, Mapping) else v for k, v in data.items()}
+        for field in data:
+            if not isinstance(field, str):
+                raise FieldTypeError(str(field), f"must have a string as its name, got {field!r}.")
+        return {k: _columns(v) if isinstance(v, Mapping) else v for k, v in data.items()}
     if isinstance(data, list | tuple) and any(isinstance(row, Mapping) for row in data):
-        rows = [_columns(row) if isinstance(row, Mapping) else row for row in data]
-        first = jax.tree.structure(rows[0])
+        rows = [_flat(_columns(row)) if isinstance(row, Mapping) else row for row in data]
         for i, row in enumerate(rows):
-            if jax.tree.structure(row) != first:
+            if not isinstance(row, dict) or row.keys() != rows[0].keys():
                 raise FieldTypeError(
                     f"[{i}]",
                     "must be a dict with the fields of the first record, "
-                    f"{list(flat_fields(rows[0]))}, got {row!r}.",
+                    f"{list(rows[0])}, got {data[i]!r}.",
                 )
-        return jax.tree.map(lambda *column: np.stack([np.asarray(x) for x in column]), *rows)
+        stacked = {name: [row[name] for row in rows] for name in rows[0]}
+        return _map(lambda name: stacked[name], _nested_names(_columns(data[0])))
     return {"data": data}
 
 
-def _name(key: Any) -> str:
-    if not isinstance(key, str):
-        raise FieldTypeError(str(key), f"must have a string as its name, got {key!r}.")
-    return key
+def _flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested fields by their dotted names."""
+    flat: dict[str, Any] = {}
+    for name, x in fields.items():
+        flat |= _flat(x, f"{prefix}{name}.") if isinstance(x, Mapping) else {prefix + name: x}
+    return flat
 
 
-def _rows(field: str, column: Any) -> int:
-    shape = column.shape if hasattr(column, "shape") else np.shape(column)
-    if not shape:
-        raise FieldTypeError(
-            field,
-            f"must be an array with one row a record, got {type(column).__name__}.",
+def _nested_names(fields: Mapping[str, Any], prefix: str = "") -> tuple[tuple[str, Any], ...]:
+    """The nesting of fields, hashable: pairs of a field and its dotted name, or pairs again."""
+    return tuple(
+        (
+            name,
+            _nested_names(x, f"{prefix}{name}.") if isinstance(x, Mapping) else prefix + name,
         )
-    return shape[0]
+        for name, x in fields.items()
+    )
 
 
-def _hold(field: str, column: Any, copy: bool) -> jax.Array:
-    """The column on the device, not a value changed; or an error that names the field."""
+def _map(function: Callable[[str], Any], names: Any) -> Any:
+    """Nested fields again, each made from its dotted name."""
+    if isinstance(names, str):
+        return function(names)
+    return {field: _map(function, inner) for field, inner in names}
+
+
+def _column(field: str, column: Any) -> Any:
+    """The column as an array with one row a record."""
     if isinstance(column, jax.Array):
-        return jnp.array(column, copy=True) if copy else column
-    values = np.asarray(column)
-    values = hold(field, values, need_held_type(field, values.dtype))
-    return jnp.array(values, copy=True) if copy else jnp.asarray(values)
+        array = column
+    else:
+        try:
+            array = np.asarray(column)
+        except ValueError as error:
+            raise FieldTypeError(field, f"has rows of different shapes: {error}") from None
+    if array.ndim == 0:
+        raise FieldTypeError(
+            field, f"must be an array with one row a record, got {type(column).__name__}."
+        )
+    return array
+
+
+def _fitting(field: str, column: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
+    """The column in a type that JAX has, not a value changed; or an error that names the field."""
+    if isinstance(column, jax.Array):
+        return column
+    return hold(field, column, need_held_type(field, column.dtype))

@@ -49,6 +49,8 @@ class RandomAccessSource(HostSource):
 class ObjectReader(Reader):
     """Reads by indexing. Equal only to itself: what a user's object holds is not compared."""
 
+    label = "RandomAccessSource"
+
     data: Any
     fields: tuple[str, ...] | None = None
 
@@ -69,10 +71,6 @@ class ObjectReader(Reader):
 
     def place(self, record: int) -> str:
         return type(self.data).__name__
-
-    @property
-    def label(self) -> str:
-        return "RandomAccessSource"
 
 
 def as_record(value: Any, fields: Sequence[str] | None) -> dict[str, Any]:

@@ -125,6 +125,13 @@ dag_pipeline = Pipeline.from_dag(
 )
 
 # %% [markdown]
+# The shapes are known before the first batch. In a notebook a pipeline shows itself, as it does
+# here; `print(dag_pipeline)` gives the same table as text, `dag_pipeline.to_mermaid()` the picture.
+
+# %%
+dag_pipeline
+
+# %% [markdown]
 # Both branches of a row come from the same record, so the new axis pairs each augmented image with
 # its clean one.
 

@@ -1,0 +1,33 @@
+"""A module that holds parts under names which the user has chosen."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from flax import nnx
+
+
+class Bundle(nnx.Module):
+    """Parts by name, any string being a name, in the order given.
+
+    Each is an attribute, so NNX sees it at a readable path and may replace it.
+    """
+
+    def __init__(self, parts: Mapping[str, Any]):
+        self.names = tuple(parts)
+        for name, part in parts.items():
+            self.put(name, part)
+
+    def get(self, name: str) -> Any:
+        return getattr(self, _attribute(name))
+
+    def put(self, name: str, part: Any) -> None:
+        setattr(self, _attribute(name), part)
+
+    def items(self) -> Iterator[tuple[str, Any]]:
+        return ((name, self.get(name)) for name in self.names)
+
+
+def _attribute(name: str) -> str:
+    """The name itself, unless the module has other plans for it."""
+    free = name.isidentifier() and not name.startswith("_") and not hasattr(Bundle, name)
+    return name if free and name != "names" else f"[{name}]"
