@@ -3,11 +3,12 @@
 import hashlib
 
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from datarax_conformance import model, vectors
-from hypothesis import example, given, strategies as st
+from hypothesis import example, given, settings, strategies as st
 
 from datarax import _keys
 from datarax._order import ORDERS, ROUNDS, Permutation, StoredOrder, SwapOrNot, epoch_keys, word
@@ -63,19 +64,17 @@ def test_the_order_of_more_than_2_to_the_32_records_reproduces_its_vectors(lengt
             assert order.inverse(records).tolist() == case["offsets"]
 
 
-@pytest.mark.spec("SHUF-001", "SHUF-013", "SHUF-015")
+@pytest.mark.spec("SHUF-001", "SHUF-013")
 @pytest.mark.parametrize("lengths", [range(1, 101), range(101, 201), range(201, 301)], ids=str)
 def test_every_length_up_to_300_is_permuted_as_in_the_model(lengths):
     places = np.arange(300)
     with jax.disable_jit():  # one shape for all lengths, and nothing to compile for each
         for length in lengths:
             order = SwapOrNot(keys_of(42, length % 3), length)
-            here = offsets(places % length, length)
-            records = order(here)
+            records = np.asarray(order(offsets(places % length, length)))[:length].tolist()
             key = model.epoch_key(model.base_key(42), length % 3)
-            assert records[:length].tolist() == model.order(key, length, range(length)).tolist()
-            assert sorted(records[:length].tolist()) == list(range(length))
-            assert order.inverse(records).tolist() == here.tolist()
+            assert records == model.order(key, length, range(length)).tolist()
+            assert sorted(records) == list(range(length))
 
 
 @pytest.mark.spec("SHUF-015")
@@ -110,6 +109,7 @@ def test_neighbours_are_strangers(length):
 
 
 @pytest.mark.spec("SHUF-017")
+@settings(max_examples=10)
 @given(
     st.sampled_from([1, 2, 10, 33]),
     st.integers(0, 2**32 - 1),
@@ -192,7 +192,7 @@ def test_the_first_record_of_a_billion_needs_no_memory_for_the_others():
 def _equations(jaxpr):
     for eqn in jaxpr.eqns:
         yield eqn
-        for inner in jax.core.jaxprs_in_params(eqn.params):
+        for inner in jax.extend.core.jaxprs_in_params(eqn.params):
             yield from _equations(inner)
 
 

@@ -21,7 +21,7 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
         )
     for script in sorted((ROOT / "docs" / "examples").rglob("*.py")):
         page = script.relative_to(ROOT / "docs").with_suffix(".md")
-        files.append(File.generated(config, page.as_posix(), content=page_of(script)))
+        files.append(File.generated(config, page.as_posix(), content=page_of(script, ROOT)))
     files.append(
         File.generated(config, "changelog.md", abs_src_path=str(ROOT / "CHANGELOG.md")),
     )

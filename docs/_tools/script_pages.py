@@ -41,7 +41,8 @@ def cells_of(script: Path) -> Iterator[Cell]:
         yield Cell(bool(marker["prose"]), line, text[marker.end() : end].strip("\n"))
 
 
-def page_of(script: Path) -> str:
+def page_of(script: Path, root: Path) -> str:
+    """The page of a script in `root`."""
     run = subprocess.run(
         [sys.executable, "-u", __file__, script], stdout=subprocess.PIPE, check=True, text=True
     )
@@ -59,8 +60,8 @@ def page_of(script: Path) -> str:
             parts.append(f'<div class="shown">{result.html}</div>')
         if result.picture:
             parts.append(f"```mermaid\n{result.picture}\n```")
-    name = script.relative_to(Path(__file__).parents[1])
-    parts.append(f"---\n\nThis page is the script `docs/{name}`, run when the site was built.")
+    name = script.relative_to(root).as_posix()
+    parts.append(f"---\n\nThis page is the script `{name}`, run when the site was built.")
     return "\n\n".join(parts) + "\n"
 
 

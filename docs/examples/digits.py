@@ -251,7 +251,7 @@ def resumed(folder: Path) -> None:
 # ## The run
 
 # %%
-console = Console(width=100)
+console = Console(width=88)
 
 
 def assert_identical(left, right):

@@ -9,6 +9,7 @@ import numpy as np
 
 from ._order import Order, word
 from ._types import Batch, Cursor, Mask, Offsets, Records, Turns
+from .errors import SeekError
 
 LastBatch: TypeAlias = Literal["keep", "drop", "pad"]
 """What becomes of the rows left over at the end of an epoch (spec STEP, ITER)."""
@@ -128,6 +129,8 @@ def zero_outside(batch: Batch, mask: Mask) -> Batch:
 
 def pack(cursor: Cursor, length: int | None) -> np.ndarray:
     """A cursor as the array that a pipeline keeps; read-only, since copies share it."""
+    if cursor.epoch >= 2**32:
+        raise SeekError("The stream ends with epoch 2**32 - 1. Start again with `reset()`.")
     packed = np.array(cursor, dtype=word(length or 1))
     packed.flags.writeable = False
     return packed

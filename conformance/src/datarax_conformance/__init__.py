@@ -1,1 +1,6 @@
-"""The conformance suite of Datarax: the spec as a model, golden vectors, cases for any engine."""
+"""Checks a data pipeline engine against the Datarax specification."""
+
+from .adapter import Adapter as Adapter, Program as Program, Stream as Stream
+from .api import run_conformance as run_conformance
+from .ops import Op as Op, Ops as Ops
+from .version import VERSION as __version__

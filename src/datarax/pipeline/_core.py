@@ -18,7 +18,7 @@ from .._keys import batch_key, node_key, record_keys
 from .._rows import Cut, advance, settle, zero_outside
 from .._types import Batch, Cursor, Scalar
 from ..errors import MaskNameError
-from ..sources._base import NAME, fetch, length_of, order_of
+from ..sources._base import NAME, Fetched, fetch, length_of, order_of
 from ._binding import Changes, Structure, Values, changes, has_tracer, merge
 from ._graph import scope, scoped
 
@@ -33,16 +33,22 @@ class Position(nnx.Variable):
     """The cursor of a pipeline: an array of its epoch and its offset."""
 
 
+def fetched_from(
+    pipeline: "Pipeline", order: Any, cursor: Cursor, cut: Cut, count: int = 1
+) -> list[Fetched]:
+    """The rows of the next `count` batches, under the mark of the source."""
+    with jax.named_scope(scope(NAME)):
+        return fetch(pipeline.source, order, cursor, cut, count)
+
+
 def draw(
-    pipeline: "Pipeline", order: Any, cursor: Cursor, cut: Cut
+    pipeline: "Pipeline", fetched: Fetched, cursor: Cursor, cut: Cut
 ) -> tuple[dict[str, Batch], Cursor]:
     """What every node gives for the rows from the settled `cursor` on, and the cursor after them.
 
-    `order` is that of the epochs from the cursor's on. Of the pipeline, only stages change.
+    Of the pipeline, only Variables of its stages change.
     """
-    length, policy = length_of(pipeline.source), pipeline.last_batch
-    with jax.named_scope(scope(NAME)):
-        batch, rows = fetch(pipeline.source, order, cursor, cut)
+    batch, rows = fetched
     mask = rows.mask
     if mask is not None:
         if pipeline.mask_name in batch or not isinstance(pipeline.mask_name, str):
@@ -56,7 +62,8 @@ def draw(
         return record_keys(node, rows.epoch, rows.record)
 
     outputs = pipeline.transform(batch, keyring, mask)
-    return outputs, advance(cursor, cut.size, length, policy)
+    length = length_of(pipeline.source)
+    return outputs, advance(cursor, cut.size, length, pipeline.last_batch)
 
 
 def order_at(pipeline: "Pipeline", epoch: Scalar, epochs: int) -> Any:
@@ -136,8 +143,8 @@ def batch_program(structure: Structure, cut: Cut, count: int, position: int | No
         roots = merge(structure, values)
         cursor = start_of(roots[0], cut)
         results = []
-        for _ in range(count):
-            outputs, cursor = draw(roots[0], order, cursor, cut)
+        for fetched in fetched_from(roots[0], order, cursor, cut, count):
+            outputs, cursor = draw(roots[0], fetched, cursor, cut)
             moved = {} if position is None else {position: jnp.stack(cursor)}
             results.append((outputs[roots[0].sink], changes(structure, roots, values) | moved))
         return results
@@ -172,7 +179,8 @@ def scan_program(
                     lambda epoch: order_at(pipeline, epoch, cut.epochs),
                     cursor.epoch,
                 )
-            outputs, moved = draw(pipeline, order, cursor, cut)
+            [fetched] = fetched_from(pipeline, order, cursor, cut)
+            outputs, moved = draw(pipeline, fetched, cursor, cut)
             if carried:
                 carry, out = step_fn(carry, *modules, outputs[pipeline.sink])
             else:
@@ -191,5 +199,5 @@ def scan_program(
 
 def start_of(pipeline: "Pipeline", cut: Cut) -> Cursor:
     """The cursor from which the next batch really starts."""
-    cursor = Cursor(*pipeline.position[...])
+    cursor = Cursor(*jnp.asarray(pipeline.position[...]))
     return settle(cursor, cut.size, length_of(pipeline.source), pipeline.last_batch)

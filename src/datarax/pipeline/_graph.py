@@ -248,25 +248,23 @@ class EquinoxStage(nnx.Module):
     """
 
     def __init__(self, module: eqx.Module):
-        leaves, self.treedef = jax.tree.flatten(module)
-        arrays = [isinstance(x, jax.Array | np.ndarray) for x in leaves]
+        arrays, self.static = eqx.partition(module, _is_array)
         self.arrays = nnx.List(
             [
                 nnx.Param(x) if eqx.is_inexact_array_like(x) else nnx.Variable(x)
-                for x, is_array in zip(leaves, arrays, strict=True)
-                if is_array
+                for x in jax.tree.leaves(arrays)
             ]
         )
-        self.others = tuple(
-            _ARRAY if is_array else x for x, is_array in zip(leaves, arrays, strict=True)
-        )
+        leaves = jax.tree.leaves(arrays, is_leaf=lambda x: x is None)
+        self.places = tuple(i for i, x in enumerate(leaves) if x is not None)
         self.__name__ = type(module).__name__
 
     @property
     def module(self) -> Any:
-        arrays = iter([variable[...] for variable in self.arrays])
-        leaves = [next(arrays) if isinstance(x, str) and x == _ARRAY else x for x in self.others]
-        return jax.tree.unflatten(self.treedef, leaves)
+        leaves, treedef = jax.tree.flatten(self.static, is_leaf=lambda x: x is None)
+        for place, variable in zip(self.places, self.arrays, strict=True):
+            leaves[place] = variable[...]
+        return jax.tree.unflatten(treedef, leaves)
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -276,7 +274,8 @@ class EquinoxStage(nnx.Module):
         return self.module(*batches, **keys)
 
 
-_ARRAY = "<an array>"
+def _is_array(x: Any) -> bool:
+    return isinstance(x, jax.Array | np.ndarray)
 
 
 class MethodStage(nnx.Module):

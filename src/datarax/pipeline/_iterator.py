@@ -17,7 +17,7 @@ from .._types import Batch, Cursor, is_traced, spec_text
 from ..errors import StageError
 from ..sources._base import NAME, length_of
 from ._binding import Binding, Changes, Values, has_tracer, merge
-from ._core import Program, batch_program, draw, order_program, start_of
+from ._core import Program, batch_program, draw, fetched_from, order_program, start_of
 
 if TYPE_CHECKING:
     from ._pipeline import Pipeline
@@ -31,7 +31,7 @@ AHEAD = 8
 AHEAD_BYTES = 64 * 2**20
 """The most that batches computed ahead may weigh together."""
 
-AHEAD_COMPILE = 0.5
+AHEAD_COMPILE = 0.3
 """Seconds: a batch that takes longer to compile is not worth compiling `AHEAD` times over."""
 
 PATIENCE = 2
@@ -221,7 +221,9 @@ def _same(now: Values, then: Values) -> bool:
 def _by_hand(binding: Binding, values: Values, order: Any, cut: Cut) -> None:
     """Makes a batch stage by stage, so that the stage that fails is known."""
     copy, *_ = merge(binding.structure, values)
-    draw(copy, order, start_of(copy, cut), cut)
+    start = start_of(copy, cut)
+    [fetched] = fetched_from(copy, order, start, cut)
+    draw(copy, fetched, start, cut)
 
 
 def blame(

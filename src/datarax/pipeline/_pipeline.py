@@ -25,7 +25,7 @@ from ..operators import OperatorModule
 from ..sources._base import NAME, EagerSourceBase, Source, length_of
 from . import _scan, _show, _state
 from ._binding import Binding, changes, merge
-from ._core import Position, draw, order_at, start_of
+from ._core import Position, draw, fetched_from, order_at, start_of
 from ._graph import Graph, Keyring, Stage, as_stage, call_stage, chain_names
 from ._iterator import BatchIterator, Runtime, cursor, step
 
@@ -326,7 +326,9 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
             (copy,) = merge(binding.structure, values)
             cut = running_on(copy.batch_size, length_of(copy.source), copy.last_batch)
             start = start_of(copy, cut)
-            found, _ = draw(copy, order_at(copy, start.epoch, cut.epochs), start, cut)
+            order = order_at(copy, start.epoch, cut.epochs)
+            [fetched] = fetched_from(copy, order, start, cut)
+            found, _ = draw(copy, fetched, start, cut)
             changes(binding.structure, (copy,), values)  # raises for what may not change
             return found
 

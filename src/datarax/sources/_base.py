@@ -1,7 +1,7 @@
 """What a source is to a pipeline: two ways to write one, one way to read it."""
 
 import abc
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -110,7 +110,7 @@ class EagerSourceBase(nnx.Module):
             order_key = None
         cut = running_on(batch_size, length, "keep")
         order = order_of(self, order_key, cursor.epoch, cut.epochs)
-        return fetch(self, order, cursor, cut)[0]
+        return fetch(self, order, cursor, cut, 1)[0].batch
 
 
 Source: TypeAlias = EagerSourceBase | RandomAccess
@@ -131,27 +131,48 @@ def order_of(
     return None if order_key is None else keys_of(order_key, each)
 
 
-def fetch(
-    source: Source,
-    order: Order | SpanWords | None,
-    cursor: Cursor,
-    cut: Cut,
-) -> tuple[Batch, Rows]:
-    """The rows of a batch as stored, and what they are."""
-    if isinstance(source, EagerSourceBase):
-        assert isinstance(order, Order)
-        rows = rows_at(order, cursor, cut)
-        if isinstance(order, StoredOrder) and cut.epochs == 1 and not cut.padded:
-            return source.gather_range(cursor.offset, cut.size), rows
-        return source.gather(rows.record), rows
+class Fetched(NamedTuple):
+    """The rows of one batch as stored, and what they are."""
 
+    batch: Batch
+    rows: Rows
+
+
+def fetch(
+    source: Source, order: Order | SpanWords | None, cursor: Cursor, cut: Cut, count: int
+) -> list[Fetched]:
+    """The next `count` batches from the cursor on; more than one only within its epoch."""
+    size = cut.size
+    starts = [
+        Cursor(cursor.epoch, cursor.offset + cursor.offset.dtype.type(size * k))
+        for k in range(count)
+    ]
+    if not isinstance(source, EagerSourceBase):
+        return [_fetch_by_key(source, order, start, cut) for start in starts]
+
+    assert isinstance(order, Order)
+    # One evaluation of the order for all of them: its rounds are a loop, and loops have overhead.
+    rows = rows_at(order, cursor, cut._replace(size=size * count))
+    parts = [jax.tree.map(lambda x, k=k: x[k * size : (k + 1) * size], rows) for k in range(count)]
+    if isinstance(order, StoredOrder) and cut.epochs == 1 and not cut.padded:
+        return [
+            Fetched(source.gather_range(start.offset, size), part)
+            for start, part in zip(starts, parts, strict=True)
+        ]
+    return [Fetched(source.gather(part.record), part) for part in parts]
+
+
+def _fetch_by_key(
+    source: RandomAccess, order: Order | SpanWords | None, cursor: Cursor, cut: Cut
+) -> Fetched:
     assert not isinstance(order, Order)
     keys = None if order is None else typed(order)
     size, epochs, _ = cut
     turn, offset, mask = locate(cursor, cut, length_of(source))
     batch = source.get_batch_at(cursor.offset, size, None if keys is None else keys[0])
     if turn is None:
-        return batch, Rows(jnp.broadcast_to(cursor.epoch, (size,)), offset, offset, mask)
+        epoch = jnp.broadcast_to(cursor.epoch, (size,))
+        return Fetched(batch, Rows(epoch, offset, offset, mask))
     # A batch across a boundary: each later epoch is read from its start, and its rows put in place.
     for later in range(1, epochs):
         other = source.get_batch_at(
@@ -166,4 +187,4 @@ def fetch(
             batch,
             moved,
         )
-    return batch, Rows(cursor.epoch + turn, offset, offset, mask)
+    return Fetched(batch, Rows(cursor.epoch + turn, offset, offset, mask))

@@ -1,0 +1,91 @@
+"""Adapter of the `datarax` of PyPI, versions 0.1.3 to 0.1.17."""
+
+import importlib.metadata
+import inspect
+import pickle
+import re
+
+from datarax.pipeline import Pipeline
+from datarax.sources import MemorySource, MemorySourceConfig
+from flax import nnx
+
+
+class Stage(nnx.Module):
+    def __init__(self, op):
+        self.op = op
+        self.params = nnx.Dict({name: nnx.Param(float(value)) for name, value in op.params.items()})
+        self.state = nnx.Dict({name: nnx.Variable(value) for name, value in op.state.items()})
+
+    def __call__(self, *batches):
+        params = {name: param[...] for name, param in self.params.items()}
+        state = {name: variable[...] for name, variable in self.state.items()}
+        batch, state = self.op.run(params, state, *batches)
+        for name, value in state.items():
+            self.state[name][...] = value
+        return batch
+
+
+class Stream:
+    def __init__(self, program, ops):
+        options = {"batch_size": program.batch_size, "rngs": nnx.Rngs(program.seed or 0)}
+        if program.last_batch == "drop" and "drop_last" in inspect.signature(Pipeline).parameters:
+            options["drop_last"] = True
+        elif program.last_batch != "keep":
+            raise NotImplementedError(f"last_batch={program.last_batch!r}")
+        config = MemorySourceConfig(shuffle=program.seed is not None)
+        source = MemorySource(config, data=dict(program.columns), rngs=nnx.Rngs(program.seed or 0))
+        if program.nodes or program.edges or program.sink:
+            nodes = {name: Stage(ops(form)) for name, form in program.nodes.items()}
+            self.pipeline = Pipeline.from_dag(
+                source=source, nodes=nodes, edges=program.edges, sink=program.sink, **options
+            )
+        else:
+            self.pipeline = Pipeline(source=source, stages=[], **options)
+
+    def step(self):
+        return self.pipeline.step()
+
+    def __iter__(self):
+        return iter(self.pipeline)
+
+    def __len__(self):
+        return len(self.pipeline)
+
+    def scan(self, length):
+        return self.pipeline.scan(dict, length=length)
+
+    def get_state(self):
+        return pickle.dumps(self.pipeline.get_state())
+
+    def set_state(self, state):
+        self.pipeline.set_state(pickle.loads(state))
+
+
+MESSAGES = {
+    r"DAG contains a cycle; could not resolve nodes: (?P<nodes>.*)": "cycle",
+    r"sink '(?P<name>.*?)' is not in nodes": "unknown-sink",
+    r"edges key '(?P<name>.*?)' is unknown": "edges-without-node",
+    r"edges\['(?P<node>.*?)'\] references unknown predecessor\s+'(?P<name>.*?)'": "unknown-predecessor",
+}
+
+
+class Adapter:
+    name = "datarax-pypi"
+    version = importlib.metadata.version("datarax")
+    spec = "0.1"
+    capabilities = frozenset(
+        ["step", "iter", "scan", "shuffle.valid", "dag", "errors"]
+        + (["resume"] if hasattr(Pipeline, "get_state") else [])
+    )
+
+    def build(self, program, ops):
+        return Stream(program, ops)
+
+    def classify(self, exc):
+        for pattern, code in MESSAGES.items():
+            if match := re.search(pattern, str(exc)):
+                details = match.groupdict()
+                if "nodes" in details:
+                    details["nodes"] = re.findall(r"'(.*?)'", details["nodes"])
+                return code, details
+        return "unclassified", {}

@@ -1,0 +1,51 @@
+"""A verdict on an engine from Python; the command line and the pytest plugin start here too."""
+
+from __future__ import annotations
+
+import functools
+import random
+import sys
+from collections.abc import Callable, Sequence
+
+from . import report
+from .adapter import Adapter
+from .case import Case, selected, stored_cases
+from .engine import Engine, Local, Piped, serve_command
+from .runner import ExpectedFailure, Run
+
+
+def engine_for(adapter: str | Adapter, python: str = sys.executable) -> Callable[[], Engine]:
+    """A name is run in a process of its own, an object in this one."""
+    if isinstance(adapter, str):
+        return functools.partial(Piped, serve_command(adapter, python))
+    return functools.partial(Local, adapter)
+
+
+def run_conformance(
+    adapter: str | Adapter,
+    *,
+    only: Sequence[str] = (),
+    cases: Sequence[Case] | None = None,
+    expected: Sequence[ExpectedFailure] = (),
+    timeout: float = 120.0,
+    jobs: int = 1,
+    shuffle: int | None = None,
+    blocking: bool = True,
+    python: str = sys.executable,
+    command: Sequence[str] = (),
+) -> report.Report:
+    """The report on `adapter`: an object, `module:Class`, `file.py:Class`, or a `command` that speaks the protocol.
+
+    `only` names cases, requirements or profiles. `shuffle` seeds another order of the cases.
+    """
+    chosen = selected(stored_cases() if cases is None else cases, only)
+    if shuffle is not None:
+        chosen = random.Random(shuffle).sample(chosen, len(chosen))
+    new_engine = functools.partial(Piped, command) if command else engine_for(adapter, python)
+    run = Run(new_engine, chosen, expected=expected, timeout=timeout, blocking=blocking)
+    try:
+        verdicts = run.all(jobs if isinstance(adapter, str) else 1)
+    finally:
+        run.close()
+    target = adapter if isinstance(adapter, str) else f"{type(adapter).__module__}:{type(adapter).__qualname__}"
+    return report.make_report(run, verdicts, target)

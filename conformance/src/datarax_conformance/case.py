@@ -1,0 +1,65 @@
+"""Stored cases: a program, a script of actions, and what each action must answer."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+HOME = pathlib.Path(__file__).parent / "cases"
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    id: str  # the first requirement it cites, and a slug
+    title: str
+    cites: Sequence[str]  # "ITER-004@1"
+    profiles: Sequence[str]  # all must be claimed
+    basic: bool  # the simplest case of its requirement: whatever needs that requirement waits for it
+    program: Mapping[str, Any]
+    script: Sequence[Mapping[str, Any]]
+
+    @property
+    def requirement(self) -> str:
+        return self.requirements[0]
+
+    @property
+    def requirements(self) -> list[str]:
+        return [cite.partition("@")[0] for cite in self.cites]
+
+    def until(self, action: int) -> Case:
+        """The same case, ended after the action at which an engine deviated."""
+        return dataclasses.replace(self, script=list(self.script)[: action + 1])
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Case:
+        return cls(**data)
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @property
+    def path(self) -> pathlib.Path:
+        return HOME / self.profiles[0] / f"{self.id}.json"
+
+
+def load_case(path: pathlib.Path) -> Case:
+    return Case.from_json(json.loads(path.read_text(encoding="utf-8")))
+
+
+def stored_cases() -> list[Case]:
+    return sorted(map(load_case, HOME.glob("*/*.json")), key=lambda case: case.id)
+
+
+def selected(cases: Iterable[Case], names: Sequence[str]) -> list[Case]:
+    """The cases whose id, requirement or profile is named; a name that matches nothing is an error."""
+    cases = list(cases)
+    chosen: dict[str, Case] = {}
+    for name in names:
+        found = [c for c in cases if name in (c.id, *c.requirements, *c.profiles)]
+        if not found:
+            raise ValueError(f"No stored case has the id, requirement or profile {name!r}.")
+        chosen |= {case.id: case for case in found}
+    return [chosen[key] for key in sorted(chosen)] if names else cases

@@ -1,0 +1,176 @@
+"""The command `datarax-conformance`."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import pathlib
+import shlex
+import sys
+from collections.abc import Sequence
+
+from . import report
+from .api import run_conformance
+from .case import Case, load_case, stored_cases
+from .requirements import requirements
+from .runner import expected_failures
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="datarax-conformance", description="Check a pipeline engine against the spec.")
+    commands = top.add_subparsers(dest="command", required=True)
+
+    run = commands.add_parser("run", help="a verdict on an engine")
+    run.add_argument("adapter", help="`module:Class` or `file.py:Class`, run in a process of its own")
+    run.add_argument("--case", action="append", default=[], help="a case, requirement or profile; or a case's JSON file")
+    run.add_argument("--exec", metavar="COMMAND", help="run this command, which speaks the protocol, as the engine")
+    run.add_argument("--python", default=sys.executable, help="the interpreter to run the adapter in")
+    run.add_argument("--in-process", action="store_true", help="run the adapter in this process, for a debugger")
+    run.add_argument("--expected-failures", type=pathlib.Path, metavar="FILE")
+    run.add_argument("--timeout", type=float, default=120.0, help="seconds for a case (default: 120)")
+    run.add_argument("--jobs", type=int, default=1)
+    run.add_argument("--shuffle", type=int, metavar="SEED", help="run the cases in another order")
+    run.add_argument("--out", type=pathlib.Path, metavar="FOLDER", help="write report.json, junit.xml, badge.svg, faults/")
+    run.set_defaults(do=do_run)
+
+    listing = commands.add_parser("list", help="the stored cases")
+    listing.set_defaults(do=do_list)
+
+    matrix = commands.add_parser("matrix", help="an HTML table of several reports")
+    matrix.add_argument("reports", nargs="+", type=pathlib.Path)
+    matrix.set_defaults(do=do_matrix)
+
+    template = commands.add_parser("new", help="write an adapter to start from")
+    template.add_argument("file", type=pathlib.Path)
+    template.set_defaults(do=do_new)
+
+    cases = commands.add_parser("cases", help="build or check the stored cases")
+    cases.add_argument("what", choices=["build", "check", "reread"])
+    cases.add_argument("ids", nargs="*")
+    cases.set_defaults(do=do_cases)
+
+    trace = commands.add_parser("trace", help="requirements against cases and mutants")
+    trace.add_argument("--strict", action="store_true", help="fail on any gap")
+    trace.set_defaults(do=do_trace)
+
+    mutants = commands.add_parser("mutants", help="show that the suite has teeth")
+    mutants.add_argument("--strict", action="store_true", help="fail on any survivor")
+    mutants.add_argument("--only", default="", help="mutants whose name contains this")
+    mutants.set_defaults(do=do_mutants)
+
+    goals = commands.add_parser("goals", help="the eighteen goals, one line each")
+    goals.add_argument("numbers", nargs="*", type=int)
+    goals.set_defaults(do=do_goals)
+
+    explore = commands.add_parser("explore", help="look for new cases with Hypothesis")
+    explore.add_argument("adapter")
+    explore.add_argument("--examples", type=int, default=200)
+    explore.set_defaults(do=do_explore)
+    return top
+
+
+def do_run(args: argparse.Namespace) -> int:
+    known = stored_cases()
+    files = [name for name in args.case if name.endswith(".json")]
+    cases: Sequence[Case] = [load_case(pathlib.Path(name)) for name in files] or known
+    expected = []
+    if args.expected_failures:
+        expected = expected_failures(args.expected_failures, known, datetime.date.today())
+    adapter = args.adapter
+    if args.in_process:
+        from .adapter import load_adapter
+
+        adapter = load_adapter(adapter)
+    result = run_conformance(
+        adapter,
+        only=[name for name in args.case if name not in files],
+        cases=cases,
+        expected=expected,
+        timeout=args.timeout,
+        jobs=args.jobs,
+        shuffle=args.shuffle,
+        python=args.python,
+        command=shlex.split(args.exec) if args.exec else (),
+    )
+    if args.out:
+        report.write_report(result, args.out)
+    print(report.to_text(result))
+    return int(report.failed(result))
+
+
+def do_list(args: argparse.Namespace) -> int:
+    for case in stored_cases():
+        print(f"{case.id:32} {','.join(case.profiles):40} {case.title}")
+    return 0
+
+
+def do_matrix(args: argparse.Namespace) -> int:
+    print(report.to_html([json.loads(path.read_text(encoding="utf-8")) for path in args.reports]))
+    return 0
+
+
+def do_new(args: argparse.Namespace) -> int:
+    text = (pathlib.Path(__file__).parent / "template_adapter.py").read_text(encoding="utf-8")
+    with args.file.open("x", encoding="utf-8") as file:
+        file.write(text)
+    print(f"datarax-conformance run {args.file}:Adapter")
+    return 0
+
+
+def do_cases(args: argparse.Namespace) -> int:
+    from . import casebook
+
+    if args.what == "build":
+        print(f"{casebook.build()} cases")
+    elif args.what == "reread":
+        unknown = [name for name in args.ids if name not in requirements()]
+        if unknown or not args.ids:
+            raise ValueError(f"`cases reread` takes ids of requirements, got {unknown or 'none'}.")
+        print(f"{casebook.reread(args.ids)} cases read again")
+    else:
+        return show(casebook.faults(), f"{len(stored_cases())} cases")
+    return 0
+
+
+def show(faults: Sequence[str], what: str) -> int:
+    print(*faults, f"{what}, {len(faults)} faults", sep="\n")
+    return int(bool(faults))
+
+
+def do_trace(args: argparse.Namespace) -> int:
+    from .trace import gaps
+
+    found = gaps()
+    return show(found, f"{len(requirements())} requirements") if args.strict else show(found, "gaps") * 0
+
+
+def do_mutants(args: argparse.Namespace) -> int:
+    from .mutants import check
+
+    return check(strict=args.strict, only=args.only)
+
+
+def do_goals(args: argparse.Namespace) -> int:
+    from .goals import main as goals
+
+    return goals(args.numbers)
+
+
+def do_explore(args: argparse.Namespace) -> int:
+    from .explore import explore
+
+    return explore(args.adapter, args.examples)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    try:
+        return args.do(args)
+    except (ValueError, OSError) as exc:
+        print(f"datarax-conformance: {exc}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,142 @@
+"""What a case expects against what an engine answered: exact, dtype and shape included.
+
+An expectation is `{"value": …}`, `{"error": code, "details": {…}}`, `{"check": name, …}` or
+`{"any": […]}` or `{"all": […]}` of such. An action without one expects that nothing is raised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .arrays import decode
+
+ANYTHING: Mapping[str, Any] = {"check": "no_error"}
+
+
+def deviation(expect: Mapping[str, Any], answer: Mapping[str, Any], notes: Mapping[str, Any]) -> str | None:
+    """How `answer` deviates from `expect` in one line, or None. `notes` are earlier answers, by name."""
+    if "any" in expect:
+        reasons = [deviation(choice, answer, notes) for choice in expect["any"]]
+        return None if None in reasons else " or ".join(str(reason) for reason in reasons)
+    if "all" in expect:
+        return next((reason for part in expect["all"] if (reason := deviation(part, answer, notes))), None)
+    if "error" in expect:
+        return _error_deviation(expect, answer)
+    if "error" in answer:
+        error = answer["error"]
+        return f"raised {error['type'] or error['code']} ({error['code']}): {error['message']}"
+    if "check" in expect:
+        arguments = {name: value for name, value in expect.items() if name != "check"}
+        if "like" in arguments:
+            arguments["like"] = notes[arguments["like"]]
+        return CHECKS[expect["check"]](answer["value"], **arguments)
+    return difference(expect["value"], answer["value"])
+
+
+def _error_deviation(expect: Mapping[str, Any], answer: Mapping[str, Any]) -> str | None:
+    if "error" not in answer:
+        return f"expected the error {expect['error']}, but nothing was raised"
+    error = answer["error"]
+    if error["code"] != expect["error"]:
+        what = f"{error['type']}: {error['message']}"
+        return f"expected the error {expect['error']}, got {error['code']} ({what})"
+    return difference(expect.get("details", {}), {k: error["details"].get(k) for k in expect.get("details", {})})
+
+
+def difference(expected: Any, got: Any, path: str = "") -> str | None:
+    """The first place where two JSON values differ."""
+    if type(expected) is not type(got):
+        return f"{path or 'value'}: expected {expected!r}, got {got!r}"
+    if isinstance(expected, dict):
+        if expected.keys() != got.keys():
+            return f"{path or 'value'}: expected the names {sorted(expected)}, got {sorted(got)}"
+        pairs = [(f"{path}.{name}" if path else name, expected[name], got[name]) for name in expected]
+    elif isinstance(expected, list):
+        if len(expected) != len(got):
+            return f"{path or 'value'}: expected {len(expected)} items, got {len(got)}"
+        pairs = [(f"{path}[{i}]", e, g) for i, (e, g) in enumerate(zip(expected, got, strict=True))]
+    else:
+        return None if expected == got else f"{path or 'value'}: expected {expected!r}, got {got!r}"
+    return next((found for found in (difference(e, g, p) for p, e, g in pairs) if found), None)
+
+
+def rows(batches: Sequence[Any], field: str) -> np.ndarray:
+    """The rows of `field` of all batches, end to end, without padding."""
+    parts = []
+    for batch in batches:
+        if batch != "stop":
+            values = decode(batch[field])
+            parts.append(values[decode(batch["mask"])] if "mask" in batch else values)
+    return np.concatenate(parts) if parts else np.zeros(0, np.int32)
+
+
+def _no_error(value: Any) -> None:
+    del value
+
+
+def _permutation(value: Any, length: int, sizes: Sequence[int] | None = None) -> str | None:
+    if sizes is not None:
+        got = [decode(batch["id"]).shape[0] for batch in value if batch != "stop"]
+        if got != list(sizes):
+            return f"expected batches of {list(sizes)} rows, got {got}"
+    ids = rows(value, "id").astype(np.int64)
+    outside = ids[(ids < 0) | (ids >= length)]
+    if outside.size:
+        return f"record {outside[0]} is not one of the {length} records"
+    counts = np.bincount(ids, minlength=length)
+    missing, again = np.flatnonzero(counts == 0), np.flatnonzero(counts > 1)
+    if missing.size or again.size:
+        return (
+            f"{missing.size} of {length} records never came (first: {missing[:3].tolist()}), "
+            f"{again.size} came more than once (first: {again[:3].tolist()})"
+        )
+    return None
+
+
+def _same_rows(value: Any, like: Any) -> str | None:
+    fields = sorted({name for batch in [*value, *like] if batch != "stop" for name in batch} - {"mask"})
+    for field in fields:
+        expected, got = rows(like, field), rows(value, field)
+        if expected.dtype != got.dtype or expected.shape != got.shape:
+            return f"{field}: expected {expected.dtype}{expected.shape}, got {got.dtype}{got.shape}"
+        if not np.array_equal(expected, got):
+            at = int(np.flatnonzero((expected != got).reshape(len(expected), -1).any(axis=1))[0])
+            return f"{field}: row {at} is {got[at].tolist()}, but was {expected[at].tolist()}"
+    return None
+
+
+def _same_order(value: Any, like: Any) -> str | None:
+    return difference(rows(like, "id").tolist(), rows(value, "id").tolist())
+
+
+def _other_order(value: Any, like: Any) -> str | None:
+    expected, got = rows(like, "id"), rows(value, "id")
+    return "the same records came in the same order" if np.array_equal(expected, got) else None
+
+
+def _strangers(value: Any, steps: int, within: int, low: float, high: float) -> str | None:
+    """Of the first `steps` steps from record to record, the share shorter than `within`."""
+    ids = rows(value, "id").astype(np.int64)[: steps + 1]
+    share = float(np.mean(np.abs(np.diff(ids)) < within))
+    if len(ids) == steps + 1 and low <= share <= high:
+        return None
+    return f"{share:.1%} of {len(ids) - 1} steps lead less than {within} records away, expected {low:.0%} to {high:.0%}"
+
+
+def _state_at_most(value: Any, size: int) -> str | None:
+    got = len(value["base64"]) * 3 // 4
+    return None if got <= size else f"expected a state of at most {size} bytes, got {got}"
+
+
+CHECKS: Mapping[str, Callable[..., str | None]] = {
+    "no_error": _no_error,
+    "permutation": _permutation,
+    "same_rows": _same_rows,
+    "same_order": _same_order,
+    "other_order": _other_order,
+    "strangers": _strangers,
+    "state_at_most": _state_at_most,
+}

@@ -1,0 +1,9 @@
+"""The cases as they are declared; `python -m datarax_conformance.cases build` stores them with their values."""
+
+from . import dag, errors, iter, scan, shuffle, state, step
+
+TABLES = (step.table, iter.table, shuffle.table, dag.table, state.table, scan.table, errors.table)
+
+
+def declared_cases():
+    return [case for table in TABLES for case in table.cases]

@@ -1,0 +1,130 @@
+"""How cases are declared: programs and scripts in a few words. Values that are left out the model fills in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..arrays import encode
+from ..case import Case
+from ..requirements import requirements
+
+# What a script needs of an engine, beyond the profile of the requirement.
+NEEDED = {"step": "step", "for": "iter", "iter": "iter", "next": "iter", "scan": "scan", "save": "resume"}
+
+Script = Sequence[Mapping[str, Any]]
+
+
+def program(
+    count: int,
+    batch_size: int,
+    last_batch: str = "keep",
+    *,
+    seed: int | None = None,
+    nodes: Mapping[str, str] | None = None,
+    edges: Mapping[str, Any] | None = None,
+    sink: str | None = None,
+    columns: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """`count` records with the fields `id` and `x` unless `columns` says otherwise."""
+    if columns is None:
+        columns = id_and_x(count)
+    return {
+        "columns": {name: column if isinstance(column, dict) else encode(column) for name, column in columns.items()},
+        "batch_size": batch_size,
+        "last_batch": last_batch,
+        "seed": seed,
+        "nodes": dict(nodes or {}),
+        "edges": dict(edges or {}),
+        "sink": sink,
+    }
+
+
+def id_and_x(count: int) -> dict[str, np.ndarray]:
+    ids = np.arange(count, dtype=np.int32)
+    return {"id": ids, "x": ((ids * 7 + 3) % 23 * 0.25 + 1).astype(np.float32)}
+
+
+def chain(count: int, batch_size: int, last_batch: str = "keep", *ops: str, seed: int | None = None) -> dict[str, Any]:
+    """A program whose nodes n0, n1, … follow one another."""
+    names = [f"n{i}" for i in range(len(ops))]
+    edges = {name: names[i - 1 : i] if i else [] for i, name in enumerate(names)}
+    return program(
+        count, batch_size, last_batch, seed=seed, nodes=dict(zip(names, ops, strict=True)), edges=edges, sink=names[-1]
+    )
+
+
+def do(action: str, **arguments: Any) -> dict[str, Any]:
+    return {"do": action, **arguments}
+
+
+def build(**arguments: Any) -> dict[str, Any]:
+    return do("build", **arguments)
+
+
+def step(n: int = 1, **arguments: Any) -> dict[str, Any]:
+    return do("step", n=n, **arguments)
+
+
+def loop(**arguments: Any) -> dict[str, Any]:
+    return do("for", **arguments)
+
+
+def permutation(length: int, **sizes: Any) -> dict[str, Any]:
+    return {"check": "permutation", "length": length, **sizes}
+
+
+def same_rows(note: str) -> dict[str, Any]:
+    return {"check": "same_rows", "like": note}
+
+
+def other_order(note: str) -> dict[str, Any]:
+    return {"check": "other_order", "like": note}
+
+
+def error(code: str, **details: Any) -> dict[str, Any]:
+    return {"error": code, "details": details}
+
+
+def profiles_of(names: Sequence[str], program: Mapping[str, Any], script: Script, extra: Sequence[str]) -> list[str]:
+    known = requirements()
+    own = [known[name].profile for name in names]
+    used = [NEEDED[action["do"]] for action in script if action["do"] in NEEDED]
+    used += ["dag"] if program["nodes"] else []
+    used += ["shuffle.valid"] if program["seed"] is not None else []
+    return list(dict.fromkeys([*own, *sorted(used), *extra]))
+
+
+class Table:
+    """The cases of one chapter, in the order in which they are declared."""
+
+    def __init__(self) -> None:
+        self.cases: list[Case] = []
+
+    def case(
+        self,
+        cites: str,
+        slug: str,
+        title: str,
+        program: Mapping[str, Any],
+        script: Script,
+        profiles: Sequence[str] = (),
+    ) -> None:
+        names = cites.split()
+        known = requirements()
+        first = all(case.requirement != names[0] for case in self.cases)
+        own = script[0]["do"] == "build" and "to" not in script[0]
+        whole = [*([] if own else [build()]), *script]
+        self.cases.append(
+            Case(
+                id=f"{names[0]}-{slug}",
+                title=title,
+                cites=[known[name].cite for name in names],
+                profiles=profiles_of(names, program, whole, profiles),
+                basic=first,
+                program=program,
+                script=whole,
+            )
+        )

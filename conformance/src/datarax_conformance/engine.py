@@ -1,0 +1,119 @@
+"""Where an engine runs: in this process, or behind a pipe that may hang, crash or talk nonsense."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from .adapter import Adapter
+from .session import Session
+
+
+class Lost(Exception):
+    """The engine gave no answer; `outcome` is what a report calls it."""
+
+    def __init__(self, outcome: str, message: str):
+        super().__init__(message)
+        self.outcome = outcome
+
+
+class Engine(Protocol):
+    def execute(self, action: Mapping[str, Any], timeout: float) -> dict[str, Any]: ...
+    def restart(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class Local:
+    """An adapter in this process. It cannot be stopped: a hang here is a hang of the run."""
+
+    def __init__(self, adapter: Adapter):
+        self.adapter = adapter
+        self.restart()
+
+    def restart(self) -> None:
+        self.session = Session(self.adapter)
+
+    def execute(self, action: Mapping[str, Any], timeout: float) -> dict[str, Any]:
+        del timeout
+        return self.session.execute(action)
+
+    def close(self) -> None:
+        pass
+
+
+class Piped:
+    """A process that reads one action and writes one answer per line."""
+
+    def __init__(self, command: Sequence[str]):
+        self.command = list(command)
+        self.process: subprocess.Popen[str] | None = None
+
+    def restart(self) -> None:
+        self.close()
+
+    def _start(self) -> subprocess.Popen[str]:
+        try:
+            process = subprocess.Popen(
+                self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8"
+            )
+        except OSError as exc:
+            raise Lost("ADAPTER-ERROR", f"cannot start: {exc.strerror}") from exc
+        self.lines: queue.Queue[str | None] = queue.Queue()
+        reader = threading.Thread(target=self._read, args=(process, self.lines), daemon=True)
+        reader.start()
+        return process
+
+    @staticmethod
+    def _read(process: subprocess.Popen[str], lines: queue.Queue[str | None]) -> None:
+        assert process.stdout is not None
+        with contextlib.suppress(ValueError):  # closed under the reader's hands
+            for line in process.stdout:
+                lines.put(line)
+        lines.put(None)
+
+    def execute(self, action: Mapping[str, Any], timeout: float) -> dict[str, Any]:
+        try:
+            return self._ask(action, timeout)
+        except Lost:
+            self.close()
+            raise
+
+    def _ask(self, action: Mapping[str, Any], timeout: float) -> dict[str, Any]:
+        if self.process is None:
+            self.process = self._start()
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # the reader tells how it ended
+            self.process.stdin.write(json.dumps(action) + "\n")
+            self.process.stdin.flush()
+        try:
+            line = self.lines.get(timeout=timeout)
+        except queue.Empty:
+            raise Lost("TIMEOUT", f"no answer to {action['do']!r} within {timeout:g} s") from None
+        if line is None:
+            raise Lost("CRASH", f"the process ended with code {self.process.wait()} at {action['do']!r}")
+        try:
+            answer = json.loads(line)
+        except ValueError:
+            raise Lost("ADAPTER-ERROR", f"not a line of JSON: {line[:100]!r}") from None
+        if not isinstance(answer, dict) or not answer.keys() & {"value", "error", "fault"}:
+            raise Lost("ADAPTER-ERROR", f"not an answer: {line[:100]!r}")
+        return answer
+
+    def close(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            for pipe in (self.process.stdin, self.process.stdout):
+                with contextlib.suppress(OSError):
+                    pipe.close()  # type: ignore[union-attr]
+            self.process = None
+
+
+def serve_command(target: str, python: str = sys.executable) -> list[str]:
+    return [python, "-m", "datarax_conformance.serve", target]

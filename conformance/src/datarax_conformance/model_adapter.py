@@ -1,0 +1,31 @@
+"""Adapter of the oracle: the Python of the spec itself."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from . import model
+from .adapter import Program
+from .ops import Ops
+from .version import SPEC
+
+
+class Adapter:
+    name = "model"
+    version = SPEC
+    spec = SPEC
+    capabilities = frozenset(
+        ["step", "iter", "shuffle.valid", "shuffle.exact", "resume", "dag", "errors", "scan"]
+    )
+    model = model
+
+    def build(self, program: Program, ops: Ops) -> model.Stream:
+        del ops  # the model has its own
+        fields = {field.name: getattr(program, field.name) for field in dataclasses.fields(program)}
+        return self.model.Stream(self.model.Program(**fields))
+
+    def classify(self, exc: BaseException) -> tuple[str, Mapping[str, object]]:
+        if isinstance(exc, self.model.Refused):
+            return exc.code, exc.details
+        return "unclassified", {}

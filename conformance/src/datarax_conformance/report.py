@@ -1,0 +1,205 @@
+"""One report, written down in several ways: JSON, JUnit, an HTML matrix, a badge, a few lines of text."""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import json
+import pathlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+from xml.etree import ElementTree
+
+from .adapter import PROFILES
+from .requirements import requirements
+from .runner import BAD, OUTCOMES, Run, Verdict
+from .version import SPEC, VERSION
+
+FORMAT = 1
+LONG = 48  # items of a list that a report still shows whole
+
+Report = Mapping[str, Any]
+
+
+def make_report(run: Run, verdicts: Sequence[Verdict], target: str) -> Report:
+    verdicts = sorted(verdicts, key=lambda verdict: verdict.case.id)
+    lines = "".join(f"{verdict.case.id} {verdict.outcome}\n" for verdict in verdicts)
+    engine = {name: run.identity[name] for name in ("name", "version", "spec", "capabilities")}
+    profiles = {
+        profile: count_outcomes(v for v in verdicts if v.case.profiles[0] == profile) for profile in PROFILES
+    }
+    return {
+        "format": FORMAT,
+        "suite": VERSION,
+        "spec": SPEC,
+        "engine": engine,
+        "summary": count_outcomes(verdicts),
+        "profiles": {profile: counts for profile, counts in profiles.items() if counts},
+        "digest": hashlib.sha256(lines.encode()).hexdigest(),
+        "verdicts": [_entry(verdict, target) for verdict in verdicts],
+    }
+
+
+def count_outcomes(verdicts: Any) -> dict[str, int]:
+    counts = Counter(verdict.outcome for verdict in verdicts)
+    return {outcome: counts[outcome] for outcome in OUTCOMES if counts[outcome]}
+
+
+def _entry(verdict: Verdict, target: str) -> dict[str, Any]:
+    case = verdict.case
+    entry: dict[str, Any] = {"case": case.id, "cites": list(case.cites), "outcome": verdict.outcome}
+    if verdict.reason:
+        entry["reason"] = verdict.reason
+    if verdict.outcome in (*BAD, "XFAIL"):
+        requirement = requirements()[case.requirement]
+        shortest = case if verdict.action is None else case.until(verdict.action)
+        entry |= {
+            "title": case.title,
+            "sentence": requirement.text,
+            "link": requirement.place,
+            "at": verdict.action,
+            "expected": brief(verdict.expected),
+            "got": brief(verdict.got),
+            "minimal": shortest.to_json(),
+            "replay": f"datarax-conformance run {target} --case {case.id}",
+        }
+    return entry
+
+
+def brief(value: Any) -> Any:
+    """`value` with long lists and texts cut short."""
+    if isinstance(value, Mapping):
+        return {name: brief(part) for name, part in value.items()}
+    if isinstance(value, list) and len(value) > LONG:
+        return [*map(brief, value[:LONG]), f"… {len(value) - LONG} more"]
+    if isinstance(value, list):
+        return [brief(part) for part in value]
+    return value[:400] + "…" if isinstance(value, str) and len(value) > 400 else value
+
+
+def failed(report: Report) -> bool:
+    return any(report["summary"].get(outcome) for outcome in BAD)
+
+
+def to_text(report: Report) -> str:
+    """What a terminal shows: every failure in full, then the counts."""
+    parts = []
+    for entry in report["verdicts"]:
+        if "replay" in entry:
+            parts.append(
+                f"{entry['outcome']} {entry['case']} ({entry['title']})\n"
+                f"  {', '.join(entry['cites'])}: {entry['sentence']}\n"
+                f"  {entry['link']}\n"
+                f"  {entry['reason']}\n"
+                f"  case:     {json.dumps(entry['minimal'], ensure_ascii=False)}\n"
+                f"  expected: {json.dumps(entry['expected'], ensure_ascii=False)}\n"
+                f"  got:      {json.dumps(entry['got'], ensure_ascii=False)}\n"
+                f"  replay:   {entry['replay']}\n"
+            )
+    engine = report["engine"]
+    parts.append(f"{engine['name']} {engine['version']}, suite {report['suite']}, spec {report['spec']}")
+    width = max(map(len, report["profiles"]), default=0)
+    for profile, counts in report["profiles"].items():
+        parts.append(f"  {profile:{width}}  " + ", ".join(f"{n} {outcome}" for outcome, n in counts.items()))
+    parts.append(f"digest {report['digest'][:16]}")
+    return "\n".join(parts)
+
+
+def to_junit(report: Report) -> str:
+    root = ElementTree.Element("testsuite", name=f"datarax-conformance {report['engine']['name']}")
+    root.set("tests", str(len(report["verdicts"])))
+    for entry in report["verdicts"]:
+        case = ElementTree.SubElement(root, "testcase", classname=entry["cites"][0], name=entry["case"])
+        outcome, reason = entry["outcome"], entry.get("reason", "")
+        if outcome in ("FAIL", "XPASS"):
+            ElementTree.SubElement(case, "failure", message=reason).text = json.dumps(entry["minimal"])
+        elif outcome in BAD:
+            ElementTree.SubElement(case, "error", message=reason, type=outcome)
+        elif outcome != "PASS":
+            ElementTree.SubElement(case, "skipped", message=f"{outcome}: {reason}")
+    ElementTree.indent(root)
+    return ElementTree.tostring(root, encoding="unicode") + "\n"
+
+
+def to_badge(report: Report) -> str:
+    """A picture of how many of the claimed profiles hold."""
+    claimed = [p for p in report["profiles"] if p in report["engine"]["capabilities"]]
+    good = [p for p in claimed if not any(report["profiles"][p].get(o) for o in (*BAD, "BLOCKED", "XFAIL"))]
+    label, text = "datarax spec " + report["spec"], f"{len(good)}/{len(claimed)} profiles"
+    colour = "#2e7d32" if claimed and good == claimed else "#b26a00"
+    left, right = 7 * len(label) + 10, 7 * len(text) + 10
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + right}" height="20" role="img">'
+        f"<title>{label}: {text}</title>"
+        f'<rect width="{left}" height="20" fill="#444"/>'
+        f'<rect x="{left}" width="{right}" height="20" fill="{colour}"/>'
+        '<g fill="#fff" font-family="Verdana,sans-serif" font-size="11">'
+        f'<text x="5" y="14">{label}</text><text x="{left + 5}" y="14">{text}</text></g></svg>\n'
+    )
+
+
+def worst(outcomes: Sequence[str]) -> str:
+    """What one cell of the matrix says about several cases."""
+    order = ("CRASH", "ADAPTER-ERROR", "TIMEOUT", "FAIL", "XPASS", "XFAIL", "BLOCKED", "PASS", "N/A")
+    return min(outcomes, key=order.index)
+
+
+def to_html(reports: Sequence[Report], link: str = "../../spec/") -> str:
+    """Requirement × engine; a cell shows the worst of its cases, and on demand each with its replay line."""
+    out = ['<div class="conformance">', "<table>", "<thead><tr><th>requirement</th>"]
+    out += [f"<th>{html.escape(r['engine']['name'])}<br>{html.escape(r['engine']['version'])}</th>" for r in reports]
+    out.append("</tr></thead>\n<tbody>")
+    cells: list[dict[str, list[Mapping[str, Any]]]] = []
+    for report in reports:
+        rows: dict[str, list[Mapping[str, Any]]] = {}
+        for entry in report["verdicts"]:
+            rows.setdefault(entry["cites"][0].partition("@")[0], []).append(entry)
+        cells.append(rows)
+    for name, requirement in requirements().items():
+        if not any(name in rows for rows in cells):
+            continue
+        place = link + requirement.place.replace(".md", "/")
+        title = html.escape(requirement.text, quote=True)
+        out.append(f'<tr id="{name}"><th><a href="{place}" title="{title}">{name}</a></th>')
+        out += [_cell(rows.get(name, [])) for rows in cells]
+        out.append("</tr>")
+    out.append("</tbody></table></div>\n")
+    return "\n".join(out)
+
+
+def _cell(entries: Sequence[Mapping[str, Any]]) -> str:
+    if not entries:
+        return "<td></td>"
+    outcome = worst([entry["outcome"] for entry in entries])
+    notes = [entry for entry in entries if "replay" in entry]
+    css = outcome.lower().replace("/", "").replace("-", "")
+    if not notes:
+        return f'<td class="{css}">{outcome}</td>'
+    items = "".join(
+        f"<li><b>{html.escape(entry['case'])}</b>: {html.escape(entry['reason'])}"
+        f"<br><code>{html.escape(entry['replay'])}</code></li>"
+        for entry in notes
+    )
+    summary = f"{outcome} {len(notes)}/{len(entries)}"
+    return f'<td class="{css}"><details><summary>{summary}</summary><ul>{items}</ul></details></td>'
+
+
+def to_json(report: Report) -> str:
+    return json.dumps(report, indent=1, ensure_ascii=False) + "\n"
+
+
+def write_report(report: Report, folder: pathlib.Path) -> None:
+    """`report.json`, `junit.xml`, `badge.svg`, and each failure as a case of its own under `faults/`."""
+    faults = folder / "faults"
+    faults.mkdir(parents=True, exist_ok=True)
+    for old in faults.glob("*.json"):
+        old.unlink()
+    for entry in report["verdicts"]:
+        if "minimal" in entry:
+            text = json.dumps(entry["minimal"], indent=1, ensure_ascii=False) + "\n"
+            (faults / f"{entry['case']}.json").write_text(text, encoding="utf-8")
+    if not any(faults.iterdir()):
+        faults.rmdir()
+    for name, text in (("report.json", to_json(report)), ("junit.xml", to_junit(report)), ("badge.svg", to_badge(report))):
+        (folder / name).write_text(text, encoding="utf-8")

@@ -1,0 +1,175 @@
+"""The one runner behind the command line, the pytest plugin and `run_conformance`."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import datetime
+import json
+import pathlib
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from .case import Case
+from .compare import ANYTHING, deviation
+from .engine import Engine, Lost
+from .requirements import needed_by
+
+BAD = ("FAIL", "CRASH", "TIMEOUT", "ADAPTER-ERROR", "XPASS")
+OUTCOMES = ("PASS", "FAIL", "BLOCKED", "N/A", "CRASH", "TIMEOUT", "ADAPTER-ERROR", "XFAIL", "XPASS")
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    case: Case
+    outcome: str
+    reason: str = ""
+    action: int | None = None  # where the engine deviated
+    expected: Any = None
+    got: Any = None
+
+
+def play(case: Case, engine: Engine, timeout: float) -> Verdict:
+    """Carry out one case; stops at the first deviation."""
+    deadline = time.monotonic() + timeout
+    notes: dict[str, Any] = {}
+    index: int | None = None
+    expect: Mapping[str, Any] = ANYTHING
+
+    def ask(action: Mapping[str, Any]) -> dict[str, Any]:
+        return engine.execute(action, max(0.0, deadline - time.monotonic()))
+
+    try:
+        begin = {"do": "begin", "program": case.program}
+        answer = ask(begin)
+        for index, action in enumerate(case.script):
+            if "fault" in answer:
+                break
+            if action["do"] == "restart":
+                engine.restart()
+                answer = ask(begin)
+                continue
+            if action["do"] == "restore":
+                action = {**action, "base64_": notes[action["origin"]]["base64"]}
+            expect = action.get("expect", ANYTHING)
+            answer = ask({k: v for k, v in action.items() if k not in ("expect", "note")})
+            if "fault" in answer:
+                break
+            if reason := deviation(expect, answer, notes):
+                return Verdict(case, "FAIL", reason, index, expect, answer)
+            name = action.get("note", action["to"] if action["do"] == "save" else None)
+            if name is not None:
+                notes[name] = answer["value"]
+    except Lost as lost:
+        return Verdict(case, lost.outcome, str(lost), index, expect)
+    if "fault" in answer:
+        return Verdict(case, "ADAPTER-ERROR", answer["fault"], index, expect)
+    return Verdict(case, "PASS")
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpectedFailure:
+    """A failure that is known: which case, why, where it is written about, and until when."""
+
+    case: str
+    reason: str
+    link: str
+    expires: datetime.date
+
+
+def expected_failures(
+    path: pathlib.Path, known: Sequence[Case], today: datetime.date
+) -> list[ExpectedFailure]:
+    """The list in the JSON file `path`; an entry that is incomplete, unmatched or expired is an error."""
+    entries = []
+    for number, entry in enumerate(json.loads(path.read_text(encoding="utf-8")), 1):
+        where = f"Expected failure {number} of {path.name}"
+        wanted = {field.name for field in dataclasses.fields(ExpectedFailure)}
+        if set(entry) != wanted or not all(entry.values()):
+            raise ValueError(f"{where} must give {sorted(wanted)}, got {sorted(k for k in entry if entry[k])}.")
+        if entry["case"] not in {case.id for case in known}:
+            raise ValueError(f"{where} names {entry['case']!r}, which is no case of this suite.")
+        expires = datetime.date.fromisoformat(entry["expires"])
+        if expires < today:
+            raise ValueError(f"{where} ({entry['case']}) expired on {expires}: fix the engine or renew it.")
+        entries.append(ExpectedFailure(**{**entry, "expires": expires}))
+    return entries
+
+
+class Run:
+    """Verdicts of one engine, each worked out once, in whatever order they are asked for."""
+
+    def __init__(
+        self,
+        new_engine: Callable[[], Engine],
+        cases: Sequence[Case],
+        *,
+        expected: Sequence[ExpectedFailure] = (),
+        timeout: float = 60.0,
+        blocking: bool = True,
+    ):
+        self.cases = cases
+        self.expected = {entry.case for entry in expected}
+        self.timeout = timeout
+        self.basic = {case.requirement: case for case in cases if case.basic} if blocking else {}
+        self.verdicts: dict[str, Verdict] = {}
+        self.new_engine = new_engine
+        self.engines: list[Engine] = []
+        self.local = threading.local()
+        self.identity = self._hello()
+
+    def _engine(self) -> Engine:
+        if not hasattr(self.local, "engine"):
+            self.local.engine = self.new_engine()
+            self.engines.append(self.local.engine)
+        return self.local.engine
+
+    def _hello(self) -> dict[str, Any]:
+        unknown = {"name": "unknown", "version": "unknown", "spec": "unknown", "capabilities": []}
+        try:
+            answer = self._engine().execute({"do": "hello"}, self.timeout)
+        except Lost as lost:
+            return {**unknown, "lost": [lost.outcome, str(lost)]}
+        if "value" not in answer:
+            reason = answer.get("fault") or answer["error"]["message"]
+            return {**unknown, "lost": ["ADAPTER-ERROR", reason]}
+        return answer["value"]
+
+    def needs(self, case: Case) -> list[str]:
+        """What must hold before the case says anything of its requirement."""
+        primary, *others = case.requirements
+        wanted = [*needed_by(case.requirements), *others, *([] if case.basic else [primary])]
+        return [name for name in wanted if not (case.basic and name == primary)]
+
+    def verdict(self, case: Case) -> Verdict:
+        if case.id not in self.verdicts:
+            self.verdicts[case.id] = self._work_out(case)
+        return self.verdicts[case.id]
+
+    def _work_out(self, case: Case) -> Verdict:
+        if "lost" in self.identity:
+            return Verdict(case, *self.identity["lost"])
+        if unclaimed := sorted(set(case.profiles) - set(self.identity["capabilities"])):
+            return Verdict(case, "N/A", f"does not claim {', '.join(unclaimed)}")
+        for name in self.needs(case):
+            if name in self.basic and self.verdict(self.basic[name]).outcome not in ("PASS", "N/A"):
+                return Verdict(case, "BLOCKED", f"needs {name}")
+        verdict = play(case, self._engine(), self.timeout)
+        if case.id in self.expected:
+            known = {"FAIL": "XFAIL", "CRASH": "XFAIL", "TIMEOUT": "XFAIL", "PASS": "XPASS"}
+            return dataclasses.replace(verdict, outcome=known.get(verdict.outcome, verdict.outcome))
+        return verdict
+
+    def all(self, jobs: int = 1) -> list[Verdict]:
+        for case in self.basic.values():
+            self.verdict(case)
+        if jobs == 1:
+            return [self.verdict(case) for case in self.cases]
+        with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+            return list(pool.map(self.verdict, self.cases))
+
+    def close(self) -> None:
+        for engine in self.engines:
+            engine.close()

@@ -1,0 +1,33 @@
+"""The engine's end of the pipe: `python -m datarax_conformance.serve module:Class`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from .adapter import load_adapter
+from .session import Session, scrubbed
+
+
+def serve(target: str) -> None:
+    """Answer actions on stdin for the adapter `target`; what the engine prints goes to stderr."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    try:
+        answer = Session(load_adapter(target)).execute
+    except Exception as exc:
+        fault = {"fault": scrubbed(f"cannot load {target}: {type(exc).__name__}: {exc}")}
+
+        def answer(action: Mapping[str, Any]) -> dict[str, Any]:
+            return fault
+
+    for line in sys.stdin:
+        answers.write(json.dumps(answer(json.loads(line))) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1])

@@ -1,0 +1,200 @@
+"""Carries out the actions of a case against an adapter, one at a time, beside the engine.
+
+An action and its answer are plain JSON, so a session is the same in this process and behind a pipe.
+The answer is `{"value": …}`, `{"error": {"code", "details", "type", "message"}}` for an exception of
+the engine, or `{"fault": text}` where the adapter itself broke its contract.
+"""
+
+from __future__ import annotations
+
+import base64
+import random
+import re
+import sys
+import threading
+import traceback
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from .adapter import Adapter, Program
+from .arrays import encode
+from .ops import Ops
+
+STOP = "stop"
+
+
+class EngineError(Exception):
+    """Something an engine did that no exception of its own reports."""
+
+    def __init__(self, code: str, message: str):
+        super().__init__(message)
+        self.code = code
+
+
+def scrubbed(text: str) -> str:
+    """Reports are compared between machines: no path and no address stays in a message."""
+    text = re.sub(r"\b0x[0-9a-fA-F]+", "0x…", text)
+    return re.sub(r"(?<![\w:])/(?:[\w.\-+]+/)+", "…/", text)[:600]
+
+
+def to_batch(batch: Any) -> dict[str, Any]:
+    if not isinstance(batch, Mapping):
+        raise EngineError("not-a-batch", f"a batch is a mapping of arrays, got {type(batch).__name__}")
+    return {str(name): encode(batch[name]) for name in sorted(batch)}
+
+
+class Session:
+    def __init__(self, adapter: Adapter):
+        self.adapter = adapter
+        self.ops = Ops()
+
+    def execute(self, action: Mapping[str, Any]) -> dict[str, Any]:
+        arguments = {name: value for name, value in action.items() if name != "do"}
+        method = getattr(self, f"do_{action['do']}", None)
+        if method is None:
+            return {"fault": f"no action is called {action['do']!r}"}
+        try:
+            return {"value": method(**arguments)}
+        except EngineError as exc:
+            return {"error": {"code": exc.code, "details": {}, "type": "", "message": str(exc)}}
+        except Exception as exc:
+            return self._classified(exc)
+
+    def _classified(self, exc: Exception) -> dict[str, Any]:
+        try:
+            code, details = self.adapter.classify(exc)
+            if not isinstance(code, str) or not isinstance(details, Mapping):
+                raise TypeError(f"classify returns (code, details), got {code!r}, {details!r}")
+        except Exception:
+            return {"fault": scrubbed("classify failed: " + traceback.format_exc(limit=-1))}
+        message = scrubbed(str(exc))
+        return {"error": {"code": code, "details": dict(details), "type": type(exc).__name__, "message": message}}
+
+    # Actions. `on` names the stream or iterator, `as_` what to remember the result by.
+
+    def do_hello(self) -> dict[str, Any]:
+        adapter = self.adapter
+        return {
+            "name": adapter.name,
+            "version": adapter.version,
+            "spec": adapter.spec,
+            "capabilities": sorted(adapter.capabilities),
+        }
+
+    def do_begin(self, program: Mapping[str, Any]) -> None:
+        self.program = dict(program)
+        self.streams: dict[str, Any] = {}
+        self.iterators: dict[str, Any] = {}
+        self.states: dict[str, Any] = {}
+        self.held: dict[str, Any] = {}
+        self.columns: dict[str, Any] = {}
+        self.patience = 0  # batches after which a loop counts as endless
+        np.random.seed(0)
+        random.seed(0)
+
+    def do_build(self, to: str = "main", **changes: Any) -> None:
+        program = Program.from_json({**self.program, **changes})
+        self.columns[to] = program.columns
+        rows = max((len(column) for column in program.columns.values()), default=0)
+        self.patience = max(self.patience, 10 + 3 * rows)
+        self.streams[to] = self.adapter.build(program, self.ops)
+
+    def _stream(self, name: str) -> Any:
+        if name not in self.streams:
+            raise EngineError("not-built", f"the stream {name!r} has not been built")
+        return self.streams[name]
+
+    def do_step(self, on: str = "main", n: int = 1, hold: str = "") -> list[Any]:
+        return self._batches((self._stream(on).step() for _ in range(n)), hold)
+
+    def do_iter(self, on: str = "main", to: str = "it") -> None:
+        self.iterators[to] = iter(self._stream(on))
+
+    def do_next(self, on: str = "it", n: int = 1, hold: str = "") -> list[Any]:
+        return self._batches((next(self.iterators[on], STOP) for _ in range(n)), hold)
+
+    def do_for(self, on: str = "main", take: int | None = None, hold: str = "") -> list[Any]:
+        return self._batches(self._loop(self._stream(on), take), hold)
+
+    def _loop(self, stream: Any, take: int | None):
+        for count, batch in enumerate(stream, 1):
+            yield batch
+            if count == take:
+                return
+            if count > self.patience:
+                raise EngineError("endless", f"the iterator did not stop within {count} batches")
+
+    def _batches(self, batches: Any, hold: str) -> list[Any]:
+        # Encoded one by one as they come: a batch that is overwritten later has been seen as it was.
+        raw, seen = [], []
+        for batch in batches:
+            raw.append(batch)
+            seen.append(STOP if isinstance(batch, str) else to_batch(batch))
+        if hold:
+            self.held[hold] = raw
+        return seen
+
+    def do_scan(self, length: int | None, on: str = "main") -> dict[str, Any]:
+        return to_batch(self._stream(on).scan(length))
+
+    def do_jit_step(self, on: str = "main", n: int = 1) -> list[Any]:
+        return self._batches((self._stream(on).jit_step() for _ in range(n)), "")
+
+    def do_grad(self, node: str, on: str = "main") -> dict[str, Any]:
+        return to_batch(self._stream(on).grad(node))
+
+    def do_len(self, on: str = "main") -> int:
+        return len(self._stream(on))
+
+    def do_seek(self, epoch: int, offset: int, on: str = "main") -> None:
+        self._stream(on).seek(epoch, offset)
+
+    def do_replace(self, node: str, op: str, on: str = "main") -> None:
+        self._stream(on).replace(node, op)
+
+    def do_save(self, to: str, on: str = "main") -> dict[str, Any]:
+        self.states[to] = self._stream(on).get_state()
+        return {"base64": base64.b64encode(bytes(self.states[to])).decode()}
+
+    def do_restore(self, origin: str, on: str = "main", base64_: str = "") -> None:
+        state = self.states[origin] if origin in self.states else base64.b64decode(base64_)
+        self._stream(on).set_state(bytes(state))
+
+    def do_threads(self, n: int, on: str = "main") -> list[Any]:
+        """`n` threads take turns at one iterator until it stops; the batches in order of their first id."""
+        iterator, taken, failures = iter(self._stream(on)), [], []
+
+        def take() -> None:
+            try:
+                while len(taken) < self.patience:
+                    taken.append(next(iterator))
+            except StopIteration:
+                pass
+            except Exception as exc:
+                failures.append(exc)
+
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)
+        try:
+            threads = [threading.Thread(target=take, daemon=True) for _ in range(n)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        finally:
+            sys.setswitchinterval(interval)
+        if failures:
+            raise failures[0]
+        return self._batches(sorted(taken, key=lambda batch: int(np.asarray(batch["id"])[0])), "")
+
+    def do_recall(self, hold: str) -> list[Any]:
+        return self._batches(self.held[hold], "")
+
+    def do_columns(self, of: str = "main") -> dict[str, Any]:
+        return to_batch(self.columns[of])
+
+    def do_global_random(self) -> list[float]:
+        """A draw from NumPy's and from Python's global generator, both seeded when the case began."""
+        return [float(np.random.random_sample()), random.random()]

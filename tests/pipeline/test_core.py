@@ -1,0 +1,212 @@
+"""One law: the stream is that of the model, in whatever mode and order it is consumed."""
+
+import dataclasses
+import itertools
+
+import jax
+import numpy as np
+import pytest
+from datarax_conformance import model
+from helpers import (
+    assert_same,
+    by_for,
+    by_scan,
+    by_step,
+    columns,
+    ids,
+    jitter,
+    pipeline,
+    pipeline_of,
+    record_words,
+    rows,
+    whole,
+)
+from hypothesis import example, given, settings, strategies as st
+
+from datarax.errors import LastBatchError
+from datarax.sources import MemorySource, MemorySourceConfig
+
+CHAIN = {
+    "nodes": {"double": "affine(2,1)", "n": "count"},
+    "edges": {"double": [], "n": ["double"]},
+    "sink": "n",
+}
+BRANCHES = {
+    "nodes": {
+        "left": "affine(2,0)",
+        "right": "affine(1,-1)",
+        "both": "sub",
+        "n": "count",
+        "noise": "keys",
+    },
+    "edges": {
+        "left": [],
+        "right": ["source"],
+        "both": ["left", "right"],
+        "n": ["both"],
+        "noise": ["n"],
+    },
+    "sink": "noise",
+}
+
+
+def program(length, batch_size, last_batch, seed, graph):
+    return model.Program(columns(length), batch_size, last_batch, seed, **graph)
+
+
+PROGRAMS = [
+    program(1, 1, "keep", 0, {}),
+    program(1, 3, "keep", 0, CHAIN),
+    program(1, 3, "pad", 0, {}),
+    program(3, 8, "keep", 7, BRANCHES),
+    program(3, 8, "pad", 7, CHAIN),
+    program(5, 2, "keep", None, CHAIN),
+    program(5, 2, "drop", 7, BRANCHES),
+    program(5, 2, "pad", None, {}),
+    program(6, 3, "keep", 7, BRANCHES),
+    program(6, 3, "drop", None, CHAIN),
+    program(6, 3, "pad", 7, {}),
+    program(7, 7, "drop", 7, {}),
+    program(10, 4, "keep", 2**32 - 1, BRANCHES),
+    program(10, 4, "drop", 7, CHAIN),
+    program(10, 4, "pad", 7, BRANCHES),
+    program(33, 2, "keep", 7, BRANCHES),
+    program(33, 2, "drop", None, CHAIN),
+    program(33, 2, "pad", 2**31, CHAIN),
+]
+
+ACTIONS = st.lists(
+    st.one_of(
+        st.tuples(st.just("step"), st.integers(1, 4)),
+        st.tuples(st.just("for"), st.integers(1, 20)),
+        st.tuples(st.just("scan"), st.integers(0, 3)),
+        st.tuples(st.just("rest"), st.just(0)),
+        st.tuples(st.just("seek"), st.integers(0, 2**32 - 99), st.integers(0, 2**32 - 1)),
+        st.tuples(st.just("reset"), st.just(0)),
+    ),
+    max_size=6,
+)
+EVERY_MODE = [("step", 2), ("for", 1), ("scan", 3), ("for", 20), ("scan", 2), ("for", 20)]
+
+
+def act(stream, action, argument, *more):
+    """What a stream hands out when it is consumed so; of the model or of the library."""
+    match action:
+        case "step":
+            return [stream.step() for _ in range(argument)]
+        case "for":
+            return list(itertools.islice(stream, argument))
+        case "scan" | "rest":
+            length = argument if action == "scan" else None
+            scan = stream.scan(length) if isinstance(stream, model.Stream) else None
+            return [stream.scan(whole, length) if scan is None else scan]
+        case "seek":
+            stream.seek(epoch=argument, offset=more[0] % length_of(stream))
+        case "reset":
+            stream.reset()
+    return []
+
+
+def length_of(stream):
+    return stream.length if isinstance(stream, model.Stream) else len(stream.source)
+
+
+def without_noise_in_padding(batch):
+    """What a padded row has for a key is nobody's business."""
+    if "keys" not in batch or "mask" not in batch:
+        return batch
+    return {**batch, "keys": np.where(batch["mask"][..., None], batch["keys"], 0)}
+
+
+def assert_the_model_agrees(program, actions):
+    stream, expected = pipeline_of(program), model.Stream(program)
+    for action in actions:
+        try:
+            batches = act(expected, *action)
+        except model.Refused as refused:
+            assert refused.code == "last-batch"
+            with pytest.raises(LastBatchError):
+                act(stream, *action)
+        else:
+            got = act(stream, *action)
+            assert_same(
+                [without_noise_in_padding(jax.tree.map(np.asarray, b)) for b in got],
+                [without_noise_in_padding(b) for b in batches],
+            )
+        assert stream.cursor == expected.cursor
+
+
+@pytest.mark.spec(
+    "STEP-001", "STEP-002", "STEP-003", "STEP-004", "STEP-005", "STEP-006", "STEP-007", "STEP-008",
+    "STEP-010", "STEP-011", "STEP-013", "STEP-014", "ITER-001", "ITER-002", "ITER-003", "ITER-005",
+    "ITER-006", "ITER-007", "ITER-010", "ITER-011", "SCAN-001", "SCAN-002", "SCAN-003", "SCAN-004",
+    "SCAN-005", "SCAN-006", "SCAN-007", "SCAN-008", "SCAN-009", "SCAN-010", "SHUF-001", "SHUF-002",
+    "SHUF-003", "SHUF-006", "SHUF-013", "DAG-001", "DAG-002", "DAG-003", "DAG-004", "DAG-007",
+    "DAG-010", "KEYS-006",
+)  # fmt: skip
+@pytest.mark.parametrize(
+    "program",
+    PROGRAMS,
+    ids=lambda p: f"{len(p.columns['id'])}-{p.batch_size}-{p.last_batch}-{p.seed}-{p.sink}",
+)
+@settings(max_examples=12)
+@given(actions=ACTIONS, seed=st.integers(0, 2**32 - 1))
+@example(actions=EVERY_MODE, seed=7)
+@example(actions=[("scan", 2), ("rest", 0), ("seek", 2**32 - 99, 2**32 - 1), *EVERY_MODE], seed=0)
+@example(actions=[("for", 20), ("step", 1), ("for", 3), ("for", 20), ("rest", 0)], seed=2**31)
+def test_every_mode_gives_the_stream_of_the_model(program, actions, seed):
+    if program.seed is not None:
+        program = dataclasses.replace(program, seed=seed)
+    if len(program.columns["id"]) > 20:  # each length of a scan is a program to compile
+        actions = [action for action in actions if action[0] != "rest"]
+    assert_the_model_agrees(program, actions)
+
+
+@st.composite
+def any_program(draw):
+    length, batch_size = draw(st.integers(1, 40)), draw(st.integers(1, 60))
+    policies = ["keep", "pad"] + ["drop"] * (batch_size <= length)
+    seed = draw(st.one_of(st.none(), st.integers(0, 2**32 - 1)))
+    graph = draw(st.sampled_from([{}, CHAIN] if seed is None else [{}, CHAIN, BRANCHES]))
+    return program(length, batch_size, draw(st.sampled_from(policies)), seed, graph)
+
+
+@pytest.mark.spec(
+    "STEP-003", "STEP-004", "STEP-005", "STEP-006", "STEP-010", "STEP-015", "ITER-002", "ITER-011",
+    "SCAN-001", "SCAN-005", "SHUF-001", "SHUF-006", "SHUF-013", "SHUF-017", "KEYS-006",
+)  # fmt: skip
+@settings(max_examples=20)
+@given(any_program(), ACTIONS)
+def test_every_length_and_batch_size_gives_the_stream_of_the_model(program, actions):
+    actions = [action for action in actions if action != ("scan", 0)]  # JAX cannot, eagerly
+    with jax.disable_jit():  # nothing to compile for each new shape
+        assert_the_model_agrees(program, actions)
+
+
+@pytest.mark.spec("STEP-009", "SHUF-004", "DAG-011", "KEYS-008")
+@pytest.mark.parametrize("seed", [None, 7])
+def test_the_stream_does_not_depend_on_the_batch_size(seed):
+    def stages():
+        return [] if seed is None else [jitter(), record_words]
+
+    expected = rows(by_for(pipeline(stages(), length=33, batch_size=33, seed=seed), 5))
+    for batch_size in (4, 7):
+        stream = pipeline(stages(), length=33, batch_size=batch_size, seed=seed)
+        got = rows([*by_step(stream, 3), *by_scan(stream, 4), *by_for(stream, 12)])
+        assert_same(got, jax.tree.map(lambda x, n=len(got["id"]): x[:n], expected))
+
+
+@pytest.mark.spec("SHUF-005")
+def test_the_order_does_not_depend_on_the_policy():
+    keep, drop, pad = (
+        ids(pipeline(length=10, seed=3, last_batch=policy)) for policy in ("keep", "drop", "pad")
+    )
+    assert pad == keep
+    assert drop == keep[:8]
+
+
+@pytest.mark.spec("SHUF-011")
+def test_the_order_does_not_depend_on_what_is_ordered():
+    data = {"number": np.arange(10.0), "id": np.arange(10, dtype=np.int16)}
+    other = MemorySource(MemorySourceConfig(shuffle=True), data)
+    assert ids(pipeline([record_words], source=other, seed=3)) == ids(pipeline(seed=3))
