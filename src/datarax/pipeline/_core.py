@@ -136,15 +136,17 @@ def batch_program(structure: Structure, cut: Cut, count: int, position: int | No
     """`count` batches one after the other, each with the values that have changed by then.
 
     The cursor is not among these, unless `position` says which of the values it is: on the host
-    it is known without asking the device.
+    it is known without asking the device. `fed` are the batches with their cursors, where the
+    host has read them.
     """
 
-    def run(values: Values, order: Any) -> list[tuple[Batch, Changes]]:
+    def run(values: Values, order: Any, fed: Any = None) -> list[tuple[Batch, Changes]]:
         roots = merge(structure, values)
         cursor = start_of(roots[0], cut)
+        ready = fed or [(x, None) for x in fetched_from(roots[0], order, cursor, cut, count)]
         results = []
-        for fetched in fetched_from(roots[0], order, cursor, cut, count):
-            outputs, cursor = draw(roots[0], fetched, cursor, cut)
+        for fetched, start in ready:
+            outputs, cursor = draw(roots[0], fetched, start or cursor, cut)
             moved = {} if position is None else {position: jnp.stack(cursor)}
             results.append((outputs[roots[0].sink], changes(structure, roots, values) | moved))
         return results
@@ -161,9 +163,36 @@ def scan_program(
     carried: bool,
     position: int,
 ) -> Program:
-    """`length` batches, each handed to `step_fn`, as one compiled loop."""
+    """`length` batches, each handed to `step_fn`, as one compiled loop.
 
-    def run(values: Values, carry: Any) -> tuple[Changes, Any, Any]:
+    With `fed`, batches that the host has read and their cursors, the loop is over these, and
+    where it ends is known on the host.
+    """
+
+    def call(roots: Any, outputs: dict[str, Batch], carry: Any) -> tuple[Any, Any]:
+        pipeline, *modules = roots
+        if carried:
+            return step_fn(carry, *modules, outputs[pipeline.sink])
+        return carry, step_fn(*modules, outputs[pipeline.sink])
+
+    def update(roots: Any, now: Values) -> Values:
+        after = changes(structure, roots, now)
+        return [after.get(i, x) for i, x in enumerate(now)]
+
+    def run_fed(values: Values, carry: Any, fed: Any) -> tuple[Changes, Any, Any]:
+        def body(state: Any, fed: Any) -> tuple[Any, Any]:
+            now, carry = state
+            roots = merge(structure, now)
+            outputs, _ = draw(roots[0], *fed, cut)
+            carry, out = call(roots, outputs, carry)
+            return (update(roots, now), carry), out
+
+        (now, carry), outs = jax.lax.scan(body, (values, carry), fed, length=length)
+        return {i: x for i, x in enumerate(now) if x is not values[i]}, carry, outs
+
+    def run(values: Values, carry: Any, fed: Any = None) -> tuple[Changes, Any, Any]:
+        if fed is not None:
+            return run_fed(values, carry, fed)
         pipeline, *_ = merge(structure, values)
         start = start_of(pipeline, cut)
         order = order_at(pipeline, start.epoch, cut.epochs)
@@ -171,7 +200,7 @@ def scan_program(
         def body(state: Any, _: None) -> tuple[Any, Any]:
             now, cursor, order, ordered, carry = state
             roots = merge(structure, now)
-            pipeline, *modules = roots
+            pipeline, *_ = roots
             if jax.tree.leaves(order):
                 order = jax.lax.cond(
                     cursor.epoch == ordered,
@@ -181,13 +210,8 @@ def scan_program(
                 )
             [fetched] = fetched_from(pipeline, order, cursor, cut)
             outputs, moved = draw(pipeline, fetched, cursor, cut)
-            if carried:
-                carry, out = step_fn(carry, *modules, outputs[pipeline.sink])
-            else:
-                out = step_fn(*modules, outputs[pipeline.sink])
-            after = changes(structure, roots, now)
-            now = [after.get(i, x) for i, x in enumerate(now)]
-            return (now, moved, order, cursor.epoch, carry), out
+            carry, out = call(roots, outputs, carry)
+            return (update(roots, now), moved, order, cursor.epoch, carry), out
 
         state = (values, start, order, start.epoch, carry)
         (now, cursor, _, _, carry), outs = jax.lax.scan(body, state, length=length)

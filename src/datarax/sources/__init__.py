@@ -12,6 +12,12 @@ from ._disk import (
 )
 from ._hf import HFEagerSource as HFEagerSource, HFEagerSourceConfig as HFEagerSourceConfig
 from ._host import HostSource as HostSource, HostSourceConfig as HostSourceConfig, Reader as Reader
+from ._iterable import (
+    IterableSource as IterableSource,
+    IterableSourceConfig as IterableSourceConfig,
+    Stream as Stream,
+    StreamSource as StreamSource,
+)
 from ._memory import (
     MemorySource as MemorySource,
     MemorySourceConfig as MemorySourceConfig,

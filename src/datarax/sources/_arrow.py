@@ -137,7 +137,7 @@ class _RowGroup(_Chunk):
         # A ParquetFile is not for several threads; to open one with known metadata is cheap.
         with _parquet(self.path, self.metadata) as file:
             names = None if self.columns is None else list(self.columns)
-            return _columns(file.read_row_group(self.group, columns=names, use_threads=False))
+            return columns_of(file.read_row_group(self.group, columns=names, use_threads=False))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +150,7 @@ class _RecordBatch(_Chunk):
 
     def load(self) -> tuple[Fields, Fields]:
         self.batch.validate(full=True)
-        return _columns(self.batch)
+        return columns_of(self.batch)
 
 
 class _Cache:
@@ -232,7 +232,7 @@ def _check_columns(path: str, columns: tuple[str, ...] | None, names: Sequence[s
             raise FileError(path, f"has no column {name!r}, only {list(names)}.")
 
 
-def _columns(table: Any) -> tuple[Fields, Fields]:
+def columns_of(table: Any) -> tuple[Fields, Fields]:
     """Columns of a table or record batch as NumPy arrays, views where Arrow allows it."""
     fields, nulls = {}, {}
     for name in table.schema.names:
@@ -253,6 +253,8 @@ def _array(name: str, column: Any) -> np.ndarray:
     if isinstance(kind, pa.FixedShapeTensorType):
         shape = kind.shape
         return _array(name, column.storage).reshape(len(column), *shape)
+    if isinstance(kind, pa.BaseExtensionType):
+        return _array(name, column.storage)
     if pa.types.is_fixed_size_list(kind):
         # `values` holds what stands in the place of a null, `flatten` would leave it out.
         width = kind.list_size

@@ -11,7 +11,7 @@ from jaxtyping import Array, Integer
 from .._keys import BaseKey, base_words, node_key, typed, words
 from .._order import ORDERS, Blocks, Order, Shuffle, SpanWords, StoredOrder, keys_of, word
 from .._rows import Cut, Rows, locate, rows_at, running_on, take
-from .._types import Batch, Cursor, KeyLike, Records, Scalar, Spec, Turns, Words
+from .._types import Batch, Cursor, KeyLike, Mask, Records, Scalar, Spec, Turns, Words
 from ..errors import RngsError
 
 NAME = "source"
@@ -45,6 +45,10 @@ class EagerSourceBase(nnx.Module):
     base: BaseKey | None = None
     reader: Any = None
     """What reads the rows on the host; None where they are on the device."""
+    masks: bool = False
+    """Whether rows that cannot be read are masked, and not an error."""
+    max_errors: int = 0
+    """How many of an epoch may be."""
 
     def __init__(self, *, shuffle: Shuffle | Blocks = False, rngs: nnx.Rngs | None = None):
         self.shuffle = Blocks() if shuffle == "blocks" else shuffle
@@ -62,6 +66,10 @@ class EagerSourceBase(nnx.Module):
         has no faster way."""
         return self.gather(start + jnp.arange(size, dtype=start.dtype))
 
+    def gather_readable(self, records: Records) -> tuple[Batch, Mask]:
+        """`gather` for a source that `masks`: zero for what cannot be read, and which can."""
+        return self.gather(records), jnp.ones(records.shape, bool)
+
     def order(self, order_key: Words | None, epochs: Turns) -> Order:
         """The order of each of these epochs: what a source that shuffles in its own way replaces.
 
@@ -70,6 +78,11 @@ class EagerSourceBase(nnx.Module):
         keys = None if order_key is None else keys_of(order_key, epochs)
         make = self.shuffle if isinstance(self.shuffle, Blocks) else ORDERS[self.shuffle]
         return make(keys, len(self))  # pyright: ignore[reportArgumentType]
+
+    @property
+    def records(self) -> int:
+        """How many records `gather` knows: as many as an epoch has rows."""
+        return len(self)
 
     @property
     def order_name(self) -> str:
@@ -154,12 +167,20 @@ def fetch(
     # One evaluation of the order for all of them: its rounds are a loop, and loops have overhead.
     rows = rows_at(order, cursor, cut._replace(size=size * count))
     parts = [jax.tree.map(lambda x, k=k: x[k * size : (k + 1) * size], rows) for k in range(count)]
-    if isinstance(order, StoredOrder) and cut.epochs == 1 and not cut.padded:
+    if isinstance(order, StoredOrder) and cut.epochs == 1 and not cut.padded and not source.masks:
         return [
             Fetched(source.gather_range(start.offset, size), part)
             for start, part in zip(starts, parts, strict=True)
         ]
+    if source.masks:
+        return [_fetch_readable(source, part) for part in parts]
     return [Fetched(source.gather(part.record), part) for part in parts]
+
+
+def _fetch_readable(source: EagerSourceBase, rows: Rows) -> Fetched:
+    batch, readable = source.gather_readable(rows.record)
+    mask = readable if rows.mask is None else rows.mask & readable
+    return Fetched(batch, rows._replace(mask=mask))
 
 
 def _fetch_by_key(

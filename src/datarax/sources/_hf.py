@@ -5,11 +5,13 @@ import functools
 import os
 from typing import Any
 
+import jax
 import numpy as np
 from flax import nnx
 
 from .._types import Batch, Spec
-from ._host import HostSource, HostSourceConfig, Reader, require, spec_of
+from ._arrow import columns_of
+from ._host import HostSource, HostSourceConfig, Reader, require
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,15 +48,20 @@ class HFReader(Reader):
         return len(self.dataset)
 
     @functools.cached_property
-    def _numpy(self) -> Any:
-        return self.dataset.with_format("numpy")
+    def _arrow(self) -> Any:
+        # Not "numpy": that format makes float32 of float64.
+        return self.dataset.with_format("arrow")
 
     @functools.cached_property
     def stored_spec(self) -> Spec:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return spec_of(self._numpy[0])
+        fields, _ = columns_of(self._arrow[:1])
+        return {name: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for name, x in fields.items()}
 
     def read(self, records: np.ndarray) -> Batch:
-        return self._numpy[records.astype(np.int64)]
+        fields, nulls = columns_of(self._arrow[records.astype(np.int64)])
+        for name in nulls:
+            raise ValueError(f"column {name!r} is null")
+        return fields
 
     def place(self, record: int) -> str:
         files = [x["filename"] for x in self.dataset.cache_files]

@@ -98,29 +98,33 @@ class Reader(abc.ABC):
         del record
         return type(self).__name__
 
-    def rows(self, records: np.ndarray) -> Batch:
-        """`read`, checked, in the types of `element_spec`; a `ReadError` names the record."""
-        try:
-            return self._checked(records)
-        except Exception as error:
-            raise self._read_error(records, error) from error
+    def rows(self, records: np.ndarray, spec: Spec) -> Batch:
+        """`read`, checked, in the types of `spec`; a `ReadError` names the record.
 
-    def rows_and_holes(self, records: np.ndarray) -> tuple[Batch, np.ndarray, list[ReadError]]:
+        `spec` is `element_spec` as the caller sees it: which types JAX holds is a setting of the
+        caller's thread.
+        """
+        try:
+            return self._checked(records, spec)
+        except Exception as error:
+            raise self._read_error(records, spec, error) from error
+
+    def rows_and_holes(
+        self, records: np.ndarray, spec: Spec
+    ) -> tuple[Batch, np.ndarray, list[ReadError]]:
         """`rows`, with zero for those that cannot be read, which of them could, and the errors."""
         readable = np.ones(len(records), bool)
         try:
-            return self._checked(records), readable, []
+            return self._checked(records, spec), readable, []
         except Exception:
-            batch = jax.tree.map(
-                lambda x: np.zeros((len(records), *x.shape), x.dtype), self.element_spec
-            )
+            batch = jax.tree.map(lambda x: np.zeros((len(records), *x.shape), x.dtype), spec)
         errors = []
         for i in range(len(records)):
             try:
-                row = self._checked(records[i : i + 1])
+                row = self._checked(records[i : i + 1], spec)
             except Exception as error:
                 readable[i] = False
-                errors.append(self._read_error(records[i : i + 1], error))
+                errors.append(self._read_error(records[i : i + 1], spec, error))
                 errors[-1].__cause__ = error
             else:
                 jax.tree.map(lambda to, one, i=i: to.__setitem__(i, one[0]), batch, row)
@@ -129,34 +133,16 @@ class Reader(abc.ABC):
     @property
     def element_spec(self) -> Spec:
         """Shape and type of one record in the types that JAX holds them in."""
-        named = _named(self.stored_spec)
-        return jax.tree.map(
-            lambda name, x: jax.ShapeDtypeStruct(x.shape, need_held_type(name, x.dtype)),
-            named,
-            self.stored_spec,
-        )
+        return held_spec(self.stored_spec)
 
-    def _checked(self, records: np.ndarray) -> Batch:
-        batch, spec = self.read(records), self.stored_spec
-        found, wanted = flat_fields(batch), flat_fields(spec)
-        if found.keys() != wanted.keys():
-            raise ValueError(f"it has the fields {list(found)}, and not {list(wanted)}")
-        held = {}
-        for name, x in found.items():
-            shape = (len(records), *wanted[name].shape)
-            if x.shape != shape or x.dtype != wanted[name].dtype:
-                other = jax.ShapeDtypeStruct(shape, wanted[name].dtype)
-                raise ValueError(
-                    f"it has {spec_text({name: x})}, and not {spec_text({name: other})}"
-                )
-            held[name] = hold(name, x, need_held_type(name, x.dtype), records)
-        return jax.tree.map(held.__getitem__, _named(spec))
+    def _checked(self, records: np.ndarray, spec: Spec) -> Batch:
+        return conform(self.read(records), self.stored_spec, spec, records)
 
-    def _read_error(self, records: np.ndarray, error: Exception) -> ReadError:
+    def _read_error(self, records: np.ndarray, spec: Spec, error: Exception) -> ReadError:
         """The error with the first record that cannot be read on its own."""
         for record in map(int, records) if len(records) > 1 else ():
             try:
-                self._checked(np.array([record], records.dtype))
+                self._checked(np.array([record], records.dtype), spec)
             except Exception as single:
                 return ReadError(self.label, self.place(record), record, _reason(single))
         first = int(records[0])
@@ -187,6 +173,7 @@ class HostSource(EagerSourceBase):
         super().__init__(shuffle=config.order, rngs=rngs)
         self.reader = reader
         self.config = config
+        self.masks, self.max_errors = config.on_error == "mask", config.max_errors
         if len(reader) == 0:
             raise EmptySourceError(reader.label)
         reader.element_spec  # noqa: B018  (a field that JAX cannot hold is named here)
@@ -201,6 +188,9 @@ class HostSource(EagerSourceBase):
     def gather(self, records: Records) -> Batch:
         return call_host(self.reader, records)
 
+    def gather_readable(self, records: Records) -> tuple[Batch, Mask]:
+        return call_host_readable(self.reader, records)
+
 
 def call_host(reader: Reader, records: Records, wanted: Mask | None = None) -> Batch:
     """The rows `records`, read when the compiled program gets there; zero where not `wanted`.
@@ -213,6 +203,18 @@ def call_host(reader: Reader, records: Records, wanted: Mask | None = None) -> B
     return jax.pure_callback(_Rows(reader), spec, *args, vmap_method="sequential")
 
 
+def call_host_readable(reader: Reader, records: Records) -> tuple[Batch, Mask]:
+    """`call_host` with zero for what cannot be read, and which of the rows can."""
+    b = records.shape[0]
+    spec = jax.tree.map(lambda x: jax.ShapeDtypeStruct((b, *x.shape), x.dtype), reader.element_spec)
+    mask = jax.ShapeDtypeStruct((b,), np.dtype(bool))
+
+    def rows(records: Any) -> tuple[Batch, np.ndarray]:
+        return reader.rows_and_holes(np.asarray(records), reader.element_spec)[:2]
+
+    return jax.pure_callback(rows, (spec, mask), records, vmap_method="sequential")
+
+
 @dataclasses.dataclass(frozen=True)
 class _Rows:
     """`reader.rows` for a callback: equal for equal readers."""
@@ -222,13 +224,13 @@ class _Rows:
     def __call__(self, records: Any, wanted: Any = None) -> Batch:
         records = np.asarray(records)
         if wanted is None:
-            return self.reader.rows(records)
+            return self.reader.rows(records, self.reader.element_spec)
         wanted = np.asarray(wanted)
         batch = jax.tree.map(
             lambda x: np.zeros((len(records), *x.shape), x.dtype), self.reader.element_spec
         )
         if wanted.any():
-            rows = self.reader.rows(records[wanted])
+            rows = self.reader.rows(records[wanted], self.reader.element_spec)
             jax.tree.map(lambda to, x: to.__setitem__(wanted, x), batch, rows)
         return batch
 
@@ -240,6 +242,30 @@ def empty_rows(rows: int, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     buffer = np.empty(size + ALIGNMENT, np.uint8)
     start = -buffer.ctypes.data % ALIGNMENT
     return buffer[start : start + size].view(dtype).reshape(rows, *shape)
+
+
+def held_spec(stored: Spec) -> Spec:
+    """A spec in the types that JAX holds; a `FieldTypeError` names the field that it cannot."""
+    return jax.tree.map(
+        lambda name, x: jax.ShapeDtypeStruct(x.shape, need_held_type(name, x.dtype)),
+        _named(stored),
+        stored,
+    )
+
+
+def conform(batch: Batch, stored: Spec, held: Spec, records: np.ndarray) -> Batch:
+    """A batch of the `stored` spec in the types of the `held` one, or what is wrong with it."""
+    found, wanted, targets = flat_fields(batch), flat_fields(stored), flat_fields(held)
+    if found.keys() != wanted.keys():
+        raise ValueError(f"it has the fields {list(found)}, and not {list(wanted)}")
+    fields = {}
+    for name, x in found.items():
+        shape = (len(records), *wanted[name].shape)
+        if x.shape != shape or x.dtype != wanted[name].dtype:
+            other = jax.ShapeDtypeStruct(shape, wanted[name].dtype)
+            raise ValueError(f"it has {spec_text({name: x})}, and not {spec_text({name: other})}")
+        fields[name] = hold(name, x, targets[name].dtype, records)
+    return jax.tree.map(fields.__getitem__, _named(stored))
 
 
 def spec_of(record: Any) -> Spec:

@@ -19,6 +19,7 @@ from .._order import (
     Order,
     Shuffle,
     SpanWords,
+    SwapOrNot,
     keys_of,
     swap_or_not_each,
     word,
@@ -142,6 +143,10 @@ class MixDataSourcesNode(EagerSourceBase):
         return self.sources[0].element_spec
 
     @property
+    def records(self) -> int:
+        return sum(self.plan.lengths)
+
+    @property
     def order_name(self) -> str:
         children = ",".join(
             f"{quota}*{source.order_name}/{len(source)}"
@@ -205,19 +210,32 @@ class Plan:
 class MixOrder(Order):
     """Which record of which source stands where.
 
-    In each period the places are permuted by a key of that period. The first `quotas[0]` of the
-    permuted places are those of source 0, and so on; so the rows that a source has had before are
-    a product, not a count, and the place in a source's own stream is known at once.
+    An epoch has one pattern, a permutation of the sources' places in a period, and each period
+    turns it by an amount of its own. So the rows that a source has had before a place are looked
+    up in a table of one period, not counted.
     """
 
     keys: SpanWords
     source_keys: UInt32[Array, "sources 2"]
+    pattern: UInt32[Array, "span period"]
+    before: UInt32[Array, "span period sources"]
     begun: tuple[tuple[UInt[Array, " span"], UInt[Array, " span"]], ...]
     plan: Plan = eqx.field(static=True)
     length: int = eqx.field(static=True)
 
     def __init__(self, keys: SpanWords, source_keys: Array, epochs: Turns, plan: Plan):
         self.keys, self.source_keys, self.plan, self.length = keys, source_keys, plan, plan.length
+        zero = jnp.zeros_like(keys[:, 0])
+        places = SwapOrNot(
+            threefry2x32(keys, ~zero, ~zero), plan.period
+        )  # no period has this number
+        slots = jnp.arange(plan.period, dtype=jnp.uint32)
+        place = jnp.stack([places(slots, jnp.full_like(slots, i)) for i in range(keys.shape[0])])
+        owner = np.repeat(np.arange(len(plan.quotas), dtype=np.uint32), plan.quotas)
+        self.pattern = jnp.asarray(owner)[place]
+        sources = jnp.arange(len(plan.quotas), dtype=jnp.uint32)
+        here = (self.pattern[:, :, None] == sources[None, None]).astype(jnp.uint32)
+        self.before = jnp.cumsum(here, axis=1, dtype=jnp.uint32) - here
         self.begun = tuple(
             multiply_divide(epochs.astype(word(n)), quota * plan.periods, n)
             for quota, n in zip(plan.quotas, plan.lengths, strict=True)
@@ -227,17 +245,17 @@ class MixOrder(Order):
         plan, turn = self.plan, jnp.zeros_like(offsets) if turn is None else turn
         kind = offsets.dtype.type
         period, slot = offsets // kind(plan.period), offsets % kind(plan.period)
-        keys = threefry2x32(self.keys[turn], *split_word(period))
-        slot = slot.astype(jnp.uint32)
-        place = swap_or_not_each(keys, jnp.full_like(slot, plan.period), slot)
+        turned = threefry2x32(self.keys[turn], *split_word(period))[:, 0] % np.uint32(plan.period)
+        slot = (slot.astype(jnp.uint32) + turned) % np.uint32(plan.period)
+        source, wrapped = self.pattern[turn, slot], slot < turned
+        rank = self.before[turn, slot] - self.before[turn, turned]
         records = jnp.zeros_like(offsets, dtype=word(max(plan.length, sum(plan.lengths))))
-        first = 0
         for i, (quota, (begin, _)) in enumerate(zip(plan.quotas, plan.ranges, strict=True)):
-            mine = (place >= np.uint32(first)) & (place < np.uint32(first + quota))
-            rank = jnp.where(mine, place - np.uint32(first), np.uint32(0)).astype(offsets.dtype)
-            record = self._record(i, period * kind(quota) + rank, turn).astype(records.dtype)
+            mine = source == np.uint32(i)
+            inside = rank[:, i] + jnp.where(wrapped, np.uint32(quota), np.uint32(0))
+            inside = jnp.where(mine, inside, np.uint32(0)).astype(offsets.dtype)
+            record = self._record(i, period * kind(quota) + inside, turn).astype(records.dtype)
             records = jnp.where(mine, record + records.dtype.type(begin), records)
-            first += quota
         return jax.lax.optimization_barrier(records)
 
     def _record(self, i: int, row: Offsets, turn: Turns) -> Records:
