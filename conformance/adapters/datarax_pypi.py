@@ -28,7 +28,7 @@ class Stage(nnx.Module):
 class Stream:
     def __init__(self, program, ops):
         options = {"batch_size": program.batch_size, "rngs": nnx.Rngs(program.seed or 0)}
-        if program.last_batch == "drop" and "drop_last" in inspect.signature(Pipeline).parameters:
+        if program.last_batch == "drop" and "drop_last" in inspect.signature(Pipeline.__init__).parameters:
             options["drop_last"] = True
         elif program.last_batch != "keep":
             raise NotImplementedError(f"last_batch={program.last_batch!r}")
@@ -62,6 +62,11 @@ class Stream:
 
 
 MESSAGES = {
+    r"batch_size must be at least 1": "batch-size",
+    r"the source has no records": "empty-source",
+    r"must have the same length": "unequal-lengths",
+    r"drop_last.* serves no batch": "last-batch",
+    r"state is structurally incompatible": "state",
     r"DAG contains a cycle; could not resolve nodes: (?P<nodes>.*)": "cycle",
     r"sink '(?P<name>.*?)' is not in nodes": "unknown-sink",
     r"edges key '(?P<name>.*?)' is unknown": "edges-without-node",

@@ -25,6 +25,16 @@ class Stage(nnx.Module):
         return batch
 
 
+class Key(Stage):
+    def __call__(self, *batches, keys):
+        batch, _ = self.op.run({}, {}, *batches, jax.random.key_data(keys))
+        return batch
+
+
+def stage(op):
+    return Key(op) if op.keys else Stage(op)
+
+
 class Stream:
     def __init__(self, program, ops):
         self.ops = ops
@@ -34,7 +44,7 @@ class Stream:
         config = MemorySourceConfig(shuffle=program.seed is not None)
         source = MemorySource(config, program.columns)
         if program.nodes or program.edges or program.sink is not None:
-            nodes = {name: Stage(ops(form)) for name, form in program.nodes.items()}
+            nodes = {name: stage(ops(form)) for name, form in program.nodes.items()}
             graph = {"nodes": nodes, "edges": program.edges, "sink": program.sink}
             self.pipeline = Pipeline.from_dag(source=source, **graph, **options)
         else:
@@ -48,6 +58,36 @@ class Stream:
 
     def __len__(self):
         return len(self.pipeline)
+
+    @property
+    def cursor(self):
+        return self.pipeline.cursor
+
+    def seek(self, *, epoch, offset):
+        self.pipeline.seek(epoch=epoch, offset=offset)
+
+    def reset(self):
+        self.pipeline.reset()
+
+    def replace(self, node, op):
+        self.pipeline.nodes[node] = stage(self.ops(op))
+
+    def change(self, node, op):
+        for name, value in self.ops(op).params.items():
+            self.pipeline.nodes[node].params[name][...] = value
+
+    def jit_step(self):
+        return nnx.jit(lambda pipeline: pipeline.step())(self.pipeline)
+
+    def grad(self, node):
+        def total(params, rest):
+            pipeline = nnx.merge(graph, params, rest)
+            return pipeline.step()["x"].sum()
+
+        chosen = nnx.All(nnx.Param, nnx.PathContains(node))
+        graph, params, rest = nnx.split(self.pipeline, chosen, ...)
+        slopes = jax.grad(total)(params, rest)
+        return {path[-1]: leaf[...] for path, leaf in nnx.to_flat_state(slopes)}
 
     def scan(self, length):
         return self.pipeline.scan(dict, length)
@@ -64,7 +104,7 @@ class Adapter:
     version = importlib.metadata.version("datarax-reference")
     spec = "0.1"
     capabilities = frozenset(
-        ["step", "iter", "shuffle.valid", "shuffle.exact", "resume", "dag", "errors", "scan"]
+        ["step", "iter", "shuffle.valid", "shuffle.exact", "resume", "dag", "errors", "scan", "jax"]
     )
 
     def build(self, program, ops):

@@ -76,8 +76,8 @@ def in_order(nodes, edges, sink):
     if not nodes:
         raise Refused("no-nodes", "a graph needs nodes")
     for name in nodes:
-        if name == "source":
-            raise Refused("node-name", "`source` is the name of the source", node=name)
+        if name in ("", "source") or name[0] == "_":
+            raise Refused("node-name", f"no node is called {name!r}", name=name)
         if name not in edges:
             raise Refused("missing-edges", f"{name} has no entry in the edges", node=name)
     for name, before in edges.items():

@@ -47,14 +47,20 @@ class Stream(Protocol):
 
     def step(self) -> Batch: ...  # step
     def __iter__(self) -> Iterator[Batch]: ...  # iter
-    def __len__(self) -> int: ...  # iter
-    def seek(self, epoch: int, offset: int) -> None: ...  # step
     def scan(self, length: int | None) -> Batch: ...  # scan: leaves are (length, rows, ...)
     def get_state(self) -> bytes: ...  # resume
     def set_state(self, state: bytes) -> None: ...  # resume
-    def replace(self, node: str, op: str) -> None: ...  # dag: from the next batch on, `node` is `op`
-    def jit_step(self) -> Batch: ...  # jax: `step` called inside the user's own jit
-    def grad(self, node: str) -> Mapping[str, Any]: ...  # jax: d sum(next batch's x) / d parameters of `node`
+
+    # The rest is profile jax.
+    cursor: tuple[int, int]
+
+    def __len__(self) -> int: ...
+    def seek(self, *, epoch: int, offset: int) -> None: ...
+    def reset(self) -> None: ...
+    def replace(self, node: str, op: str) -> None: ...  # from the next batch on, `node` is another operation
+    def change(self, node: str, op: str) -> None: ...  # ... has other parameters
+    def jit_step(self) -> Batch: ...  # `step` called inside the user's own jit
+    def grad(self, node: str) -> Batch: ...  # d sum(next batch's x) / d parameters of `node`
 
 
 class Adapter(Protocol):

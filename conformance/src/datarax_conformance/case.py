@@ -16,6 +16,7 @@ class Case:
     id: str  # the first requirement it cites, and a slug
     title: str
     cites: Sequence[str]  # "ITER-004@1"
+    needs: Sequence[str]  # what the script relies on beyond what the cited requirements need
     profiles: Sequence[str]  # all must be claimed
     basic: bool  # the simplest case of its requirement: whatever needs that requirement waits for it
     program: Mapping[str, Any]

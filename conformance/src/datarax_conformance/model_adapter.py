@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from . import model
+from . import library, model
 from .adapter import Program
 from .ops import Ops
 from .version import SPEC
@@ -18,14 +18,14 @@ class Adapter:
     capabilities = frozenset(
         ["step", "iter", "shuffle.valid", "shuffle.exact", "resume", "dag", "errors", "scan"]
     )
-    model = model
+    new_program, new_stream, refused = model.Program, library.Library, model.Refused
 
     def build(self, program: Program, ops: Ops) -> model.Stream:
         del ops  # the model has its own
         fields = {field.name: getattr(program, field.name) for field in dataclasses.fields(program)}
-        return self.model.Stream(self.model.Program(**fields))
+        return self.new_stream(self.new_program(**fields))
 
     def classify(self, exc: BaseException) -> tuple[str, Mapping[str, object]]:
-        if isinstance(exc, self.model.Refused):
+        if isinstance(exc, self.refused):
             return exc.code, exc.details
         return "unclassified", {}

@@ -37,7 +37,7 @@ def make_report(run: Run, verdicts: Sequence[Verdict], target: str) -> Report:
         "summary": count_outcomes(verdicts),
         "profiles": {profile: counts for profile, counts in profiles.items() if counts},
         "digest": hashlib.sha256(lines.encode()).hexdigest(),
-        "verdicts": [_entry(verdict, target) for verdict in verdicts],
+        "verdicts": [make_entry(verdict, target) for verdict in verdicts],
     }
 
 
@@ -46,7 +46,7 @@ def count_outcomes(verdicts: Any) -> dict[str, int]:
     return {outcome: counts[outcome] for outcome in OUTCOMES if counts[outcome]}
 
 
-def _entry(verdict: Verdict, target: str) -> dict[str, Any]:
+def make_entry(verdict: Verdict, target: str) -> dict[str, Any]:
     case = verdict.case
     entry: dict[str, Any] = {"case": case.id, "cites": list(case.cites), "outcome": verdict.outcome}
     if verdict.reason:
@@ -82,21 +82,23 @@ def failed(report: Report) -> bool:
     return any(report["summary"].get(outcome) for outcome in BAD)
 
 
+def to_paragraph(entry: Mapping[str, Any]) -> str:
+    """A failure in full: what was broken, by which case, how it showed, and how to see it again."""
+    return (
+        f"{entry['outcome']} {entry['case']} ({entry['title']})\n"
+        f"  {', '.join(entry['cites'])}: {entry['sentence']}\n"
+        f"  {entry['link']}\n"
+        f"  {entry['reason']}\n"
+        f"  case:     {json.dumps(entry['minimal'], ensure_ascii=False)}\n"
+        f"  expected: {json.dumps(entry['expected'], ensure_ascii=False)}\n"
+        f"  got:      {json.dumps(entry['got'], ensure_ascii=False)}\n"
+        f"  replay:   {entry['replay']}\n"
+    )
+
+
 def to_text(report: Report) -> str:
-    """What a terminal shows: every failure in full, then the counts."""
-    parts = []
-    for entry in report["verdicts"]:
-        if "replay" in entry:
-            parts.append(
-                f"{entry['outcome']} {entry['case']} ({entry['title']})\n"
-                f"  {', '.join(entry['cites'])}: {entry['sentence']}\n"
-                f"  {entry['link']}\n"
-                f"  {entry['reason']}\n"
-                f"  case:     {json.dumps(entry['minimal'], ensure_ascii=False)}\n"
-                f"  expected: {json.dumps(entry['expected'], ensure_ascii=False)}\n"
-                f"  got:      {json.dumps(entry['got'], ensure_ascii=False)}\n"
-                f"  replay:   {entry['replay']}\n"
-            )
+    """What a terminal shows: every failure, then the counts."""
+    parts = [to_paragraph(entry) for entry in report["verdicts"] if "replay" in entry]
     engine = report["engine"]
     parts.append(f"{engine['name']} {engine['version']}, suite {report['suite']}, spec {report['spec']}")
     width = max(map(len, report["profiles"]), default=0)

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ def requirements() -> Mapping[str, Requirement]:
     }
 
 
-def needed_by(names: list[str]) -> list[str]:
+def needed_by(names: Sequence[str]) -> list[str]:
     """Every requirement that must hold before one of `names` means anything; the nearest come last."""
     seen: dict[str, None] = {}
 

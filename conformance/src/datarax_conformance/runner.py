@@ -139,9 +139,8 @@ class Run:
 
     def needs(self, case: Case) -> list[str]:
         """What must hold before the case says anything of its requirement."""
-        primary, *others = case.requirements
-        wanted = [*needed_by(case.requirements), *others, *([] if case.basic else [primary])]
-        return [name for name in wanted if not (case.basic and name == primary)]
+        own = [] if case.basic else [case.requirement]
+        return [*needed_by(case.requirements), *case.needs, *own]
 
     def verdict(self, case: Case) -> Verdict:
         if case.id not in self.verdicts:

@@ -148,8 +148,17 @@ class Session:
     def do_len(self, on: str = "main") -> int:
         return len(self._stream(on))
 
+    def do_cursor(self, on: str = "main") -> list[int]:
+        return [int(number) for number in self._stream(on).cursor]
+
     def do_seek(self, epoch: int, offset: int, on: str = "main") -> None:
-        self._stream(on).seek(epoch, offset)
+        self._stream(on).seek(epoch=epoch, offset=offset)
+
+    def do_reset(self, on: str = "main") -> None:
+        self._stream(on).reset()
+
+    def do_change(self, node: str, op: str, on: str = "main") -> None:
+        self._stream(on).change(node, op)
 
     def do_replace(self, node: str, op: str, on: str = "main") -> None:
         self._stream(on).replace(node, op)

@@ -16,9 +16,14 @@ import numpy as np
 from .._keys import BaseKey
 from .._rows import Cut, advance, host_where, pack, running_on, settle
 from .._types import Batch, Cursor, is_traced, spec_text
+<<<<<<< HEAD
 from ..errors import StageError
 from ..sources._base import NAME, EagerSourceBase, length_of
 from ..sources._iterable import StreamSource
+=======
+from ..errors import DataraxError, SeekError, StageError
+from ..sources._base import NAME, length_of
+>>>>>>> main
 from ._binding import Binding, Changes, Values, has_tracer, merge
 from ._core import Program, batch_program, draw, fetched_from, order_program, start_of
 from ._feed import Fed, Feed, Supply, on_host
@@ -63,7 +68,7 @@ class Runtime:
         # As of the last look at the pipeline: its values, and what follows from them.
         self._binding: Binding | None = None
         self._values: Values = []
-        self._traced = False
+        self._traced = self._mutable = False
         self.start = Cursor(0, 0)
         self._orders: dict[int, tuple[Any, Any]] = {}
         self._ahead: collections.deque[Ready] = collections.deque()
@@ -94,14 +99,18 @@ class Runtime:
     def look(self, pipeline: "Pipeline") -> Binding:
         """Notices whatever the user has changed since the last batch: `start` is right after it.
 
-        `start` is the settled cursor: plain integers, unless the user is tracing.
+        `start` is the settled cursor: plain integers, unless the user is tracing it.
         """
         binding = self.bind(pipeline)
         values = binding.read()
         if binding is not self._binding or not _same(values, self._values):
-            self._binding, self._values, self._traced = binding, values, has_tracer(values)
-            where = jnp.where if self._traced else host_where
+            if binding is not self._binding:
+                pipeline._check_settings()
+            self._traced = has_tracer(values)
+            self._mutable = any(map(_is_mutable, jax.tree.leaves(values)))
+            where = jnp.where if is_traced(values[binding.position]) else host_where
             self.start = settle(cursor(pipeline), *policy(pipeline), where)
+            self._binding, self._values = binding, values
             self._orders.clear()
             self._discard()
         return binding
@@ -154,6 +163,7 @@ class Runtime:
                 self._compute_fed(pipeline, binding, feed, cut, loop)
         batch, after, fed = self._ahead[0]
         start = self.start
+<<<<<<< HEAD
         if not self._traced:
             size, length, last_batch = policy(pipeline)
             if fed is None:
@@ -161,8 +171,13 @@ class Runtime:
             else:
                 start = settle(fed.after, size, length, last_batch, host_where)
                 self.meter.fail(fed.failures, max_errors(pipeline))
+=======
+        if binding.position not in after:
+            _, length, last_batch = policy(pipeline)
+            start = advance(start, cut.size, length, last_batch, host_where)
+>>>>>>> main
             after = {**after, binding.position: pack(start, length)}
-        binding.write(after)
+        binding.write(after, self._values)
         self._ahead.popleft()
         if fed is not None:
             self._feed[1].handed_over()
@@ -171,21 +186,27 @@ class Runtime:
         self.start = start
         for i, value in after.items():
             self._values[i] = value
+<<<<<<< HEAD
         return batch or None
+=======
+        if self._traced:
+            self._binding = None  # what is known of a trace ends with it: look anew
+        return batch
+>>>>>>> main
 
     def _compute(self, pipeline: "Pipeline", binding: Binding, cut: Cut, following: int) -> None:
         """Fills `_ahead` with the next batch, or with several if that has proved worth it."""
-        # Fails here, before anything is computed, in a trace that the pipeline is no argument of.
-        pipeline.position.set_raw_value(pipeline.position.get_raw_value())
+        pipeline._cursor_state.claim()
         values = self._values
         order = self._order(binding, cut.epochs)
-        asked = binding.position if self._traced else None
+        asked = binding.position if is_traced(self.start.epoch) else None
         single = batch_program(binding.structure, cut, 1, asked)
         self._patience -= 1
         if (
             self._patience < 0
             and following >= AHEAD - 1
             and not self._traced
+            and not self._mutable
             and single.seconds < AHEAD_COMPILE
             and single.bytes * AHEAD <= AHEAD_BYTES
             and not single.host_nodes
@@ -196,8 +217,7 @@ class Runtime:
             return
         try:
             [first] = single(values, order)
-            single.wait(first)
-        except jax.errors.JaxRuntimeError as error:
+        except Exception as error:
             again = functools.partial(_by_hand, binding, values, order, cut)
             raise blame(pipeline, single, error, again) from error
         self._ahead.append(Ready(*first))
@@ -261,9 +281,9 @@ class BatchIterator(Iterator[Batch]):
 
     def __init__(self, pipeline: "Pipeline"):
         self._pipeline = pipeline
-        with pipeline.runtime.lock:
-            pipeline.runtime.look(pipeline)
-            self._epoch = pipeline.runtime.start.epoch
+        with pipeline._runtime.lock:
+            pipeline._runtime.look(pipeline)
+            self._epoch = pipeline._runtime.start.epoch
         if is_traced(self._epoch):
             raise TypeError(
                 "Inside a traced function the end of an epoch is not known. "
@@ -273,7 +293,11 @@ class BatchIterator(Iterator[Batch]):
         self._bar: Bar | None = None
 
     def __next__(self) -> Batch:
+<<<<<<< HEAD
         runtime = self._pipeline.runtime
+=======
+        pipeline, runtime = self._pipeline, self._pipeline._runtime
+>>>>>>> main
         with runtime.lock:
             if self._bar is None:
                 self._begin()
@@ -311,7 +335,7 @@ class BatchIterator(Iterator[Batch]):
 
 def step(pipeline: "Pipeline") -> Batch:
     """The next `batch_size` rows, across epochs where the policy lets them."""
-    runtime = pipeline.runtime
+    runtime = pipeline._runtime
     with runtime.lock:
         runtime.look(pipeline)
         batch = runtime.take(pipeline, running_on(*policy(pipeline)))
@@ -321,8 +345,16 @@ def step(pipeline: "Pipeline") -> Batch:
 
 def cursor(pipeline: "Pipeline") -> Cursor:
     """Epoch and offset, as integers unless the user is tracing. Waits for a running `scan`."""
-    raw = pipeline.position.get_raw_value()
-    return Cursor(raw[0], raw[1]) if is_traced(raw) else Cursor(*map(int, np.asarray(raw)))
+    raw = pipeline._cursor_state.get_raw_value()
+    if is_traced(raw):
+        return Cursor(raw[0], raw[1])
+    found, length = Cursor(*map(int, np.asarray(raw))), length_of(pipeline.source)
+    if found.epoch < 0 or not 0 <= found.offset < (length or 2**32):
+        raise SeekError(
+            f"The cursor must be inside the source's {length} records, but is {tuple(found)}. "
+            "Move it with `seek` or `reset`."
+        )
+    return found
 
 
 def policy(pipeline: "Pipeline") -> tuple[int, int | None, Any]:
@@ -345,8 +377,18 @@ def _same(now: Values, then: Values) -> bool:
     return len(now) == len(then) and all(map(is_, now, then))
 
 
+<<<<<<< HEAD
 def _by_hand(binding: Binding, values: Values, order: Any, cut: Cut, fed: Any = None) -> None:
     """Makes batches stage by stage, so that the stage that fails is known."""
+=======
+def _is_mutable(value: Any) -> bool:
+    """Whether a value can change and stay the same object, so that no look can notice."""
+    return isinstance(value, np.ndarray) and value.flags.writeable
+
+
+def _by_hand(binding: Binding, values: Values, order: Any, cut: Cut) -> None:
+    """Makes a batch stage by stage, so that the stage that fails is known."""
+>>>>>>> main
     copy, *_ = merge(binding.structure, values)
     start = start_of(copy, cut)
     for fetched, at in fed or [(x, start) for x in fetched_from(copy, order, start, cut)]:
@@ -361,6 +403,8 @@ def blame(
     Only stages that call the host fail at run time. Where there are several, the batch is made
     `again`, by hand; if it then goes well, all of them are named.
     """
+    if isinstance(error, DataraxError):
+        return error
     stages = sorted(x for x in program.host_nodes if x is not None and x != NAME)
     if len(program.host_nodes) > 1 and again is not None:
         try:
@@ -371,6 +415,6 @@ def blame(
             return error
     if not stages or (NAME in program.host_nodes or None in program.host_nodes):
         return error
-    specs, reads = pipeline.node_specs, dict(pipeline.graph.predecessors)
+    specs, reads = pipeline.node_specs, dict(pipeline._graph.predecessors)
     came = {p: spec_text(specs[p]) for stage in stages for p in reads.get(stage, (NAME,))}
     return StageError(" or ".join(stages), came, f"{type(error).__name__}: {error}")

@@ -10,7 +10,12 @@ from ._disk import (
     StreamingDiskSource as StreamingDiskSource,
     StreamingDiskSourceConfig as StreamingDiskSourceConfig,
 )
-from ._hf import HFEagerSource as HFEagerSource, HFEagerSourceConfig as HFEagerSourceConfig
+from ._hf import (
+    HFEagerSource as HFEagerSource,
+    HFEagerSourceConfig as HFEagerSourceConfig,
+    HFStreamingSource as HFStreamingSource,
+    HFStreamingSourceConfig as HFStreamingSourceConfig,
+)
 from ._host import HostSource as HostSource, HostSourceConfig as HostSourceConfig, Reader as Reader
 from ._iterable import (
     IterableSource as IterableSource,
@@ -33,4 +38,6 @@ from ._random_access import (
 from ._tfds import (
     TFDSEagerSource as TFDSEagerSource,
     TFDSEagerSourceConfig as TFDSEagerSourceConfig,
+    TFDSStreamingSource as TFDSStreamingSource,
+    TFDSStreamingSourceConfig as TFDSStreamingSourceConfig,
 )

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -12,6 +13,10 @@ from flax import nnx
 from .._types import Batch, Spec
 from ._arrow import columns_of
 from ._host import HostSource, HostSourceConfig, Reader, require
+from ._iterable import Stream, StreamSource
+
+ROWS = 256
+"""Rows of a stream that are decoded at a time."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,6 +39,48 @@ class HFEagerSource(HostSource):
     ):
         dataset = load(config, dataset, streaming=False)
         super().__init__(HFReader(dataset), config, rngs=rngs)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HFStreamingSourceConfig:
+    """As `HFEagerSourceConfig`; what is loaded by name is streamed from where it is."""
+
+    path: str | os.PathLike[str] | None = None
+    split: str | None = None
+    fields: tuple[str, ...] | None = None
+
+
+class HFStreamingSource(StreamSource):
+    """A `datasets.IterableDataset`, given or loaded, a pass an epoch.
+
+    Where it shuffles, `set_epoch` gives every pass another order.
+    """
+
+    def __init__(self, config: HFStreamingSourceConfig, dataset: Any = None):
+        dataset = load(config, dataset, streaming=True)
+        if hasattr(dataset, "to_iterable_dataset"):
+            dataset = dataset.to_iterable_dataset()
+        super().__init__(HFStream(dataset))
+
+
+class HFStream(Stream):
+    """Passes over an `IterableDataset`, which can skip by itself."""
+
+    label = "HFStreamingSource"
+
+    def __init__(self, dataset: Any):
+        super().__init__()
+        self.dataset = dataset
+
+    def begin(self, epoch: int, skip: int) -> Iterator[dict[str, Any]]:
+        self.dataset.set_epoch(epoch)
+        chunks = self.dataset.with_format("arrow").skip(skip).iter(batch_size=ROWS)
+        for chunk in chunks:
+            fields, nulls = columns_of(chunk)
+            for name in nulls:
+                raise ValueError(f"column {name!r} is null")
+            for i in range(chunk.num_rows):
+                yield {name: np.array(x[i]) for name, x in fields.items()}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -61,7 +108,8 @@ class HFReader(Reader):
         fields, nulls = columns_of(self._arrow[records.astype(np.int64)])
         for name in nulls:
             raise ValueError(f"column {name!r} is null")
-        return fields
+        # Copies: a view into a mapped file must not outlive this call.
+        return {name: np.array(x) for name, x in fields.items()}
 
     def place(self, record: int) -> str:
         files = [x["filename"] for x in self.dataset.cache_files]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -141,7 +142,6 @@ class IterableStream(Stream):
     def begin(self, epoch: int, skip: int) -> Iterator[dict[str, Any]]:
         del epoch
         records = iter(self.new())
-        for _ in range(skip):
-            if next(records, None) is None:
-                break
+        for _ in itertools.islice(records, skip):
+            pass
         return (as_record(record, self.fields) for record in records)

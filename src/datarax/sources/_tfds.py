@@ -3,13 +3,20 @@
 import dataclasses
 import functools
 import os
+from collections.abc import Iterator
 from typing import Any
 
+import jax
+import numpy as np
 from flax import nnx
 
 from ..errors import FileError
 from ._array_record import Part, PartsReader
-from ._host import HostSource, HostSourceConfig, require
+from ._host import HostSource, HostSourceConfig, Reader, require
+from ._iterable import Stream, StreamSource
+
+ROWS = 256
+"""Rows that are read at a time."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,6 +36,38 @@ class TFDSEagerSource(HostSource):
 
     def __init__(self, config: TFDSEagerSourceConfig, *, rngs: nnx.Rngs | None = None):
         super().__init__(tfds_reader(config, "TFDSEagerSource"), config, rngs=rngs)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TFDSStreamingSourceConfig:
+    """As `TFDSEagerSourceConfig`."""
+
+    path: str | os.PathLike[str]
+    split: str = "train"
+    fields: tuple[str, ...] | None = None
+
+
+class TFDSStreamingSource(StreamSource):
+    """A split in the order in which it is stored, a pass an epoch."""
+
+    def __init__(self, config: TFDSStreamingSourceConfig):
+        super().__init__(ReaderStream(tfds_reader(config, "TFDSStreamingSource")))
+
+
+class ReaderStream(Stream):
+    """The rows of a reader in stored order."""
+
+    def __init__(self, reader: Reader):
+        super().__init__()
+        self.reader, self.label = reader, reader.label
+
+    def begin(self, epoch: int, skip: int) -> Iterator[dict[str, Any]]:
+        del epoch
+        for start in range(skip, len(self.reader), ROWS):
+            records = np.arange(start, min(start + ROWS, len(self.reader)))
+            batch = self.reader.read(records)
+            for i in range(len(records)):
+                yield jax.tree.map(lambda x, i=i: x[i], batch)
 
 
 def tfds_reader(config: Any, label: str) -> PartsReader:

@@ -1,8 +1,8 @@
 """The cases as they are declared; `python -m datarax_conformance.cases build` stores them with their values."""
 
-from . import dag, errors, iter, scan, shuffle, state, step
+from . import dag, errors, iter, library, scan, shuffle, state, step
 
-TABLES = (step.table, iter.table, shuffle.table, dag.table, state.table, scan.table, errors.table)
+TABLES = (step.table, iter.table, shuffle.table, dag.table, state.table, scan.table, errors.table, library.table)
 
 
 def declared_cases():

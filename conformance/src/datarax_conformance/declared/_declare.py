@@ -9,10 +9,10 @@ import numpy as np
 
 from ..arrays import encode
 from ..case import Case
-from ..requirements import requirements
+from ..requirements import needed_by, requirements
 
 # What a script needs of an engine, beyond the profile of the requirement.
-NEEDED = {"step": "step", "for": "iter", "iter": "iter", "next": "iter", "scan": "scan", "save": "resume"}
+NEEDED = {"step": "step", "for": "iter", "iter": "iter", "next": "iter", "threads": "iter", "scan": "scan", "save": "resume"}
 
 Script = Sequence[Mapping[str, Any]]
 
@@ -97,6 +97,29 @@ def profiles_of(names: Sequence[str], program: Mapping[str, Any], script: Script
     return list(dict.fromkeys([*own, *sorted(used), *extra]))
 
 
+def relied_on(names: Sequence[str], program: Mapping[str, Any], script: Script) -> list[str]:
+    """Requirements that a script takes for granted while it checks `names`."""
+    used: list[str] = []
+    looped: set[str] = set()
+    acts = {action["do"] for action in script}
+    policies = {program["last_batch"], *(action.get("last_batch") for action in script)}
+    for action in script:
+        if action["do"] == "for":
+            stream = action.get("on", "main")
+            used += ["ITER-006"] if stream in looped else []
+            looped |= set() if "take" in action else {stream}
+    for policy, loops, steps in (("drop", "ITER-003", "STEP-005"), ("pad", "ITER-005", "STEP-006")):
+        if policy in policies:
+            used += [loops] if acts & {"for", "next"} else []
+            used += [steps] if acts & {"step", "scan"} else []
+    used += ["DAG-001"] if program["nodes"] and acts != {"build"} else []
+    used += ["DAG-007"] if "count" in program["nodes"].values() else []
+    used += ["SHUF-001"] if program["seed"] is not None else []
+    used += ["STATE-001"] if "save" in acts else []
+    taken = dict.fromkeys(name for name in used if not {name, *needed_by([name])} & set(names))
+    return [name for name in taken if name not in needed_by(names)]
+
+
 class Table:
     """The cases of one chapter, in the order in which they are declared."""
 
@@ -122,6 +145,7 @@ class Table:
                 id=f"{names[0]}-{slug}",
                 title=title,
                 cites=[known[name].cite for name in names],
+                needs=relied_on(names, program, whole),
                 profiles=profiles_of(names, program, whole, profiles),
                 basic=first,
                 program=program,

@@ -15,7 +15,9 @@ def restore(on: str = "b", **arguments: object) -> dict:
     return do("restore", origin="s", on=on, **arguments)
 
 
-case("STATE-001", "middle", "a fresh stream goes on in the middle of an epoch", program(10, 3),
+case("STATE-001", "middle", "a fresh stream goes on in the middle of an epoch", program(8, 2),
+     [loop(take=1), SAVE, *LATER, loop(on="b")])
+case("STATE-001", "epochs", "and into the next ones", program(10, 3),
      [loop(take=2), SAVE, *LATER, loop(on="b"), loop(on="b")])
 case("STATE-001", "shuffled", "also when shuffled", program(10, 3, seed=4),
      [loop(take=2), SAVE, loop(note="rest"), loop(note="next"), *LATER,
@@ -26,7 +28,7 @@ case("STATE-001", "process", "also in another process", program(10, 3, seed=4),
 for number in range(7):
     case("STATE-002", f"after-{number}", f"a state after {number} batches", program(6, 2),
          [*[loop(take=1) for _ in range(number)], SAVE, *LATER, loop(on="b"), loop(on="b")])
-case("STATE-002 STEP-006", "pad", "a state after a filled batch", program(5, 2, "pad"),
+case("STATE-002", "pad", "a state after a filled batch", program(5, 2, "pad"),
      [step(3), SAVE, *LATER, step(4, on="b"), loop(on="b")])
 case("STATE-002", "end-of-loop", "a state at the end of a loop starts the next epoch", program(4, 2, seed=2),
      [loop(), SAVE, loop(note="next"), *LATER, loop(on="b", expect=same_rows("next"))])
@@ -50,11 +52,11 @@ case("STATE-007", "wider", "another batch size goes on at the same record", prog
      [loop(take=2), SAVE, build(to="b", batch_size=5), restore(), loop(on="b"), loop(on="b", take=1)])
 case("STATE-007", "shuffled", "also when shuffled", program(12, 3, seed=6),
      [loop(take=1), SAVE, loop(note="rest"), build(to="b", batch_size=4), restore(), loop(on="b", expect=same_rows("rest"))])
-case("STATE-008 ITER-005", "keep-pad", "from keep to pad", program(10, 4),
+case("STATE-008", "keep-pad", "from keep to pad", program(10, 4),
      [loop(take=1), SAVE, build(to="b", last_batch="pad"), restore(), loop(on="b")])
-case("STATE-008 ITER-005", "pad-keep", "from pad to keep", program(10, 4, "pad"),
+case("STATE-008", "pad-keep", "from pad to keep", program(10, 4, "pad"),
      [loop(take=1), SAVE, build(to="b", last_batch="keep"), restore(), loop(on="b")])
-case("STATE-008 ITER-003", "keep-drop", "from keep to drop, past the last whole batch", program(10, 4),
+case("STATE-008", "keep-drop", "from keep to drop, past the last whole batch", program(10, 4),
      [loop(take=2), SAVE, build(to="b", last_batch="drop"), restore(), loop(on="b", take=1)])
 
 

@@ -1,0 +1,115 @@
+"""Shows that the suite has teeth: engines, values and comparators that are wrong on purpose."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Sequence
+
+from ..case import Case, stored_cases
+from . import automatic, comparator, data
+from ._kill import cases_by_weight, noticing
+from ._mutant import Mutant
+from .semantic import BENIGN, MUTANTS
+
+
+class Findings:
+    """What was found wrong, and a line for each kind of mutant."""
+
+    def __init__(self) -> None:
+        self.faults: list[str] = []
+
+    def section(self, what: str, total: int, good: int, faults: Sequence[str]) -> None:
+        share = f" ({good / total:.1%})" if total else ""
+        print(f"{what}: {good} of {total}{share}", flush=True)
+        self.faults += [f"{what}: {fault}" for fault in faults]
+
+
+def citing(mutant: Mutant, case: Case) -> bool:
+    return bool(set(mutant.breaks) & set(case.requirements))
+
+
+def semantic_row(mutant: Mutant) -> list[str]:
+    """The cases that notice a semantic mutant: all the light ones; heavy ones that cite what no light one does."""
+    light, heavy = cases_by_weight()
+    found = list(noticing(mutant, light))
+    missing = set(mutant.breaks) - {name for case in found for name in case.requirements}
+    found += noticing(mutant, [case for case in heavy if missing & set(case.requirements)])
+    return [case.id for case in found]
+
+
+def survives(mutant: Mutant) -> bool:
+    light, heavy = cases_by_weight()
+    return next(noticing(mutant, [*light, *heavy]), None) is None
+
+
+def matrix(pool: multiprocessing.pool.Pool, only: str = "") -> dict[str, list[str]]:
+    mutants = [mutant for mutant in MUTANTS if only in mutant.name and mutant.source]
+    rows = pool.map(semantic_row, mutants, chunksize=1)
+    return {mutant.name: row for mutant, row in zip(mutants, rows, strict=True)}
+
+
+def check_semantic(pool: multiprocessing.pool.Pool, only: str, findings: Findings) -> dict[str, list[str]]:
+    rows = matrix(pool, only)
+    cases = {case.id: case for case in stored_cases()}
+    faults = []
+    for mutant in MUTANTS:
+        if mutant.name not in rows:
+            continue
+        if not rows[mutant.name]:
+            faults.append(f"{mutant.name!r} survives")
+        for name in mutant.breaks:
+            if not any(name in cases[case].requirements for case in rows[mutant.name]):
+                faults.append(f"{mutant.name!r} breaks {name}, but no case that cites it notices")
+    findings.section("semantic mutants killed by a case that cites what they break", len(rows), len(rows) - len(faults), faults)
+    return rows
+
+
+def check_teeth(rows: dict[str, list[str]], findings: Findings) -> None:
+    """Every case must notice some mutant; the heavy ones are tried until one is found."""
+    biting = {case for row in rows.values() for case in row}
+    faults = []
+    for case in stored_cases():
+        if case.id not in biting:
+            mutants = sorted(MUTANTS, key=lambda mutant: not citing(mutant, case))
+            if not any(list(noticing(mutant, [case])) for mutant in mutants):
+                faults.append(f"{case.id} notices no mutant")
+    total = len(stored_cases())
+    findings.section("cases with teeth", total, total - len(faults), faults)
+
+
+def check_benign(findings: Findings) -> None:
+    faults = [
+        f"{mutant.name!r} is fine, but {', '.join(found)} fails"
+        for mutant in BENIGN
+        if (found := [case.id for case in noticing(mutant, cases_by_weight()[0])])
+    ]
+    findings.section("benign variants that pass", len(BENIGN), len(BENIGN) - len(faults), faults)
+
+
+def check_automatic(pool: multiprocessing.pool.Pool, findings: Findings) -> None:
+    mutants = automatic.automatic()
+    alive = pool.map(survives, mutants, chunksize=4)
+    survivors = {mutant.name for mutant, lives in zip(mutants, alive, strict=True) if lives}
+    explained = automatic.survivors_explained()
+    faults = [f"{name!r} survives and nobody has said why" for name in sorted(survivors - explained.keys())]
+    faults += [f"{name!r} is explained, but does not survive" for name in sorted(explained.keys() - survivors)]
+    if len(survivors) > 0.05 * len(mutants):
+        faults.append(f"{len(survivors)} of {len(mutants)} survive, which is more than 5 %")
+    findings.section("automatic mutants of the model killed", len(mutants), len(mutants) - len(survivors), faults)
+
+
+def check(strict: bool, only: str = "") -> int:
+    start = time.monotonic()
+    findings = Findings()
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        rows = check_semantic(pool, only, findings)
+        if not only:
+            check_automatic(pool, findings)
+    if not only:
+        check_teeth(rows, findings)
+        check_benign(findings)
+        findings.section("stored values that count", *data.check())
+        findings.section("comparators that are noticed", *comparator.check())
+    print(*findings.faults, f"{len(findings.faults)} faults in {time.monotonic() - start:.0f} s", sep="\n")
+    return int(strict and bool(findings.faults))

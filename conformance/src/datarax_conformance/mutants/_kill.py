@@ -1,0 +1,67 @@
+"""Which cases notice a mutant."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import signal
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from ..case import Case, stored_cases
+from ..engine import Local
+from ..runner import play
+from ._mutant import Mutant, adapter_of
+
+PATIENCE = 5.0  # seconds of work after which a mutant counts as hanging
+
+
+class Hang(BaseException):
+    """Not an Exception: no engine is to swallow it."""
+
+
+@contextlib.contextmanager
+def deadline(seconds: float) -> Iterator[None]:
+    """Work, not wall clock: a busy machine makes no mutant hang."""
+
+    def ring(*_: Any) -> None:
+        raise Hang
+
+    signal.signal(signal.SIGVTALRM, ring)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+
+
+def noticing(mutant: Mutant, cases: Iterable[Case]) -> Iterator[Case]:
+    """The cases that do not pass on a mutant. Nothing is blocked: each case speaks for itself."""
+    try:
+        with deadline(PATIENCE):
+            adapter = adapter_of(mutant)
+    except (Hang, Exception):
+        yield from cases  # it does not even load
+        return
+    for case in cases:
+        if set(case.profiles) <= adapter.capabilities:
+            try:
+                with deadline(PATIENCE):
+                    noticed = play(case, Local(adapter), timeout=PATIENCE).outcome != "PASS"
+            except (Hang, Exception):
+                noticed = True
+            if noticed:
+                yield case
+
+
+def heavy(case: Case) -> bool:
+    """A case over many records, kept for the mutants that only it can notice."""
+    columns = [case.program["columns"], *(action.get("columns", {}) for action in case.script)]
+    return any(column.get("range", 0) > 5_000 for part in columns for column in part.values())
+
+
+@functools.cache
+def cases_by_weight() -> tuple[list[Case], list[Case]]:
+    """The light cases, basic ones first, and the heavy ones."""
+    ordered = sorted(stored_cases(), key=lambda case: (not case.basic, case.id))
+    return [c for c in ordered if not heavy(c)], [c for c in ordered if heavy(c)]

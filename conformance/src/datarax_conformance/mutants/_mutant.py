@@ -1,0 +1,55 @@
+"""An edit of the model's source, and the engine that comes of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import sys
+import types
+from collections.abc import Sequence
+
+from .. import library, model, model_adapter
+
+
+@functools.cache
+def model_source() -> str:
+    return inspect.getsource(model)
+
+
+@functools.cache
+def library_source() -> str:
+    """The library's text, to stand below the model's."""
+    return inspect.getsource(library).replace("from .model import", "# from .model import")
+
+
+@dataclasses.dataclass(frozen=True)
+class Mutant:
+    """`edits` are (old, new) pairs; each old text stands exactly once in the model or the library over it."""
+
+    name: str
+    breaks: Sequence[str]  # the requirements that it violates; none: it is benign and must pass
+    edits: Sequence[tuple[str, str]]
+    drops: Sequence[str] = ()  # profiles that a benign variant does not claim
+    text: str = ""  # the whole source, where it did not come of edits
+
+    @property
+    def source(self) -> str:
+        text = (self.text or model_source()) + library_source()
+        for old, new in self.edits:
+            if text.count(old) != 1:
+                raise ValueError(f"Mutant {self.name!r}: {old!r} stands {text.count(old)} times in the model.")
+            text = text.replace(old, new)
+        return text
+
+
+def adapter_of(mutant: Mutant) -> model_adapter.Adapter:
+    """The model's adapter over the mutant's text of the model."""
+    module = types.ModuleType("datarax_conformance_mutant")
+    sys.modules[module.__name__] = module  # where dataclasses look their module up
+    exec(compile(mutant.source, "mutant.py", "exec"), vars(module))
+    adapter = model_adapter.Adapter()
+    adapter.new_program, adapter.new_stream = module.Program, module.Library
+    adapter.refused = module.Refused
+    adapter.capabilities = (adapter.capabilities | {"jax"}) - set(mutant.drops)
+    return adapter

@@ -1,0 +1,109 @@
+"""Comparators that are wrong: the stored cases, right and spoilt, must notice them."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import types
+from typing import Any
+
+from .. import compare
+from ._kill import cases_by_weight
+from .automatic import Swap, changes, copy_with, sites
+from .data import answers_of, leaves, open_ended, with_flip
+
+
+def probes() -> list[tuple[Any, Any, Any, bool]]:
+    """Expectation, answer, notes and verdict, from the stored cases and from their spoilt copies."""
+    found = []
+    for case in cases_by_weight()[0]:
+        for expect, answer, notes in answers_of(case):
+            found.append((expect, answer, notes, True))
+            paths = [path for path in leaves(expect) if path and not open_ended(path, expect)]
+            for path in paths[:: max(1, len(paths) // 4)]:
+                found.append((with_flip(expect, path), answer, notes, False))
+    return found + BY_HAND
+
+
+def ids(*values: int, **fields: Any) -> dict[str, Any]:
+    return {"id": {"dtype": "int32", "shape": [len(values)], "data": list(values)}, **fields}
+
+
+def masked(*values: bool) -> dict[str, Any]:
+    return {"mask": {"dtype": "bool", "shape": [len(values)], "data": list(values)}}
+
+
+RAISED = {"error": {"code": "cycle", "details": {"nodes": ["a", "b"]}, "type": "E", "message": ""}}
+BY_HAND: list[tuple[Any, Any, Any, bool]] = [
+    ({"check": "no_error"}, RAISED, {}, False),
+    ({"error": "*"}, RAISED, {}, True),
+    ({"error": "*"}, {"value": None}, {}, False),
+    ({"error": "stage"}, RAISED, {}, False),
+    ({"error": "cycle", "details": {"nodes": ["b"]}}, RAISED, {}, False),
+    ({"any": [{"error": "stage"}, {"error": "cycle"}]}, RAISED, {}, True),
+    ({"any": [{"error": "stage"}, {"error": "state"}]}, RAISED, {}, False),
+    ({"all": [{"error": "stage"}, {"error": "cycle"}]}, RAISED, {}, False),
+    ({"all": [{"error": "cycle"}, {"error": "stage"}]}, RAISED, {}, False),
+    ({"check": "permutation", "length": 3}, {"value": [ids(0, 1), ids(1)]}, {}, False),
+    ({"check": "permutation", "length": 3}, {"value": [ids(0, 1), ids(3)]}, {}, False),
+    ({"check": "permutation", "length": 3}, {"value": [ids(0, 1), ids(-1)]}, {}, False),
+    ({"check": "permutation", "length": 3}, {"value": [ids(0, 1), ids(2), "stop"]}, {}, True),
+    ({"check": "permutation", "length": 2}, {"value": [ids(0, 1), ids(1)]}, {}, False),
+    ({"check": "permutation", "length": 2}, {"value": [ids(1, 0, 0, **masked(True, True, False))]}, {}, True),
+    ({"check": "permutation", "length": 2, "sizes": [1, 1]}, {"value": [ids(1, 0), "stop"]}, {}, False),
+    ({"check": "permutation", "length": 2, "sizes": [2]}, {"value": [ids(1, 0), "stop"]}, {}, True),
+    ({"check": "same_rows", "like": "a"}, {"value": [ids(0, 1)]}, {"a": [ids(0), ids(1)]}, True),
+    ({"check": "same_rows", "like": "a"}, {"value": [ids(0, 1), "stop"]}, {"a": [ids(0), ids(1), "stop"]}, True),
+    ({"check": "same_rows", "like": "a"}, {"value": [ids(0, 2)]}, {"a": [ids(0), ids(1)]}, False),
+    ({"check": "same_rows", "like": "a"}, {"value": [ids(0)]}, {"a": [ids(0), ids(1)]}, False),
+    ({"check": "same_rows", "like": "a"}, {"value": []}, {"a": []}, True),
+    ({"check": "same_rows", "like": "a"}, {"value": [{"id": {"dtype": "int64", "shape": [1], "data": [0]}}]}, {"a": [ids(0)]}, False),
+    ({"check": "same_order", "like": "a"}, {"value": [ids(0, 2)]}, {"a": [ids(0), ids(1)]}, False),
+    ({"check": "other_order", "like": "a"}, {"value": [ids(0, 1)]}, {"a": [ids(0), ids(1)]}, False),
+    ({"check": "state_at_most", "size": 3}, {"value": {"base64": "AAAA"}}, {}, True),
+    ({"check": "state_at_most", "size": 2}, {"value": {"base64": "AAAA"}}, {}, False),
+    ({"check": "strangers", "steps": 3, "within": 2, "low": 0.3, "high": 0.4}, {"value": [ids(0, 1, 5, 9)]}, {}, True),
+    ({"check": "strangers", "steps": 3, "within": 2, "low": 0.4, "high": 0.5}, {"value": [ids(0, 1, 5, 9)]}, {}, False),
+    ({"check": "strangers", "steps": 3, "within": 2, "low": 0.1, "high": 0.3}, {"value": [ids(0, 1, 5, 9)]}, {}, False),
+    ({"check": "strangers", "steps": 3, "within": 1, "low": 0.0, "high": 0.1}, {"value": [ids(0, 1, 5, 9)]}, {}, True),
+    ({"check": "strangers", "steps": 4, "within": 2, "low": 0.2, "high": 0.4}, {"value": [ids(0, 1, 5, 9)]}, {}, False),
+    ({"check": "strangers", "steps": 2, "within": 2, "low": 0.4, "high": 0.6}, {"value": [ids(0, 1, 5, 6)]}, {}, True),
+    ({"value": [0, 1]}, {"value": [0, 1, 2]}, {}, False),
+    ({"value": {"a": 0}}, {"value": {"a": 0, "b": 1}}, {}, False),
+    ({"value": 1}, {"value": True}, {}, False),
+]
+
+
+def mutated() -> dict[str, types.ModuleType]:
+    """Every automatic mutant of the comparator that changes a verdict and not just its words."""
+    tree = ast.parse(inspect.getsource(compare))
+    spoken = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in ast.walk(node)}
+    found: dict[str, types.ModuleType] = {}
+    for place, node in list(sites(tree)):
+        if id(node) in spoken:
+            continue
+        for what, new in changes(node):
+            source = ast.unparse(ast.fix_missing_locations(Swap(node, new).visit(copy_with(tree, node))))
+            module = types.ModuleType("datarax_conformance.compare_mutant")
+            module.__package__ = "datarax_conformance"
+            exec(compile(source, "mutant.py", "exec"), vars(module))
+            found[f"{place}: {what} at line {getattr(node, 'lineno', 0)}"] = module
+    return found
+
+
+def wrong(module: types.ModuleType, expect: Any, answer: Any, notes: Any, agree: bool) -> bool:
+    try:
+        return (module.deviation(expect, answer, notes) is None) != agree
+    except Exception:
+        return agree  # a comparator that breaks accepts nothing
+
+
+def check() -> tuple[int, int, list[str]]:
+    """How many wrong comparators there are, how many are noticed, and the others."""
+    known = sorted(probes(), key=lambda probe: len(str(probe[0])))
+    faults = []
+    mutants = mutated()
+    for name, module in mutants.items():
+        if not any(wrong(module, *probe) for probe in known):
+            faults.append(f"{name} goes unnoticed")
+    return len(mutants), len(mutants) - len(faults), faults

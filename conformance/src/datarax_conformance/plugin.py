@@ -1,0 +1,46 @@
+"""The pytest way: `-p datarax_conformance.plugin` with `--adapter module:Class`.
+
+Options stand here and not in a packaged conftest.py, which pytest would read too late with `--pyargs`.
+"""
+
+from __future__ import annotations
+
+import datetime
+import pathlib
+from collections.abc import Iterator
+
+import pytest
+
+from .api import engine_for
+from .case import stored_cases
+from .runner import Run, expected_failures
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("datarax-conformance")
+    group.addoption("--adapter", help="the engine to check: `module:Class` or `file.py:Class`")
+    group.addoption("--expected-failures", type=pathlib.Path, help="JSON list of failures that are known")
+    group.addoption("--case-timeout", type=float, default=120.0, help="seconds for a case")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "conformance_case" in metafunc.fixturenames:
+        cases = stored_cases()
+        metafunc.parametrize("conformance_case", cases, ids=[case.id for case in cases])
+
+
+@pytest.fixture(scope="session")
+def conformance_run(request: pytest.FixtureRequest) -> Iterator[Run]:
+    config = request.config
+    if not config.getoption("--adapter"):
+        raise pytest.UsageError("The conformance suite needs an engine: --adapter module:Class")
+    cases = stored_cases()
+    listed = config.getoption("--expected-failures")
+    run = Run(
+        engine_for(config.getoption("--adapter")),
+        cases,
+        expected=expected_failures(listed, cases, datetime.date.today()) if listed else (),
+        timeout=config.getoption("--case-timeout"),
+    )
+    yield run
+    run.close()
