@@ -123,7 +123,7 @@ def test_a_broken_record_of_a_stream_leaves_the_cursor_and_can_be_tried_again():
     pipeline = Pipeline(source=stream(some), batch_size=5)
     assert ids(pipeline.step() for _ in range(2)) == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
     for _ in range(2):
-        with pytest.raises(ReadError, match="record 12 .*the disk is gone") as caught:
+        with pytest.raises(ReadError, match=r"record 12 .*the disk is gone") as caught:
             pipeline.step()
         assert caught.value.record == 12
         assert pipeline.cursor == (0, 10)

@@ -170,42 +170,27 @@ def scan_program(
     cut: Cut,
     carried: bool,
 ) -> Program:
-<<<<<<< HEAD
     """`length` batches, each handed to `step_fn`, as one compiled loop.
-=======
-    """`length` batches, each handed to `step_fn`, as one compiled loop."""
+
+    Given `fed`, batches that the host has read with the cursors before and after each, the loop
+    is over these.
+    """
     if names := captured(step_fn):
         raise CapturedError(names)
->>>>>>> main
 
-    With `fed`, batches that the host has read and their cursors, the loop is over these, and
-    where it ends is known on the host.
-    """
-
-    def call(roots: Any, outputs: dict[str, Batch], carry: Any) -> tuple[Any, Any]:
+    def one(roots: Any, now: Values, fetched: Any, start: Cursor, end: Any, carry: Any) -> Any:
         pipeline, *modules = roots
+        outputs, moved = draw(pipeline, fetched, start, cut)
+        # Before the call, since the pipeline itself may be among the modules.
+        pipeline._cursor_state.set_raw_value(jnp.stack(end or moved))
         if carried:
-            return step_fn(carry, *modules, outputs[pipeline.sink])
-        return carry, step_fn(*modules, outputs[pipeline.sink])
-
-    def update(roots: Any, now: Values) -> Values:
+            carry, out = step_fn(carry, *modules, outputs[pipeline._sink])
+        else:
+            out = step_fn(*modules, outputs[pipeline._sink])
         after = changes(structure, roots, now)
-        return [after.get(i, x) for i, x in enumerate(now)]
+        return [after.get(i, x) for i, x in enumerate(now)], carry, out
 
-    def run_fed(values: Values, carry: Any, fed: Any) -> tuple[Changes, Any, Any]:
-        def body(state: Any, fed: Any) -> tuple[Any, Any]:
-            now, carry = state
-            roots = merge(structure, now)
-            outputs, _ = draw(roots[0], *fed, cut)
-            carry, out = call(roots, outputs, carry)
-            return (update(roots, now), carry), out
-
-        (now, carry), outs = jax.lax.scan(body, (values, carry), fed, length=length)
-        return {i: x for i, x in enumerate(now) if x is not values[i]}, carry, outs
-
-    def run(values: Values, carry: Any, fed: Any = None) -> tuple[Changes, Any, Any]:
-        if fed is not None:
-            return run_fed(values, carry, fed)
+    def loop(values: Values, carry: Any) -> tuple[Values, Any, Any]:
         pipeline, *_ = merge(structure, values)
         first = start_of(pipeline, cut).epoch
         order = order_at(pipeline, first, cut.epochs)
@@ -213,12 +198,7 @@ def scan_program(
         def body(state: Any, _: None) -> tuple[Any, Any]:
             now, order, ordered, carry = state
             roots = merge(structure, now)
-<<<<<<< HEAD
-            pipeline, *_ = roots
-=======
-            pipeline, *modules = roots
-            start = start_of(pipeline, cut)
->>>>>>> main
+            pipeline, start = roots[0], start_of(roots[0], cut)
             if jax.tree.leaves(order):
                 order = jax.lax.cond(
                     start.epoch == ordered,
@@ -226,27 +206,25 @@ def scan_program(
                     lambda epoch: order_at(pipeline, epoch, cut.epochs),
                     start.epoch,
                 )
-<<<<<<< HEAD
-            [fetched] = fetched_from(pipeline, order, cursor, cut)
-            outputs, moved = draw(pipeline, fetched, cursor, cut)
-            carry, out = call(roots, outputs, carry)
-            return (update(roots, now), moved, order, cursor.epoch, carry), out
-=======
             [fetched] = fetched_from(pipeline, order, start, cut)
-            outputs, moved = draw(pipeline, fetched, start, cut)
-            # Before the call, since the pipeline itself may be among the modules.
-            pipeline._cursor_state.set_raw_value(jnp.stack(moved))
-            if carried:
-                carry, out = step_fn(carry, *modules, outputs[pipeline._sink])
-            else:
-                out = step_fn(*modules, outputs[pipeline._sink])
-            after = changes(structure, roots, now)
-            now = [after.get(i, x) for i, x in enumerate(now)]
+            now, carry, out = one(roots, now, fetched, start, None, carry)
             return (now, order, start.epoch, carry), out
->>>>>>> main
 
         state = (values, order, first, carry)
         (now, _, _, carry), outs = jax.lax.scan(body, state, length=length)
+        return now, carry, outs
+
+    def loop_over(values: Values, carry: Any, fed: Any) -> tuple[Values, Any, Any]:
+        def body(state: Any, fed: Any) -> tuple[Any, Any]:
+            now, carry = state
+            now, carry, out = one(merge(structure, now), now, *fed, carry)
+            return (now, carry), out
+
+        (now, carry), outs = jax.lax.scan(body, (values, carry), fed, length=length)
+        return now, carry, outs
+
+    def run(values: Values, carry: Any, fed: Any = None) -> tuple[Changes, Any, Any]:
+        now, carry, outs = loop(values, carry) if fed is None else loop_over(values, carry, fed)
         return {i: x for i, x in enumerate(now) if x is not values[i]}, carry, outs
 
     return Program(run)

@@ -55,6 +55,7 @@ class Stack(NamedTuple):
 
     fetched: Fetched
     starts: Cursor
+    ends: Cursor
     after: Cursor
     failures: Failures
 
@@ -389,8 +390,11 @@ def stack_counts(length: int, batch_bytes: int) -> list[int]:
 def _stack(whole: Fetched, starts: list[Cursor], after: Cursor, failures: Failures) -> Stack:
     fetched = jax.tree.map(lambda x: x.reshape(len(starts), -1, *x.shape[1:]), whole)
     kind = whole.rows.epoch.dtype
-    cursors = Cursor(*(np.array(x, kind) for x in zip(*starts, strict=True)))
-    return Stack(jax.device_put(fetched), cursors, after, failures)
+    before, behind = (
+        Cursor(*(np.array(x, kind) for x in zip(*cursors, strict=True)))
+        for cursors in (starts, [*starts[1:], after])
+    )
+    return Stack(jax.device_put(fetched), before, behind, after, failures)
 
 
 def _spread(x: np.ndarray, inside: np.ndarray) -> np.ndarray:

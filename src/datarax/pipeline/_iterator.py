@@ -16,14 +16,9 @@ import numpy as np
 from .._keys import BaseKey
 from .._rows import Cut, advance, host_where, pack, running_on, settle
 from .._types import Batch, Cursor, is_traced, spec_text
-<<<<<<< HEAD
-from ..errors import StageError
+from ..errors import DataraxError, SeekError, StageError
 from ..sources._base import NAME, EagerSourceBase, length_of
 from ..sources._iterable import StreamSource
-=======
-from ..errors import DataraxError, SeekError, StageError
-from ..sources._base import NAME, length_of
->>>>>>> main
 from ._binding import Binding, Changes, Values, has_tracer, merge
 from ._core import Program, batch_program, draw, fetched_from, order_program, start_of
 from ._feed import Fed, Feed, Supply, on_host
@@ -163,19 +158,13 @@ class Runtime:
                 self._compute_fed(pipeline, binding, feed, cut, loop)
         batch, after, fed = self._ahead[0]
         start = self.start
-<<<<<<< HEAD
-        if not self._traced:
+        if binding.position not in after:
             size, length, last_batch = policy(pipeline)
             if fed is None:
                 start = advance(start, cut.size, length, last_batch, host_where)
             else:
                 start = settle(fed.after, size, length, last_batch, host_where)
                 self.meter.fail(fed.failures, max_errors(pipeline))
-=======
-        if binding.position not in after:
-            _, length, last_batch = policy(pipeline)
-            start = advance(start, cut.size, length, last_batch, host_where)
->>>>>>> main
             after = {**after, binding.position: pack(start, length)}
         binding.write(after, self._values)
         self._ahead.popleft()
@@ -186,13 +175,9 @@ class Runtime:
         self.start = start
         for i, value in after.items():
             self._values[i] = value
-<<<<<<< HEAD
-        return batch or None
-=======
         if self._traced:
             self._binding = None  # what is known of a trace ends with it: look anew
-        return batch
->>>>>>> main
+        return batch or None
 
     def _compute(self, pipeline: "Pipeline", binding: Binding, cut: Cut, following: int) -> None:
         """Fills `_ahead` with the next batch, or with several if that has proved worth it."""
@@ -226,6 +211,7 @@ class Runtime:
         self, pipeline: "Pipeline", binding: Binding, feed: Feed, cut: Cut, loop: bool
     ) -> None:
         """Fills `_ahead` from rows that were read on the host."""
+        pipeline._cursor_state.claim()
         started = time.perf_counter()
         ready = feed.take(self.start, cut, loop, AHEAD)
         self.meter.waited_since(started)
@@ -240,6 +226,7 @@ class Runtime:
             self._patience < 0
             and len(ready) == feed.count
             and all(fed.fetched is not None and fed.cut == cut for fed in ready)
+            and not self._mutable
             and single.seconds < AHEAD_COMPILE
             and not single.host_nodes
         ):
@@ -249,8 +236,7 @@ class Runtime:
         given = [(fed.fetched, Cursor(*map(kind, fed.start))) for fed in ready]
         try:
             results = program(self._values, None, given)
-            program.wait(results)
-        except jax.errors.JaxRuntimeError as error:
+        except Exception as error:
             again = functools.partial(_by_hand, binding, self._values, None, cut, given)
             raise blame(pipeline, program, error, again) from error
         for (batch, after), fed in zip(results, ready, strict=True):
@@ -293,11 +279,7 @@ class BatchIterator(Iterator[Batch]):
         self._bar: Bar | None = None
 
     def __next__(self) -> Batch:
-<<<<<<< HEAD
-        runtime = self._pipeline.runtime
-=======
-        pipeline, runtime = self._pipeline, self._pipeline._runtime
->>>>>>> main
+        runtime = self._pipeline._runtime
         with runtime.lock:
             if self._bar is None:
                 self._begin()
@@ -315,11 +297,11 @@ class BatchIterator(Iterator[Batch]):
         pipeline = self._pipeline
         total = None if length_of(pipeline.source) is None else len(pipeline)
         self._bar = Bar(pipeline.progress, total, f"epoch {self._epoch}")
-        pipeline.runtime.meter.begin()
+        pipeline._runtime.meter.begin()
 
     def _next(self) -> Batch | None:
         """The next batch of the epoch, None after its last."""
-        pipeline, runtime = self._pipeline, self._pipeline.runtime
+        pipeline, runtime = self._pipeline, self._pipeline._runtime
         runtime.look(pipeline)
         if runtime.start.epoch != self._epoch:
             return None
@@ -377,18 +359,13 @@ def _same(now: Values, then: Values) -> bool:
     return len(now) == len(then) and all(map(is_, now, then))
 
 
-<<<<<<< HEAD
-def _by_hand(binding: Binding, values: Values, order: Any, cut: Cut, fed: Any = None) -> None:
-    """Makes batches stage by stage, so that the stage that fails is known."""
-=======
 def _is_mutable(value: Any) -> bool:
     """Whether a value can change and stay the same object, so that no look can notice."""
     return isinstance(value, np.ndarray) and value.flags.writeable
 
 
-def _by_hand(binding: Binding, values: Values, order: Any, cut: Cut) -> None:
-    """Makes a batch stage by stage, so that the stage that fails is known."""
->>>>>>> main
+def _by_hand(binding: Binding, values: Values, order: Any, cut: Cut, fed: Any = None) -> None:
+    """Makes batches stage by stage, so that the stage that fails is known."""
     copy, *_ = merge(binding.structure, values)
     start = start_of(copy, cut)
     for fetched, at in fed or [(x, start) for x in fetched_from(copy, order, start, cut)]:

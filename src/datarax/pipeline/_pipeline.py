@@ -21,21 +21,21 @@ from ..errors import (
     RandomAccessError,
     RngsError,
     SeekError,
-<<<<<<< HEAD
     SourceError,
-=======
     SourceTypeError,
->>>>>>> main
     StageError,
     StagesAndNodesError,
 )
 from ..operators import OperatorModule
-<<<<<<< HEAD
-from ..sources._base import NAME, EagerSourceBase, Fetched, Source, length_of
+from ..sources._base import (
+    NAME,
+    EagerSourceBase,
+    Fetched,
+    RandomAccess,
+    Source,
+    length_of,
+)
 from ..sources._iterable import StreamSource
-=======
-from ..sources._base import NAME, EagerSourceBase, RandomAccess, Source, length_of
->>>>>>> main
 from . import _scan, _show, _state
 from ._binding import Binding, changes, merge
 from ._core import Position, draw, fetched_from, order_at, start_of
@@ -122,15 +122,10 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
         self.batch_size = integer(batch_size, 0) or batch_size
         self.last_batch: LastBatch = last_batch
         self.mask_name = mask_name
-<<<<<<< HEAD
-        self.num_threads = integer(num_threads, 1)
+        self.num_threads = max(1, integer(num_threads, 1))
         self.progress = progress
-        self.base = None if rngs is None else Bundle(all_words(rngs))
-        self.position = Position(pack(Cursor(0, 0), length_of(source)))
-=======
         self._base = None if rngs is None else Bundle(all_words(rngs))
         self._cursor_state = Position(pack(Cursor(0, 0), length_of(source)))
->>>>>>> main
 
     @classmethod
     def from_dag(
@@ -236,8 +231,8 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
 
     def stats(self) -> Stats:
         """How long `for` and `scan` have waited for rows and how long they have computed."""
-        with self.runtime.lock:
-            return self.runtime.meter.stats()
+        with self._runtime.lock:
+            return self._runtime.meter.stats()
 
     def replay(self, record: int, epoch: int = 0) -> dict[str, Batch]:
         """What every node gives for one record as it is in that epoch, run stage by stage.

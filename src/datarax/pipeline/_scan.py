@@ -4,14 +4,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-<<<<<<< HEAD
 import jax
 import jax.numpy as jnp
 
-from .._rows import Cut, host_where, pack, running_on, settle
-=======
-from .._rows import advance, pack, running_on
->>>>>>> main
+from .._rows import Cut, advance, host_where, pack, running_on, settle
 from .._types import integer, is_traced
 from ..errors import LastBatchError, ScanLengthError
 from ..sources._base import length_of
@@ -38,35 +34,24 @@ def scan(
         length = _rest_of_epoch(pipeline) if length is None else integer(length, -1)
         if length < 0:
             raise ScanLengthError(asked)
-<<<<<<< HEAD
-        position = pipeline.position
-        position.set_raw_value(position.get_raw_value())  # fails early, as in `Runtime.take`
-        runtime.look(pipeline)
-        feed = runtime.feed(pipeline)
-=======
         pipeline._cursor_state.claim()
         if not isinstance(modules, Sequence):
             raise TypeError(f"`modules` must be a list or tuple of NNX objects, got {modules!r}.")
->>>>>>> main
+        runtime.look(pipeline)
+        feed = runtime.feed(pipeline)
         binding = runtime.bind(pipeline, tuple(modules))
         values = binding.read()
         cut = running_on(*policy(pipeline))
         carried = init_carry is not None
-<<<<<<< HEAD
+        if length_of(pipeline.source) is None:
+            _check_end(pipeline, length)
         if feed is not None and length > 0 and not has_tracer([*values, init_carry]):
             after, carry, outs = _scan_fed(
                 pipeline, feed, binding, _hashable(step_fn), length, cut, init_carry
             )
-            binding.write(after)
+            binding.write(after, values)
             return (carry, outs) if carried else outs
-        program = scan_program(
-            binding.structure, _hashable(step_fn), length, cut, carried, binding.position
-        )
-=======
-        if length_of(pipeline.source) is None:
-            _check_end(pipeline, length)
         program = scan_program(binding.structure, _hashable(step_fn), length, cut, carried)
->>>>>>> main
         try:
             after, carry, outs = program(values, init_carry)
         except Exception as error:
@@ -88,7 +73,7 @@ def _scan_fed(
 
     Nothing is written before the last chunk is through, so an error leaves all as it was.
     """
-    runtime, carried = pipeline.runtime, carry is not None
+    runtime, carried = pipeline._runtime, carry is not None
     meter, epoch = runtime.meter, runtime.start.epoch
     counts = stack_counts(length, feed.batch_bytes)
     values, changed, outs, after = binding.read(), {}, [], runtime.start
@@ -101,16 +86,14 @@ def _scan_fed(
             stack = next(stacks)
             meter.waited_since(started)
             meter.fail(stack.failures, max_errors(pipeline))
-            program = scan_program(
-                binding.structure, step_fn, count, cut, carried, binding.position
-            )
+            program = scan_program(binding.structure, step_fn, count, cut, carried)
             before = [values, carry]
             try:
-                new, carry, out = program(values, carry, (stack.fetched, stack.starts))
+                fed = stack.fetched, stack.starts, stack.ends
+                new, carry, out = program(values, carry, fed)
                 # One chunk is computed while the next is read, and no more than that are alive.
                 jax.block_until_ready(before)
-                program.wait((new, out))
-            except jax.errors.JaxRuntimeError as error:
+            except Exception as error:
                 raise blame(pipeline, program, error, None) from error
             for i, value in new.items():
                 values[i] = changed[i] = value

@@ -89,17 +89,8 @@ def fingerprint(pipeline: "Pipeline") -> dict[str, Any]:
     order = source.order_name if isinstance(source, EagerSourceBase) else type(source).__qualname__
     return {
         "length": length_of(source),
-<<<<<<< HEAD
-        "specs": _digest([spec_text(_one_row(record))]),
-        "order": order,
-=======
         "specs": _digest(_row_specs(record)),
-        "order": {
-            False: "stored",
-            True: "swap-or-not-24",
-            "permutation": "permutation",
-        }.get(shuffle, type(source).__qualname__),
->>>>>>> main
+        "order": order,
         "seed": _digest(keys),
         "graph": _digest([graph, pipeline._sink]),
     }

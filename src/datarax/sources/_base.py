@@ -11,13 +11,19 @@ from jaxtyping import Array, Integer
 from .._keys import BaseKey, base_words, node_key, typed, words
 from .._order import ORDERS, Blocks, Order, Shuffle, SpanWords, StoredOrder, keys_of, word
 from .._rows import Cut, Rows, locate, rows_at, running_on, take
-<<<<<<< HEAD
-from .._types import Batch, Cursor, KeyLike, Mask, Records, Scalar, Spec, Turns, Words
-from ..errors import RngsError
-=======
-from .._types import Batch, Cursor, KeyLike, Records, Scalar, Spec, Words, integer
+from .._types import (
+    Batch,
+    Cursor,
+    KeyLike,
+    Mask,
+    Records,
+    Scalar,
+    Spec,
+    Turns,
+    Words,
+    integer,
+)
 from ..errors import RngsError, SeekError
->>>>>>> main
 
 NAME = "source"
 """The source is a node of this name: its keys are counted as those of any other node."""
@@ -55,15 +61,12 @@ class EagerSourceBase(nnx.Module):
     max_errors: int = 0
     """How many of an epoch may be."""
 
-<<<<<<< HEAD
     def __init__(self, *, shuffle: Shuffle | Blocks = False, rngs: nnx.Rngs | None = None):
-        self.shuffle = Blocks() if shuffle == "blocks" else shuffle
-=======
-    def __init__(self, *, shuffle: Shuffle = False, rngs: nnx.Rngs | None = None):
-        if not any(shuffle is x for x in (False, True)) and shuffle not in ORDERS:
+        shuffle = Blocks() if shuffle == "blocks" else shuffle
+        known = any(shuffle is x for x in (False, True)) or shuffle in ORDERS
+        if not known and not isinstance(shuffle, Blocks):
             raise ValueError(f"`shuffle` must be one of {list(ORDERS)}, got {shuffle!r}.")
         self.shuffle = shuffle
->>>>>>> main
         self.base = None if rngs is None else BaseKey(base_words(rngs, "shuffle"))
 
     @abc.abstractmethod
