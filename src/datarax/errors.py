@@ -326,12 +326,6 @@ class ReadError(SourceError):
         )
 
 
-class TooManyErrors(ReadError):
-    """More records of an epoch could not be read than `max_errors` allows."""
-
-    code: ClassVar[str] = "too-many-errors"
-
-
 class RandomAccessError(SourceError):
     """A stream was asked for something other than its next rows."""
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
-from ..errors import ReadError, TooManyErrors
+from ..errors import ReadError
 from ..sources._host import require
 
 LOG = logging.getLogger("datarax")
@@ -63,12 +63,12 @@ class Meter:
         for epoch, error in failures:
             known = self._failures.setdefault(epoch, {})
             if error.record not in known and len(known) >= most:
-                raise TooManyErrors(
+                raise ReadError(
                     error.source,
                     error.file,
                     error.record,
-                    f"{error.__cause__!r}; {len(known)} other records of epoch {epoch} could not "
-                    f"be read either, and max_errors={most}",
+                    f"{error.__cause__!r}; {len(known)} others of epoch {epoch} could not be read "
+                    f"either, which is all that max_errors={most} allows",
                 ) from error
             known[error.record] = error
 
