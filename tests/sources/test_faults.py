@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import pickle
 import subprocess
 import sys
@@ -152,7 +153,7 @@ def test_replay_gives_the_values_of_the_run():
 @pytest.mark.parametrize(
     "row, words",
     [
-        ({"id": np.zeros(2, np.int32)}, r"int32\[2\]"),
+        ({"id": np.zeros(2, np.int32)}, r"int32\[1,2\]"),
         ({"id": np.float32(0)}, "float32"),
         ({"other": np.int32(0)}, "'other'"),
     ],
@@ -172,7 +173,7 @@ def test_files_that_are_missing_or_no_arrays_are_named(tmp_path):
     def open_(path):
         return StreamingDiskSource(StreamingDiskSourceConfig(path=path))
 
-    with pytest.raises(FileError, match="nothing.npy' cannot be opened: No such file"):
+    with pytest.raises(FileError, match=r"nothing.npy' cannot be opened: No such file"):
         open_(tmp_path / "nothing.npy")
     (tmp_path / "text.npy").write_text("hello")
     with pytest.raises(FileError, match="has no header"):
@@ -195,7 +196,7 @@ def test_a_file_that_is_cut_while_it_is_mapped_does_not_kill_the_process(tmp_pat
     source = StreamingDiskSource(StreamingDiskSourceConfig(path=path))
     pipeline = Pipeline(source=source, batch_size=10)
     pipeline.step()
-    path.open("r+b").truncate(1000)
+    os.truncate(path, 1000)
     pipeline.seek(epoch=0, offset=90_000)
     with pytest.raises(ReadError, match="was cut to 1000 bytes"):
         pipeline.step()
@@ -266,8 +267,6 @@ def test_reading_ahead_never_shows():
     data = cases.columns()
     source = RandomAccessSource(RandomAccessSourceConfig(shuffle=True), cases.rows())
     pipeline = Pipeline(source=source, batch_size=3, rngs=nnx.Rngs(4))
-    order = np.asarray(source.get_batch_at(0, 2 * N, None)["id"]) if source.base else None
-    del order
     steps = [np.asarray(pipeline.step()["id"]).tolist() for _ in range(8)]
     for at in (0, 9, 3, 21, 12):
         pipeline.seek(epoch=0, offset=at)

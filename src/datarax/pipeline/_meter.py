@@ -77,7 +77,8 @@ class Meter:
         known = self._failures.pop(epoch, {})
         if known:
             reasons = "".join(
-                f"\n  {x.source}, record {x.record}: {x.__cause__!r}" for x in known.values()
+                f"\n  {x.source}, record {x.record} of {x.file}: {x.__cause__!r}"
+                for x in known.values()
             )
             LOG.warning("%d records of epoch %d were masked:%s", len(known), epoch, reasons)
 

@@ -13,7 +13,7 @@ from flax import nnx
 
 from .._order import ORDERS, Blocks, Shuffle
 from .._types import Batch, Mask, Records, Spec, flat_fields, spec_text
-from ..errors import EmptySourceError, FieldTypeError, ReadError
+from ..errors import DataraxError, EmptySourceError, FieldTypeError, ReadError
 from ._base import EagerSourceBase
 from ._values import hold, need_held_type
 
@@ -176,7 +176,12 @@ class HostSource(EagerSourceBase):
         self.masks, self.max_errors = config.on_error == "mask", config.max_errors
         if len(reader) == 0:
             raise EmptySourceError(reader.label)
-        reader.element_spec  # noqa: B018  (a field that JAX cannot hold is named here)
+        try:
+            reader.element_spec  # noqa: B018  (a field that JAX cannot hold is named here)
+        except DataraxError:
+            raise
+        except Exception as error:
+            raise ReadError(reader.label, reader.place(0), 0, _reason(error)) from error
 
     def __len__(self) -> int:
         return len(self.reader)
