@@ -165,20 +165,22 @@ class BlockShuffle(Order):
         self.blocks = SwapOrNot(threefry2x32(keys, high + 1, low), -(-length // size))
         self.windows = threefry2x32(keys, high + 2, low)
         last = jnp.full(keys.shape[0], self.blocks.length - 1, word(self.blocks.length))
-        self.short = self.blocks.inverse(last, jnp.arange(keys.shape[0]))
+        self.short = self.blocks.inverse(last, jnp.arange(keys.shape[0], dtype=jnp.uint32))
 
     def __call__(self, offsets: Offsets, turn: Turns | None = None) -> Records:
         keys = self.windows[jnp.zeros_like(offsets) if turn is None else turn]
         return self._block(self._within_window(offsets, keys), turn)
 
     def _within_window(self, x: Offsets, keys: RowWords) -> Offsets:
-        number = x.dtype.type
-        span = number(min(self.size * self.window, self.length))
-        window = x // span
-        start = window * span
-        sizes = jnp.minimum(span, number(self.length) - start)
+        number, most = x.dtype.type, min(self.size * self.window, self.length)
+        window = x // number(most)
+        start = window * number(most)
+        sizes = jnp.minimum(number(most), number(self.length) - start)
         keys = threefry2x32(keys, *split_word(window))
-        return start + swap_or_not_each(keys, sizes, x - start)
+        # Which rounds they are depends on the length of a window, not of the epoch.
+        kind = word(most)
+        inside = swap_or_not_each(keys, sizes.astype(kind), (x - start).astype(kind))
+        return start + inside.astype(x.dtype)
 
     def _block(self, x: Offsets, turn: Turns | None) -> Records:
         """The record at place `x` of the blocks put in a row."""
