@@ -22,7 +22,7 @@ from ..sources._iterable import Stream
 BUFFER_BYTES = 64 * 2**20
 """The most that rows read ahead weigh together, unless a single chunk weighs more."""
 
-CHUNK_BYTES = 2**20
+CHUNK_BYTES = 4 * 2**20
 """What a thread reads in one go for `for`: a large batch, or up to `CHUNK_BATCHES` small ones."""
 
 CHUNK_BATCHES = 8
@@ -93,7 +93,8 @@ class Feed:
         row = sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
         self.batch_bytes = max(1, row * supply.size)
         self.count = min(max(CHUNK_BYTES // self.batch_bytes, 1), CHUNK_BATCHES)
-        self._depth = min(max(BUFFER_BYTES // (self.batch_bytes * self.count), 1), threads + 1)
+        room = BUFFER_BYTES // (self.batch_bytes * self.count)
+        self._depth = min(max(room, 1), 2 * threads + 2)
 
     def take(self, start: Cursor, cut: Cut, loop: bool, several: int) -> list[Fed]:
         """The next batch from `start` on, or up to `several` where so many have been read.

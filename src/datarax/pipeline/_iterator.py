@@ -219,6 +219,11 @@ class Runtime:
             self._ahead.append(Ready({}, {}, ready[0]))
             return
         cut = ready[0].cut
+        if pipeline._sink == NAME:  # no stage: a program would only copy
+            batch, rows = ready[0].fetched
+            named = {} if rows.mask is None else {pipeline.mask_name: rows.mask}
+            self._ahead.append(Ready({**batch, **named}, {}, ready[0]))
+            return
         single = batch_program(binding.structure, cut, 1, None)
         self._patience -= 1
         # As many as were read in one go or one, so that there are two programs to compile.
