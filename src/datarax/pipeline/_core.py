@@ -217,7 +217,7 @@ def scan_program(
     def loop_over(values: Values, carry: Any, fed: Any) -> tuple[Values, Any, Any]:
         def body(state: Any, fed: Any) -> tuple[Any, Any]:
             now, carry = state
-            now, carry, out = one(merge(structure, now), now, *fed, carry)
+            now, carry, out = one(merge(structure, now), now, fed[0], fed[1], fed[2], carry)
             return (now, carry), out
 
         (now, carry), outs = jax.lax.scan(body, (values, carry), fed, length=length)

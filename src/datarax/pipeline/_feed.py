@@ -199,7 +199,7 @@ class Feed:
         supply = self.supply
         assert supply.length is not None
         kind, rows_in_all = word(supply.length), cut.size * count
-        rows = Rows(*(np.zeros(rows_in_all, kind) for _ in range(3)), mask=None)
+        rows = _host_rows(*(np.zeros(rows_in_all, kind) for _ in range(3)))
         inside = np.ones(rows_in_all, bool)
         starts = []
         for at in range(0, rows_in_all, cut.size):
@@ -225,7 +225,7 @@ class Feed:
         rows, inside, starts, after = plan
         reader, spec = self.supply.reader, self.supply.spec
         assert isinstance(reader, Reader)
-        wanted = rows.record if inside.all() else rows.record[inside]
+        wanted = np.asarray(rows.record if inside.all() else rows.record[inside])
         failures: Failures = ()
         if self.supply.masks:
             batch, readable, errors = reader.rows_and_holes(wanted, spec)
@@ -298,12 +298,18 @@ class Feed:
             return Fed(None, cut, start, at)
         epoch, offset = np.array(places, np.uint32).T
         batch = conform(stack(found), stream.stored_spec, self.supply.spec, offset)
-        rows = Rows(epoch, offset, offset, None)
+        rows = _host_rows(epoch, offset, offset)
         if cut.padded:
             inside = np.arange(size) < len(found)
             batch = jax.tree.map(lambda x: _spread(x, inside), batch)
-            rows = Rows(*(_spread(x, inside) for x in rows[:3]), mask=inside)
+            epoch, offset = _spread(epoch, inside), _spread(offset, inside)
+            rows = _host_rows(epoch, offset, offset, inside)
         return Fed(Fetched(batch, rows), cut._replace(size=len(rows.epoch)), start, at)
+
+
+def _host_rows(epoch: Any, record: Any, offset: Any, mask: Any = None) -> Rows:
+    """Rows in NumPy arrays: what they are before they are placed on the device."""
+    return Rows(epoch, record, offset, mask)
 
 
 class _Plan(NamedTuple):

@@ -118,7 +118,13 @@ class Runtime:
         if reader is None or binding is None or self._traced:
             return None
         keys = [self._values[i] for i in binding.places(BaseKey)]
-        parts = (reader, *policy(pipeline), pipeline.num_threads, jax.config.jax_enable_x64, *keys)
+        parts = (
+            reader,
+            *policy(pipeline),
+            pipeline.num_threads,
+            jax.config.read("jax_enable_x64"),
+            *keys,
+        )
         known, feed = self._feed
         if known is not None and len(known) == len(parts) and all(map(_is_it, known, parts)):
             return feed
@@ -132,6 +138,7 @@ class Runtime:
                 return order_program(structure, 1)(values, word)
 
         size, length, last_batch = policy(pipeline)
+        assert isinstance(source, EagerSourceBase | StreamSource)
         masks = isinstance(source, EagerSourceBase) and source.masks
         supply = Supply(reader, source.element_spec, size, length, last_batch, masks, order)
         feed = Feed(supply, pipeline.num_threads)
@@ -169,7 +176,9 @@ class Runtime:
         binding.write(after, self._values)
         self._ahead.popleft()
         if fed is not None:
-            self._feed[1].handed_over()
+            feed = self._feed[1]
+            assert feed is not None
+            feed.handed_over()
             if start.epoch != self.start.epoch:
                 self.meter.report(self.start.epoch)
         self.start = start
@@ -286,23 +295,23 @@ class BatchIterator(Iterator[Batch]):
     def __next__(self) -> Batch:
         runtime = self._pipeline._runtime
         with runtime.lock:
-            if self._bar is None:
-                self._begin()
+            bar = self._bar or self._begin()
             batch = None if self._ended else self._next()
             if batch is None:
                 self._ended = True
                 runtime.meter.end()
-                self._bar.close()
+                bar.close()
                 raise StopIteration
             runtime.meter.lap(1)
-            self._bar.update(1, runtime.meter.stats())
+            bar.update(1, runtime.meter.stats())
             return batch
 
-    def _begin(self) -> None:
+    def _begin(self) -> Bar:
         pipeline = self._pipeline
         total = None if length_of(pipeline.source) is None else len(pipeline)
         self._bar = Bar(pipeline.progress, total, f"epoch {self._epoch}")
         pipeline._runtime.meter.begin()
+        return self._bar
 
     def _next(self) -> Batch | None:
         """The next batch of the epoch, None after its last."""

@@ -257,8 +257,8 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
         else:
             batch = copy.source.gather(jnp.asarray(where))
         mask = self.last_batch == "pad" or source.masks
-        rows = Rows(when, where, where, np.ones(1, bool) if mask else None)
-        rows = jax.tree.map(jnp.asarray, rows)
+        there, then = jnp.asarray(where), jnp.asarray(when)
+        rows = Rows(then, there, there, jnp.ones(1, bool) if mask else None)
         at = Cursor(rows.epoch[0], jnp.zeros((), kind))
         return draw(copy, Fetched(batch, rows), at, Cut(1, 1, False))[0]
 
@@ -380,7 +380,7 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
             raise LastBatchError(f'`last_batch` must be "keep", "drop" or "pad", got {policy!r}.')
         if length == 0:
             raise EmptySourceError("`source`")
-        if length is not None and length >= 2**32 and not jax.config.jax_enable_x64:
+        if length is not None and length >= 2**32 and not jax.config.read("jax_enable_x64"):
             raise SourceError(
                 f"A source of {length} records is counted in 64 bits, which JAX has turned off. "
                 'Turn them on: jax.config.update("jax_enable_x64", True).'

@@ -104,7 +104,8 @@ class EagerSourceBase(nnx.Module):
         """What a saved state calls this order."""
         if isinstance(self.shuffle, Blocks):
             return f"blocks-{self.shuffle.size}x{self.shuffle.window}"
-        return {False: "stored", True: "swap-or-not-24"}.get(self.shuffle, str(self.shuffle))
+        names: dict[Shuffle, str] = {False: "stored", True: "swap-or-not-24"}
+        return names.get(self.shuffle, str(self.shuffle))
 
     @property
     def element_spec(self) -> Spec:

@@ -23,9 +23,8 @@ def encode(record: Batch, form: Literal["msgpack", "npz"] = "msgpack") -> bytes:
         np.savez(buffer, allow_pickle=False, **fields)
         return buffer.getvalue()
     little = {name: x.astype(x.dtype.newbyteorder("<")) for name, x in fields.items()}
-    return msgpack.packb(
-        {name: [x.dtype.str, list(x.shape), x.tobytes()] for name, x in little.items()}
-    )
+    packed = {name: [x.dtype.str, list(x.shape), x.tobytes()] for name, x in little.items()}
+    return msgpack.Packer().pack(packed)
 
 
 def decode_msgpack(data: bytes) -> dict[str, np.ndarray]:

@@ -300,7 +300,7 @@ class MixReader(Reader):
         for reader, (begin, end) in zip(self.readers, self.plan.ranges, strict=True):
             mine = (records >= begin) & (records < end)
             if mine.any():
-                rows = reader.rows(records[mine] - records.dtype.type(begin))
+                rows = reader.rows(records[mine] - records.dtype.type(begin), reader.element_spec)
                 jax.tree.map(lambda to, x, mine=mine: to.__setitem__(mine, x), batch, rows)
         return batch
 
