@@ -18,7 +18,7 @@ test: $(ready)  ## Run the tests; ARGS="-k shuffle" picks some
 	$(run) -m pytest -n $(WORKERS) $(ARGS)
 
 soak: $(ready)  ## Kills, damaged files, 4 GB and throughput of the sources (some minutes; prints figures)
-	$(run) -m pytest -s tests/soak $(ARGS)
+	$(run) -m pytest -c tests/soak/pytest.ini --rootdir tests/soak tests/soak $(ARGS)
 
 lint: $(ready)  ## Formatting, lint rules and types
 	$(VENV)/bin/ruff format --check .

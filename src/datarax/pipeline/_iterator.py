@@ -15,7 +15,7 @@ import numpy as np
 
 from .._keys import BaseKey
 from .._rows import Cut, advance, host_where, pack, running_on, settle
-from .._types import Batch, Cursor, is_traced, spec_text
+from .._types import Batch, Cursor, integer, is_traced, spec_text
 from ..errors import DataraxError, SeekError, StageError
 from ..sources._base import NAME, EagerSourceBase, length_of
 from ..sources._iterable import StreamSource
@@ -117,7 +117,8 @@ class Runtime:
         reader = source.reader if isinstance(source, EagerSourceBase) else reader
         if reader is None or binding is None or self._traced:
             return None
-        keys = [self._values[i] for i in binding.places(BaseKey)]
+        variables = binding.variables.items()
+        keys = [self._values[i] for i, x in variables if isinstance(x, BaseKey)]
         parts = (
             reader,
             *policy(pipeline),
@@ -213,7 +214,8 @@ class Runtime:
             [first] = single(values, order)
         except Exception as error:
             again = functools.partial(_by_hand, binding, values, order, cut)
-            raise blame(pipeline, single, error, again) from error
+            blame(pipeline, single, error, again)
+            raise
         self._ahead.append(Ready(*first))
 
     def _compute_fed(
@@ -252,7 +254,8 @@ class Runtime:
             results = program(self._values, None, given)
         except Exception as error:
             again = functools.partial(_by_hand, binding, self._values, None, cut, given)
-            raise blame(pipeline, program, error, again) from error
+            blame(pipeline, program, error, again)
+            raise
         for (batch, after), fed in zip(results, ready, strict=True):
             self._ahead.append(Ready(batch, after, fed))
 
@@ -353,6 +356,16 @@ def cursor(pipeline: "Pipeline") -> Cursor:
     return found
 
 
+def move(pipeline: "Pipeline", epoch: int, offset: int) -> None:
+    """Puts the cursor there, or where the policy lets the next batch start from there."""
+    size, length, last_batch = policy(pipeline)
+    for name, value, end in (("epoch", epoch, 2**32), ("offset", offset, length or 2**32)):
+        if not 0 <= integer(value, -1) < end:
+            raise SeekError(f"`{name}` must be an integer in [0, {end}), got {value!r}.")
+    place = settle(Cursor(int(epoch), int(offset)), size, length, last_batch, host_where)
+    pipeline._cursor_state.set_raw_value(pack(place, length))
+
+
 def policy(pipeline: "Pipeline") -> tuple[int, int | None, Any]:
     """How the stream is cut into batches: their size, the epoch's length, what ends it."""
     return pipeline.batch_size, length_of(pipeline.source), pipeline.last_batch
@@ -388,24 +401,25 @@ def _by_hand(binding: Binding, values: Values, order: Any, cut: Cut, fed: Any = 
 
 def blame(
     pipeline: "Pipeline", program: Program, error: Exception, again: Callable[[], None] | None
-) -> Exception:
-    """The error to raise for one at run time: it names the stage where that can be known.
+) -> None:
+    """Raises a `StageError` for an error at run time, where the stage can be known.
 
     Only stages that call the host fail at run time. Where there are several, the batch is made
     `again`, by hand; if it then goes well, all of them are named.
     """
-    if isinstance(error, DataraxError):
-        return error
     stages = sorted(x for x in program.host_nodes if x is not None and x != NAME)
-    if len(program.host_nodes) > 1 and again is not None:
+    if isinstance(error, DataraxError) or not stages:
+        return
+    if len(program.host_nodes) > 1:
         try:
-            again()
+            if again is not None:
+                again()
         except StageError as named:
-            return named
+            raise named from error
         except Exception:
-            return error
-    if not stages or (NAME in program.host_nodes or None in program.host_nodes):
-        return error
+            return
+        if len(stages) < len(program.host_nodes):
+            return  # it may as well have been the source, or the function of a scan
     specs, reads = pipeline.node_specs, dict(pipeline._graph.predecessors)
     came = {p: spec_text(specs[p]) for stage in stages for p in reads.get(stage, (NAME,))}
-    return StageError(" or ".join(stages), came, f"{type(error).__name__}: {error}")
+    raise StageError(" or ".join(stages), came, f"{type(error).__name__}: {error}") from error

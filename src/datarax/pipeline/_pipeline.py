@@ -40,7 +40,7 @@ from . import _scan, _show, _state
 from ._binding import Binding, changes, merge
 from ._core import Position, draw, fetched_from, order_at, start_of
 from ._graph import Graph, Keyring, Stage, as_stage, call_stage, chain_names
-from ._iterator import BatchIterator, Runtime, cursor, step
+from ._iterator import BatchIterator, Runtime, cursor, move, step
 from ._meter import Stats
 
 _MAKING = threading.Lock()
@@ -115,10 +115,13 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
             named = dict(nodes)
             self._graph = Graph.from_edges(list(named), edges, sink)
 
-        if not isinstance(source, EagerSourceBase | RandomAccess):
+        for name, stage in named.items():
+            if isinstance(stage, Pipeline):
+                raise StageError(name, {}, "a pipeline is no stage; take its stages in its place.")
+        if isinstance(source, type) or not isinstance(source, EagerSourceBase | RandomAccess):
             raise SourceTypeError(source)
         self.source = source
-        self._nodes = Bundle({name: as_stage(named[name]) for name in self._graph.names})
+        self._nodes = Bundle({name: as_stage(name, named[name]) for name in self._graph.names})
         self.batch_size = integer(batch_size, 0) or batch_size
         self.last_batch: LastBatch = last_batch
         self.mask_name = mask_name
@@ -215,15 +218,8 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
 
     def seek(self, *, epoch: int, offset: int = 0) -> None:
         """Moves the cursor. `offset` counts records, in `[0, len(source))`."""
-        length = length_of(self.source)
-        for name, value, end in (
-            ("epoch", epoch, 2**32),
-            ("offset", offset, length or 2**32),
-        ):
-            if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < end:
-                raise SeekError(f"`{name}` must be an integer in [0, {end}), got {value!r}.")
         with self._runtime.lock:
-            self._cursor_state.set_raw_value(pack(Cursor(epoch, offset), length))
+            move(self, epoch, offset)
 
     def reset(self) -> None:
         """Moves the cursor to the start of epoch 0."""
@@ -358,7 +354,7 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
                 object.__delattr__(self, "_keyring")
             outputs = {NAME: batch, OVERRIDE: out}
         if mask is not None:
-            outputs[self._sink] = self._masked(outputs[self._sink], mask)
+            outputs[self._sink] = self._masked(outputs, mask)
         return outputs
 
     @property
@@ -421,14 +417,17 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
             )
         return found
 
-    def _masked(self, batch: Batch, mask: Mask) -> Batch:
+    def _masked(self, outputs: Mapping[str, Batch], mask: Mask) -> Batch:
+        batch = outputs[self._sink]
         field = batch.get(self.mask_name, mask)
-        if field.shape != mask.shape or field.dtype != bool:
+        rows = jax.tree.leaves(batch)[0].shape[0]
+        if isinstance(field, dict) or field.dtype != bool or field.shape != (rows,):
+            reads = dict(self._graph.predecessors).get(self._sink, (NAME,))
             raise StageError(
                 self._sink,
-                {},
-                f"the mask {self.mask_name!r} must stay bool[{mask.shape[0]}], got "
-                f"{spec_text({'': field}).strip()}. Leave that field alone.",
+                {p: spec_text(outputs[p]) for p in reads},
+                f"the mask {self.mask_name!r} must be one boolean for each of the {rows} rows, got "
+                f"{spec_text({'': field}).strip()}. Leave that field alone, or keep all rows.",
             )
         return {**batch, self.mask_name: field}
 
@@ -461,7 +460,7 @@ class NodeView(MutableMapping[str, Any]):
     def __setitem__(self, name: str, stage: Any) -> None:
         """Raises for a stage that does not fit, and keeps the old one then."""
         before = self[name]
-        self._pipeline._nodes.put(name, as_stage(stage))
+        self._pipeline._nodes.put(name, as_stage(name, stage))
         try:
             self._pipeline._check()
         except BaseException:

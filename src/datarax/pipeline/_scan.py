@@ -31,20 +31,19 @@ def scan(
     """See `Pipeline.scan`."""
     runtime, asked = pipeline._runtime, length
     with runtime.lock:
+        pipeline._cursor_state.claim()
+        runtime.look(pipeline)
         length = _rest_of_epoch(pipeline) if length is None else integer(length, -1)
         if length < 0:
             raise ScanLengthError(asked)
-        pipeline._cursor_state.claim()
         if not isinstance(modules, Sequence):
             raise TypeError(f"`modules` must be a list or tuple of NNX objects, got {modules!r}.")
-        runtime.look(pipeline)
         feed = runtime.feed(pipeline)
         binding = runtime.bind(pipeline, tuple(modules))
         values = binding.read()
         cut = running_on(*policy(pipeline))
         carried = init_carry is not None
-        if length_of(pipeline.source) is None:
-            _check_end(pipeline, length)
+        _check_end(pipeline, length)
         if feed is not None and length > 0 and not has_tracer([*values, init_carry]):
             after, carry, outs = _scan_fed(
                 pipeline, feed, binding, _hashable(step_fn), length, cut, init_carry
@@ -55,7 +54,8 @@ def scan(
         try:
             after, carry, outs = program(values, init_carry)
         except Exception as error:
-            raise blame(pipeline, program, error, None) from error
+            blame(pipeline, program, error, None)
+            raise
         binding.write(after, values)
     return (carry, outs) if carried else outs
 
@@ -94,7 +94,8 @@ def _scan_fed(
                 # One chunk is computed while the next is read, and no more than that are alive.
                 jax.block_until_ready(before)
             except Exception as error:
-                raise blame(pipeline, program, error, None) from error
+                blame(pipeline, program, error, None)
+                raise
             for i, value in new.items():
                 values[i] = changed[i] = value
             outs.append(out)
@@ -119,7 +120,6 @@ def _rest_of_epoch(pipeline: "Pipeline") -> int:
     records = length_of(pipeline.source)
     if records is None:
         raise LastBatchError("A source without end needs `length` in scan(step_fn, length).")
-    pipeline._runtime.look(pipeline)
     cursor = pipeline._runtime.start
     if is_traced(cursor.offset):
         raise TypeError("Inside a traced function scan() needs `length`, a number.")
@@ -152,9 +152,11 @@ class _ById:
 
 
 def _check_end(pipeline: "Pipeline", length: int) -> None:
-    """Raises before a scan that would pass the last offset that a cursor can count."""
-    pipeline._runtime.look(pipeline)
-    pack(advance(pipeline._runtime.start, length * pipeline.batch_size, None, "keep"), None)
+    """Raises before a scan that would pass the last place that a cursor can count."""
+    start = pipeline._runtime.start
+    if not is_traced(start.epoch):
+        size, records, _ = policy(pipeline)
+        pack(advance(start, length * size, records, "keep", host_where), records)
 
 
 def _hashable(function: Callable[..., Any]) -> Callable[..., Any]:

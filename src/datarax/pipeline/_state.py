@@ -12,11 +12,11 @@ import numpy as np
 from flax import nnx
 
 from .._keys import BaseKey
-from .._rows import pack
-from .._types import Cursor, integer
+from .._types import integer
 from ..errors import StateError
-from ..sources._base import EagerSourceBase, SourceData, length_of
+from ..sources._base import NAME, EagerSourceBase, length_of
 from ._core import Position
+from ._iterator import move
 
 if TYPE_CHECKING:
     from ._pipeline import Pipeline
@@ -66,7 +66,7 @@ def set_state(pipeline: "Pipeline", state: Mapping[str, Any] | str | bytes) -> N
         names = [name for name, (v, _) in leaves.items() if v is variable]
         structure = jax.tree.structure(variable.get_raw_value())
         variable.set_raw_value(jax.tree.unflatten(structure, [loaded[name] for name in names]))
-    pipeline._cursor_state.set_raw_value(pack(Cursor(cursor["epoch"], cursor["offset"]), length))
+    move(pipeline, cursor["epoch"], cursor["offset"])
 
 
 def fingerprint(pipeline: "Pipeline") -> dict[str, Any]:
@@ -75,18 +75,20 @@ def fingerprint(pipeline: "Pipeline") -> dict[str, Any]:
     Neither the batch size nor `last_batch` is in it: they cut the stream, they do not change it.
     """
     source, specs = pipeline.source, pipeline.node_specs
-    record = dict(specs["source"])
+    record = dict(specs[NAME])
     if pipeline.last_batch == "pad":
         del record[pipeline.mask_name]
     graph = sorted(
         (name, type(pipeline.nodes[name]).__qualname__, reads)
         for name, reads in pipeline._graph.predecessors
     )
-    keys = [
-        [np.asarray(x).tolist() for x in jax.tree.leaves(variable.get_raw_value())]
-        for _, variable in _variables(pipeline, BaseKey)
-    ]
     order = source.order_name if isinstance(source, EagerSourceBase) else type(source).__qualname__
+    seeds = {NAME: source, **pipeline.nodes}
+    keys = {
+        name: None if words is None else np.asarray(words).tolist()
+        for name, part in seeds.items()
+        for words in (pipeline._words_of(part),)
+    }
     return {
         "length": length_of(source),
         "specs": _digest(_row_specs(record)),
@@ -103,7 +105,7 @@ def _row_specs(spec: Any) -> Any:
 
 
 def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _variables(pipeline: "Pipeline", *kinds: type) -> list[tuple[str, nnx.Variable]]:
@@ -115,10 +117,11 @@ def _variables(pipeline: "Pipeline", *kinds: type) -> list[tuple[str, nnx.Variab
 
 
 def _leaves(pipeline: "Pipeline") -> dict[str, tuple[nnx.Variable, Any]]:
-    """The arrays that are remembered: those of all Variables but data, keys and the cursor."""
+    """The arrays that are remembered: all Variables but the source's, keys and the cursor."""
     found = {}
+    held = {id(x) for _, x in nnx.iter_graph(pipeline.source) if isinstance(x, nnx.Variable)}
     for path, variable in _variables(pipeline, nnx.Variable):
-        if not isinstance(variable, SourceData | BaseKey | Position):
+        if id(variable) not in held and not isinstance(variable, BaseKey | Position):
             leaves, _ = jax.tree_util.tree_flatten_with_path(variable.get_raw_value())
             for inner, leaf in leaves:
                 found[path + jax.tree_util.keystr(inner)] = variable, leaf

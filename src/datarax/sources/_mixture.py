@@ -148,8 +148,9 @@ class MixDataSourcesNode(EagerSourceBase):
 
     @property
     def order_name(self) -> str:
+        # A source with a seed of its own has its own order, which the pipeline's does not tell.
         children = ",".join(
-            f"{quota}*{source.order_name}/{len(source)}"
+            f"{quota}*{source.order_name}/{len(source)}{_seed(source)}"
             for quota, source in zip(self.plan.quotas, self.sources, strict=True)
         )
         return f"mix({children};{self.plan.periods})"
@@ -334,6 +335,11 @@ def multiply_divide(x: Turns, factor: int, divisor: int) -> tuple[Turns, Turns]:
         return plus(plus(total, *total), bit * high, bit * low)
 
     return jax.lax.fori_loop(0, bits, one, (jnp.zeros_like(x), jnp.zeros_like(x)))
+
+
+def _seed(source: EagerSourceBase) -> str:
+    """The seed of a source that has one of its own."""
+    return "" if source.base is None else f"@{np.asarray(source.base.get_raw_value()).tolist()}"
 
 
 def _split(shares: np.ndarray, rows: int) -> tuple[int, ...]:
