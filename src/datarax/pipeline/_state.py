@@ -82,21 +82,17 @@ def fingerprint(pipeline: "Pipeline") -> dict[str, Any]:
         (name, type(pipeline.nodes[name]).__qualname__, reads)
         for name, reads in pipeline._graph.predecessors
     )
+    order = source.order_name if isinstance(source, EagerSourceBase) else type(source).__qualname__
     seeds = {NAME: source, **pipeline.nodes}
     keys = {
         name: None if words is None else np.asarray(words).tolist()
         for name, part in seeds.items()
         for words in (pipeline._words_of(part),)
     }
-    shuffle = source.shuffle if isinstance(source, EagerSourceBase) else None
     return {
         "length": length_of(source),
         "specs": _digest(_row_specs(record)),
-        "order": {
-            False: "stored",
-            True: "swap-or-not-24",
-            "permutation": "permutation",
-        }.get(shuffle, type(source).__qualname__),
+        "order": order,
         "seed": _digest(keys),
         "graph": _digest([graph, pipeline._sink]),
     }
