@@ -201,7 +201,7 @@ MUTANTS = [
     mutant("a stage is first tried with a batch", "ERR-021", ("        self.next_batch(stay=False)  # a stage that does not fit fails here, and nothing moves\n", "")),
     # profile jax
     mutant("the cursor rests at the end of an epoch", "STEP-010", ("        passed, offset = divmod(start.offset + count, length)\n", "        passed, offset = divmod(start.offset + count, length)\n        if passed and not offset:\n            passed, offset = passed - 1, length\n")),
-    mutant("drop settles at the next batch", "STEP-011", ("        self.cursor = settle(Cursor(epoch, offset), self.length, self.program)\n", "        self.cursor = Cursor(epoch, offset)\n")),
+    mutant("drop does not skip after seek", "STEP-011", ("        self.cursor = settle(Cursor(epoch, offset), self.length, self.program)\n", "        self.cursor = Cursor(epoch, offset)\n")),
     mutant("seek forgets the offset", "STEP-013", ("settle(Cursor(epoch, offset), self.length, self.program)\n", "settle(Cursor(epoch, 0), self.length, self.program)\n")),
     mutant("seek cuts the epoch to 31 bits", "STEP-013", ("settle(Cursor(epoch, offset), self.length, self.program)\n", "settle(Cursor(epoch % 2**31, offset), self.length, self.program)\n")),
     mutant("reset stays in its epoch", "STEP-014", ("        self.seek(epoch=0, offset=0)\n", "        self.seek(epoch=self.cursor.epoch, offset=0)\n")),
