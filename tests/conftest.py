@@ -4,6 +4,8 @@ import os
 
 import hypothesis
 import jax
+import jaxtyping
+import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -12,3 +14,20 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 hypothesis.settings.register_profile("local", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_look_ahead():
+    """Whether `for` looks ahead depends on the clock; tests say it: `with ahead(batches):`."""
+    from helpers import ahead  # here, so that datarax is imported with its types checked
+
+    with ahead(1):
+        yield
+
+
+@pytest.fixture
+def unchecked():
+    """Types are not checked: for what a user may do wrong, and since beartype draws at random."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

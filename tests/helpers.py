@@ -1,19 +1,22 @@
 """What several test files share: small pipelines, stages, modes, and how batches are compared."""
 
 import collections
-from collections.abc import Callable, Iterable, Sequence
+import contextlib
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from datarax_conformance import model
 from flax import nnx
 
 from datarax import Pipeline
 from datarax.operators import ElementOperator, ElementOperatorConfig
-from datarax.sources import EagerSourceBase, MemorySource, MemorySourceConfig
+from datarax.sources import EagerSourceBase, MemorySource, MemorySourceConfig, SourceData
 
 # Programs of the spec, on the model and on the library.
 
@@ -137,14 +140,19 @@ class Scale(nnx.Module):
     """Multiplies by whatever can be changed from outside, of every kind."""
 
     def __init__(self):
-        self.variable = nnx.Param(jnp.float32(1))
+        self.param = nnx.Param(jnp.float32(1))
+        self.numpy_param = nnx.Param(np.ones(1, np.float32))
+        self.tree = nnx.Variable({"a": jnp.float32(1)})
         self.array = jnp.float32(1)
+        self.numpy = np.ones(1, np.float32)
         self.static = 1.0
         self.inner = Affine(1, 0)
+        self.parts = nnx.List([Affine(1, 0)])
 
     def __call__(self, batch):
-        factor = self.variable[...] * self.array * self.static
-        return self.inner({**batch, "x": batch["x"] * factor})
+        scalars = self.param[...] * self.tree.get_value()["a"] * self.array * self.static
+        factor = scalars * self.numpy_param[...][0] * self.numpy[0]
+        return self.parts[0](self.inner({**batch, "x": batch["x"] * factor}))
 
 
 class EqxScale(eqx.Module):
@@ -248,6 +256,18 @@ MODES: dict[str, Callable[[Any, int], list[Any]]] = {
 }
 
 
+@contextlib.contextmanager
+def ahead(batches: int) -> Iterator[None]:
+    """`for` computes so many batches at a time, from the first one on, however long it compiles."""
+    from datarax.pipeline import _iterator
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_iterator, "AHEAD", batches)
+        patch.setattr(_iterator, "AHEAD_COMPILE", math.inf if batches > 1 else 0)
+        patch.setattr(_iterator, "PATIENCE", 0)
+        yield
+
+
 def unstack(outs: Any) -> list[Any]:
     """What a scan has stacked, one by one."""
     count = len(jax.tree.leaves(outs)[0])
@@ -295,11 +315,13 @@ def ids(batches: Iterable[Any]) -> list[int]:
 
 def state_of(pipeline: Pipeline) -> dict[str, Any]:
     """All that a pipeline remembers, arrays by path."""
+    data, remembered = nnx.state(pipeline, SourceData, ...)
+    del data
     return {
         "cursor": tuple(pipeline.cursor),
         **{
             ".".join(map(str, path)): _plain(leaf)
-            for path, variable in nnx.to_flat_state(nnx.state(pipeline))
+            for path, variable in nnx.to_flat_state(remembered)
             for leaf in jax.tree.leaves(variable)
         },
     }

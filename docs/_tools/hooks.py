@@ -1,4 +1,4 @@
-"""What the site is made of beside the files in `docs/`: the spec, the scripts and the changelog."""
+"""What the site is made of beside the files in `docs/`: the spec, the scripts and the rest."""
 
 from pathlib import Path
 
@@ -16,12 +16,13 @@ def on_config(config: MkDocsConfig) -> None:
 
 def on_files(files: Files, config: MkDocsConfig) -> None:
     for chapter in sorted((ROOT / "spec").glob("*.md")):
-        files.append(
-            File.generated(config, f"spec/{chapter.name}", abs_src_path=str(chapter)),
-        )
+        page = f"spec/{chapter.name}"
+        files.append(File.generated(config, page, abs_src_path=str(chapter)))
     for script in sorted((ROOT / "docs" / "examples").rglob("*.py")):
-        page = script.relative_to(ROOT / "docs").with_suffix(".md")
-        files.append(File.generated(config, page.as_posix(), content=page_of(script, ROOT)))
-    files.append(
-        File.generated(config, "changelog.md", abs_src_path=str(ROOT / "CHANGELOG.md")),
-    )
+        page = script.relative_to(ROOT / "docs").with_suffix(".md").as_posix()
+        files.append(File.generated(config, page, content=page_of(script, ROOT)))
+    for page, written_in in {
+        "changelog.md": ROOT / "CHANGELOG.md",
+        "conformance.md": ROOT / "conformance" / "README.md",
+    }.items():
+        files.append(File.generated(config, page, abs_src_path=str(written_in)))

@@ -21,7 +21,10 @@ class Bundle(nnx.Module):
         return getattr(self, _attribute(name))
 
     def put(self, name: str, part: Any) -> None:
-        setattr(self, _attribute(name), part)
+        attribute = _attribute(name)
+        if attribute in vars(self):
+            delattr(self, attribute)  # else NNX takes what comes for as static as what was there
+        setattr(self, attribute, part)
 
     def items(self) -> Iterator[tuple[str, Any]]:
         return ((name, self.get(name)) for name in self.names)

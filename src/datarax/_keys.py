@@ -6,6 +6,7 @@ a stream (spec KEYS).
 """
 
 import zlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -82,11 +83,12 @@ def words(key: Array) -> Words:
     return data[:2]
 
 
-def base_words(rngs: nnx.Rngs, stream: str | None) -> Words:
+def base_words(rngs: Any, stream: str | None) -> Words:
     """The words of the stream `stream` of `rngs` if it has one, else of `default`.
 
     The stream is read, not drawn from: its counter does not move.
     """
+    check_rngs(rngs)
     for name in (stream, "default"):
         if name is not None and name in rngs:
             return words(rngs[name].key.get_raw_value())
@@ -96,6 +98,15 @@ def base_words(rngs: nnx.Rngs, stream: str | None) -> Words:
     )
 
 
-def all_words(rngs: nnx.Rngs) -> dict[str, BaseKey]:
+def all_words(rngs: Any) -> dict[str, BaseKey]:
     """The words of every stream of `rngs`, read as by `base_words`."""
+    check_rngs(rngs)
     return {name: BaseKey(words(stream.key.get_raw_value())) for name, stream in rngs.items()}
+
+
+def check_rngs(rngs: Any) -> None:
+    """Raises for what is no collection of streams: a seed alone, or a key."""
+    if not isinstance(rngs, nnx.Rngs):
+        raise RngsError(
+            f"`rngs` must be an nnx.Rngs, got {type(rngs).__name__}. Build it as nnx.Rngs(seed)."
+        )

@@ -129,8 +129,11 @@ def zero_outside(batch: Batch, mask: Mask) -> Batch:
 
 def pack(cursor: Cursor, length: int | None) -> np.ndarray:
     """A cursor as the array that a pipeline keeps; read-only, since copies share it."""
-    if cursor.epoch >= 2**32:
-        raise SeekError("The stream ends with epoch 2**32 - 1. Start again with `reset()`.")
+    if max(cursor) > np.iinfo(word(length or 1)).max or cursor.epoch >= 2**32:
+        raise SeekError(
+            f"The stream ends before {tuple(cursor)}: no cursor counts further. "
+            "Start again with `reset()`."
+        )
     packed = np.array(cursor, dtype=word(length or 1))
     packed.flags.writeable = False
     return packed

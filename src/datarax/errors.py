@@ -200,6 +200,33 @@ class ScanLengthError(DataraxError):
         )
 
 
+class CapturedError(DataraxError):
+    """The function of a scan reaches NNX objects that it was not given; `names` are theirs."""
+
+    code: ClassVar[str] = "captured"
+
+    def __init__(self, names: Sequence[str]):
+        self.names = list(names)
+        super().__init__(
+            f"`step_fn` must be given the NNX objects that it uses, but reaches {self.names} by "
+            "itself: compiled, it would hold their present values for ever. "
+            "Pass them in `modules=`; they come as its arguments."
+        )
+
+    @classmethod
+    def pipeline(cls) -> "CapturedError":
+        """For a pipeline that is consumed in a traced function which only closes over it."""
+        error = cls.__new__(cls)
+        error.names = ["pipeline"]
+        ValueError.__init__(
+            error,
+            "A pipeline can be consumed in a traced function only as its argument, but this one "
+            "comes from outside: its cursor could not move. Pass it to the function under "
+            "`nnx.jit` or `nnx.grad`, or take the batch before the call.",
+        )
+        return error
+
+
 class MaskNameError(DataraxError):
     """The data has a field with the name of the mask."""
 
@@ -223,6 +250,19 @@ class SourceError(DataraxError):
     """Data that a source cannot hold."""
 
     code: ClassVar[str] = "source"
+
+
+class SourceTypeError(SourceError):
+    """What stands for the source is none."""
+
+    code: ClassVar[str] = "source-type"
+
+    def __init__(self, value: object):
+        super().__init__(
+            "`source` must be a source (an EagerSourceBase, or an nnx.Module with `get_batch_at`), "
+            f"got {type(value).__name__}. For data in memory: "
+            "MemorySource(MemorySourceConfig(), data)."
+        )
 
 
 class EmptySourceError(SourceError):

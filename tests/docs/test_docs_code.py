@@ -7,7 +7,11 @@ from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "conformance" / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 SYBIL = Sybil(parsers=[PythonCodeBlockParser()])
 
 

@@ -4,10 +4,14 @@ Splitting an NNX graph costs 0.3 to 1 ms. A `Binding` does it once, and after th
 what could have changed: the identity of every attribute and of every Variable's value.
 """
 
+import collections
+import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+import threading
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from operator import is_
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from flax import nnx
@@ -19,21 +23,21 @@ Changes = dict[int, Any]
 """New values by their place in the list; the places are part of a compiled program's output."""
 
 
-STRUCTURES = 256
-"""How many structures are remembered, so that equal pipelines share what is compiled for them."""
-
-
 class Structure:
     """What NNX objects are apart from their values: hashed once, and by identity if need be.
 
-    Equal structures are one object, see `canonical`.
+    Equal structures are one object, see `canonical`. Python calls 1, 1.0 and True equal, a
+    compiled program does not, so the types of static attributes count too.
     """
 
     def __init__(self, graphdef: Any, arrays: Mapping[int, str]):
+        self.programs: dict[Any, Any] = {}  # see `kept`
         self.graphdef = graphdef
         self.arrays = arrays  # what is no Variable: its place and its name
+        static = (x.value for _, x in graphdef.attributes if isinstance(x, nnx.graph.Static))
+        self._types = tuple(map(_types, static))
         try:
-            self._hash = hash(graphdef)
+            self._hash = hash((graphdef, self._types))
         except TypeError:  # a static attribute cannot be hashed: nothing is shared
             self._hash = None
 
@@ -45,13 +49,63 @@ class Structure:
             return True
         if not isinstance(other, Structure) or None in (self._hash, other._hash):
             return False
-        return self.graphdef == other.graphdef
+        return self._types == other._types and self.graphdef == other.graphdef
 
 
-@functools.lru_cache(maxsize=STRUCTURES)
+def _types(static: Any) -> Any:
+    """A static attribute as what tells equal values of different types apart."""
+    if isinstance(static, bool | int | float | complex):
+        return type(static), repr(static)
+    if isinstance(static, tuple | frozenset):
+        return type(static), *map(_types, static)
+    if dataclasses.is_dataclass(static) and not isinstance(static, type):
+        return type(static), *(_types(getattr(static, f.name)) for f in dataclasses.fields(static))
+    return type(static)
+
+
+_STRUCTURES: weakref.WeakValueDictionary[Structure, Structure] = weakref.WeakValueDictionary()
+_RECENT: collections.deque[Structure] = collections.deque(maxlen=8)
+_LOCK = threading.Lock()
+
+
 def canonical(structure: Structure) -> Structure:
-    """The one object that stands for all structures equal to this one."""
-    return structure
+    """The one object that stands for all structures equal to this one.
+
+    It lives, and all that was compiled for it, as long as a pipeline has it; the last few longer.
+    """
+    with _LOCK:
+        found = _STRUCTURES.setdefault(structure, structure)
+        _RECENT.append(found)
+        return found
+
+
+P = TypeVar("P")
+
+
+def kept(most: int) -> Callable[[Callable[..., P]], Callable[..., P]]:
+    """Keeps what a function of a structure and more makes: the `most` last used for each structure.
+
+    The arguments are kept along, so that a dead function's identity can never be mistaken.
+    """
+
+    def decorate(make: Callable[..., P]) -> Callable[..., P]:
+        @functools.wraps(make)
+        def find(structure: Structure, *args: Any) -> P:
+            with _LOCK:
+                programs = structure.programs.setdefault(make, collections.OrderedDict())
+                if args in programs:
+                    programs.move_to_end(args)
+                    return programs[args]
+            made = make(structure, *args)
+            with _LOCK:
+                programs[args] = made
+                while len(programs) > most:
+                    programs.popitem(last=False)
+            return made
+
+        return find
+
+    return decorate
 
 
 class Binding:
@@ -66,7 +120,7 @@ class Binding:
         self.structure = canonical(Structure(graphdef, arrays))
         self._readers = list(self.variables.items())
         self._values = leaves
-        self.position = self.paths.index(("0", "position"))
+        self.position = self.paths.index(("0", "_cursor_state"))
         self._attributes = [
             (attributes, list(attributes.values()))
             for _, node in nnx.iter_graph(roots)
@@ -87,10 +141,15 @@ class Binding:
             values[i] = variable.get_raw_value()
         return values
 
-    def write(self, changes: Changes) -> None:
-        """Puts new values into the Variables they belong to."""
-        for i, value in changes.items():
-            self.variables[i].set_raw_value(value)
+    def write(self, changes: Changes, before: Values) -> None:
+        """Puts new values into the Variables they belong to: all, or on an interrupt none."""
+        try:
+            for i, value in changes.items():
+                self.variables[i].set_raw_value(value)
+        except BaseException:
+            for i in changes:
+                self.variables[i].set_raw_value(before[i])
+            raise
 
     def places(self, kind: type[nnx.Variable]) -> tuple[int, ...]:
         """Where the Variables of a type stand in the list of values."""

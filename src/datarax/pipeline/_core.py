@@ -1,10 +1,8 @@
 """One batch, as a pure function of a pipeline's values: what `step`, `for` and `scan` all drive.
 
-Programs are compiled once for pipelines of equal structure and kept, bounded, by what they were
-compiled from; they hold their keys, so a dead function's identity can never be mistaken.
+Programs are compiled once for pipelines of equal structure, and kept with that.
 """
 
-import functools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -13,24 +11,37 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.errors import TraceContextError
 
 from .._keys import batch_key, node_key, record_keys
+from .._order import word
 from .._rows import Cut, advance, settle, zero_outside
 from .._types import Batch, Cursor, Scalar
-from ..errors import MaskNameError
+from ..errors import CapturedError, MaskNameError
 from ..sources._base import NAME, Fetched, fetch, length_of, order_of
-from ._binding import Changes, Structure, Values, changes, has_tracer, merge
-from ._graph import scope, scoped
+from ._binding import Changes, Structure, Values, changes, has_tracer, kept, merge
+from ._captured import captured
+from ._graph import check_source_batch, scope, scoped
 
 if TYPE_CHECKING:
     from ._pipeline import Pipeline
 
-PROGRAMS = 128
-"""How many compiled programs of a kind are kept, over all pipelines."""
+CUTS = 8
+"""How many ways to cut batches a structure keeps programs for."""
+
+SCANS = 16
+"""How many scans a structure keeps, by function and length."""
 
 
 class Position(nnx.Variable):
     """The cursor of a pipeline: an array of its epoch and its offset."""
+
+    def claim(self) -> None:
+        """Raises, before anything is computed, in a trace that the pipeline is no argument of."""
+        try:
+            self.set_raw_value(self.get_raw_value())
+        except TraceContextError as error:
+            raise CapturedError.pipeline() from error
 
 
 def fetched_from(
@@ -49,6 +60,7 @@ def draw(
     Of the pipeline, only Variables of its stages change.
     """
     batch, rows = fetched
+    check_source_batch(batch, cut.size)
     mask = rows.mask
     if mask is not None:
         if pipeline.mask_name in batch or not isinstance(pipeline.mask_name, str):
@@ -56,19 +68,19 @@ def draw(
         batch = zero_outside(batch, mask) | {pipeline.mask_name: mask}
 
     def keyring(name: str, stage: Any, wanted: str) -> jax.Array:
-        node = node_key(pipeline.need_words(name, stage), name)
+        node = node_key(pipeline._need_words(name, stage), name)
         if wanted == "key":
             return batch_key(node, cursor.epoch, cursor.offset)
         return record_keys(node, rows.epoch, rows.record)
 
-    outputs = pipeline.transform(batch, keyring, mask)
+    outputs = pipeline._transform(batch, keyring, mask)
     length = length_of(pipeline.source)
     return outputs, advance(cursor, cut.size, length, pipeline.last_batch)
 
 
 def order_at(pipeline: "Pipeline", epoch: Scalar, epochs: int) -> Any:
     """What fixes the order of `epochs` epochs from `epoch` on."""
-    base = pipeline.words_of(pipeline.source)
+    base = pipeline._words_of(pipeline.source)
     return order_of(pipeline.source, None if base is None else node_key(base, NAME), epoch, epochs)
 
 
@@ -90,23 +102,19 @@ class Program:
 
     def __call__(self, values: Values, *args: Any) -> Any:
         if self._called:
-            return self._compiled(values, *args)
-        start = time.perf_counter()
-        jaxpr = self._compiled.trace(values, *args).jaxpr.jaxpr
-        self.host_nodes = frozenset(_callers(jaxpr, None))
-        result = self._compiled(values, *args)
-        self.seconds = time.perf_counter() - start
-        self.bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(result))
-        self._called = True
-        return result
-
-    def wait(self, result: Any) -> None:
-        """Waits for a result that could still turn out to be an error.
-
-        Only a call to the host fails at run time, so without one nothing is waited for.
-        """
+            result = self._compiled(values, *args)
+        else:
+            start = time.perf_counter()
+            jaxpr = self._compiled.trace(values, *args).jaxpr.jaxpr
+            self.host_nodes = frozenset(_callers(jaxpr, None))
+            result = self._compiled(values, *args)
+            self.seconds = time.perf_counter() - start
+            self.bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(result))
+            self._called = True
+        # Only a call to the host fails at run time; whoever makes none is not waited for.
         if self.host_nodes and not has_tracer([result]):
             jax.block_until_ready(result)
+        return result
 
 
 def _callers(jaxpr: Any, outer: str | None) -> Iterator[str | None]:
@@ -121,7 +129,7 @@ def _callers(jaxpr: Any, outer: str | None) -> Iterator[str | None]:
                 yield from _callers(inner, node)
 
 
-@functools.lru_cache(maxsize=PROGRAMS)
+@kept(CUTS)
 def order_program(structure: Structure, epochs: int) -> Program:
     """`order_at`, compiled."""
 
@@ -131,7 +139,7 @@ def order_program(structure: Structure, epochs: int) -> Program:
     return Program(run)
 
 
-@functools.lru_cache(maxsize=PROGRAMS)
+@kept(CUTS)
 def batch_program(structure: Structure, cut: Cut, count: int, position: int | None) -> Program:
     """`count` batches one after the other, each with the values that have changed by then.
 
@@ -146,58 +154,63 @@ def batch_program(structure: Structure, cut: Cut, count: int, position: int | No
         for fetched in fetched_from(roots[0], order, cursor, cut, count):
             outputs, cursor = draw(roots[0], fetched, cursor, cut)
             moved = {} if position is None else {position: jnp.stack(cursor)}
-            results.append((outputs[roots[0].sink], changes(structure, roots, values) | moved))
+            results.append((outputs[roots[0]._sink], changes(structure, roots, values) | moved))
         return results
 
     return Program(run)
 
 
-@functools.lru_cache(maxsize=PROGRAMS)
+@kept(SCANS)
 def scan_program(
     structure: Structure,
     step_fn: Callable[..., Any],
     length: int,
     cut: Cut,
     carried: bool,
-    position: int,
 ) -> Program:
     """`length` batches, each handed to `step_fn`, as one compiled loop."""
+    if names := captured(step_fn):
+        raise CapturedError(names)
 
     def run(values: Values, carry: Any) -> tuple[Changes, Any, Any]:
         pipeline, *_ = merge(structure, values)
-        start = start_of(pipeline, cut)
-        order = order_at(pipeline, start.epoch, cut.epochs)
+        first = start_of(pipeline, cut).epoch
+        order = order_at(pipeline, first, cut.epochs)
 
         def body(state: Any, _: None) -> tuple[Any, Any]:
-            now, cursor, order, ordered, carry = state
+            now, order, ordered, carry = state
             roots = merge(structure, now)
             pipeline, *modules = roots
+            start = start_of(pipeline, cut)
             if jax.tree.leaves(order):
                 order = jax.lax.cond(
-                    cursor.epoch == ordered,
+                    start.epoch == ordered,
                     lambda _: order,
                     lambda epoch: order_at(pipeline, epoch, cut.epochs),
-                    cursor.epoch,
+                    start.epoch,
                 )
-            [fetched] = fetched_from(pipeline, order, cursor, cut)
-            outputs, moved = draw(pipeline, fetched, cursor, cut)
+            [fetched] = fetched_from(pipeline, order, start, cut)
+            outputs, moved = draw(pipeline, fetched, start, cut)
+            # Before the call, since the pipeline itself may be among the modules.
+            pipeline._cursor_state.set_raw_value(jnp.stack(moved))
             if carried:
-                carry, out = step_fn(carry, *modules, outputs[pipeline.sink])
+                carry, out = step_fn(carry, *modules, outputs[pipeline._sink])
             else:
-                out = step_fn(*modules, outputs[pipeline.sink])
+                out = step_fn(*modules, outputs[pipeline._sink])
             after = changes(structure, roots, now)
             now = [after.get(i, x) for i, x in enumerate(now)]
-            return (now, moved, order, cursor.epoch, carry), out
+            return (now, order, start.epoch, carry), out
 
-        state = (values, start, order, start.epoch, carry)
-        (now, cursor, _, _, carry), outs = jax.lax.scan(body, state, length=length)
-        after = {i: x for i, x in enumerate(now) if x is not values[i]}
-        return after | {position: jnp.stack(cursor)}, carry, outs
+        state = (values, order, first, carry)
+        (now, _, _, carry), outs = jax.lax.scan(body, state, length=length)
+        return {i: x for i, x in enumerate(now) if x is not values[i]}, carry, outs
 
     return Program(run)
 
 
 def start_of(pipeline: "Pipeline", cut: Cut) -> Cursor:
     """The cursor from which the next batch really starts."""
-    cursor = Cursor(*jnp.asarray(pipeline.position[...]))
-    return settle(cursor, cut.size, length_of(pipeline.source), pipeline.last_batch)
+    length = length_of(pipeline.source)
+    # Cast, since a position that was stored elsewhere may come back in another integer type.
+    cursor = Cursor(*jnp.asarray(pipeline._cursor_state[...]).astype(word(length or 1)))
+    return settle(cursor, cut.size, length, pipeline.last_batch)

@@ -19,6 +19,7 @@ from flax import nnx
 from .._types import Batch, is_traced, spec_text
 from ..errors import (
     CycleError,
+    DataraxError,
     EdgesWithoutNodeError,
     MissingEdgesError,
     NodeNameError,
@@ -32,6 +33,7 @@ from ..errors import (
 )
 from ..operators import ElementOperator, OperatorModule
 from ..sources._base import NAME as SOURCE
+from ._captured import captured
 from ._hints import Hint, first_misfit, hints_of
 
 Stage: TypeAlias = Callable[..., Batch]
@@ -102,7 +104,8 @@ class Graph:
         for name, predecessors in self.predecessors:
             inputs = [(p, outputs[p]) for p in predecessors]
             outputs[name] = call_stage(name, stages[name], inputs, keyring)
-            hints += hints_of(name, stages[name], [x for _, x in inputs], outputs[name])
+            function = called(stages[name])
+            hints += hints_of(name, function, [x for _, x in inputs], outputs[name])
         misfit = first_misfit(hints)
         if misfit is not None:
             came = {p: spec_text(outputs[p]) for p in dict(self.predecessors)[misfit.node]}
@@ -135,7 +138,7 @@ def key_wanted(stage: Stage) -> Literal["key", "keys"] | None:
     if isinstance(stage, OperatorModule):
         return "keys" if stage.stochastic else None
     try:
-        declared = inspect.signature(stage).parameters
+        declared = inspect.signature(called(stage)).parameters
     except (TypeError, ValueError):  # a builtin without a signature
         return None
     wanted: list[Literal["key", "keys"]] = [
@@ -162,6 +165,11 @@ def call_stage(
     try:
         if not callable(stage):
             raise TypeError(f"a stage must be callable, got {type(stage).__name__}")
+        if names := captured(stage.fn if isinstance(stage, ElementOperator) else stage):
+            raise TypeError(
+                f"a stage must hold the NNX objects that it uses, but takes {names} from outside; "
+                "make them attributes of an nnx.Module, and that the stage"
+            )
         wanted = key_wanted(stage)
         keys = {wanted: keyring(name, stage, wanted)} if wanted else {}
         # Each reader gets dicts of its own: one may write into them, the others do not see it.
@@ -171,6 +179,8 @@ def call_stage(
         check_batch(output)
         if not any(map(is_traced, jax.tree.leaves(output))):
             jax.block_until_ready(output)  # run by hand: what fails on the device fails here
+    except DataraxError:
+        raise
     except Exception as error:
         raise StageError(name, came, f"{type(error).__name__}: {error}") from error
     return output
@@ -227,6 +237,17 @@ def check_batch(output: Any) -> None:
         raise ValueError(f"all fields of a batch must have the same number of rows, got {rows}")
 
 
+def check_source_batch(batch: Any, rows: int) -> None:
+    """Whether a source has given a batch, with the rows that it was asked for."""
+    try:
+        check_batch(batch)
+        found = set(dict(_rows_of(batch, "")).values())
+        if found != {rows}:
+            raise ValueError(f"a source must give the {rows} rows it is asked for, got {found}")
+    except (TypeError, ValueError) as error:
+        raise StageError(SOURCE, {}, f"{type(error).__name__}: {error}") from error
+
+
 def _rows_of(fields: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, int]]:
     for name, x in fields.items():
         if isinstance(x, dict):
@@ -244,10 +265,14 @@ def _rows_of(fields: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, int]
 class EquinoxStage(nnx.Module):
     """An Equinox module as a stage: its arrays are `nnx.Param`s, read at every call.
 
-    `module` is the Equinox module with its current arrays.
+    `module` is the Equinox module with its current arrays, in inference mode after
+    `pipeline.eval()`.
     """
 
+    deterministic: bool = False
+
     def __init__(self, module: eqx.Module):
+        self.deterministic = False  # set by `eval()` and `train()` of NNX
         arrays, self.static = eqx.partition(module, _is_array)
         self.arrays = nnx.List(
             [
@@ -264,11 +289,8 @@ class EquinoxStage(nnx.Module):
         leaves, treedef = jax.tree.flatten(self.static, is_leaf=lambda x: x is None)
         for place, variable in zip(self.places, self.arrays, strict=True):
             leaves[place] = variable[...]
-        return jax.tree.unflatten(treedef, leaves)
-
-    @property
-    def __signature__(self) -> inspect.Signature:
-        return inspect.signature(self.module)
+        module = jax.tree.unflatten(treedef, leaves)
+        return eqx.nn.inference_mode(module) if self.deterministic else module
 
     def __call__(self, *batches: Batch, **keys: jax.Array) -> Batch:
         return self.module(*batches, **keys)
@@ -286,11 +308,18 @@ class MethodStage(nnx.Module):
         self.__name__ = method.__name__
 
     @property
-    def __signature__(self) -> inspect.Signature:
-        return inspect.signature(getattr(self.module, self.__name__))
+    def method(self) -> Any:
+        return getattr(self.module, self.__name__)
 
     def __call__(self, *batches: Batch, **keys: jax.Array) -> Batch:
-        return getattr(self.module, self.__name__)(*batches, **keys)
+        return self.method(*batches, **keys)
+
+
+def called(stage: Stage) -> Stage:
+    """What runs when a stage is called: its signature and annotations are the stage's."""
+    if isinstance(stage, EquinoxStage):
+        return stage.module
+    return stage.method if isinstance(stage, MethodStage) else stage
 
 
 def as_stage(stage: Any) -> Any:

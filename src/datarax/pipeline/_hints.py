@@ -1,5 +1,6 @@
 """jaxtyping annotations of stages, checked where batches pass."""
 
+import functools
 import inspect
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,15 +20,12 @@ class Hint(NamedTuple):
 
 def hints_of(node: str, stage: Any, inputs: Sequence[Any], output: Any) -> list[Hint]:
     """What the annotations of a stage say of one call of it."""
-    function = stage if inspect.isroutine(stage) else type(stage).__call__
+    plain = stage.func if isinstance(stage, functools.partial) else stage
+    function = plain if inspect.isroutine(plain) else type(plain).__call__
     try:
         annotations = typing.get_type_hints(function)
         parameters = list(inspect.signature(stage).parameters.values())
-    except (
-        TypeError,
-        ValueError,
-        NameError,
-    ):  # builtins, and names only a type checker knows
+    except Exception:  # evaluating the text of an annotation can raise anything
         return []
     values = [
         (f"argument `{parameter.name}`", annotations.get(parameter.name), batch)

@@ -14,7 +14,7 @@ import numpy as np
 
 from .._rows import Cut, advance, host_where, pack, running_on, settle
 from .._types import Batch, Cursor, is_traced, spec_text
-from ..errors import StageError
+from ..errors import DataraxError, SeekError, StageError
 from ..sources._base import NAME, length_of
 from ._binding import Binding, Changes, Values, has_tracer, merge
 from ._core import Program, batch_program, draw, fetched_from, order_program, start_of
@@ -50,7 +50,7 @@ class Runtime:
         # As of the last look at the pipeline: its values, and what follows from them.
         self._binding: Binding | None = None
         self._values: Values = []
-        self._traced = False
+        self._traced = self._mutable = False
         self.start = Cursor(0, 0)
         self._orders: dict[int, tuple[Any, Any]] = {}
         self._ahead: collections.deque[tuple[Batch, Changes]] = collections.deque()
@@ -79,14 +79,18 @@ class Runtime:
     def look(self, pipeline: "Pipeline") -> Binding:
         """Notices whatever the user has changed since the last batch: `start` is right after it.
 
-        `start` is the settled cursor: plain integers, unless the user is tracing.
+        `start` is the settled cursor: plain integers, unless the user is tracing it.
         """
         binding = self.bind(pipeline)
         values = binding.read()
         if binding is not self._binding or not _same(values, self._values):
-            self._binding, self._values, self._traced = binding, values, has_tracer(values)
-            where = jnp.where if self._traced else host_where
+            if binding is not self._binding:
+                pipeline._check_settings()
+            self._traced = has_tracer(values)
+            self._mutable = any(map(_is_mutable, jax.tree.leaves(values)))
+            where = jnp.where if is_traced(values[binding.position]) else host_where
             self.start = settle(cursor(pipeline), *policy(pipeline), where)
+            self._binding, self._values = binding, values
             self._orders.clear()
             self._discard()
         return binding
@@ -104,30 +108,32 @@ class Runtime:
             self._compute(pipeline, binding, cut, following)
         batch, after = self._ahead[0]
         start = self.start
-        if not self._traced:
+        if binding.position not in after:
             _, length, last_batch = policy(pipeline)
             start = advance(start, cut.size, length, last_batch, host_where)
             after = {**after, binding.position: pack(start, length)}
-        binding.write(after)
+        binding.write(after, self._values)
         self._ahead.popleft()
         self.start = start
         for i, value in after.items():
             self._values[i] = value
+        if self._traced:
+            self._binding = None  # what is known of a trace ends with it: look anew
         return batch
 
     def _compute(self, pipeline: "Pipeline", binding: Binding, cut: Cut, following: int) -> None:
         """Fills `_ahead` with the next batch, or with several if that has proved worth it."""
-        # Fails here, before anything is computed, in a trace that the pipeline is no argument of.
-        pipeline.position.set_raw_value(pipeline.position.get_raw_value())
+        pipeline._cursor_state.claim()
         values = self._values
         order = self._order(binding, cut.epochs)
-        asked = binding.position if self._traced else None
+        asked = binding.position if is_traced(self.start.epoch) else None
         single = batch_program(binding.structure, cut, 1, asked)
         self._patience -= 1
         if (
             self._patience < 0
             and following >= AHEAD - 1
             and not self._traced
+            and not self._mutable
             and single.seconds < AHEAD_COMPILE
             and single.bytes * AHEAD <= AHEAD_BYTES
             and not single.host_nodes
@@ -138,8 +144,7 @@ class Runtime:
             return
         try:
             [first] = single(values, order)
-            single.wait(first)
-        except jax.errors.JaxRuntimeError as error:
+        except Exception as error:
             again = functools.partial(_by_hand, binding, values, order, cut)
             raise blame(pipeline, single, error, again) from error
         self._ahead.append(first)
@@ -169,9 +174,9 @@ class BatchIterator(Iterator[Batch]):
 
     def __init__(self, pipeline: "Pipeline"):
         self._pipeline = pipeline
-        with pipeline.runtime.lock:
-            pipeline.runtime.look(pipeline)
-            self._epoch = pipeline.runtime.start.epoch
+        with pipeline._runtime.lock:
+            pipeline._runtime.look(pipeline)
+            self._epoch = pipeline._runtime.start.epoch
         if is_traced(self._epoch):
             raise TypeError(
                 "Inside a traced function the end of an epoch is not known. "
@@ -180,7 +185,7 @@ class BatchIterator(Iterator[Batch]):
         self._ended = False
 
     def __next__(self) -> Batch:
-        pipeline, runtime = self._pipeline, self._pipeline.runtime
+        pipeline, runtime = self._pipeline, self._pipeline._runtime
         with runtime.lock:
             runtime.look(pipeline)
             self._ended = self._ended or runtime.start.epoch != self._epoch
@@ -197,7 +202,7 @@ class BatchIterator(Iterator[Batch]):
 
 def step(pipeline: "Pipeline") -> Batch:
     """The next `batch_size` rows, across epochs where the policy lets them."""
-    runtime = pipeline.runtime
+    runtime = pipeline._runtime
     with runtime.lock:
         runtime.look(pipeline)
         return runtime.take(pipeline, running_on(*policy(pipeline)))
@@ -205,8 +210,16 @@ def step(pipeline: "Pipeline") -> Batch:
 
 def cursor(pipeline: "Pipeline") -> Cursor:
     """Epoch and offset, as integers unless the user is tracing. Waits for a running `scan`."""
-    raw = pipeline.position.get_raw_value()
-    return Cursor(raw[0], raw[1]) if is_traced(raw) else Cursor(*map(int, np.asarray(raw)))
+    raw = pipeline._cursor_state.get_raw_value()
+    if is_traced(raw):
+        return Cursor(raw[0], raw[1])
+    found, length = Cursor(*map(int, np.asarray(raw))), length_of(pipeline.source)
+    if found.epoch < 0 or not 0 <= found.offset < (length or 2**32):
+        raise SeekError(
+            f"The cursor must be inside the source's {length} records, but is {tuple(found)}. "
+            "Move it with `seek` or `reset`."
+        )
+    return found
 
 
 def policy(pipeline: "Pipeline") -> tuple[int, int | None, Any]:
@@ -216,6 +229,11 @@ def policy(pipeline: "Pipeline") -> tuple[int, int | None, Any]:
 
 def _same(now: Values, then: Values) -> bool:
     return len(now) == len(then) and all(map(is_, now, then))
+
+
+def _is_mutable(value: Any) -> bool:
+    """Whether a value can change and stay the same object, so that no look can notice."""
+    return isinstance(value, np.ndarray) and value.flags.writeable
 
 
 def _by_hand(binding: Binding, values: Values, order: Any, cut: Cut) -> None:
@@ -234,6 +252,8 @@ def blame(
     Only stages that call the host fail at run time. Where there are several, the batch is made
     `again`, by hand; if it then goes well, all of them are named.
     """
+    if isinstance(error, DataraxError):
+        return error
     stages = sorted(x for x in program.host_nodes if x is not None and x != NAME)
     if len(program.host_nodes) > 1 and again is not None:
         try:
@@ -244,6 +264,6 @@ def blame(
             return error
     if not stages or (NAME in program.host_nodes or None in program.host_nodes):
         return error
-    specs, reads = pipeline.node_specs, dict(pipeline.graph.predecessors)
+    specs, reads = pipeline.node_specs, dict(pipeline._graph.predecessors)
     came = {p: spec_text(specs[p]) for stage in stages for p in reads.get(stage, (NAME,))}
     return StageError(" or ".join(stages), came, f"{type(error).__name__}: {error}")

@@ -18,11 +18,12 @@ from ..errors import (
     LastBatchError,
     RngsError,
     SeekError,
+    SourceTypeError,
     StageError,
     StagesAndNodesError,
 )
 from ..operators import OperatorModule
-from ..sources._base import NAME, EagerSourceBase, Source, length_of
+from ..sources._base import NAME, EagerSourceBase, RandomAccess, Source, length_of
 from . import _scan, _show, _state
 from ._binding import Binding, changes, merge
 from ._core import Position, draw, fetched_from, order_at, start_of
@@ -36,10 +37,10 @@ _MAKING = threading.Lock()
 class _Hidden:
     """Where an object keeps what NNX must not see: not in its graph, a copy or a pickle."""
 
-    __slots__ = ("_keyring", "_runtime", "_specs")
+    __slots__ = ("_keyring", "_made_runtime", "_specs")
 
     _keyring: Keyring
-    _runtime: Runtime
+    _made_runtime: Runtime
     _specs: tuple[Any, dict[str, Spec]]
 
 
@@ -48,7 +49,7 @@ class _CheckedOnceBuilt(type(nnx.Module)):
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         pipeline = super().__call__(*args, **kwargs)
-        pipeline.check()
+        pipeline._check()
         return pipeline
 
 
@@ -90,22 +91,24 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
         if given and (stages is not None or len(given) < 3):
             raise StagesAndNodesError((["`stages`"] if stages is not None else []) + given)
         if nodes is None or edges is None or sink is None:
+            if not isinstance(stages, Sequence | None):
+                raise TypeError(f"`stages` must be a list of stages, got {type(stages).__name__}.")
             stages = list(stages or ())
             named = dict(zip(chain_names(stages), stages, strict=True))
-            self.graph = Graph.chain(list(named))
+            self._graph = Graph.chain(list(named))
         else:
             named = dict(nodes)
-            self.graph = Graph.from_edges(list(named), edges, sink)
+            self._graph = Graph.from_edges(list(named), edges, sink)
 
+        if not isinstance(source, EagerSourceBase | RandomAccess):
+            raise SourceTypeError(source)
         self.source = source
-        self._nodes = Bundle({name: as_stage(named[name]) for name in self.graph.names})
-        self.batch_size = integer(batch_size, 0)
-        if self.batch_size < 1:
-            raise BatchSizeError(batch_size)
+        self._nodes = Bundle({name: as_stage(named[name]) for name in self._graph.names})
+        self.batch_size = integer(batch_size, 0) or batch_size
         self.last_batch: LastBatch = last_batch
         self.mask_name = mask_name
-        self.base = None if rngs is None else Bundle(all_words(rngs))
-        self.position = Position(pack(Cursor(0, 0), length_of(source)))
+        self._base = None if rngs is None else Bundle(all_words(rngs))
+        self._cursor_state = Position(pack(Cursor(0, 0), length_of(source)))
 
     @classmethod
     def from_dag(
@@ -140,7 +143,8 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
     def step(self) -> Batch:
         """The next batch, always of `batch_size` rows; after an epoch comes the next.
 
-        Also inside `nnx.jit`, `nnx.grad` and the like, when the pipeline is their argument.
+        Also inside `nnx.jit`, `nnx.grad` and the like, when the pipeline is their argument (under
+        plain `jax.jit` it would be copied in, and its cursor not come back).
         """
         return step(self)
 
@@ -179,7 +183,7 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
         Called by hand, the rows of `batch` count as records 0, 1, ... of epoch 0.
         """
         keyring = getattr(self, "_keyring", None) or self._keyring_by_hand(batch)
-        return self.graph.run(self.nodes, batch, keyring)[self.graph.sink]
+        return self._graph.run(self.nodes, batch, keyring)[self._graph.sink]
 
     # Where it stands.
 
@@ -197,8 +201,8 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
         ):
             if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < end:
                 raise SeekError(f"`{name}` must be an integer in [0, {end}), got {value!r}.")
-        with self.runtime.lock:
-            self.position.set_raw_value(pack(Cursor(epoch, offset), length))
+        with self._runtime.lock:
+            self._cursor_state.set_raw_value(pack(Cursor(epoch, offset), length))
 
     def reset(self) -> None:
         """Moves the cursor to the start of epoch 0."""
@@ -206,13 +210,13 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
 
     def get_state(self) -> dict[str, Any]:
         """The cursor and the Variables of the stages, with a fingerprint, as plain JSON types."""
-        with self.runtime.lock:
+        with self._runtime.lock:
             return _state.get_state(self)
 
     def set_state(self, state: Mapping[str, Any] | str | bytes) -> None:
         """Goes on where `state` was taken. A `StateError` names what does not fit, and nothing
         has changed then."""
-        with self.runtime.lock:
+        with self._runtime.lock:
             _state.set_state(self, state)
 
     # What it is made of.
@@ -230,13 +234,13 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
     @property
     def element_spec(self) -> Spec:
         """Shapes and types of a batch as handed over."""
-        return self.node_specs[self.sink]
+        return self.node_specs[self._sink]
 
     @property
     def node_specs(self) -> dict[str, Spec]:
         """Shapes and types of what every node gives, and of the batches of "source"."""
-        with self.runtime.lock:
-            binding = self.runtime.bind(self)
+        with self._runtime.lock:
+            binding = self._runtime.bind(self)
             values = binding.read()
             seen = binding.structure, jax.tree.map(jax.typeof, values)
             if not hasattr(self, "_specs") or self._specs[0] != seen:
@@ -247,8 +251,13 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
         """The graph as a Mermaid flowchart with shapes on its edges."""
         return _show.mermaid(self)
 
+    def __bool__(self) -> bool:
+        return True  # also without a length
+
     def __repr__(self) -> str:
-        return _show.table(self)
+        # No trace and no lock: a debugger may ask at any time, in `__init__` too.
+        nodes = ", ".join(self._graph.names) if hasattr(self, "_nodes") else "unfinished"
+        return f"<{type(self).__name__}: {nodes}>"
 
     def __str__(self) -> str:
         return _show.table(self)
@@ -259,34 +268,34 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
     # For the other rooms of the house.
 
     @property
-    def runtime(self) -> Runtime:
+    def _runtime(self) -> Runtime:
         """What drives this object; a copy or a traced pipeline has its own."""
-        if not hasattr(self, "_runtime"):
+        if not hasattr(self, "_made_runtime"):
             with _MAKING:
-                if not hasattr(self, "_runtime"):
-                    object.__setattr__(self, "_runtime", Runtime())
-        return self._runtime
+                if not hasattr(self, "_made_runtime"):
+                    object.__setattr__(self, "_made_runtime", Runtime())
+        return self._made_runtime
 
-    def words_of(self, part: Any) -> Words | None:
+    def _words_of(self, part: Any) -> Words | None:
         """The base key of a source or stage: its own if it has one, else the pipeline's."""
         own = part.base if isinstance(part, EagerSourceBase | OperatorModule) else None
         if own is not None:
             return own.get_raw_value()
-        if self.base is None:
+        if self._base is None:
             return None
         wanted = "shuffle" if part is self.source else getattr(part, "stream_name", None)
         for stream in (wanted, "default"):
-            if stream in self.base.names:
-                return self.base.get(stream).get_raw_value()
+            if stream in self._base.names:
+                return self._base.get(stream).get_raw_value()
         return None
 
-    def transform(self, batch: Batch, keyring: Keyring, mask: Mask | None) -> dict[str, Batch]:
+    def _transform(self, batch: Batch, keyring: Keyring, mask: Mask | None) -> dict[str, Batch]:
         """What every node gives for a batch from the source, and "source" itself.
 
         The output of the sink keeps the mask, also where a stage dropped the field.
         """
         if type(self).__call__ is Pipeline.__call__:
-            outputs = self.graph.run(self.nodes, batch, keyring)
+            outputs = self._graph.run(self.nodes, batch, keyring)
         else:
             object.__setattr__(self, "_keyring", keyring)
             try:
@@ -295,17 +304,24 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
                 object.__delattr__(self, "_keyring")
             outputs = {NAME: batch, OVERRIDE: out}
         if mask is not None:
-            outputs[self.sink] = self._masked(outputs[self.sink], mask)
+            outputs[self._sink] = self._masked(outputs[self._sink], mask)
         return outputs
 
     @property
-    def sink(self) -> str:
+    def _sink(self) -> str:
         """The node whose output is the batch."""
-        return self.graph.sink if type(self).__call__ is Pipeline.__call__ else OVERRIDE
+        return self._graph.sink if type(self).__call__ is Pipeline.__call__ else OVERRIDE
 
-    def check(self) -> None:
+    def _check(self) -> None:
         """Raises for a pipeline that cannot run, from its parts and, abstractly, its shapes."""
+        self._check_settings()
+        _ = self.node_specs
+
+    def _check_settings(self) -> None:
+        """Raises for settings that do not fit one another."""
         length, size, policy = length_of(self.source), self.batch_size, self.last_batch
+        if integer(size, 0) < 1:
+            raise BatchSizeError(size)
         if policy not in ("keep", "drop", "pad"):
             raise LastBatchError(f'`last_batch` must be "keep", "drop" or "pad", got {policy!r}.')
         if length == 0:
@@ -316,8 +332,7 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
                 'Take a smaller `batch_size`, or "keep" or "pad".'
             )
         if isinstance(self.source, EagerSourceBase) and self.source.shuffle:
-            self.need_words(NAME, self.source)
-        _ = self.node_specs
+            self._need_words(NAME, self.source)
 
     def _trace(self, binding: Binding, values: list[Any]) -> dict[str, Spec]:
         """The specs of all outputs, from an abstract run on a copy: no state moves."""
@@ -333,10 +348,10 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
             return found
 
         specs = jax.eval_shape(outputs, values)  # which sorts its names
-        return {name: specs[name] for name in (NAME, *self.graph.names, OVERRIDE) if name in specs}
+        return {name: specs[name] for name in (NAME, *self._graph.names, OVERRIDE) if name in specs}
 
-    def need_words(self, name: str, part: Any) -> Words:
-        found = self.words_of(part)
+    def _need_words(self, name: str, part: Any) -> Words:
+        found = self._words_of(part)
         if found is None:
             raise RngsError(
                 f"{name!r} draws random numbers and needs a seed: give the pipeline "
@@ -348,7 +363,7 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
         field = batch.get(self.mask_name, mask)
         if field.shape != mask.shape or field.dtype != bool:
             raise StageError(
-                self.sink,
+                self._sink,
                 {},
                 f"the mask {self.mask_name!r} must stay bool[{mask.shape[0]}], got "
                 f"{spec_text({'': field}).strip()}. Leave that field alone.",
@@ -360,7 +375,7 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
         zero = jnp.uint32(0)
 
         def keyring(name: str, stage: Any, wanted: str) -> jax.Array:
-            node = node_key(self.need_words(name, stage), name)
+            node = node_key(self._need_words(name, stage), name)
             if wanted == "key":
                 return batch_key(node, zero, zero)
             return record_keys(
@@ -377,7 +392,7 @@ class NodeView(MutableMapping[str, Any]):
         self._pipeline = pipeline
 
     def __getitem__(self, name: str) -> Any:
-        if name not in self._pipeline.graph.names:
+        if name not in self._pipeline._graph.names:
             raise KeyError(name)
         return self._pipeline._nodes.get(name)
 
@@ -386,8 +401,8 @@ class NodeView(MutableMapping[str, Any]):
         before = self[name]
         self._pipeline._nodes.put(name, as_stage(stage))
         try:
-            self._pipeline.check()
-        except Exception:
+            self._pipeline._check()
+        except BaseException:
             self._pipeline._nodes.put(name, before)
             raise
 
@@ -395,10 +410,10 @@ class NodeView(MutableMapping[str, Any]):
         raise TypeError(f"A node can be replaced but not removed: {name!r}.")
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._pipeline.graph.names)
+        return iter(self._pipeline._graph.names)
 
     def __len__(self) -> int:
-        return len(self._pipeline.graph.names)
+        return len(self._pipeline._graph.names)
 
     def __repr__(self) -> str:
         return repr(dict(self))

@@ -3,9 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import jax
-
-from .._rows import running_on
+from .._rows import advance, pack, running_on
 from .._types import integer, is_traced
 from ..errors import LastBatchError, ScanLengthError
 from ..sources._base import length_of
@@ -24,26 +22,26 @@ def scan(
     init_carry: Any,
 ) -> Any:
     """See `Pipeline.scan`."""
-    runtime, asked = pipeline.runtime, length
+    runtime, asked = pipeline._runtime, length
     with runtime.lock:
         length = _rest_of_epoch(pipeline) if length is None else integer(length, -1)
         if length < 0:
             raise ScanLengthError(asked)
-        position = pipeline.position
-        position.set_raw_value(position.get_raw_value())  # fails early, as in `Runtime.take`
+        pipeline._cursor_state.claim()
+        if not isinstance(modules, Sequence):
+            raise TypeError(f"`modules` must be a list or tuple of NNX objects, got {modules!r}.")
         binding = runtime.bind(pipeline, tuple(modules))
         values = binding.read()
         cut = running_on(*policy(pipeline))
         carried = init_carry is not None
-        program = scan_program(
-            binding.structure, _hashable(step_fn), length, cut, carried, binding.position
-        )
+        if length_of(pipeline.source) is None:
+            _check_end(pipeline, length)
+        program = scan_program(binding.structure, _hashable(step_fn), length, cut, carried)
         try:
             after, carry, outs = program(values, init_carry)
-            program.wait((after, outs))
-        except jax.errors.JaxRuntimeError as error:
+        except Exception as error:
             raise blame(pipeline, program, error, None) from error
-        binding.write(after)
+        binding.write(after, values)
     return (carry, outs) if carried else outs
 
 
@@ -52,8 +50,8 @@ def _rest_of_epoch(pipeline: "Pipeline") -> int:
     records = length_of(pipeline.source)
     if records is None:
         raise LastBatchError("A source without end needs `length` in scan(step_fn, length).")
-    pipeline.runtime.look(pipeline)
-    cursor = pipeline.runtime.start
+    pipeline._runtime.look(pipeline)
+    cursor = pipeline._runtime.start
     if is_traced(cursor.offset):
         raise TypeError("Inside a traced function scan() needs `length`, a number.")
     rest = records - cursor.offset
@@ -82,6 +80,12 @@ class _ById:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _ById) and self.function is other.function
+
+
+def _check_end(pipeline: "Pipeline", length: int) -> None:
+    """Raises before a scan that would pass the last offset that a cursor can count."""
+    pipeline._runtime.look(pipeline)
+    pack(advance(pipeline._runtime.start, length * pipeline.batch_size, None, "keep"), None)
 
 
 def _hashable(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -16,7 +16,7 @@ def rows(pipeline: "Pipeline") -> list[tuple[str, str, str, str]]:
     """One row a node, in execution order: name, type, predecessors, output."""
     specs = pipeline.node_specs
     table = [(NAME, type(pipeline.source).__name__, "", spec_text(specs[NAME]))]
-    reads = dict(pipeline.graph.predecessors)
+    reads = dict(pipeline._graph.predecessors)
     for name in specs:
         if name == NAME:
             continue
@@ -70,7 +70,7 @@ def mermaid(pipeline: "Pipeline") -> str:
         for predecessor in reads.split(", "):
             shapes = _shapes(specs[predecessor])
             lines.append(f"    {ids[predecessor]} -->|{shapes}| {ids[name]}")
-    lines.append(f"    {ids[pipeline.sink]} -->|{_shapes(specs[pipeline.sink])}| out([batch])")
+    lines.append(f"    {ids[pipeline._sink]} -->|{_shapes(specs[pipeline._sink])}| out([batch])")
     return "\n".join(lines)
 
 

@@ -13,7 +13,7 @@ from flax import nnx
 
 from .._keys import BaseKey
 from .._rows import pack
-from .._types import Cursor, integer, spec_text
+from .._types import Cursor, integer
 from ..errors import StateError
 from ..sources._base import EagerSourceBase, SourceData, length_of
 from ._core import Position
@@ -66,7 +66,7 @@ def set_state(pipeline: "Pipeline", state: Mapping[str, Any] | str | bytes) -> N
         names = [name for name, (v, _) in leaves.items() if v is variable]
         structure = jax.tree.structure(variable.get_raw_value())
         variable.set_raw_value(jax.tree.unflatten(structure, [loaded[name] for name in names]))
-    pipeline.position.set_raw_value(pack(Cursor(cursor["epoch"], cursor["offset"]), length))
+    pipeline._cursor_state.set_raw_value(pack(Cursor(cursor["epoch"], cursor["offset"]), length))
 
 
 def fingerprint(pipeline: "Pipeline") -> dict[str, Any]:
@@ -75,10 +75,12 @@ def fingerprint(pipeline: "Pipeline") -> dict[str, Any]:
     Neither the batch size nor `last_batch` is in it: they cut the stream, they do not change it.
     """
     source, specs = pipeline.source, pipeline.node_specs
-    record = {k: v for k, v in specs["source"].items() if k != pipeline.mask_name}
+    record = dict(specs["source"])
+    if pipeline.last_batch == "pad":
+        del record[pipeline.mask_name]
     graph = sorted(
         (name, type(pipeline.nodes[name]).__qualname__, reads)
-        for name, reads in pipeline.graph.predecessors
+        for name, reads in pipeline._graph.predecessors
     )
     keys = [
         [np.asarray(x).tolist() for x in jax.tree.leaves(variable.get_raw_value())]
@@ -87,19 +89,21 @@ def fingerprint(pipeline: "Pipeline") -> dict[str, Any]:
     shuffle = source.shuffle if isinstance(source, EagerSourceBase) else None
     return {
         "length": length_of(source),
-        "specs": _digest([spec_text(_one_row(record))]),
+        "specs": _digest(_row_specs(record)),
         "order": {
             False: "stored",
             True: "swap-or-not-24",
             "permutation": "permutation",
         }.get(shuffle, type(source).__qualname__),
         "seed": _digest(keys),
-        "graph": _digest([graph, pipeline.sink]),
+        "graph": _digest([graph, pipeline._sink]),
     }
 
 
-def _one_row(spec: Any) -> Any:
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), spec)
+def _row_specs(spec: Any) -> Any:
+    if isinstance(spec, dict):
+        return {name: _row_specs(spec[name]) for name in sorted(spec)}
+    return [str(spec.dtype), *spec.shape[1:]]
 
 
 def _digest(value: Any) -> str:
@@ -132,6 +136,8 @@ def _dump(leaf: Any) -> dict[str, Any]:
             **_dump(jax.random.key_data(leaf)),
         }
     array = np.asarray(leaf)
+    # A plain number is 64 bits before its first batch, and what JAX makes of it after.
+    array = array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
     little = array.astype(array.dtype.newbyteorder("<")) if array.dtype.isbuiltin else array
     data = base64.b64encode(little.tobytes()).decode()
     return {"dtype": array.dtype.name, "shape": list(array.shape), "data": data}

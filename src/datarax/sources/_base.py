@@ -10,8 +10,8 @@ from flax import nnx
 from .._keys import BaseKey, base_words, node_key, typed, words
 from .._order import ORDERS, Order, Shuffle, SpanWords, StoredOrder, epoch_keys, word
 from .._rows import Cut, Rows, locate, rows_at, running_on, take
-from .._types import Batch, Cursor, KeyLike, Records, Scalar, Spec, Words
-from ..errors import RngsError
+from .._types import Batch, Cursor, KeyLike, Records, Scalar, Spec, Words, integer
+from ..errors import RngsError, SeekError
 
 NAME = "source"
 """The source is a node of this name: its keys are counted as those of any other node."""
@@ -44,6 +44,8 @@ class EagerSourceBase(nnx.Module):
     base: BaseKey | None = None
 
     def __init__(self, *, shuffle: Shuffle = False, rngs: nnx.Rngs | None = None):
+        if not any(shuffle is x for x in (False, True)) and shuffle not in ORDERS:
+            raise ValueError(f"`shuffle` must be one of {list(ORDERS)}, got {shuffle!r}.")
         self.shuffle = shuffle
         self.base = None if rngs is None else BaseKey(base_words(rngs, "shuffle"))
 
@@ -75,11 +77,13 @@ class EagerSourceBase(nnx.Module):
         an epoch. Without `key` the source's own seed is taken; stored order needs none.
         """
         length = len(self)
-        if isinstance(start, int):
-            cursor = divmod(start, length)
-        else:
-            start = jnp.asarray(start).astype(word(length))
+        if isinstance(start, jax.Array):
+            start = start.astype(word(length))
             cursor = start // length, start % length
+        elif (first := integer(start, -1)) >= 0:
+            cursor = divmod(first, length)
+        else:
+            raise SeekError(f"`start` must be an integer of at least 0, got {start!r}.")
         cursor = Cursor(*(jnp.asarray(x, word(length)) for x in cursor))
         if key is not None:
             order_key = words(key)

@@ -20,48 +20,54 @@ class Column(nnx.Module):
     """The rows of one field: `take(records)` and `take_range(start, size)`.
 
     NumPy puts large arrays 16 bytes behind a multiple of `ALIGNMENT`, so that XLA would copy each
-    of them. Such an array is held flat, from the aligned address before it on: `skip` counts the
-    items in front of the first row. They are in the same memory page, and never read.
+    of them. Such an array is held flat, from the aligned address before it on. The items in front
+    of the first row are in the same memory page, and never read.
     """
 
     def __init__(self, values: jax.Array | np.ndarray, *, copy: bool = False):
-        self.row = values.shape[1:]
-        self.skip = None
+        self.shape = values.shape
         if copy:
             self.data = SourceData(jnp.array(values, copy=True))
         elif isinstance(values, np.ndarray) and _is_shareable(values):
-            self.skip, shared = _from_aligned(np.ascontiguousarray(values))
-            self.data = SourceData(jax.device_put(shared))
+            self.data = SourceData(jax.device_put(_from_aligned(np.ascontiguousarray(values))))
         else:
             self.data = SourceData(jnp.asarray(values))
 
     def take(self, records: Records) -> Shaped[Array, "b ..."]:
         """The rows `records`, all of which must exist."""
-        data = self.data.get_raw_value()
-        if self.skip is None:
+        data, row = self.data.get_raw_value(), self.shape[1:]
+        if data.shape == self.shape:
             return data.at[records].get(mode="promise_in_bounds")
         rows = jax.lax.gather(
             data,
             self._first_item(records)[:, None],
             jax.lax.GatherDimensionNumbers((1,), (), (0,)),
-            (math.prod(self.row),),
+            (math.prod(row),),
             mode="promise_in_bounds",
         )
-        return rows.reshape(records.shape + self.row)
+        return rows.reshape(records.shape + row)
 
     def take_range(self, start: Scalar, size: int) -> Shaped[Array, "b ..."]:
         """The rows from `start` on, all of which must exist."""
-        data = self.data.get_raw_value()
-        if self.skip is None:
+        data, row = self.data.get_raw_value(), self.shape[1:]
+        if data.shape == self.shape:
             return jax.lax.dynamic_slice_in_dim(data, start, size)
-        items = size * math.prod(self.row)
+        items = size * math.prod(row)
         rows = jax.lax.dynamic_slice_in_dim(data, self._first_item(start), items)
-        return rows.reshape((size, *self.row))
+        return rows.reshape((size, *row))
 
     def _first_item(self, record: UInt[Array, "..."]) -> UInt[Array, "..."]:
         word = record.dtype.type
-        assert self.skip is not None
-        return record * word(math.prod(self.row)) + word(self.skip)
+        in_front = self.data.get_raw_value().size - math.prod(self.shape)
+        return record * word(math.prod(self.shape[1:])) + word(in_front)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a pickle holds: the rows, not what lies in front of them in this process."""
+        state, data = super().__getstate__(), self.data.get_raw_value()
+        if data.shape != self.shape:
+            rows = np.asarray(data)[data.size - math.prod(self.shape) :].reshape(self.shape)
+            state["data"] = SourceData(jnp.asarray(rows))
+        return state
 
 
 def _is_shareable(values: np.ndarray) -> bool:
@@ -70,15 +76,17 @@ def _is_shareable(values: np.ndarray) -> bool:
         jax.default_backend() == "cpu"
         and 0 < values.size < 2**32 - ALIGNMENT
         and ALIGNMENT % values.itemsize == 0
-        and values.flags.aligned
+        and values.ctypes.data % values.itemsize == 0
     )
 
 
-def _from_aligned(values: np.ndarray) -> tuple[int, np.ndarray]:
-    """How many items lie between the last aligned address and the array, and all from there on."""
+def _from_aligned(values: np.ndarray) -> np.ndarray:
+    """The array flat, and before it the items from the last aligned address on."""
     before = values.ctypes.data % ALIGNMENT
+    if before == 0 and values.ndim == 1:
+        return values
     memory = np.asarray(_Memory(values, values.ctypes.data - before, values.nbytes + before))
-    return before // values.itemsize, memory.view(values.dtype)
+    return memory.view(values.dtype)
 
 
 class _Memory:

@@ -93,7 +93,8 @@ def _flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested fields by their dotted names."""
     flat: dict[str, Any] = {}
     for name, x in fields.items():
-        flat |= _flat(x, f"{prefix}{name}.") if isinstance(x, Mapping) else {prefix + name: x}
+        path = prefix + _escaped(name)
+        flat |= _flat(x, f"{path}.") if isinstance(x, Mapping) else {path: x}
     return flat
 
 
@@ -102,10 +103,17 @@ def _nested_names(fields: Mapping[str, Any], prefix: str = "") -> tuple[tuple[st
     return tuple(
         (
             name,
-            _nested_names(x, f"{prefix}{name}.") if isinstance(x, Mapping) else prefix + name,
+            _nested_names(x, f"{prefix}{_escaped(name)}.")
+            if isinstance(x, Mapping)
+            else prefix + _escaped(name),
         )
         for name, x in fields.items()
     )
+
+
+def _escaped(name: str) -> str:
+    """A field's name in a dotted path: a dot of its own is no step of the path."""
+    return name.replace("\\", "\\\\").replace(".", "\\.")
 
 
 def _map(function: Callable[[str], Any], names: Any) -> Any:
@@ -117,6 +125,8 @@ def _map(function: Callable[[str], Any], names: Any) -> Any:
 
 def _column(field: str, column: Any) -> Any:
     """The column as an array with one row a record."""
+    if isinstance(column, np.ma.MaskedArray):
+        raise FieldTypeError(field, "is a masked array. Fill it, and give the mask as a field.")
     if isinstance(column, jax.Array):
         array = column
     else:
@@ -135,6 +145,7 @@ def _fitting(field: str, column: jax.Array | np.ndarray) -> jax.Array | np.ndarr
     """The column in a type that JAX has, not a value changed; or an error that names the field."""
     if isinstance(column, jax.Array):
         return column
+    column = column.astype(column.dtype.newbyteorder("="), copy=False)
     target = _target(column.dtype)
     if target is None:
         raise FieldTypeError(
@@ -149,10 +160,10 @@ def _target(dtype: np.dtype) -> np.dtype | None:
     """The type that JAX holds values of `dtype` in; None if it holds none of them."""
     try:
         target = np.dtype(jax.dtypes.canonicalize_dtype(dtype))
-        held = jnp.issubdtype(target, jnp.number) or jnp.issubdtype(target, jnp.bool_)
+        jnp.empty(0, target)
     except TypeError:
         return None
-    return target if held else None
+    return target
 
 
 def _narrow(field: str, values: np.ndarray, target: np.dtype) -> np.ndarray:

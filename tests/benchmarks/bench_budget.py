@@ -1,0 +1,122 @@
+"""The rows of the budget that are no workload in a mode: the order, compiling, memory."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import memory
+from benchmarks.harness import Estimate, Side, cold, median
+from benchmarks.workloads import MODES, Workload, check, floor, ours, pipeline, table, tabular
+from datarax._order import SwapOrNot, epoch_keys
+
+MILLION = 1_000_000
+LARGE = 288
+"""MiB of images: enough to tell a copy of the data from all else that takes memory."""
+
+LEFT_BEHIND = 4
+"""MiB that 10^5 batches, or 10^3 pipelines, may leave behind: less than one object for each batch."""
+
+pytestmark = pytest.mark.benchmark(group="budget")
+on_cpu = pytest.mark.skipif(
+    jax.default_backend() != "cpu" or not memory.is_measurable(),
+    reason="memory is measured on Linux, with the data on the host",
+)
+
+
+def exactly(value: float) -> Estimate:
+    """A count: nothing about it is uncertain."""
+    return Estimate(value, value, value)
+
+
+def bench_shuffled_million(compare):
+    """`scan` over 1e6 shuffled records of 32 numbers, against gathering by a given permutation."""
+    work = Workload(
+        name="1e6 records",
+        data=functools.partial(table, MILLION, 32),
+        batch_size=1024,
+        timed=200,
+    )
+    us, ours_first, _ = cold(lambda: ours(work, True, "scan"))
+    hand, its_first, _ = cold(lambda: floor(work, True, "scan"))
+    check(us, hand, (ours_first, its_first))
+    compare(us, hand, budget=1.3, batches=work.batches)
+
+
+def bench_full_order(compare):
+    """The whole order of 1e6 records, against `numpy.random.Generator.permutation`."""
+
+    @jax.jit
+    def order(epoch):
+        keys = epoch_keys(np.zeros(2, np.uint32), epoch, 1)
+        return SwapOrNot(keys, MILLION)(jnp.arange(MILLION, dtype=jnp.uint32))
+
+    numpy = np.random.default_rng(0)
+    compare(
+        Side(lambda: None, lambda: order(jnp.uint32(0))),
+        Side(lambda: None, lambda: numpy.permutation(MILLION)),
+        budget=1.0,
+    )
+
+
+def bench_retrace(benchmark, row):
+    """How often a `scan` traces the same step function again, whatever else ran in between."""
+    made, traces = pipeline(tabular("retrace", depth=2), shuffle=True), 0
+
+    def use(batch):
+        nonlocal traces
+        traces += 1
+        return batch["features"].sum()
+
+    def other(batch):
+        return batch["features"].mean()
+
+    def drive():
+        made.scan(use, 8)
+        made.scan(other, 8)
+        made.scan(other, 3)
+        made.step()
+        next(iter(made))
+        made.seek(epoch=3, offset=17)
+        pipeline(tabular("retrace", depth=1), shuffle=False).scan(use, 8)
+
+    drive()
+    first = traces
+    benchmark.pedantic(drive, rounds=5)
+    row(exactly(traces - first), unit="traces", budget=0)
+
+
+def bench_compile_shuffled(benchmark, row):
+    """How much longer the first shuffled `scan` takes than the first unshuffled one."""
+    more = []
+
+    def drive():
+        jax.clear_caches()
+        work = tabular("compile", length=10_001 + len(more), depth=2)  # a program of its own
+        stored, shuffled = (cold(lambda s=s: ours(work, s, "scan"))[2] for s in (False, True))
+        more.append(shuffled["first"] - stored["first"])
+
+    benchmark.pedantic(drive, rounds=5)
+    row(median(more), unit="s", budget=1.0)
+
+
+@on_cpu
+@pytest.mark.parametrize("shuffle", [False, True], ids=["stored", "shuffled"])
+@pytest.mark.parametrize("mode", MODES)
+def bench_peak_memory(benchmark, row, mode, shuffle):
+    """Peak memory of an epoch over 288 MiB of NumPy data, the data included, as a multiple of it."""
+    task = functools.partial(
+        memory.in_own_process, "epoch", mode=mode, shuffle=shuffle, mebibytes=LARGE
+    )
+    took = benchmark.pedantic(task)
+    row(exactly(took["peak"] / took["size"]), unit="x the data", budget=1.1, base=took["base"])
+
+
+@on_cpu
+@pytest.mark.parametrize("task, count", [("batches", 100_000), ("pipelines", 1_000)])
+def bench_left_behind(benchmark, row, task, count):
+    """Memory that many batches or pipelines leave behind."""
+    took = benchmark.pedantic(memory.in_own_process, args=(task,), kwargs={"count": count})
+    row(exactly(took["grown"] / memory.MIB), unit="MiB", budget=LEFT_BEHIND)

@@ -1,0 +1,210 @@
+"""What is changed from outside between two batches shows in the next, in every mode."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from helpers import (
+    MODES,
+    Affine,
+    Count,
+    EqxScale,
+    Scale,
+    Traces,
+    ahead,
+    by_for,
+    by_step,
+    columns,
+    double,
+    ids,
+    pipeline,
+    whole,
+)
+
+from datarax import Pipeline
+from datarax.sources import MemorySource, MemorySourceConfig, SourceData
+
+
+def _item(stage, value):
+    stage.numpy[0] = value
+
+
+CHANGES = {
+    "a variable": lambda stage, v: stage.param.set_value(jnp.float32(v)),
+    "a variable's element": lambda stage, v: stage.param.__setitem__(..., jnp.float32(v)),
+    "a NumPy variable": lambda stage, v: stage.numpy_param.__setitem__(..., np.float32(v)),
+    "a tree variable": lambda stage, v: stage.tree.set_value({"a": jnp.float32(v)}),
+    "an array": lambda stage, v: setattr(stage, "array", jnp.float32(v)),
+    "a NumPy array": lambda stage, v: setattr(stage, "numpy", np.full(1, v, np.float32)),
+    "a NumPy array's element": _item,
+    "a static attribute": lambda stage, v: setattr(stage, "static", float(v)),
+    "a part's variable": lambda stage, v: stage.inner.a.set_value(jnp.float32(v)),
+    "a part": lambda stage, v: setattr(stage, "inner", Affine(v, 0)),
+    "a listed part": lambda stage, v: stage.parts.__setitem__(0, Affine(v, 0)),
+    "a variable for another": lambda stage, v: setattr(stage, "param", nnx.Param(jnp.float32(v))),
+}
+
+
+@pytest.mark.spec("STEP-017")
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_parameter_shows_in_the_next_batch(mode, change):
+    stage = Scale()
+    stream = pipeline([stage], length=12, batch_size=1)
+    factors = [1, 1, 2, 2, 2, 3, 1, 1, 1, 3, 2, 2]
+    with ahead(3):
+        for i, factor in enumerate(factors):
+            CHANGES[change](stage, factor)
+            [batch] = MODES[mode](stream, 1)
+            assert batch["x"].tolist() == [factor * (i + 1)], f"batch {i}"
+
+
+@pytest.mark.spec("STEP-017", "ITER-010")
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_parameter_changed_within_one_loop_shows_in_its_next_batch(change):
+    stage = Scale()
+    stream = pipeline([stage], length=12, batch_size=1)
+    factor = 1
+    with ahead(3):
+        for i, batch in enumerate(stream):
+            assert batch["x"].tolist() == [factor * (i + 1)], f"batch {i}"
+            factor = [1, 1, 3, 3, 2][i % 5]
+            CHANGES[change](stage, factor)
+    assert i == 11
+
+
+@pytest.mark.spec("STEP-017", "DAG-013")
+@pytest.mark.parametrize("mode", MODES)
+def test_a_replaced_node_shows_in_the_next_batch(mode):
+    stream = pipeline([EqxScale(jnp.float32(1)), double], length=12, batch_size=1)
+    with ahead(3):
+        MODES[mode](stream, 4)
+        stream.nodes["EqxScale"] = EqxScale(jnp.float32(10))
+        assert [b["x"].tolist() for b in MODES[mode](stream, 2)] == [[100], [120]]
+        stream.nodes["double"] = whole
+        assert [b["x"].tolist() for b in MODES[mode](stream, 2)] == [[70], [80]]
+    assert [type(x).__name__ for x in stream.stages] == ["EquinoxStage", "function"]
+
+
+@pytest.mark.spec("STEP-017")
+@pytest.mark.parametrize("mode", MODES)
+def test_the_arrays_of_an_equinox_stage_can_be_changed(mode):
+    stream = pipeline([EqxScale(jnp.float32(1))], length=12, batch_size=1)
+    with ahead(3):
+        MODES[mode](stream, 2)
+        [weight] = jax.tree.leaves(nnx.state(stream.nodes["EqxScale"], nnx.Param))
+        assert weight.tolist() == 1
+        state = jax.tree.map(lambda x: x * 5, nnx.state(stream.nodes["EqxScale"], nnx.Param))
+        nnx.update(stream.nodes["EqxScale"], state)
+        assert [b["x"].tolist() for b in MODES[mode](stream, 2)] == [[15], [20]]
+    assert stream.nodes["EqxScale"].module.weight.tolist() == 5
+
+
+@pytest.mark.spec("STEP-017", "DAG-007")
+@pytest.mark.parametrize("mode", MODES)
+def test_the_state_of_a_stage_is_that_of_the_batches_handed_out(mode):
+    count = Count()
+    stream = pipeline([count], length=12, batch_size=1)
+    with ahead(3):
+        for i in range(5):
+            assert MODES[mode](stream, 1)[0]["count"].tolist() == [i + 1]
+            assert count.seen[...] == i + 1
+        count.seen[...] = jnp.array(100)
+        assert [b["count"].tolist() for b in MODES[mode](stream, 2)] == [[101], [102]]
+
+
+@pytest.mark.spec("STEP-017")
+@pytest.mark.parametrize("mode", MODES)
+def test_train_and_eval_reach_the_stages(mode):
+    class Drop(nnx.Module):
+        def __init__(self):
+            self.dropout = nnx.Dropout(1.0, rngs=nnx.Rngs(0))
+
+        def __call__(self, batch):
+            return {**batch, "x": self.dropout(batch["x"])}
+
+    stream = pipeline([Drop()], length=12, batch_size=1)
+    with ahead(3):
+        assert [b["x"].tolist() for b in MODES[mode](stream, 2)] == [[0], [0]]
+        stream.eval()
+        assert [b["x"].tolist() for b in MODES[mode](stream, 2)] == [[3], [4]]
+        stream.train()
+        assert [b["x"].tolist() for b in MODES[mode](stream, 2)] == [[0], [0]]
+
+
+@pytest.mark.spec("STEP-017", "ITER-010")
+def test_other_data_show_in_the_next_batch():
+    stream = pipeline(length=12, batch_size=1)
+    with ahead(3):
+        loop = iter(stream)
+        next(loop), next(loop)
+        nnx.update(stream, jax.tree.map(lambda x: x + 50, nnx.state(stream, SourceData)))
+        assert next(loop)["id"].tolist() == [52]
+        stream.seek(epoch=0, offset=7)
+        assert next(loop)["id"].tolist() == [57]
+        stream.batch_size = 3
+        assert next(loop)["id"].tolist() == [58, 59, 60]
+
+
+@pytest.mark.spec("DAG-014", "SCAN-014")
+def test_pipelines_of_equal_structure_share_their_programs():
+    traces = Traces()
+
+    def body(batch):
+        return {**batch, "x": batch["x"] * 3}
+
+    body = traces(body)
+
+    def consume(stream):
+        by_step(stream, 2), by_for(stream, 2), stream.scan(whole, 2)
+        return ids([stream.step()])
+
+    def source(seed):
+        data = {**columns(10), "x": np.full(10, seed, np.float32)}
+        return MemorySource(MemorySourceConfig(shuffle=True), data)
+
+    def chain(seed):
+        return pipeline([body], source=source(seed), seed=seed)
+
+    def graph(seed):
+        return Pipeline.from_dag(
+            source=source(seed),
+            nodes={"body": body},
+            edges={"body": []},
+            sink="body",
+            batch_size=4,
+            rngs=nnx.Rngs(seed),
+        )
+
+    first = consume(chain(0))
+    once = traces["body"]
+    streams = [chain(0), graph(0), chain(1), graph(1)]
+    built = traces["body"]
+    assert [consume(stream) == first for stream in streams] == [True, True, False, False]
+    assert traces["body"] == built
+    assert built - once == len(streams)  # the look at their shapes
+
+
+@pytest.mark.internal
+def test_a_structure_that_cannot_be_hashed_is_a_structure():
+    class Table(nnx.Module):
+        def __init__(self):
+            self.factors = nnx.static({"x": 2.0})
+
+        def __call__(self, batch):
+            return {**batch, "x": batch["x"] * self.factors["x"]}
+
+    class Layers(eqx.Module):
+        weights: list
+        offset: np.ndarray
+
+        def __call__(self, batch):
+            return {**batch, "x": batch["x"] * self.weights[0] + self.offset}
+
+    layers = Layers([jnp.float32(3)], np.float32([1]))
+    stream = pipeline([Table(), layers], length=12, batch_size=2)
+    for mode in MODES.values():
+        stream.reset()
+        assert [b["x"].tolist() for b in mode(stream, 2)] == [[7, 13], [19, 25]]

@@ -1,0 +1,324 @@
+"""`for` is one epoch; whatever is computed ahead, only what was handed out counts."""
+
+import itertools
+import threading
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from helpers import (
+    Count,
+    Endless,
+    ahead,
+    assert_same,
+    by_scan,
+    by_step,
+    ids,
+    jitter,
+    pipeline,
+    record_words,
+    rows,
+    state_of,
+)
+from hypothesis import given, settings, strategies as st
+
+# What a loop hands out.
+
+
+@pytest.mark.spec("ITER-001", "ITER-002", "ITER-003", "ITER-005", "SHUF-001")
+@pytest.mark.parametrize("length, batch_size", [(1, 1), (1, 3), (7, 3), (8, 4), (33, 5)])
+def test_an_epoch_visits_every_record_once(length, batch_size):
+    for last_batch in ("keep", "drop", "pad"):
+        if batch_size > length and last_batch == "drop":
+            continue
+        stream = pipeline(length=length, batch_size=batch_size, seed=3, last_batch=last_batch)
+        for _ in range(2):
+            batches = list(stream)
+            whole, rest = divmod(length, batch_size)
+            sizes = [len(batch["id"]) for batch in batches]
+            tail = {"keep": [rest], "drop": [], "pad": [batch_size]}[last_batch] if rest else []
+            assert sizes == [batch_size] * whole + tail
+            seen = ids(batches)
+            assert len(seen) == len(set(seen)) == length - (last_batch == "drop") * rest
+        assert stream.cursor == (2, 0)
+
+
+@pytest.mark.spec("ITER-006", "ITER-007", "SHUF-007")
+def test_the_next_loop_is_the_next_epoch():
+    stream = pipeline(length=33, batch_size=4, seed=0)
+    for _ in stream:
+        break
+    rest, second = ids(stream), ids(stream)
+    assert len(rest) == 29 and sorted(second) == list(range(33))
+    stream.reset()
+    first = ids(stream)
+    assert first[4:] == rest
+    assert first != second
+
+
+@pytest.mark.spec("ITER-004", "ITER-009")
+def test_an_iterator_that_has_ended_has_ended_for_good():
+    stream = pipeline(length=4, batch_size=2)
+    loop = iter(stream)
+    assert iter(loop) is loop
+    assert len(list(loop)) == 2
+    for _ in range(3):
+        with pytest.raises(StopIteration):
+            next(loop)
+    stream.seek(epoch=0)
+    assert list(loop) == []
+    assert stream.cursor == (0, 0)
+
+
+@pytest.mark.spec("ITER-009")
+@pytest.mark.parametrize("leave", ["step", "scan", "seek", "loop", "set_state"])
+def test_an_iterator_ends_when_its_epoch_is_left(leave):
+    stream = pipeline(length=4, batch_size=2)
+    loop = iter(stream)
+    next(loop)
+    state = stream.get_state() | {"cursor": {"epoch": 5, "offset": 0}}
+    match leave:
+        case "step":
+            stream.step()
+        case "scan":
+            by_scan(stream, 1)
+        case "seek":
+            stream.seek(epoch=1)
+        case "loop":
+            list(stream)
+        case "set_state":
+            stream.set_state(state)
+    with pytest.raises(StopIteration):
+        next(loop)
+    stream.reset()
+    with pytest.raises(StopIteration):
+        next(loop)
+
+
+@pytest.mark.spec("ITER-009")
+def test_an_iterator_that_was_not_asked_does_not_notice_that_its_epoch_was_left_and_entered_again():
+    stream = pipeline(length=4, batch_size=2)
+    loop = iter(stream)
+    stream.seek(epoch=1)
+    stream.seek(epoch=0, offset=2)
+    assert ids(loop) == [2, 3]
+
+
+@pytest.mark.spec("ITER-008", "ITER-009")
+def test_two_iterators_share_the_place():
+    stream = pipeline(length=10, batch_size=2)
+    first, second = iter(stream), iter(stream)
+    order = [first, second, second, first, second]
+    with ahead(3):
+        assert ids(next(loop) for loop in order) == list(range(10))
+    assert list(first) == list(second) == []
+
+
+@pytest.mark.spec("ITER-009", "STEP-011")
+def test_an_iterator_belongs_to_the_epoch_in_which_its_first_batch_can_start():
+    stream = pipeline(length=10, batch_size=4, last_batch="drop")
+    stream.seek(epoch=0, offset=9)
+    assert ids(stream) == list(range(8))
+    assert stream.cursor == (2, 0)
+
+
+@pytest.mark.spec("SRC-014", "ITER-012")
+def test_a_loop_over_an_endless_source_does_not_end():
+    stream = pipeline(source=Endless(), batch_size=3)
+    with ahead(3):
+        batches = list(itertools.islice(stream, 8))
+    assert ids(batches) == list(range(24))
+    assert stream.cursor == (0, 24)
+    with pytest.raises(TypeError) as error:
+        len(stream)
+    assert str(error.value) == "A source without end has no number of batches."
+
+
+@pytest.mark.spec("ITER-001", "STEP-015")
+def test_there_is_no_loop_inside_a_trace():
+    with pytest.raises(TypeError) as error:
+        nnx.jit(lambda stream: [batch["id"] for batch in stream])(pipeline())
+    assert str(error.value) == (
+        "Inside a traced function the end of an epoch is not known. "
+        "Use `step()` there, or `scan(step_fn, length)`."
+    )
+
+
+# Look-ahead is not seen.
+
+
+def drive(stream, script):
+    """What a script of actions hands out, and the state after each."""
+    loop, seen = iter(stream), []
+    for action in script:
+        match action:
+            case "next":
+                batch = next(loop, None)
+            case "step":
+                batch = stream.step()
+            case "scan":
+                batch = by_scan(stream, 1)[0]
+            case "loop":
+                loop, batch = iter(stream), None
+            case "restore":
+                stream.set_state(stream.get_state())
+                batch = None
+            case ("seek", place):
+                stream.seek(epoch=place // 33, offset=place % 33)
+                batch = None
+        seen.append((jax.tree.map(np.asarray, batch), state_of(stream)))
+    return seen
+
+
+SCRIPTS = st.lists(
+    st.one_of(
+        st.just("next"),
+        st.just("next"),
+        st.sampled_from(["next", "step", "scan", "loop", "restore"]),
+        st.tuples(st.just("seek"), st.integers(0, 99)),
+    ),
+    max_size=40,
+)
+
+
+@pytest.mark.spec("ITER-010", "STATE-003", "STATE-005", "DAG-007")
+@pytest.mark.parametrize("last_batch", ["keep", "drop", "pad"])
+@settings(max_examples=25)
+@given(script=SCRIPTS)
+def test_looking_ahead_is_not_seen(last_batch, script):
+    def stream():
+        stages = [Count(), record_words]
+        return pipeline(stages, length=33, batch_size=2, seed=1, last_batch=last_batch)
+
+    expected = drive(stream(), script)
+    with ahead(3):
+        got = drive(stream(), script)
+    assert_same(got, expected)
+
+
+@pytest.mark.internal
+def test_looking_ahead_computes_several_batches_in_one_call(monkeypatch):
+    from datarax.pipeline import _iterator
+
+    calls = []
+    original = _iterator.batch_program
+
+    def counting(structure, cut, count, position):
+        calls.append(count)
+        return original(structure, cut, count, position)
+
+    monkeypatch.setattr(_iterator, "batch_program", counting)
+    stream = pipeline(length=33, batch_size=2)
+    with ahead(4):
+        assert ids(stream) == list(range(33))
+    assert calls.count(4) == 4  # 16 of the 17 batches
+
+
+@pytest.mark.internal
+def test_batches_that_call_the_host_are_not_computed_ahead():
+    reads = []
+
+    def read(batch):
+        def log(numbers):
+            reads.append(np.asarray(numbers).tolist())
+            return np.asarray(numbers)
+
+        result = jax.ShapeDtypeStruct(batch["id"].shape, batch["id"].dtype)
+        return {**batch, "id": jax.pure_callback(log, result, batch["id"])}
+
+    stream = pipeline([read], length=12, batch_size=2)
+    with ahead(3):
+        for i, batch in enumerate(stream):
+            batch["id"].block_until_ready()
+            assert len(reads) == i + 1
+
+
+# Threads.
+
+
+def in_threads(work, count=4):
+    """What `count` threads get that all start at once."""
+    barrier, results, errors = threading.Barrier(count), [], []
+
+    def run():
+        try:
+            barrier.wait()
+            results.append(list(work()))
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    return [batch for result in results for batch in result]
+
+
+@pytest.mark.spec("ITER-013", "ITER-008")
+@pytest.mark.parametrize("batches_ahead", [1, 3])
+@pytest.mark.parametrize("last_batch", ["keep", "pad"])
+def test_threads_with_an_iterator_each_receive_every_batch_once(last_batch, batches_ahead):
+    stream = pipeline([Count(), jitter()], length=129, batch_size=2, seed=0, last_batch=last_batch)
+    expected = rows(pipeline([jitter()], length=129, batch_size=129, seed=0))
+    loops = [iter(stream) for _ in range(4)]
+    with ahead(batches_ahead):
+        batches = in_threads(lambda: loops.pop())
+    assert len(batches) == 65
+    by_number = sorted(batches, key=lambda batch: int(batch["count"][0]))
+    assert [int(batch["count"][0]) for batch in by_number] == list(range(1, 66))
+    got = rows(by_number)
+    assert_same({k: got[k] for k in ("id", "x")}, expected)
+    assert stream.cursor == (1, 0)
+
+
+@pytest.mark.spec("ITER-013")
+def test_threads_that_share_one_iterator_receive_every_batch_once():
+    stream = pipeline(length=129, batch_size=2, seed=0)
+    loop = iter(stream)
+    with ahead(3):
+        batches = in_threads(lambda: loop)
+    assert sorted(ids(batches)) == list(range(129))
+
+
+@pytest.mark.spec("ITER-013")
+def test_threads_that_step_receive_every_batch_once():
+    stream = pipeline(length=64, batch_size=2)
+    batches = in_threads(lambda: by_step(stream, 16))
+    assert sorted(ids(batches)) == sorted([*range(64), *range(64)])
+    assert stream.cursor == (2, 0)
+
+
+@pytest.mark.spec("ITER-013")
+def test_threads_in_all_modes_receive_every_batch_once():
+    stream = pipeline(length=60, batch_size=2)
+    loops = [iter(stream), iter(stream)]
+    modes = [
+        lambda: itertools.islice(loops.pop(), 6),
+        lambda: itertools.islice(loops.pop(), 6),
+        lambda: by_step(stream, 9),
+        lambda: by_scan(stream, 9),
+    ]
+    with ahead(3):
+        batches = in_threads(lambda: modes.pop()())
+    assert sorted(ids(batches)) == list(range(60))
+
+
+@pytest.mark.internal
+def test_threads_that_come_first_at_once_meet_one_lock(monkeypatch):
+    import time
+
+    from datarax.pipeline import _iterator
+
+    created = _iterator.Runtime.__init__
+
+    def slowly(self):
+        time.sleep(0.05)
+        created(self)
+
+    stream = pipeline(length=64, batch_size=2)
+    monkeypatch.setattr(_iterator.Runtime, "__init__", slowly)
+    batches = in_threads(lambda: by_step(stream, 8))
+    assert sorted(ids(batches)) == list(range(64))
