@@ -76,8 +76,8 @@ class Stream:
         for name, value in self.ops(op).params.items():
             self.pipeline.nodes[node].params[name][...] = value
 
-    def jit_step(self):
-        return nnx.jit(lambda pipeline: pipeline.step())(self.pipeline)
+    def jit_steps(self, n):
+        return nnx.jit(lambda pipeline: [pipeline.step() for _ in range(n)])(self.pipeline)
 
     def grad(self, node):
         before = self.pipeline.get_state()

@@ -140,7 +140,7 @@ class Session:
         return to_batch(self._stream(on).scan(length))
 
     def do_jit_step(self, on: str = "main", n: int = 1) -> list[Any]:
-        return self._batches((self._stream(on).jit_step() for _ in range(n)), "")
+        return self._batches(self._stream(on).jit_steps(n), "")
 
     def do_grad(self, node: str, on: str = "main") -> dict[str, Any]:
         return to_batch(self._stream(on).grad(node))

@@ -28,6 +28,7 @@ case("STEP-013", "far", "the last epoch and the last record", program(9, 3, seed
      ["shuffle.exact"])
 case("STEP-014", "start", "back to the start", program(10, 4), [step(3), do("reset"), CURSOR, loop()])
 case("STEP-015", "jit", "a step inside the user's jit", chain(10, 4, "keep", "affine(2,1)", "count"), [do("jit_step", n=3), CURSOR, step()])
+case("STEP-015", "epochs", "several, from one shuffled epoch into the next", program(6, 4, seed=3), [do("jit_step", n=5), CURSOR, step()], ["shuffle.exact"])
 case("STEP-015", "pad", "under pad", program(5, 3, "pad"), [do("jit_step", n=3), loop()])
 case("STEP-016", "affine", "the gradient of one stage", chain(8, 4, "keep", "affine(2,1)"), [do("grad", node="n0")])
 case("STEP-016", "chain", "through the stages after it", chain(8, 4, "keep", "affine(2,1)", "affine(3,-1)"),
