@@ -56,7 +56,7 @@ def run(name: str, out: pathlib.Path) -> None:
     inherited = [] if "requirements" in ENGINES[name] else [os.environ.get("PYTHONPATH", "")]
     paths = os.pathsep.join(filter(None, [str(HOME / "src"), *inherited]))
     command = [sys.executable, "-m", "datarax_conformance.cli", "run", ENGINES[name]["adapter"]]
-    command += ["--python", python_of(name), "--jobs", "2", "--out", str(out)]
+    command += ["--python", python_of(name), "--jobs", "2", "--timeout", "600", "--out", str(out)]
     quiet = {**os.environ, "PYTHONPATH": paths, "TF_CPP_MIN_LOG_LEVEL": "3"}
     subprocess.run(command, cwd=HOME, env=quiet, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 

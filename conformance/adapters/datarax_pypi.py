@@ -5,6 +5,7 @@ import inspect
 import pickle
 import re
 
+import jax.numpy as jnp
 from datarax.pipeline import Pipeline
 from datarax.sources import MemorySource, MemorySourceConfig
 from flax import nnx
@@ -13,8 +14,8 @@ from flax import nnx
 class Stage(nnx.Module):
     def __init__(self, op):
         self.op = op
-        self.params = nnx.Dict({name: nnx.Param(float(value)) for name, value in op.params.items()})
-        self.state = nnx.Dict({name: nnx.Variable(value) for name, value in op.state.items()})
+        self.params = nnx.Dict({name: nnx.Param(jnp.float32(value)) for name, value in op.params.items()})
+        self.state = nnx.Dict({name: nnx.Variable(jnp.int32(value)) for name, value in op.state.items()})
 
     def __call__(self, *batches):
         params = {name: param[...] for name, param in self.params.items()}
@@ -53,7 +54,7 @@ class Stream:
 
     def change(self, node, op):
         for name, value in self.ops(op).params.items():
-            self.nodes[node].params[name][...] = float(value)
+            self.nodes[node].params[name][...] = jnp.float32(value)
 
     def scan(self, length):
         return self.pipeline.scan(dict, length=length)
