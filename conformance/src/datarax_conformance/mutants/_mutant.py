@@ -35,7 +35,7 @@ class Mutant:
 
     @property
     def source(self) -> str:
-        text = (self.text or model_source()) + library_source()
+        text = (self.text or model_source()) + "\n" + library_source()
         for old, new in self.edits:
             if text.count(old) != 1:
                 raise ValueError(f"Mutant {self.name!r}: {old!r} stands {text.count(old)} times in the model.")
