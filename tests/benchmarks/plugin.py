@@ -1,4 +1,4 @@
-"""The fixtures of the benchmarks, and what their JSON says of the machine."""
+"""What pytest needs to know to run the benchmarks: their fixtures, and what their JSON says of the machine."""
 
 import os
 import platform
