@@ -113,8 +113,8 @@ def rows_at(order: Order, cursor: Cursor, cut: Cut) -> Rows:
     return Rows(epoch, order(offset, turn), offset, mask)
 
 
-def take(data: Batch, records: Records) -> Batch:
-    """The records of every field, in the order asked for; `records` must exist."""
+def take(data: Any, records: Records) -> Any:
+    """The records of an array, or of every field, in the order asked for; they must exist."""
     return jax.tree.map(lambda x: x.at[records].get(mode="promise_in_bounds"), data)
 
 

@@ -65,9 +65,14 @@ def flat_fields(tree: Any) -> dict[str, Any]:
 
 def spec_text(spec: Any) -> str:
     """A spec for people: `image float32[16,32,32,3], label int32[16]`."""
-    return ", ".join(
+    return ", ".join(field_texts(spec))
+
+
+def field_texts(spec: Any) -> list[str]:
+    """The fields of a spec for people, one by one."""
+    return [
         f"{name} {leaf.dtype}[{','.join(map(str, leaf.shape))}]"
         if hasattr(leaf, "shape") and hasattr(leaf, "dtype")
         else f"{name} {type(leaf).__name__}"
         for name, leaf in flat_fields(spec).items()
-    )
+    ]

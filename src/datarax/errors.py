@@ -210,7 +210,8 @@ class CapturedError(DataraxError):
         super().__init__(
             f"`step_fn` must be given the NNX objects that it uses, but reaches {self.names} by "
             "itself: compiled, it would hold their present values for ever. "
-            "Pass them in `modules=`; they come as its arguments."
+            "Pass them in `modules=`; they come as its arguments. What is no array can be read "
+            "before the call."
         )
 
     @classmethod

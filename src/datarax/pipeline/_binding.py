@@ -151,10 +151,6 @@ class Binding:
                 self.variables[i].set_raw_value(before[i])
             raise
 
-    def places(self, kind: type[nnx.Variable]) -> tuple[int, ...]:
-        """Where the Variables of a type stand in the list of values."""
-        return tuple(i for i, variable in self._readers if isinstance(variable, kind))
-
 
 class _Items(Mapping[int, Any]):
     """A list seen as a mapping, so that its elements are watched like attributes."""

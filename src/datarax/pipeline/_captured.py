@@ -19,32 +19,46 @@ DEPTH = 8
 
 def captured(function: Callable[..., Any]) -> list[str]:
     """The names under which `function` reaches NNX objects by itself."""
-    return sorted(set(_reached(function, DEPTH, set())))
+    return sorted(set(_reached(function, DEPTH, {id(function)})))
 
 
 def _reached(function: Any, depth: int, seen: set[int]) -> Iterator[str]:
-    if depth == 0 or id(function) in seen:
-        return
-    seen.add(id(function))
-    if isinstance(function, functools.partial):
-        given = (function.func, *function.args, *function.keywords.values())
-        for x in given:
-            yield from _named("an argument of functools.partial", x, depth, seen)
+    """What a callable holds: bound or default arguments, closed-over values, globals it loads."""
+    if inspect.isfunction(function):
+        defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
+        held = [*_closure(function), *_globals(function), *(("a default", x) for x in defaults)]
     elif inspect.ismethod(function):
-        yield from _named("self", function.__self__, depth, seen)
-        yield from _reached(function.__func__, depth - 1, seen)
-    elif inspect.isfunction(function):
-        for name, x in (*_closure(function), *_globals(function)):
-            yield from _named(name, x, depth, seen)
+        held = [("self", function.__self__), (function.__name__, function.__func__)]
+    elif isinstance(function, functools.partial):
+        given = (function.func, *function.args, *function.keywords.values())
+        held = [("an argument of functools.partial", x) for x in given]
     elif hasattr(function, "__wrapped__"):
-        yield from _reached(function.__wrapped__, depth - 1, seen)
+        held = [(getattr(function, "__name__", "a function"), function.__wrapped__)]
+    else:
+        held = [(f"attribute {name}", x) for name, x in _attributes(function)]
+    for name, x in held:
+        yield from _named(name, x, depth - 1, seen)
 
 
 def _named(name: str, x: Any, depth: int, seen: set[int]) -> Iterator[str]:
     if isinstance(x, nnx.Pytree | nnx.Variable):
         yield name
-    elif callable(x) and not isinstance(x, type):
-        yield from _reached(x, depth - 1, seen)
+    elif depth > 0 and id(x) not in seen:
+        seen.add(id(x))
+        if isinstance(x, list | tuple | dict):
+            for inner in x.values() if isinstance(x, dict) else x:
+                yield from _named(name, inner, depth - 1, seen)
+        elif name == "self":
+            for attribute, inner in _attributes(x):
+                yield from _named(f"self.{attribute}", inner, depth - 1, seen)
+        elif callable(x) and not isinstance(x, type):
+            yield from _reached(x, depth, seen)
+
+
+def _attributes(x: Any) -> list[tuple[str, Any]]:
+    """What an object of the user's holds; a library's functions and types are no such thing."""
+    plain = isinstance(x, nnx.Pytree | types.ModuleType | type) or not hasattr(x, "__dict__")
+    return [] if plain else list(vars(x).items())
 
 
 def _closure(function: types.FunctionType) -> Iterator[tuple[str, Any]]:

@@ -1,7 +1,9 @@
 """Nodes and edges, checked once and then run: the plan that a batch follows."""
 
+import collections
 import contextlib
 import dataclasses
+import functools
 import graphlib
 import heapq
 import inspect
@@ -65,10 +67,11 @@ class Graph:
         """A graph from what the user declared, or the error that says what is wrong with it."""
         if not names:
             raise NoNodesError()
+        known = set(names)
         for name in names:
             check_name(name)
         for name in edges:
-            if name not in names:
+            if name not in known:
                 raise EdgesWithoutNodeError(name, names)
         for name in names:
             if name not in edges:
@@ -78,7 +81,7 @@ class Graph:
             for predecessor in edges[name]:
                 if predecessor == name:
                     raise SelfLoopError(name)
-                if predecessor != SOURCE and predecessor not in names:
+                if predecessor != SOURCE and predecessor not in known:
                     raise UnknownPredecessorError(name, predecessor, names)
         if sink not in names:
             raise UnknownSinkError(sink, names)
@@ -124,13 +127,14 @@ def chain_names(stages: Sequence[Stage]) -> list[str]:
 
     Names and not numbers: keys are counted from them, and outlive the insertion of a stage.
     """
-    names = [SOURCE]
+    names, taken, counts = [], {SOURCE}, collections.defaultdict(itertools.count)
     for stage in stages:
         named = stage.fn if isinstance(stage, ElementOperator) else stage
         plain = getattr(named, "__name__", type(named).__name__).strip("<>_") or "stage"
-        numbered = (f"{plain}_{k}" for k in itertools.count(1))
-        names.append(next(x for x in itertools.chain([plain], numbered) if x not in names))
-    return names[1:]
+        numbered = (f"{plain}_{k}" if k else plain for k in counts[plain])
+        names.append(next(x for x in numbered if x not in taken))
+        taken.add(names[-1])
+    return names
 
 
 def key_wanted(stage: Stage) -> Literal["key", "keys"] | None:
@@ -141,10 +145,13 @@ def key_wanted(stage: Stage) -> Literal["key", "keys"] | None:
         declared = inspect.signature(called(stage)).parameters
     except (TypeError, ValueError):  # a builtin without a signature
         return None
+    bound = stage.keywords if isinstance(stage, functools.partial) else {}
     wanted: list[Literal["key", "keys"]] = [
         name
         for name in ("key", "keys")
-        if name in declared and declared[name].kind in (_KEYWORD_ONLY, _EITHER)
+        if name in declared
+        and name not in bound
+        and declared[name].kind in (_KEYWORD_ONLY, _EITHER)
     ]
     if len(wanted) > 1:
         raise TypeError(
@@ -165,11 +172,6 @@ def call_stage(
     try:
         if not callable(stage):
             raise TypeError(f"a stage must be callable, got {type(stage).__name__}")
-        if names := captured(stage.fn if isinstance(stage, ElementOperator) else stage):
-            raise TypeError(
-                f"a stage must hold the NNX objects that it uses, but takes {names} from outside; "
-                "make them attributes of an nnx.Module, and that the stage"
-            )
         wanted = key_wanted(stage)
         keys = {wanted: keyring(name, stage, wanted)} if wanted else {}
         # Each reader gets dicts of its own: one may write into them, the others do not see it.
@@ -222,8 +224,9 @@ def unchanged_but_variables(stage: Any) -> Iterator[None]:
 def misfit_text(hint: Hint) -> str:
     """What to say of a value that is not as annotated."""
     got = spec_text({"": hint.value}).strip()
+    annotation = re.sub(r"[\w.]+\.Array\b", "Array", hint.annotation.__name__)
     return (
-        f"{hint.where} is annotated {hint.annotation.__name__}, got {got}; "
+        f"{hint.where} is annotated {annotation}, got {got}; "
         "an axis name means the same size in every stage of a graph."
     )
 
@@ -322,12 +325,19 @@ def called(stage: Stage) -> Stage:
     return stage.method if isinstance(stage, MethodStage) else stage
 
 
-def as_stage(stage: Any) -> Any:
+def as_stage(name: str, stage: Any) -> Any:
     """The stage as a pipeline keeps it: whatever has arrays is a module with Variables."""
     if isinstance(stage, eqx.Module):
         return EquinoxStage(stage)
     if inspect.ismethod(stage) and isinstance(stage.__self__, nnx.Module):
         return MethodStage(stage)
+    if names := captured(stage.fn if isinstance(stage, ElementOperator) else stage):
+        raise StageError(
+            name,
+            {},
+            f"a stage must hold the NNX objects that it uses, but takes {names} from outside; "
+            "make them attributes of an nnx.Module, and that the stage.",
+        )
     return stage
 
 

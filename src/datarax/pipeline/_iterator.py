@@ -146,7 +146,8 @@ class Runtime:
             [first] = single(values, order)
         except Exception as error:
             again = functools.partial(_by_hand, binding, values, order, cut)
-            raise blame(pipeline, single, error, again) from error
+            blame(pipeline, single, error, again)
+            raise
         self._ahead.append(first)
 
     def _discard(self) -> None:
@@ -246,24 +247,25 @@ def _by_hand(binding: Binding, values: Values, order: Any, cut: Cut) -> None:
 
 def blame(
     pipeline: "Pipeline", program: Program, error: Exception, again: Callable[[], None] | None
-) -> Exception:
-    """The error to raise for one at run time: it names the stage where that can be known.
+) -> None:
+    """Raises a `StageError` for an error at run time, where the stage can be known.
 
     Only stages that call the host fail at run time. Where there are several, the batch is made
     `again`, by hand; if it then goes well, all of them are named.
     """
-    if isinstance(error, DataraxError):
-        return error
     stages = sorted(x for x in program.host_nodes if x is not None and x != NAME)
-    if len(program.host_nodes) > 1 and again is not None:
+    if isinstance(error, DataraxError) or not stages:
+        return
+    if len(program.host_nodes) > 1:
         try:
-            again()
+            if again is not None:
+                again()
         except StageError as named:
-            return named
+            raise named from error
         except Exception:
-            return error
-    if not stages or (NAME in program.host_nodes or None in program.host_nodes):
-        return error
+            return
+        if len(stages) < len(program.host_nodes):
+            return  # it may as well have been the source, or the function of a scan
     specs, reads = pipeline.node_specs, dict(pipeline._graph.predecessors)
     came = {p: spec_text(specs[p]) for stage in stages for p in reads.get(stage, (NAME,))}
-    return StageError(" or ".join(stages), came, f"{type(error).__name__}: {error}")
+    raise StageError(" or ".join(stages), came, f"{type(error).__name__}: {error}") from error

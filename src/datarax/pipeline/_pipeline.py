@@ -100,10 +100,13 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
             named = dict(nodes)
             self._graph = Graph.from_edges(list(named), edges, sink)
 
-        if not isinstance(source, EagerSourceBase | RandomAccess):
+        for name, stage in named.items():
+            if isinstance(stage, Pipeline):
+                raise StageError(name, {}, "a pipeline is no stage; take its stages in its place.")
+        if isinstance(source, type) or not isinstance(source, EagerSourceBase | RandomAccess):
             raise SourceTypeError(source)
         self.source = source
-        self._nodes = Bundle({name: as_stage(named[name]) for name in self._graph.names})
+        self._nodes = Bundle({name: as_stage(name, named[name]) for name in self._graph.names})
         self.batch_size = integer(batch_size, 0) or batch_size
         self.last_batch: LastBatch = last_batch
         self.mask_name = mask_name
@@ -304,7 +307,7 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
                 object.__delattr__(self, "_keyring")
             outputs = {NAME: batch, OVERRIDE: out}
         if mask is not None:
-            outputs[self._sink] = self._masked(outputs[self._sink], mask)
+            outputs[self._sink] = self._masked(outputs, mask)
         return outputs
 
     @property
@@ -359,14 +362,17 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
             )
         return found
 
-    def _masked(self, batch: Batch, mask: Mask) -> Batch:
+    def _masked(self, outputs: Mapping[str, Batch], mask: Mask) -> Batch:
+        batch = outputs[self._sink]
         field = batch.get(self.mask_name, mask)
-        if field.shape != mask.shape or field.dtype != bool:
+        rows = jax.tree.leaves(batch)[0].shape[0]
+        if isinstance(field, dict) or field.dtype != bool or field.shape != (rows,):
+            reads = dict(self._graph.predecessors).get(self._sink, (NAME,))
             raise StageError(
                 self._sink,
-                {},
-                f"the mask {self.mask_name!r} must stay bool[{mask.shape[0]}], got "
-                f"{spec_text({'': field}).strip()}. Leave that field alone.",
+                {p: spec_text(outputs[p]) for p in reads},
+                f"the mask {self.mask_name!r} must be one boolean for each of the {rows} rows, got "
+                f"{spec_text({'': field}).strip()}. Leave that field alone, or keep all rows.",
             )
         return {**batch, self.mask_name: field}
 
@@ -399,7 +405,7 @@ class NodeView(MutableMapping[str, Any]):
     def __setitem__(self, name: str, stage: Any) -> None:
         """Raises for a stage that does not fit, and keeps the old one then."""
         before = self[name]
-        self._pipeline._nodes.put(name, as_stage(stage))
+        self._pipeline._nodes.put(name, as_stage(name, stage))
         try:
             self._pipeline._check()
         except BaseException:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .._rows import advance, pack, running_on
+from .._rows import advance, host_where, pack, running_on
 from .._types import integer, is_traced
 from ..errors import LastBatchError, ScanLengthError
 from ..sources._base import length_of
@@ -28,19 +28,20 @@ def scan(
         if length < 0:
             raise ScanLengthError(asked)
         pipeline._cursor_state.claim()
+        runtime.look(pipeline)
         if not isinstance(modules, Sequence):
             raise TypeError(f"`modules` must be a list or tuple of NNX objects, got {modules!r}.")
         binding = runtime.bind(pipeline, tuple(modules))
         values = binding.read()
         cut = running_on(*policy(pipeline))
         carried = init_carry is not None
-        if length_of(pipeline.source) is None:
-            _check_end(pipeline, length)
+        _check_end(pipeline, length)
         program = scan_program(binding.structure, _hashable(step_fn), length, cut, carried)
         try:
             after, carry, outs = program(values, init_carry)
         except Exception as error:
-            raise blame(pipeline, program, error, None) from error
+            blame(pipeline, program, error, None)
+            raise
         binding.write(after, values)
     return (carry, outs) if carried else outs
 
@@ -50,7 +51,6 @@ def _rest_of_epoch(pipeline: "Pipeline") -> int:
     records = length_of(pipeline.source)
     if records is None:
         raise LastBatchError("A source without end needs `length` in scan(step_fn, length).")
-    pipeline._runtime.look(pipeline)
     cursor = pipeline._runtime.start
     if is_traced(cursor.offset):
         raise TypeError("Inside a traced function scan() needs `length`, a number.")
@@ -83,9 +83,11 @@ class _ById:
 
 
 def _check_end(pipeline: "Pipeline", length: int) -> None:
-    """Raises before a scan that would pass the last offset that a cursor can count."""
-    pipeline._runtime.look(pipeline)
-    pack(advance(pipeline._runtime.start, length * pipeline.batch_size, None, "keep"), None)
+    """Raises before a scan that would pass the last place that a cursor can count."""
+    start = pipeline._runtime.start
+    if not is_traced(start.epoch):
+        size, records, _ = policy(pipeline)
+        pack(advance(start, length * size, records, "keep", host_where), records)
 
 
 def _hashable(function: Callable[..., Any]) -> Callable[..., Any]:

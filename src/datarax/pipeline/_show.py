@@ -3,7 +3,7 @@
 import html as escape
 from typing import TYPE_CHECKING
 
-from .._types import Spec, spec_text
+from .._types import Spec, field_texts, spec_text
 from ..sources._base import NAME, length_of
 
 if TYPE_CHECKING:
@@ -66,8 +66,8 @@ def mermaid(pipeline: "Pipeline") -> str:
     ids = {name: f"n{i}" for i, name in enumerate(specs)}
     lines = ["graph TB"]
     lines += [f"    {ids[name]}[{_quoted(f'{name}: {kind}')}]" for name, kind, _, _ in table]
-    for name, _, reads, _ in table[1:]:
-        for predecessor in reads.split(", "):
+    for name in list(specs)[1:]:
+        for predecessor in dict(pipeline._graph.predecessors).get(name, (NAME,)):
             shapes = _shapes(specs[predecessor])
             lines.append(f"    {ids[predecessor]} -->|{shapes}| {ids[name]}")
     lines.append(f"    {ids[pipeline._sink]} -->|{_shapes(specs[pipeline._sink])}| out([batch])")
@@ -75,7 +75,7 @@ def mermaid(pipeline: "Pipeline") -> str:
 
 
 def _shapes(spec: Spec) -> str:
-    return _quoted("<br/>".join(spec_text(spec).split(", ")))
+    return _quoted("<br/>".join(field_texts(spec)))
 
 
 def _quoted(text: str) -> str:

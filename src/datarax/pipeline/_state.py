@@ -15,7 +15,7 @@ from .._keys import BaseKey
 from .._rows import pack
 from .._types import Cursor, integer
 from ..errors import StateError
-from ..sources._base import EagerSourceBase, SourceData, length_of
+from ..sources._base import NAME, EagerSourceBase, length_of
 from ._core import Position
 
 if TYPE_CHECKING:
@@ -75,17 +75,19 @@ def fingerprint(pipeline: "Pipeline") -> dict[str, Any]:
     Neither the batch size nor `last_batch` is in it: they cut the stream, they do not change it.
     """
     source, specs = pipeline.source, pipeline.node_specs
-    record = dict(specs["source"])
+    record = dict(specs[NAME])
     if pipeline.last_batch == "pad":
         del record[pipeline.mask_name]
     graph = sorted(
         (name, type(pipeline.nodes[name]).__qualname__, reads)
         for name, reads in pipeline._graph.predecessors
     )
-    keys = [
-        [np.asarray(x).tolist() for x in jax.tree.leaves(variable.get_raw_value())]
-        for _, variable in _variables(pipeline, BaseKey)
-    ]
+    seeds = {NAME: source, **pipeline.nodes}
+    keys = {
+        name: None if words is None else np.asarray(words).tolist()
+        for name, part in seeds.items()
+        for words in (pipeline._words_of(part),)
+    }
     shuffle = source.shuffle if isinstance(source, EagerSourceBase) else None
     return {
         "length": length_of(source),
@@ -107,7 +109,7 @@ def _row_specs(spec: Any) -> Any:
 
 
 def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _variables(pipeline: "Pipeline", *kinds: type) -> list[tuple[str, nnx.Variable]]:
@@ -119,10 +121,11 @@ def _variables(pipeline: "Pipeline", *kinds: type) -> list[tuple[str, nnx.Variab
 
 
 def _leaves(pipeline: "Pipeline") -> dict[str, tuple[nnx.Variable, Any]]:
-    """The arrays that are remembered: those of all Variables but data, keys and the cursor."""
+    """The arrays that are remembered: all Variables but the source's, keys and the cursor."""
     found = {}
+    held = {id(x) for _, x in nnx.iter_graph(pipeline.source) if isinstance(x, nnx.Variable)}
     for path, variable in _variables(pipeline, nnx.Variable):
-        if not isinstance(variable, SourceData | BaseKey | Position):
+        if id(variable) not in held and not isinstance(variable, BaseKey | Position):
             leaves, _ = jax.tree_util.tree_flatten_with_path(variable.get_raw_value())
             for inner, leaf in leaves:
                 found[path + jax.tree_util.keystr(inner)] = variable, leaf

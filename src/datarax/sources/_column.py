@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Shaped, UInt
 
+from .._rows import take
 from .._types import Records, Scalar
 from ._base import SourceData
 
@@ -37,7 +38,7 @@ class Column(nnx.Module):
         """The rows `records`, all of which must exist."""
         data, row = self.data.get_raw_value(), self.shape[1:]
         if data.shape == self.shape:
-            return data.at[records].get(mode="promise_in_bounds")
+            return take(data, records)
         rows = jax.lax.gather(
             data,
             self._first_item(records)[:, None],

@@ -1,0 +1,461 @@
+"""`scan` is `step`, many times, in one compiled loop."""
+
+import functools
+import gc
+import os
+import weakref
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from helpers import (
+    Affine,
+    Count,
+    Normalise,
+    Traces,
+    assert_same,
+    by_for,
+    by_scan,
+    by_step,
+    ids,
+    jitter,
+    pipeline,
+    state_of,
+    whole,
+)
+
+from datarax.errors import LastBatchError
+
+
+def total(batch):
+    return {"sum": batch["x"].sum(), "ids": batch["id"]}
+
+
+# What it returns.
+
+
+@pytest.mark.spec("SCAN-011", "SCAN-001")
+def test_a_scan_stacks_what_the_function_returns():
+    stream = pipeline(length=6, batch_size=2)
+    outs = stream.scan(total, 4)
+    assert outs["sum"].tolist() == [3, 7, 11, 3]
+    assert outs["ids"].tolist() == [[0, 1], [2, 3], [4, 5], [0, 1]]
+    assert pipeline(length=6).scan(lambda batch: None, 2) is None
+
+
+@pytest.mark.spec("SCAN-012")
+@pytest.mark.parametrize("start", [0, 0.5, np.float32(1), jnp.float32(2)])
+def test_a_carry_is_passed_on(start):
+    def running(carry, batch):
+        carry = carry + batch["x"].sum()
+        return carry, carry
+
+    last, outs = pipeline(length=6, batch_size=2).scan(running, 3, init_carry=start)
+    expected = [float(start) + s for s in (3, 10, 21)]
+    assert outs.tolist() == expected
+    assert last == expected[-1]
+
+
+@pytest.mark.spec("SCAN-012")
+def test_a_carry_may_be_any_tree():
+    def history(carry, batch):
+        carry = {"last": batch["id"], "n": (carry["n"][0] + 1, None)}
+        return carry, {}
+
+    start = {"last": jnp.zeros(2, jnp.int32), "n": (jnp.int32(0), None)}
+    last, outs = pipeline(length=6, batch_size=2).scan(history, 5, init_carry=start)
+    assert_same(last, {"last": np.int32([2, 3]), "n": (np.int32(5), None)})
+    assert outs == {}
+
+
+@pytest.mark.spec("SCAN-012", "SCAN-013")
+def test_a_carry_and_modules_come_in_that_order():
+    def step_fn(carry, first, second, batch):
+        first.a[...] += 1
+        return carry + 1, (carry, first.a[...], second.a[...], batch["id"][0])
+
+    first, second = Affine(10, 0), Affine(20, 0)
+    stream = pipeline(length=6, batch_size=2)
+    carry, outs = stream.scan(step_fn, 3, modules=[first, second], init_carry=jnp.int32(0))
+    assert carry == 3
+    assert [x.tolist() for x in outs] == [[0, 1, 2], [11, 12, 13], [20] * 3, [0, 2, 4]]
+    assert first.a[...] == 13
+
+
+@pytest.mark.spec("SCAN-009")
+def test_a_scan_of_nothing_has_the_fields_of_a_batch():
+    stream = pipeline([Count()], length=10, seed=0)
+    stream.step()
+    before = state_of(stream)
+    outs = stream.scan(whole, 0)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), outs) == {
+        "count": ((0, 4), np.int32),
+        "id": ((0, 4), np.int32),
+        "x": ((0, 4), np.float32),
+    }
+    assert_same(state_of(stream), before)
+    carry, outs = stream.scan(lambda c, b: (c + 1, b["id"]), 0, init_carry=7)
+    assert carry == 7 and outs.shape == (0, 4)
+
+
+# How long it is.
+
+
+@pytest.mark.spec("SCAN-007")
+@pytest.mark.parametrize(
+    "last_batch, taken, rest",
+    [("keep", 0, 3), ("keep", 1, 2), ("drop", 0, 3), ("pad", 2, 1)],
+)
+def test_without_a_length_it_is_the_rest_of_the_epoch(last_batch, taken, rest):
+    stream = pipeline(length=12, last_batch=last_batch)
+    by_step(stream, taken)
+    assert stream.scan(total)["sum"].shape == (rest,)
+    assert stream.cursor == (1, 0)
+
+
+@pytest.mark.spec("SCAN-007", "SCAN-005")
+@pytest.mark.parametrize("last_batch, batches, rows", [("drop", 2, 8), ("pad", 3, 10)])
+def test_the_rest_of_an_epoch_follows_the_policy(last_batch, batches, rows):
+    stream = pipeline(length=10, last_batch=last_batch)
+    outs = stream.scan(whole)
+    assert outs["id"].shape == (batches, 4)
+    if last_batch == "pad":
+        assert outs["mask"].sum() == rows
+    assert stream.cursor == (1, 0)
+
+
+@pytest.mark.spec("SCAN-008")
+def test_under_keep_a_rest_is_refused():
+    stream = pipeline(length=10)
+    stream.step()
+    with pytest.raises(LastBatchError) as error:
+        stream.scan(whole)
+    assert str(error.value) == (
+        'Under last_batch="keep" the 6 records left in the epoch are no whole number of batches '
+        "of 4, and all batches of a scan have one size. Give `length` (the scan then runs on into "
+        'the next epoch), or build the pipeline with last_batch="drop" or "pad".'
+    )
+    assert stream.cursor == (0, 4)
+    assert ids([stream.step()]) == [4, 5, 6, 7]
+
+
+@pytest.mark.spec("SCAN-007", "SCAN-004")
+def test_it_crosses_epochs_each_in_its_order():
+    stream, expected = (pipeline(length=7, batch_size=3, seed=4) for _ in range(2))
+    assert ids(by_scan(stream, 9)) == ids(by_step(expected, 9))
+    assert stream.cursor == expected.cursor == (3, 6)
+    for epoch in range(3):
+        expected.seek(epoch=epoch)
+        assert len(set(ids(expected))) == 7
+
+
+# Modules.
+
+
+class Net(nnx.Module):
+    """A small model with all that models keep: parameters, statistics, random streams."""
+
+    def __init__(self, rngs):
+        self.linear = nnx.Linear(1, 1, rngs=rngs)
+        self.rest = Normalise()
+
+    def __call__(self, batch):
+        return self.linear(self.rest(batch)["x"][:, None])[:, 0]
+
+
+def train(model, optimizer, batch):
+    def loss(model):
+        return jnp.mean((model(batch) - batch["x"]) ** 2)
+
+    value, grads = nnx.value_and_grad(loss)(model)
+    optimizer.update(model, grads)
+    return value
+
+
+def fresh():
+    model = Net(nnx.Rngs(0))
+    return model, nnx.Optimizer(model, optax.adam(1e-2), wrt=nnx.Param)
+
+
+def assert_close(got, expected):
+    for (path, x), y in zip(
+        jax.tree_util.tree_flatten_with_path(got)[0], jax.tree.leaves(expected), strict=True
+    ):
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            x, y = jax.random.key_data(x), jax.random.key_data(y)
+        name = jax.tree_util.keystr(path)
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.spec("SCAN-013", "SCAN-011")
+@jax.numpy_dtype_promotion("standard")  # optax wants it
+def test_modules_end_as_in_a_python_loop():
+    looped = fresh()
+    stream = pipeline([jitter()], length=8, seed=0)
+    compiled = nnx.jit(train)
+    expected = [compiled(*looped, batch) for batch in by_step(stream, 5)]
+
+    scanned = fresh()
+    stream = pipeline([jitter()], length=8, seed=0)
+    losses = [*stream.scan(train, 2, modules=scanned), *stream.scan(train, 3, modules=scanned)]
+    assert_close(losses, expected)
+    for got, wanted in zip(scanned, looped, strict=True):
+        assert_close(nnx.to_pure_dict(nnx.state(got)), nnx.to_pure_dict(nnx.state(wanted)))
+    assert scanned[0].rest.dropout.rngs.count[...] == 5
+
+
+@pytest.mark.spec("SCAN-013")
+def test_variables_that_modules_share_stay_shared():
+    shared = Affine(1, 0)
+
+    class Holder(nnx.Module):
+        def __init__(self):
+            self.inner = shared
+
+    def step_fn(holder, other, batch):
+        del batch
+        holder.inner.a[...] += 1
+        return other.a[...]
+
+    holder = Holder()
+    outs = pipeline().scan(step_fn, 3, modules=(holder, shared))
+    assert outs.tolist() == [2, 3, 4]
+    assert shared.a[...] == 4 and holder.inner is shared
+
+
+@pytest.mark.spec("SCAN-013", "STEP-017")
+def test_a_module_may_be_a_stage_as_well():
+    stage = Affine(1, 0)
+    stream = pipeline([stage], length=12, batch_size=2)
+
+    def learn(stage, batch):
+        stage.a[...] *= 2
+        return batch["x"]
+
+    assert stream.scan(learn, 3, modules=(stage,)).tolist() == [[1, 2], [6, 8], [20, 24]]
+    assert stage.a[...] == 8
+    assert stream.step()["x"].tolist() == [56, 64]
+
+
+@pytest.mark.spec("SCAN-013", "STEP-012")
+def test_what_changes_in_a_module_must_be_a_variable():
+    class Meter(nnx.Module):
+        def __init__(self):
+            self.seen = jnp.int32(0)
+
+    def step_fn(meter, batch):
+        meter.seen = meter.seen + len(batch["id"])
+        return meter.seen
+
+    meter, stream = Meter(), pipeline()
+    with pytest.raises(TypeError) as error:
+        stream.scan(step_fn, 3, modules=(meter,))
+    assert str(error.value).startswith(
+        "what changes while a batch is made must be kept in an nnx.Variable, but the array "
+        "`1.seen` was assigned"
+    )
+    assert meter.seen == 0 and stream.cursor == (0, 0)
+
+
+@pytest.mark.spec("SCAN-013", "STEP-012")
+def test_a_step_function_that_fails_moves_nothing():
+    def broken(meter, batch):
+        meter.a[...] += 1
+        raise ValueError("no luck")
+
+    meter = Affine(1, 0)
+    stream = pipeline([Count()])
+    stream.step()
+    before = state_of(stream)
+    with pytest.raises(ValueError, match="no luck"):
+        stream.scan(broken, 3, modules=(meter,))
+    assert_same(state_of(stream), before)
+    assert meter.a[...] == 1
+    assert stream.step()["count"].tolist() == [2] * 4
+
+
+@pytest.mark.spec("SCAN-013", "STEP-012")
+def test_a_step_function_that_fails_while_it_runs_moves_nothing():
+    calls = []
+
+    def read(number):
+        calls.append(int(number))
+        if len(calls) == 2:
+            raise OSError("the disk is gone")
+        return np.float32(number)
+
+    def step_fn(meter, batch):
+        meter.a[...] += 1
+        result = jax.ShapeDtypeStruct((), np.float32)
+        return jax.pure_callback(read, result, batch["id"][0])
+
+    meter = Affine(1, 0)
+    stream = pipeline([Count()], length=12)
+    with pytest.raises(Exception, match="the disk is gone"):
+        jax.block_until_ready(stream.scan(step_fn, 3, modules=(meter,)))
+    assert stream.cursor == (0, 0) and meter.a[...] == 1
+    assert stream.scan(step_fn, 3, modules=(meter,)).tolist() == [0, 4, 8]
+    assert stream.cursor == (1, 0) and meter.a[...] == 4
+    assert stream.nodes["Count"].seen[...] == 3
+
+
+# Traces.
+
+
+@pytest.mark.spec("SCAN-014")
+def test_a_hundred_scans_trace_once():
+    traces = Traces()
+
+    def step_fn(batch):
+        return batch["x"].sum()
+
+    step_fn = traces(step_fn)
+    stream = pipeline([Count()], length=12, batch_size=2, seed=0)
+    other = pipeline([Count()], length=12, batch_size=2, seed=1)
+    stream.scan(step_fn, 2)
+    assert traces["step_fn"] >= 1
+    once = traces["step_fn"]
+    for i in range(99):
+        stream.scan(step_fn, 2)
+        if i % 9 == 0:
+            stream.step(), by_for(stream, 1), stream.get_state(), other.scan(step_fn, 2)
+            stream.seek(epoch=i)
+            stream.nodes["Count"].seen[...] = jnp.int32(0)
+        if i % 33 == 0:
+            stream.scan(total, 2)
+    assert traces["step_fn"] == once == 1
+
+
+@pytest.mark.spec("SCAN-014")
+def test_modules_and_a_carry_do_not_trace_anew():
+    traces = Traces()
+
+    def step_fn(carry, model, batch):
+        model.a[...] += 1
+        return carry + batch["x"].sum(), model.a[...]
+
+    step_fn = traces(step_fn)
+    stream, model = pipeline(length=12, batch_size=2), Affine(0, 0)
+    carry = jnp.float32(0)
+    for i in range(20):
+        carry, _ = stream.scan(step_fn, 2, modules=(model,), init_carry=carry)
+        model.b[...] = jnp.float32(i)
+    assert model.a[...] == 40
+    twin = Affine(0, 0)
+    stream.scan(step_fn, 2, modules=(twin,), init_carry=carry)
+    assert twin.a[...] == 2 and model.a[...] == 40
+    once = traces["step_fn"]
+    stream.scan(step_fn, 2, modules=(twin,), init_carry=carry)
+    assert traces["step_fn"] == once <= 2  # a carry may be traced twice, until its type is fixed
+
+
+@pytest.mark.spec("SCAN-015")
+def test_functions_that_share_an_address_do_not_share_a_result():
+    stream = pipeline(length=2, batch_size=1)
+    for i in range(12):
+        gc.collect()
+        assert stream.scan(lambda batch, i=i: batch["id"] * 0 + i, 2).tolist() == [[i], [i]]
+
+
+def resident():
+    """Bytes of memory that this process holds."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.spec("SCAN-015")
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
+def test_fresh_functions_are_not_kept_without_bound():
+    from datarax.pipeline import _core
+
+    def fresh(i):
+        ballast = np.full(2**17, i, np.int32)  # half a megabyte that only the function keeps
+
+        def step_fn(batch):
+            assert ballast[0] == i
+            return batch["id"] + i
+
+        return step_fn
+
+    stream = pipeline(length=2, batch_size=1)
+    alive, memory = weakref.WeakSet(), []
+    for i in range(2 * _core.PROGRAMS):
+        step_fn = fresh(i)
+        alive.add(step_fn)
+        assert stream.scan(step_fn, 1).tolist() == [[i + i % 2]]
+        if i % _core.PROGRAMS == _core.PROGRAMS - 1:
+            gc.collect()
+            memory.append(resident())
+            assert len(alive) <= _core.PROGRAMS + 1
+    full, again = memory
+    assert again - full < 2**17 * _core.PROGRAMS, f"{(again - full) / 2**20:.0f} MiB more"
+
+
+# Callables.
+
+
+@pytest.mark.spec("SCAN-011", "SCAN-015")
+def test_any_callable_is_a_step_function():
+    class Unhashable:
+        __hash__ = None
+
+        def __init__(self, n):
+            self.n = n
+
+        def __call__(self, batch):
+            return batch["id"] + self.n
+
+    class Weighted(eqx.Module):
+        weight: jax.Array
+
+        def __call__(self, batch):
+            return batch["id"] + self.weight
+
+    stream = pipeline(length=2, batch_size=2)
+    for function, expected in [
+        (Unhashable(1), [[1, 2]]),
+        (Unhashable(2), [[2, 3]]),
+        (Weighted(jnp.int32(3)), [[3, 4]]),
+        (Weighted(jnp.int32(4)), [[4, 5]]),
+        (functools.partial(lambda n, batch: batch["id"] + n, 5), [[5, 6]]),
+        (functools.partial(lambda n, batch: batch["id"] + n, 6), [[6, 7]]),
+        (Unhashable(7).__call__, [[7, 8]]),
+        (jax.jit(lambda batch: batch["id"] + 8), [[8, 9]]),
+    ]:
+        assert stream.scan(function, 1).tolist() == expected
+
+
+@pytest.mark.spec("SCAN-001", "SCAN-003")
+def test_a_scan_inside_a_scan_of_the_user():
+    @nnx.jit
+    def twice(stream):
+        first = stream.scan(total, 2)["ids"]
+        return first, stream.scan(total, 2)["ids"]
+
+    stream = pipeline(length=10, seed=0)
+    expected = ids(by_step(pipeline(length=10, seed=0), 4))
+    got = twice(stream)
+    assert np.concatenate(got).ravel().tolist() == expected
+    assert stream.cursor == (1, 6)
+
+
+@pytest.mark.spec("SCAN-007", "SCAN-008")
+def test_inside_a_trace_a_scan_needs_a_length():
+    with pytest.raises(TypeError) as error:
+        nnx.jit(lambda stream: stream.scan(total))(pipeline(length=8))
+    assert str(error.value) == "Inside a traced function scan() needs `length`, a number."
+
+
+@pytest.mark.internal
+def test_the_data_of_a_source_are_not_copied_by_a_scan():
+    stream = pipeline(length=12)
+    before = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(nnx.state(stream.source))]
+    stream.scan(whole, 3)
+    stream.step()
+    after = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(nnx.state(stream.source))]
+    assert after == before

@@ -1,0 +1,574 @@
+"""Every fault has a class, a code and a text that says the rule, what came and the way out."""
+
+import inspect
+import tomllib
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from helpers import (
+    Endless,
+    add,
+    batch_words,
+    by_for,
+    columns,
+    double,
+    increment,
+    jitter,
+    pipeline,
+    record_words,
+    whole,
+)
+
+from datarax import Pipeline, errors
+from datarax.operators import ElementOperator, ElementOperatorConfig
+from datarax.sources import MemorySource, MemorySourceConfig
+
+TABLE = tomllib.loads((Path(__file__).parents[1] / "spec/tables/errors.toml").read_text())["error"]
+
+
+def memory(data, **config):
+    return MemorySource(MemorySourceConfig(**config), data)
+
+
+def graph(nodes, edges, sink):
+    nodes = {name: double for name in nodes} if isinstance(nodes, str) else nodes
+    return Pipeline.from_dag(
+        source=memory(columns(10)), nodes=nodes, edges=edges, sink=sink, batch_size=4
+    )
+
+
+def padded(stage=whole, **options):
+    return pipeline([stage], last_batch="pad", **options)
+
+
+SHAPES = "id int32[4], x float32[4]"
+MASKED = "id int32[4], mask bool[4], x float32[4]"
+
+# code -> cases of (what is done, the text, the attributes)
+CASES = {
+    "cycle": [
+        (
+            lambda: graph("abc", {"a": ["b"], "b": ["a"], "c": ["a", "b"]}, "c"),
+            "`edges` must not run in a circle, but a -> b -> a does. Remove one of these edges.",
+            {"nodes": ["a", "b", "a"]},
+        ),
+        (
+            lambda: graph("abcd", {"d": ["c"], "a": ["c"], "b": ["a"], "c": ["b"]}, "d"),
+            "`edges` must not run in a circle, but a -> b -> c -> a does. "
+            "Remove one of these edges.",
+            {"nodes": ["a", "b", "c", "a"]},
+        ),
+    ],
+    "self-loop": [
+        (
+            lambda: graph("ab", {"a": [], "b": ["a", "b"]}, "b"),
+            "A node must not be its own predecessor, but 'b' is. Remove 'b' from edges['b'].",
+            {"node": "b"},
+        )
+    ],
+    "unknown-predecessor": [
+        (
+            lambda: graph("ab", {"a": [], "b": ["z"]}, "b"),
+            "Every predecessor must be a node or 'source', but edges['b'] names 'z'. "
+            "Nodes are ['a', 'b'].",
+            {"node": "b", "name": "z"},
+        )
+    ],
+    "unknown-sink": [
+        (
+            lambda: graph("ab", {"a": [], "b": []}, "z"),
+            "`sink` must be one of the nodes ['a', 'b'], got 'z'.",
+            {"name": "z"},
+        ),
+        (
+            lambda: graph("a", {"a": []}, "source"),
+            "`sink` must be one of the nodes ['a'], got 'source'.",
+            {"name": "source"},
+        ),
+    ],
+    "missing-edges": [
+        (
+            lambda: graph("ab", {"a": []}, "a"),
+            "Every node needs an entry in `edges`, but 'b' has none. "
+            "Add edges['b'] = [] if it reads the source.",
+            {"node": "b"},
+        )
+    ],
+    "edges-without-node": [
+        (
+            lambda: graph("a", {"a": [], "z": []}, "a"),
+            "Every entry of `edges` must belong to a node, but 'z' is not among ['a']. "
+            "Add the node or remove the entry.",
+            {"name": "z"},
+        ),
+        (
+            lambda: graph("a", {"a": [], "source": []}, "a"),
+            "Every entry of `edges` must belong to a node, but 'source' is not among ['a']. "
+            "Add the node or remove the entry.",
+            {"name": "source"},
+        ),
+    ],
+    "unused-node": [
+        (
+            lambda: graph("abc", {"a": [], "b": ["a"], "c": ["a"]}, "c"),
+            "Every node must lead to the sink 'c', but 'b' does not. Connect it or remove it.",
+            {"node": "b"},
+        )
+    ],
+    "no-nodes": [
+        (
+            lambda: graph({}, {}, "a"),
+            "`nodes` must hold at least one node, got none. "
+            "For batches straight from the source use Pipeline(stages=[]).",
+            {},
+        )
+    ],
+    "predecessors-type": [
+        (
+            lambda: graph("ab", {"a": [], "b": "a"}, "b"),
+            "The predecessors of a node must be a list of names, but edges['b'] is 'a'. "
+            "Write edges['b'] = [...].",
+            {"node": "b"},
+        ),
+        (
+            lambda: graph("a", {"a": None}, "a"),
+            "The predecessors of a node must be a list of names, but edges['a'] is None. "
+            "Write edges['a'] = [...].",
+            {"node": "a"},
+        ),
+    ],
+    "node-name": [
+        (
+            lambda: graph({"source": double}, {"source": []}, "source"),
+            "A node's name must be a string that is not 'source', got 'source'. Rename the node.",
+            {"node": "source"},
+        ),
+        (
+            lambda: graph({3: double}, {3: []}, 3),
+            "A node's name must be a string that is not 'source', got 3. Rename the node.",
+            {"node": 3},
+        ),
+    ],
+    "stages-and-nodes": [
+        (
+            lambda: pipeline([double], nodes={"a": double}, edges={"a": []}, sink="a"),
+            "Give either `stages` (a chain) or all of `nodes`, `edges` and `sink` (a graph), "
+            "got `stages`, `nodes`, `edges`, `sink`.",
+            {},
+        ),
+        (
+            lambda: pipeline(nodes={"a": double}, sink="a"),
+            "Give either `stages` (a chain) or all of `nodes`, `edges` and `sink` (a graph), "
+            "got `nodes`, `sink`.",
+            {},
+        ),
+    ],
+    "batch-size": [
+        (
+            lambda size=size: pipeline(batch_size=size),
+            f"`batch_size` must be an integer of at least 1, got {size!r}.",
+            {},
+        )
+        for size in (0, -3, 2.5, "4", None, True, np.float32(2))
+    ],
+    "last-batch": [
+        (
+            lambda: pipeline(last_batch="wrap"),
+            '`last_batch` must be "keep", "drop" or "pad", got \'wrap\'.',
+            {},
+        ),
+        (
+            lambda: pipeline(last_batch=None),
+            '`last_batch` must be "keep", "drop" or "pad", got None.',
+            {},
+        ),
+        (
+            lambda: pipeline(length=3, batch_size=4, last_batch="drop"),
+            'Under last_batch="drop" an epoch of 3 records holds no batch of 4. '
+            'Take a smaller `batch_size`, or "keep" or "pad".',
+            {},
+        ),
+        (
+            lambda: pipeline(source=Endless()).scan(whole),
+            "A source without end needs `length` in scan(step_fn, length).",
+            {},
+        ),
+    ],
+    "mask-name": [
+        (
+            lambda: pipeline(
+                source=memory({"mask": np.zeros(3), "a": np.zeros(3)}), last_batch="pad"
+            ),
+            'Under last_batch="pad" the mask needs a field name of its own, but '
+            "mask_name='mask' and the data has the fields ['a', 'mask']. "
+            "Choose another `mask_name`.",
+            {},
+        ),
+        (
+            lambda: pipeline(last_batch="pad", mask_name="x"),
+            'Under last_batch="pad" the mask needs a field name of its own, but '
+            "mask_name='x' and the data has the fields ['id', 'x']. Choose another `mask_name`.",
+            {},
+        ),
+        (
+            lambda: pipeline(last_batch="pad", mask_name=None),
+            'Under last_batch="pad" the mask needs a field name of its own, but '
+            "mask_name=None and the data has the fields ['id', 'x']. Choose another `mask_name`.",
+            {},
+        ),
+    ],
+    "empty-source": [
+        (
+            lambda data=data: memory(data),
+            "A source must hold at least one record, but `data` holds none.",
+            {},
+        )
+        for data in ({}, {"x": np.zeros((0, 3))}, [], np.zeros((0, 2)), {"a": {}})
+    ],
+    "unequal-lengths": [
+        (
+            lambda: memory({"x": np.zeros(3), "y": {"z": np.zeros(4)}}),
+            "All fields of `data` must have the same number of rows, but got {'x': 3, 'y.z': 4}.",
+            {},
+        )
+    ],
+    "field-type": [
+        (
+            lambda: memory({"x": np.zeros(2), "name": np.array(["a", "bc"])}),
+            "Field 'name' has type <U2, which JAX cannot hold. "
+            "Encode it as numbers, or leave it out.",
+            {"field": "name"},
+        ),
+        (
+            lambda: memory({"deep": {"o": np.array([None, {}])}}),
+            "Field 'deep.o' has type object, which JAX cannot hold. "
+            "Encode it as numbers, or leave it out.",
+            {"field": "deep.o"},
+        ),
+        (
+            lambda: memory([{"name": "a"}, {"name": "b"}]),
+            "Field 'name' has type <U1, which JAX cannot hold. "
+            "Encode it as numbers, or leave it out.",
+            {"field": "name"},
+        ),
+        (
+            lambda: memory({"i": np.array([1, 2**31])}),
+            "Field 'i' has type int64 and JAX would hold it as int32, but record 1 does not fit. "
+            "Convert it yourself, or turn on jax_enable_x64.",
+            {"field": "i"},
+        ),
+        (
+            lambda: memory({"f": np.array([[0.0, 1.0], [1e300, 0.0]])}),
+            "Field 'f' has type float64 and JAX would hold it as float32, but record 1 does not "
+            "fit. Convert it yourself, or turn on jax_enable_x64.",
+            {"field": "f"},
+        ),
+        (
+            lambda: memory({"x": 3.5}),
+            "Field 'x' must be an array with one row a record, got float.",
+            {"field": "x"},
+        ),
+        (
+            lambda: memory({"x": np.zeros(3), "y": None}),
+            "Field 'y' must be an array with one row a record, got NoneType.",
+            {"field": "y"},
+        ),
+        (
+            lambda: memory({7: np.zeros(3)}),
+            "Field '7' must have a string as its name, got 7.",
+            {"field": "7"},
+        ),
+        (
+            lambda: memory([{"x": 1}, {"x": 1, "y": 2}]),
+            "Field '[1]' must be a dict with the fields of the first record, ['x'], "
+            "got {'x': 1, 'y': 2}.",
+            {"field": "[1]"},
+        ),
+        (
+            lambda: memory([{"x": 1}, 3]),
+            "Field '[1]' must be a dict with the fields of the first record, ['x'], got 3.",
+            {"field": "[1]"},
+        ),
+    ],
+    "rngs": [
+        (
+            lambda: pipeline(shuffle=True),
+            "'source' draws random numbers and needs a seed: give the pipeline "
+            "rngs=nnx.Rngs(seed), or the part `rngs` of its own.",
+            {},
+        ),
+        (
+            lambda: pipeline(shuffle="permutation", rngs=nnx.Rngs(params=0)),
+            "'source' draws random numbers and needs a seed: give the pipeline "
+            "rngs=nnx.Rngs(seed), or the part `rngs` of its own.",
+            {},
+        ),
+        (
+            lambda: pipeline([jitter()]),
+            "'_jitter' draws random numbers and needs a seed: give the pipeline "
+            "rngs=nnx.Rngs(seed), or the part `rngs` of its own.",
+            {},
+        ),
+        (
+            lambda: pipeline([double, batch_words]),
+            "'batch_words' draws random numbers and needs a seed: give the pipeline "
+            "rngs=nnx.Rngs(seed), or the part `rngs` of its own.",
+            {},
+        ),
+        (
+            lambda: memory(columns(3), shuffle=True).get_batch_at(0, 2),
+            "A shuffled source needs `key`, or `rngs` of its own; got neither.",
+            {},
+        ),
+    ],
+    "seek": [
+        (
+            lambda epoch=epoch: pipeline().seek(epoch=epoch),
+            f"`epoch` must be an integer in [0, 4294967296), got {epoch!r}.",
+            {},
+        )
+        for epoch in (-1, 2**32, 1.0, "0", None, True)
+    ]
+    + [
+        (
+            lambda offset=offset: pipeline().seek(epoch=0, offset=offset),
+            f"`offset` must be an integer in [0, 10), got {offset!r}.",
+            {},
+        )
+        for offset in (-1, 10, 0.5)
+    ],
+    "state": [
+        (
+            lambda: pipeline().set_state("{}"),
+            "The state does not fit this pipeline: 'version' must be 1, got None.",
+            {"field": "version"},
+        )
+    ],
+    "stage": [
+        (
+            lambda: pipeline([double, lambda batch: {"y": batch["y"]}]),
+            f"Stage 'lambda' failed: KeyError: 'y'\nIt was called with\n  double: {SHAPES}",
+            {"node": "lambda", "predecessors": {"double": SHAPES}},
+        ),
+        (
+            lambda: graph({"a": double, "b": lambda batch: batch}, {"a": [], "b": ["a", "a"]}, "b"),
+            "Stage 'b' failed: TypeError: CASES.<lambda>.<locals>.<lambda>() takes 1 positional "
+            f"argument but 2 were given\nIt was called with\n  a: {SHAPES}\n  a: {SHAPES}",
+            {"node": "b", "predecessors": {"a": SHAPES}},
+        ),
+        (
+            lambda: pipeline([3]),
+            "Stage 'int' failed: TypeError: a stage must be callable, got int\n"
+            f"It was called with\n  source: {SHAPES}",
+            {"node": "int", "predecessors": {"source": SHAPES}},
+        ),
+        (
+            lambda: pipeline([lambda batch: batch["x"]]),
+            "Stage 'lambda' failed: TypeError: a stage must return a dict of arrays, got "
+            f"DynamicJaxprTracer\nIt was called with\n  source: {SHAPES}",
+            {"node": "lambda", "predecessors": {"source": SHAPES}},
+        ),
+        (
+            lambda: pipeline([lambda batch: None]),
+            "Stage 'lambda' failed: TypeError: a stage must return a dict of arrays, got "
+            f"NoneType\nIt was called with\n  source: {SHAPES}",
+            {"node": "lambda", "predecessors": {"source": SHAPES}},
+        ),
+        (
+            lambda: pipeline([lambda batch: {**batch, "x": batch["x"][1:]}]),
+            "Stage 'lambda' failed: ValueError: all fields of a batch must have the same number "
+            f"of rows, got {{'id': 4, 'x': 3}}\nIt was called with\n  source: {SHAPES}",
+            {"node": "lambda", "predecessors": {"source": SHAPES}},
+        ),
+        (
+            lambda: pipeline([lambda batch: {"a": {"mean": batch["x"].mean()}}]),
+            "Stage 'lambda' failed: TypeError: every field of a batch must be an array with its "
+            "rows on axis 0, got 'a.mean' as a scalar float32\n"
+            f"It was called with\n  source: {SHAPES}",
+            {"node": "lambda", "predecessors": {"source": SHAPES}},
+        ),
+        (
+            lambda: pipeline([lambda batch: {**batch, "list": [batch["x"]]}]),
+            "Stage 'lambda' failed: TypeError: every field of a batch must be an array with its "
+            f"rows on axis 0, got 'list' as list\nIt was called with\n  source: {SHAPES}",
+            {"node": "lambda", "predecessors": {"source": SHAPES}},
+        ),
+        (
+            lambda: pipeline([lambda batch: {**batch, "none": None}]),
+            "Stage 'lambda' failed: TypeError: every field of a batch must be an array with its "
+            f"rows on axis 0, got 'none' as NoneType\nIt was called with\n  source: {SHAPES}",
+            {"node": "lambda", "predecessors": {"source": SHAPES}},
+        ),
+        (
+            lambda: pipeline([lambda batch: {}]),
+            "Stage 'lambda' failed: ValueError: all fields of a batch must have the same number "
+            f"of rows, got {{}}\nIt was called with\n  source: {SHAPES}",
+            {"node": "lambda", "predecessors": {"source": SHAPES}},
+        ),
+        (
+            lambda: pipeline([lambda batch, *, key, keys: batch], seed=0),
+            "Stage 'lambda' failed: TypeError: a stage declares `key` (one for the batch) or "
+            f"`keys` (one a row), not both\nIt was called with\n  source: {SHAPES}",
+            {"node": "lambda", "predecessors": {"source": SHAPES}},
+        ),
+        (
+            lambda: pipeline([ElementOperator(ElementOperatorConfig(), fn=lambda e, key: e.data)]),
+            "Stage 'lambda' failed: TypeError: An operator must return an element, as from "
+            "element.update_data({...}), got dict.\n"
+            f"It was called with\n  source: {SHAPES}",
+            {"node": "lambda", "predecessors": {"source": SHAPES}},
+        ),
+        (
+            lambda: padded(lambda batch: {**batch, "mask": batch["x"]}),
+            "Stage 'lambda' failed: the mask 'mask' must stay bool[4], got float32[4]. "
+            f"Leave that field alone.\nIt was called with\n  source: {MASKED}",
+            {"node": "lambda", "predecessors": {"source": MASKED}},
+        ),
+        (
+            lambda: padded(lambda batch: {**batch, "mask": batch["mask"][:, None]}),
+            "Stage 'lambda' failed: the mask 'mask' must stay bool[4], got bool[4,1]. "
+            f"Leave that field alone.\nIt was called with\n  source: {MASKED}",
+            {"node": "lambda", "predecessors": {"source": MASKED}},
+        ),
+        (
+            lambda: padded(lambda batch: {**batch, "mask": {"a": batch["mask"]}}),
+            "Stage 'lambda' failed: the mask 'mask' must stay bool[4], got a bool[4]. "
+            f"Leave that field alone.\nIt was called with\n  source: {MASKED}",
+            {"node": "lambda", "predecessors": {"source": MASKED}},
+        ),
+    ],
+}
+
+REQUIREMENTS = {
+    "stage": ["ERR-021", "ERR-025", "ERR-026", "ERR-027", "ERR-028"],
+    "cycle": ["ERR-003", "ERR-004"],
+    "last-batch": ["ERR-018", "ERR-019"],
+    "seek": ["ERR-029"],
+    "field-type": ["ERR-015", "SRC-005", "SRC-006"],
+    "rngs": ["ERR-030"],
+    "state": ["STATE-018"],
+}
+
+
+def cases():
+    """Every case, cited for what the table and the list above say of its code."""
+    for entry in TABLE:
+        cited = {entry["requirement"], *REQUIREMENTS.get(entry["code"], [])}
+        for i, case in enumerate(CASES[entry["code"]]):
+            marks = pytest.mark.spec("ERR-002", "ERR-022", "ERR-023", *sorted(cited))
+            yield pytest.param(entry, *case, marks=marks, id=f"{entry['code']}-{i}")
+
+
+@pytest.mark.parametrize("entry, act, text, attributes", list(cases()))
+def test_a_fault_has_its_class_its_text_and_its_attributes(
+    unchecked, entry, act, text, attributes
+):
+    with pytest.raises(ValueError) as error:
+        act()
+    assert type(error.value) is getattr(errors, entry["class"])
+    assert error.value.code == entry["code"]
+    # A blank at the end or a note of JAX's does not belong to the text.
+    assert str(error.value).split("\n-----")[0] == text
+    assert {name: getattr(error.value, name) for name in attributes} == attributes
+    assert set(entry["names"]) == set(attributes)
+
+
+@pytest.mark.spec("ERR-022")
+def test_the_classes_are_those_of_the_table():
+    abstract = {"DataraxError", "GraphError", "SourceError"}
+    classes = {
+        name: cls for name, cls in inspect.getmembers(errors, inspect.isclass) if name not in abstract
+    }
+    assert {cls.code: name for name, cls in classes.items()} == {
+        entry["code"]: entry["class"] for entry in TABLE
+    }
+    assert all(issubclass(cls, errors.DataraxError) for cls in classes.values())
+    assert issubclass(errors.DataraxError, ValueError)
+
+
+@pytest.mark.spec("ERR-025")
+def test_the_original_error_is_the_cause():
+    class Odd(RuntimeError):
+        pass
+
+    def odd(batch):
+        raise Odd("never")
+
+    with pytest.raises(errors.StageError) as error:
+        pipeline([odd])
+    assert type(error.value.__cause__) is Odd
+    with pytest.raises(errors.StageError) as error:
+        pipeline([double]).nodes["double"] = odd
+    assert type(error.value.__cause__) is Odd
+
+
+@pytest.mark.spec("ERR-025", "ERR-022")
+@pytest.mark.parametrize("change", ["static", "array", "new", "gone"])
+def test_a_stage_that_changes_more_than_variables_is_refused_by_name(change):
+    class Stage(nnx.Module):
+        def __init__(self):
+            self.static = 0
+            self.array = jnp.int32(0)
+
+        def __call__(self, batch):
+            match change:
+                case "static":
+                    self.static += 1
+                case "array":
+                    self.array = self.array + 1
+                case "new":
+                    self.more = jnp.int32(0)
+                case "gone":
+                    del self.array
+            return batch
+
+    with pytest.raises(errors.StageError, match="nnx.Variable") as error:
+        pipeline([Stage()])
+    assert error.value.node == "Stage"
+
+
+@pytest.mark.spec("ERR-029")
+def test_a_refused_seek_leaves_the_cursor():
+    stream = pipeline()
+    stream.step()
+    for place in ({"epoch": 0, "offset": 10}, {"epoch": 2**32}, {"epoch": 1, "offset": -1}):
+        with pytest.raises(errors.SeekError):
+            stream.seek(**place)
+    assert stream.cursor == (0, 4)
+
+
+@pytest.mark.spec("ERR-012", "STEP-013", "ERR-001")
+def test_integers_of_numpy_are_integers():
+    stream = pipeline(batch_size=np.int64(3))
+    assert len(stream.step()["id"]) == 3
+    stream.seek(epoch=np.uint32(2), offset=np.int8(7))
+    assert stream.cursor == (2, 7)
+    assert by_for(stream, 1)[0]["id"].tolist() == [7, 8, 9]
+
+
+@pytest.mark.spec("ERR-012", "ERR-022")
+def test_a_batch_size_that_is_changed_is_checked(unchecked):
+    stream = pipeline()
+    stream.batch_size = 0
+    with pytest.raises(errors.BatchSizeError):
+        stream.step()
+
+
+@pytest.mark.spec("ERR-001", "ERR-030")
+def test_what_needs_no_randomness_needs_no_rngs():
+    pipeline([double, increment, add], length=3, batch_size=8)
+    pipeline([jitter(rngs=nnx.Rngs(0))])
+    pipeline(source=MemorySource(MemorySourceConfig(shuffle=True), columns(3), rngs=nnx.Rngs(0)))
+    with pytest.raises(errors.RngsError):
+        pipeline([double]).nodes["double"] = record_words
+
+
+@pytest.mark.spec("ERR-026", "SRC-001")
+def test_a_stage_may_change_the_number_of_rows():
+    stream = pipeline([lambda batch: jax.tree.map(lambda x: x[::2], batch)])
+    assert stream.step()["id"].tolist() == [0, 2]
+    assert stream.scan(whole, 2)["id"].shape == (2, 2)
