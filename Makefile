@@ -17,6 +17,9 @@ demo: $(ready)  ## Train a digit classifier from a pipeline, in all its modes (a
 test: $(ready)  ## Run the tests; ARGS="-k shuffle" picks some
 	$(run) -m pytest -n $(WORKERS) $(ARGS)
 
+soak: $(ready)  ## Kills, damaged files, 4 GB and throughput of the sources (some minutes; prints figures)
+	$(run) -m pytest -c tests/soak/pytest.ini --rootdir tests/soak tests/soak $(ARGS)
+
 lint: $(ready)  ## Formatting, lint rules and types
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
@@ -38,5 +41,5 @@ clean:  ## Remove all that the other targets made
 $(ready): .ci/venv .ci/requirements.txt pyproject.toml $(wildcard conformance/pyproject.toml)
 	.ci/venv $(PYTHON) $(VENV)
 
-.PHONY: help demo test lint trace docs test-matrix clean
+.PHONY: help demo soak test lint trace docs test-matrix clean
 .DEFAULT_GOAL := help
