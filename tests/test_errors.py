@@ -510,9 +510,7 @@ def cases():
 
 
 @pytest.mark.parametrize("entry, act, text, attributes", list(cases()))
-def test_a_fault_has_its_class_its_text_and_its_attributes(
-    unchecked, entry, act, text, attributes
-):
+def test_a_fault_has_its_class_its_text_and_its_attributes(unchecked, entry, act, text, attributes):
     with pytest.raises(ValueError) as error:
         act()
     assert type(error.value) is getattr(errors, entry["class"])
@@ -574,7 +572,7 @@ def test_a_stage_that_changes_more_than_variables_is_refused_by_name(change):
                     del self.array
             return batch
 
-    with pytest.raises(errors.StageError, match="nnx.Variable") as error:
+    with pytest.raises(errors.StageError, match=r"nnx\.Variable") as error:
         pipeline([Stage()])
     assert error.value.node == "Stage"
 

@@ -38,7 +38,6 @@ def main() -> int:
 def measure(device: str, asked: argparse.Namespace, folder: Path) -> int:
     import jax
     import pytest
-
     from benchmarks import report
 
     if device == "gpu" and jax.default_backend() != "gpu" and not asked.dry_run:
@@ -50,9 +49,7 @@ def measure(device: str, asked: argparse.Namespace, folder: Path) -> int:
         return 2
     figures = folder / f"{device}.json"
     arguments = ["-c", str(HERE / "bench.ini"), str(HERE), "-k", asked.only, "-q"]
-    failed = pytest.main(
-        [*arguments, f"--benchmark-json={figures}", f"--seconds={asked.seconds}"]
-    )
+    failed = pytest.main([*arguments, f"--benchmark-json={figures}", f"--seconds={asked.seconds}"])
     if not figures.exists() or not figures.stat().st_size:
         return int(failed) or 1
     report.write(folder)

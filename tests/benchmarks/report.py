@@ -59,9 +59,7 @@ class Run:
 
     def of(self, group: str, **wanted: Any) -> list[Row]:
         return [
-            row
-            for row in self.rows
-            if row.group == group and wanted.items() <= row.info.items()
+            row for row in self.rows if row.group == group and wanted.items() <= row.info.items()
         ]
 
     @property
