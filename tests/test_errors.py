@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from helpers import (
+    Affine,
     Endless,
     add,
     batch_words,
@@ -43,6 +44,16 @@ def graph(nodes, edges, sink):
 
 def padded(stage=whole, **options):
     return pipeline([stage], last_batch="pad", **options)
+
+
+def reaching():
+    """A function that reaches a model and, through another function, a second one."""
+    model, other = Affine(1, 0), nnx.Param(jnp.zeros(()))
+
+    def inner(x):
+        return x + other[...]
+
+    return lambda batch: inner(model(batch)["x"])
 
 
 SHAPES = "id int32[4], x float32[4]"
@@ -144,13 +155,18 @@ CASES = {
     "node-name": [
         (
             lambda: graph({"source": double}, {"source": []}, "source"),
-            "A node's name must be a string that is not 'source', got 'source'. Rename the node.",
-            {"node": "source"},
+            "A node's name must be a string that is not empty, is not 'source' and does not start "
+            "with '_', got 'source'. Rename the node.",
+            {"name": "source"},
         ),
-        (
-            lambda: graph({3: double}, {3: []}, 3),
-            "A node's name must be a string that is not 'source', got 3. Rename the node.",
-            {"node": 3},
+        *(
+            (
+                lambda name=name: graph({name: double}, {name: []}, name),
+                "A node's name must be a string that is not empty, is not 'source' and does not "
+                f"start with '_', got {name!r}. Rename the node.",
+                {"name": name},
+            )
+            for name in (3, "", "_a")
         ),
     ],
     "stages-and-nodes": [
@@ -204,7 +220,7 @@ CASES = {
                 source=memory({"mask": np.zeros(3), "a": np.zeros(3)}), last_batch="pad"
             ),
             'Under last_batch="pad" the mask needs a field name of its own, but '
-            "mask_name='mask' and the data has the fields ['a', 'mask']. "
+            "mask_name='mask' and the data has the fields ['mask', 'a']. "
             "Choose another `mask_name`.",
             {},
         ),
@@ -309,7 +325,7 @@ CASES = {
         ),
         (
             lambda: pipeline([jitter()]),
-            "'_jitter' draws random numbers and needs a seed: give the pipeline "
+            "'jitter' draws random numbers and needs a seed: give the pipeline "
             "rngs=nnx.Rngs(seed), or the part `rngs` of its own.",
             {},
         ),
@@ -323,6 +339,34 @@ CASES = {
             lambda: memory(columns(3), shuffle=True).get_batch_at(0, 2),
             "A shuffled source needs `key`, or `rngs` of its own; got neither.",
             {},
+        ),
+    ],
+    "source-type": [
+        (
+            lambda source=source: Pipeline(source=source, batch_size=4),
+            "`source` must be a source (an EagerSourceBase, or an nnx.Module with `get_batch_at`), "
+            f"got {type(source).__name__}. For data in memory: "
+            "MemorySource(MemorySourceConfig(), data).",
+            {},
+        )
+        for source in ({"x": np.zeros(3)}, np.zeros(3), [1, 2], None, Endless)
+    ],
+    "scan-length": [
+        (
+            lambda length=length: pipeline().scan(whole, length),
+            f"`length` must be an integer of at least 0, got {length!r}. "
+            "Leave it out to scan to the end of the epoch.",
+            {},
+        )
+        for length in (-1, 2.0, "3", True)
+    ],
+    "captured": [
+        (
+            lambda: pipeline().scan(reaching(), 2),
+            "`step_fn` must be given the NNX objects that it uses, but reaches ['model', 'other'] "
+            "by itself: compiled, it would hold their present values for ever. "
+            "Pass them in `modules=`; they come as its arguments.",
+            {"names": ["model", "other"]},
         ),
     ],
     "seek": [
@@ -356,8 +400,8 @@ CASES = {
         ),
         (
             lambda: graph({"a": double, "b": lambda batch: batch}, {"a": [], "b": ["a", "a"]}, "b"),
-            "Stage 'b' failed: TypeError: CASES.<lambda>.<locals>.<lambda>() takes 1 positional "
-            f"argument but 2 were given\nIt was called with\n  a: {SHAPES}\n  a: {SHAPES}",
+            "Stage 'b' failed: TypeError: <lambda>.<locals>.<lambda>() takes 1 positional "
+            f"argument but 2 were given\nIt was called with\n  a: {SHAPES}",
             {"node": "b", "predecessors": {"a": SHAPES}},
         ),
         (
@@ -447,6 +491,8 @@ REQUIREMENTS = {
     "stage": ["ERR-021", "ERR-025", "ERR-026", "ERR-027", "ERR-028"],
     "cycle": ["ERR-003", "ERR-004"],
     "last-batch": ["ERR-018", "ERR-019"],
+    "captured": ["SCAN-018"],
+    "scan-length": ["SCAN-017"],
     "seek": ["ERR-029"],
     "field-type": ["ERR-015", "SRC-005", "SRC-006"],
     "rngs": ["ERR-030"],
@@ -464,9 +510,7 @@ def cases():
 
 
 @pytest.mark.parametrize("entry, act, text, attributes", list(cases()))
-def test_a_fault_has_its_class_its_text_and_its_attributes(
-    unchecked, entry, act, text, attributes
-):
+def test_a_fault_has_its_class_its_text_and_its_attributes(unchecked, entry, act, text, attributes):
     with pytest.raises(ValueError) as error:
         act()
     assert type(error.value) is getattr(errors, entry["class"])
@@ -481,7 +525,9 @@ def test_a_fault_has_its_class_its_text_and_its_attributes(
 def test_the_classes_are_those_of_the_table():
     abstract = {"DataraxError", "GraphError", "SourceError"}
     classes = {
-        name: cls for name, cls in inspect.getmembers(errors, inspect.isclass) if name not in abstract
+        name: cls
+        for name, cls in inspect.getmembers(errors, inspect.isclass)
+        if issubclass(cls, Exception) and name not in abstract
     }
     assert {cls.code: name for name, cls in classes.items()} == {
         entry["code"]: entry["class"] for entry in TABLE
@@ -526,7 +572,7 @@ def test_a_stage_that_changes_more_than_variables_is_refused_by_name(change):
                     del self.array
             return batch
 
-    with pytest.raises(errors.StageError, match="nnx.Variable") as error:
+    with pytest.raises(errors.StageError, match=r"nnx\.Variable") as error:
         pipeline([Stage()])
     assert error.value.node == "Stage"
 
@@ -542,7 +588,7 @@ def test_a_refused_seek_leaves_the_cursor():
 
 
 @pytest.mark.spec("ERR-012", "STEP-013", "ERR-001")
-def test_integers_of_numpy_are_integers():
+def test_integers_of_numpy_are_integers(unchecked):
     stream = pipeline(batch_size=np.int64(3))
     assert len(stream.step()["id"]) == 3
     stream.seek(epoch=np.uint32(2), offset=np.int8(7))

@@ -76,17 +76,14 @@ class Stream:
         for name, value in self.ops(op).params.items():
             self.pipeline.nodes[node].params[name][...] = value
 
-    def jit_step(self):
-        return nnx.jit(lambda pipeline: pipeline.step())(self.pipeline)
+    def jit_steps(self, n):
+        return nnx.jit(lambda pipeline: [pipeline.step() for _ in range(n)])(self.pipeline)
 
     def grad(self, node):
-        def total(params, rest):
-            pipeline = nnx.merge(graph, params, rest)
-            return pipeline.step()["x"].sum()
-
-        chosen = nnx.All(nnx.Param, nnx.PathContains(node))
-        graph, params, rest = nnx.split(self.pipeline, chosen, ...)
-        slopes = jax.grad(total)(params, rest)
+        before = self.pipeline.get_state()
+        chosen = nnx.DiffState(0, nnx.All(nnx.Param, nnx.PathContains(node)))
+        slopes = nnx.grad(lambda pipeline: pipeline.step()["x"].sum(), argnums=chosen)(self.pipeline)
+        self.pipeline.set_state(before)
         return {path[-1]: leaf[...] for path, leaf in nnx.to_flat_state(slopes)}
 
     def scan(self, length):

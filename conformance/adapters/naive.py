@@ -68,6 +68,26 @@ def shuffled(seed, epoch, count):
     return place
 
 
+def record_at(seed, epoch, count, place):
+    """The record at one place, in numbers of any size: also for 2**32 records and more (SHUF-014)."""
+    epoch_key = fold_in(node_key(seed, "source"), epoch)
+    for number in range(24):
+        first, second = fold_in(epoch_key, number)
+        if count < 2**32:
+            partner, chosen = (first - place) % count, lambda larger, salt=second: mix(larger ^ salt) >> 31
+        else:
+            partner = ((first << 32 | second) - place) % count
+            chosen = lambda larger, salt=second << 32 | first: mix_wide(larger ^ salt) >> 63  # noqa: E731
+        place = partner if chosen(max(place, partner)) else place
+    return place
+
+
+def mix_wide(word):
+    word = (word ^ (word >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    word = (word ^ (word >> 27)) * 0x94D049BB133111EB % 2**64
+    return word ^ (word >> 31)
+
+
 # Graph (chapter 50, and ERR-003 … ERR-017)
 
 

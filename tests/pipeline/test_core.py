@@ -111,6 +111,11 @@ def length_of(stream):
     return stream.length if isinstance(stream, model.Stream) else len(stream.source)
 
 
+def settled(cursor, program):
+    """Where the next batch starts; after a seek the cursor itself may still be as it was set."""
+    return model.settle(model.Cursor(*cursor), len(program.columns["id"]), program)
+
+
 def without_noise_in_padding(batch):
     """What a padded row has for a key is nobody's business."""
     if "keys" not in batch or "mask" not in batch:
@@ -133,7 +138,7 @@ def assert_the_model_agrees(program, actions):
                 [without_noise_in_padding(jax.tree.map(np.asarray, b)) for b in got],
                 [without_noise_in_padding(b) for b in batches],
             )
-        assert stream.cursor == expected.cursor
+        assert settled(stream.cursor, program) == expected.cursor
 
 
 @pytest.mark.spec(
@@ -193,7 +198,7 @@ def test_the_stream_does_not_depend_on_the_batch_size(seed):
     for batch_size in (4, 7):
         stream = pipeline(stages(), length=33, batch_size=batch_size, seed=seed)
         got = rows([*by_step(stream, 3), *by_scan(stream, 4), *by_for(stream, 12)])
-        assert_same(got, jax.tree.map(lambda x, n=len(got["id"]): x[:n], expected))
+        assert_same(got, jax.tree.map(lambda x, n=got["id"].shape[0]: x[:n], expected))
 
 
 @pytest.mark.spec("SHUF-005")

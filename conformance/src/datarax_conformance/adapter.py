@@ -59,7 +59,7 @@ class Stream(Protocol):
     def reset(self) -> None: ...
     def replace(self, node: str, op: str) -> None: ...  # from the next batch on, `node` is another operation
     def change(self, node: str, op: str) -> None: ...  # ... has other parameters
-    def jit_step(self) -> Batch: ...  # `step` called inside the user's own jit
+    def jit_steps(self, n: int) -> list[Batch]: ...  # `n` steps inside one jit of the user's
     def grad(self, node: str) -> Batch: ...  # d sum(next batch's x) / d parameters of `node`
 
 

@@ -20,14 +20,15 @@ case("STEP-010", "pair", "epoch and offset of the next record", program(10, 4),
      [CURSOR, step(), CURSOR, step(2), CURSOR, loop(), CURSOR])
 case("STEP-010", "normal", "the end of an epoch is the start of the next", program(4, 2), [step(2), CURSOR, loop(), CURSOR])
 case("STEP-011", "batch", "after a batch", program(10, 4, "drop"), [step(2), CURSOR, loop(), CURSOR])
-case("STEP-011", "seek", "after seek", program(10, 4, "drop"), [seek(3, 7), CURSOR, step(), seek(3, 6), CURSOR])
+case("STEP-011", "seek", "after seek", program(10, 4, "drop"), [seek(3, 7), step(), CURSOR, seek(3, 6), step(), CURSOR, seek(3, 8), loop()])
 case("STEP-011", "state", "after set_state", program(10, 4),
-     [step(2), do("save", to="s"), build(to="b", last_batch="drop"), do("restore", origin="s", on="b"), do("cursor", on="b")])
+     [step(2), do("save", to="s"), build(to="b", last_batch="drop"), do("restore", origin="s", on="b"), step(on="b"), do("cursor", on="b")])
 case("STEP-013", "there", "the batch at that place", program(10, 4), [seek(2, 5), step(), CURSOR, seek(0, 9), loop()])
-case("STEP-013", "far", "the last epoch and the last record", program(9, 3, seed=1), [seek(2**32 - 1, 6), step(), seek(7, 0), step()],
+case("STEP-013", "far", "the last epoch and the last record", program(9, 3, seed=1), [seek(2**32 - 1, 3), step(), seek(7, 0), step()],
      ["shuffle.exact"])
 case("STEP-014", "start", "back to the start", program(10, 4), [step(3), do("reset"), CURSOR, loop()])
 case("STEP-015", "jit", "a step inside the user's jit", chain(10, 4, "keep", "affine(2,1)", "count"), [do("jit_step", n=3), CURSOR, step()])
+case("STEP-015", "epochs", "several, from one shuffled epoch into the next", program(6, 4, seed=3), [do("jit_step", n=5), CURSOR, step()], ["shuffle.exact"])
 case("STEP-015", "pad", "under pad", program(5, 3, "pad"), [do("jit_step", n=3), loop()])
 case("STEP-016", "affine", "the gradient of one stage", chain(8, 4, "keep", "affine(2,1)"), [do("grad", node="n0")])
 case("STEP-016", "chain", "through the stages after it", chain(8, 4, "keep", "affine(2,1)", "affine(3,-1)"),

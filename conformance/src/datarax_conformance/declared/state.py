@@ -84,7 +84,7 @@ CHAIN = chain(8, 2, "keep", "affine(2,1)", "affine(3,0)")
 for slug, title, changes in (
     ("nodes", "another node name", {"nodes": {"n0": "affine(2,1)", "other": "affine(3,0)"},
                                    "edges": {"n0": [], "other": ["n0"]}, "sink": "other"}),
-    ("edges", "another edge", {"nodes": {"n0": "affine(2,1)", "n1": "add"}, "edges": {"n0": [], "n1": ["n0", "source"]}}),
+    ("edges", "another edge", {"nodes": {"n0": "affine(2,1)", "n1": "add"}, "edges": {"n0": [], "n1": ["n0", "n0"]}}),
     ("none", "no graph", {"nodes": {}, "edges": {}, "sink": None}),
 ):
     refused("STATE-013", slug, title, CHAIN, **changes)

@@ -1,0 +1,237 @@
+"""A source that a user writes is asked for what the law says, and for nothing else."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from datarax_conformance import model
+from flax import nnx
+from helpers import (
+    MODES,
+    Endless,
+    Numbers,
+    ReadOnly,
+    assert_same,
+    by_for,
+    by_scan,
+    by_step,
+    double,
+    ids,
+    jitter,
+    pipeline,
+    record_words,
+    rows,
+)
+
+from datarax import Pipeline, errors
+from datarax.sources import EagerSourceBase
+
+
+def epoch_words(seed, epoch):
+    """The key of an epoch's order, as the model counts it."""
+    return [int(word) for word in model.epoch_key(model.base_key(seed), epoch)]
+
+
+# With `gather`.
+
+
+class Squares(EagerSourceBase):
+    """Computes its records, without a call to the constructor of its base."""
+
+    def __init__(self, length):
+        self.length = length
+        self.offset = nnx.Param(jnp.float32(0.5))
+
+    def __len__(self):
+        return self.length
+
+    def gather(self, records):
+        return {"id": records, "x": records.astype(jnp.float32) ** 2 + self.offset[...]}
+
+
+@pytest.mark.spec("SRC-012", "STEP-003", "ITER-002", "SCAN-001")
+@pytest.mark.parametrize("last_batch", ["keep", "drop", "pad"])
+def test_a_source_is_asked_for_exactly_the_records_of_a_batch(last_batch):
+    expected = pipeline(length=10, seed=3, last_batch=last_batch)
+    source = Numbers(10, shuffle=True)
+    for mode in MODES.values():
+        stream = pipeline(source=source, rngs=nnx.Rngs(3), last_batch=last_batch)
+        expected.reset()
+        assert [b["id"].tolist() for b in mode(stream, 5)] == [
+            b["id"].tolist() for b in mode(expected, 5)
+        ]
+        assert stream.cursor == expected.cursor
+
+
+@pytest.mark.spec("SRC-012", "STEP-017")
+def test_a_source_needs_two_methods_and_may_have_parameters():
+    source = Squares(5)
+    stream = pipeline(source=source, batch_size=5)
+    for mode in MODES.values():
+        assert mode(stream, 1)[0]["x"].tolist() == [0.5, 1.5, 4.5, 9.5, 16.5]
+    source.offset[...] = jnp.float32(1)
+    assert stream.step()["x"].tolist() == [1, 2, 5, 10, 17]
+    grads = nnx.grad(lambda s: s.step()["x"].sum(), argnums=nnx.DiffState(0, nnx.Param))(stream)
+    assert [g.tolist() for g in jax.tree.leaves(grads)] == [5]
+    assert source.get_batch_at(3, 4)["id"].tolist() == [3, 4, 0, 1]
+
+
+@pytest.mark.spec("SRC-012", "KEYS-010")
+def test_a_source_of_its_own_seed_keeps_its_order():
+    own = Numbers(10, shuffle=True, rngs=nnx.Rngs(5))
+    assert ids(pipeline(source=own, rngs=nnx.Rngs(1))) == ids(pipeline(length=10, seed=5))
+
+
+# With `get_batch_at` alone.
+
+
+@pytest.mark.spec("SRC-013", "KEYS-005")
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("last_batch", ["drop", "pad"])
+def test_a_sized_source_is_read_at_offsets_with_the_key_of_the_epoch(mode, last_batch):
+    stream = pipeline(source=ReadOnly(6), rngs=nnx.Rngs(8), last_batch=last_batch)
+    batches = MODES[mode](stream, 4)
+    if last_batch == "drop":
+        assert [b["offset"].tolist() for b in batches] == [[0, 1, 2, 3]] * 4
+        assert [b["key"].tolist() for b in batches] == [[epoch_words(8, e)] * 4 for e in range(4)]
+    else:
+        assert [b["offset"].tolist() for b in batches] == [[0, 1, 2, 3], [4, 5, 0, 0]] * 2
+        assert [b["mask"].sum() for b in batches] == [4, 2, 4, 2]
+        keys = [b["key"][b["mask"]].tolist() for b in batches]
+        assert keys == [[epoch_words(8, e)] * n for e in (0, 1) for n in (4, 2)]
+
+
+@pytest.mark.spec("SRC-013", "STEP-003", "STEP-004", "SCAN-004")
+@pytest.mark.parametrize("batch_size", [4, 6, 15])
+def test_a_batch_across_epochs_is_read_from_each(batch_size):
+    def stream():
+        return pipeline(source=ReadOnly(6), rngs=nnx.Rngs(8), batch_size=batch_size)
+
+    batches = by_step(stream(), 5)
+    assert_same(by_scan(stream(), 5), batches)
+    got = rows(batches)
+    places = [divmod(p, 6) for p in range(5 * batch_size)]
+    assert got["offset"].tolist() == [offset for _, offset in places]
+    assert got["key"].tolist() == [epoch_words(8, epoch) for epoch, _ in places]
+    looped = rows(by_for(stream(), -(-6 // batch_size)))
+    assert_same(looped, jax.tree.map(lambda x: x[:6], got))
+
+
+@pytest.mark.spec("SRC-013")
+def test_without_rngs_there_is_no_key():
+    asked = []
+
+    class Source(ReadOnly):
+        def get_batch_at(self, start, batch_size, key):
+            asked.append((start.shape, start.dtype, batch_size, key))
+            return super().get_batch_at(start, batch_size, key)
+
+    list(pipeline(source=Source(6)))
+    assert set(asked) == {((), np.dtype(np.uint32), n, None) for n in (4, 2)}
+
+
+@pytest.mark.spec("SRC-014", "KEYS-005", "STEP-010")
+@pytest.mark.parametrize("mode", MODES)
+def test_an_endless_source_is_one_epoch_that_does_not_end(mode):
+    stream = pipeline(source=Endless(), rngs=nnx.Rngs(8))
+    batches = MODES[mode](stream, 3)
+    assert ids(batches) == list(range(12))
+    assert {tuple(words) for b in batches for words in b["key"].tolist()} == {
+        tuple(epoch_words(8, 0))
+    }
+    assert stream.cursor == (0, 12)
+    stream.seek(epoch=0, offset=2**31)
+    assert ids(MODES[mode](stream, 1)) == [2**31 + i for i in range(4)]
+
+
+@pytest.mark.spec("SRC-014", "STEP-007")
+@pytest.mark.parametrize("last_batch", ["drop", "pad"])
+def test_the_policies_find_nothing_to_do_in_an_endless_source(last_batch):
+    stream = pipeline(source=Endless(), last_batch=last_batch)
+    for mode in MODES.values():
+        for batch in mode(stream, 2):
+            assert len(batch["id"]) == 4
+            assert ("mask" in batch) == (last_batch == "pad")
+            assert last_batch == "drop" or batch["mask"].all()
+
+
+@pytest.mark.spec("KEYS-015", "KEYS-006")
+@pytest.mark.parametrize("make", [lambda: ReadOnly(6), Endless], ids=["sized", "endless"])
+def test_over_random_access_the_offset_takes_the_place_of_the_record(make):
+    source = make()
+    stream = pipeline([record_words], source=source, rngs=nnx.Rngs(8))
+    got = rows(by_step(stream, 3))["keys"].tolist()
+    node = model.node_key(model.base_key(8), "record_words")
+    places = [divmod(p, 6) if isinstance(source, ReadOnly) else (0, p) for p in range(12)]
+    expected = [model.fold_in(model.fold_in(node, epoch), offset) for epoch, offset in places]
+    assert got == [[int(a), int(b)] for a, b in expected]
+
+
+@pytest.mark.spec("STEP-009", "KEYS-008", "SRC-013")
+def test_the_stream_of_random_access_does_not_depend_on_the_batch_size():
+    class Data(ReadOnly):
+        def get_batch_at(self, start, batch_size, key):
+            batch = super().get_batch_at(start, batch_size, key)
+            return {**batch, "x": batch["offset"].astype(jnp.float32)}
+
+    def records(batch_size, count):
+        stream = pipeline([jitter()], source=Data(10), rngs=nnx.Rngs(1), batch_size=batch_size)
+        return rows(by_step(stream, count))
+
+    assert_same(records(7, 4), records(4, 7))
+
+
+@pytest.mark.spec("SRC-013", "SRC-014", "STATE-001")
+@pytest.mark.parametrize("make", [lambda: ReadOnly(6), Endless], ids=["sized", "endless"])
+def test_streams_over_user_sources_resume(make):
+    stream = pipeline([double_offset], source=make(), rngs=nnx.Rngs(8))
+    for _ in range(4):
+        other = pipeline([double_offset], source=make(), rngs=nnx.Rngs(8))
+        other.set_state(stream.get_state())
+        assert_same(other.step(), stream.step())
+
+
+def double_offset(batch):
+    return {**batch, "more": batch["key"] * 2}
+
+
+@pytest.mark.spec("SRC-012", "ERR-013", "ERR-002")
+def test_a_source_of_no_records_is_refused():
+    with pytest.raises(errors.EmptySourceError) as error:
+        Pipeline(source=Numbers(0), batch_size=1)
+    assert str(error.value) == "A source must hold at least one record, but `source` holds none."
+
+
+@pytest.mark.spec("SRC-001", "ERR-025", "ERR-002")
+@pytest.mark.parametrize(
+    "batch, text",
+    [
+        ({"x": jnp.zeros(3)}, "a source must give the 4 rows it is asked for, got {3}"),
+        ({"x": jnp.zeros(4), "y": jnp.zeros(3)}, "must have the same number of rows"),
+        (jnp.zeros(4), "must return a dict of arrays, got"),
+    ],
+)
+def test_a_source_that_gives_no_batch_is_refused(batch, text):
+    class Odd(EagerSourceBase):
+        def __len__(self):
+            return 10
+
+        def gather(self, records):
+            return batch
+
+    class OddAccess(nnx.Module):
+        def get_batch_at(self, start, batch_size, key):
+            return batch
+
+    for source in (Odd(), OddAccess()):
+        with pytest.raises(errors.StageError) as error:
+            Pipeline(source=source, stages=[double], batch_size=4)
+        assert error.value.node == "source" and text in str(error.value)
+
+
+@pytest.mark.spec("SRC-015", "ERR-029")
+@pytest.mark.parametrize("start", [-1, 1.5, "0", None])
+def test_a_start_before_the_stream_is_refused(unchecked, start):
+    with pytest.raises(errors.SeekError) as error:
+        Numbers(10).get_batch_at(start, 3)
+    assert str(error.value) == f"`start` must be an integer of at least 0, got {start!r}."

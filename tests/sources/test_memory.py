@@ -1,0 +1,345 @@
+"""Records in memory arrive as they were put in, or are refused by name."""
+
+import gc
+import itertools
+import weakref
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from datarax_conformance import model
+from flax import nnx
+from helpers import MODES, assert_same, by_step, ids, pipeline, rows
+from hypothesis import example, given, settings, strategies as st
+from hypothesis.extra import numpy as hnp
+
+from datarax import _keys
+from datarax.errors import FieldTypeError
+from datarax.sources import MemorySource, MemorySourceConfig, SourceData
+
+
+def memory(data, **config):
+    return MemorySource(MemorySourceConfig(**config), data)
+
+
+def stored(source):
+    """All records of a source, in stored order."""
+    with jax.disable_jit():
+        return jax.tree.map(np.asarray, source.gather(jnp.arange(len(source), dtype=jnp.uint32)))
+
+
+# Forms of data.
+
+
+@pytest.mark.spec("SRC-017", "SRC-001")
+def test_data_come_in_four_forms():
+    x, y = np.arange(6).reshape(3, 2), np.float32([1, 2, 3])
+    expected = {"x": np.int32(x), "deep": {"y": y}}
+    assert_same(stored(memory({"x": x, "deep": {"y": y}})), expected)
+    records = [{"x": x[i], "deep": {"y": y[i]}} for i in range(3)]
+    assert_same(stored(memory(records)), expected)
+    assert_same(stored(memory(tuple(records))), expected)
+    assert_same(stored(memory(x)), {"data": np.int32(x)})
+    assert_same(stored(memory(jnp.int32(x))), {"data": np.int32(x)})
+    assert_same(stored(memory({"x": x.tolist()})), {"x": np.int32(x)})
+    assert_same(stored(memory([[1, 2], [3, 4]])), {"data": np.int32([[1, 2], [3, 4]])})
+
+
+@pytest.mark.spec("SRC-017", "SRC-003")
+def test_lists_in_records_are_rows():
+    records = [{"tokens": [1, 2], "y": 0.5}, {"tokens": [3, 4], "y": 1.5}]
+    expected = {"tokens": np.int32([[1, 2], [3, 4]]), "y": np.float32([0.5, 1.5])}
+    assert_same(stored(memory(records)), expected)
+
+
+@pytest.mark.spec("SRC-017", "ERR-015")
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"x": [[1], [1, 2]]},
+        [{"x": np.zeros(2)}, {"x": np.zeros(3)}],
+        [{"x": [1]}, {"x": [1, 2]}],
+        {"x": np.array(["a", "b"])},
+        {"x": np.array([b"a", b"b"])},
+        {"x": np.array(["2020-01-01"], "datetime64[D]")},
+        {"x": np.zeros(2, [("a", "i4")])},
+        {"x": [object(), object()]},
+        {"x": np.zeros(2, object)},
+        {"x": None},
+        {"x": 3},
+        {"x": np.float32(3)},
+        [{"x": 1}, {"x": None}],
+        {"x": np.zeros(2, np.longdouble)},
+    ],
+    ids=str,
+)
+def test_what_is_no_array_of_numbers_is_refused_by_name(data):
+    with pytest.raises(FieldTypeError) as error:
+        memory(data)
+    assert error.value.field == "x"
+
+
+@pytest.mark.spec("ERR-015", "SRC-005")
+def test_a_masked_array_is_refused():
+    masked = np.ma.masked_array([1, 2, 3], [False, True, False])
+    with pytest.raises(FieldTypeError) as error:
+        memory({"x": masked})
+    assert str(error.value) == (
+        "Field 'x' is a masked array. Fill it, and give the mask as a field."
+    )
+
+
+# Values.
+
+TYPES = [
+    np.bool_, np.int8, np.int16, np.int32, np.uint8, np.uint16, np.uint32, np.float16, np.float32,
+    ml_dtypes.bfloat16, np.complex64,
+]  # fmt: skip
+
+
+@pytest.mark.spec("SRC-003")
+@pytest.mark.parametrize("dtype", TYPES, ids=lambda t: np.dtype(t).name)
+def test_a_type_that_jax_holds_is_kept(dtype):
+    x = np.arange(12).reshape(3, 2, 2).astype(dtype)
+    assert_same(stored(memory({"x": x})), {"x": x})
+    assert pipeline(source=memory({"x": x})).element_spec["x"] == jax.ShapeDtypeStruct(
+        (4, 2, 2), dtype
+    )
+
+
+@pytest.mark.spec("SRC-003", "SRC-007")
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.arange(12, dtype=np.int32).reshape(4, 3)[::-1],
+        np.asfortranarray(np.arange(12, dtype=np.int32).reshape(4, 3)),
+        np.arange(24, dtype=np.int32).reshape(4, 6)[:, ::2],
+        np.arange(12, dtype=">i4").reshape(4, 3),
+        np.frombuffer(b"0" + bytes(range(48)), np.uint8)[1:].view(np.int32).reshape(4, 3),
+        np.broadcast_to(np.int32([1, 2, 3]), (4, 3)),
+        np.arange(100, dtype=np.int32)[7:19].reshape(4, 3),
+        np.zeros((4, 0, 3), np.int32),
+    ],
+    ids=[
+        "reversed",
+        "fortran",
+        "strided",
+        "big-endian",
+        "unaligned",
+        "broadcast",
+        "inside",
+        "flat",
+    ],
+)
+def test_any_layout_of_an_array_is_read_and_left_as_it_was(array):
+    kept = array.copy()
+    array = array.view()
+    array.flags.writeable = False
+    source = memory({"x": array})
+    assert_same(stored(source), {"x": np.ascontiguousarray(kept, np.dtype(kept.dtype.name))})
+    by_step(pipeline(source=source, batch_size=3), 3)
+    np.testing.assert_array_equal(array, kept)
+
+
+INT64 = hnp.arrays(np.int64, st.integers(1, 5), elements=st.integers(-(2**63), 2**63 - 1))
+UINT64 = hnp.arrays(np.uint64, st.integers(1, 5), elements=st.integers(0, 2**64 - 1))
+
+
+@pytest.mark.spec("SRC-004", "SRC-005")
+@settings(max_examples=60)
+@given(INT64 | UINT64)
+@example(np.int64([2**31 - 1, -(2**31)]))
+@example(np.int64([2**31]))
+@example(np.int64([0, -(2**31) - 1]))
+@example(np.uint64([2**32 - 1]))
+@example(np.uint64([0, 2**32]))
+def test_integers_arrive_exact_or_not_at_all(values):
+    narrow = np.dtype(np.int32 if values.dtype == np.int64 else np.uint32)
+    limits = np.iinfo(narrow)
+    bad = [i for i, v in enumerate(values.tolist()) if not limits.min <= v <= limits.max]
+    if bad:
+        with pytest.raises(FieldTypeError, match=f"record {bad[0]} does not fit") as error:
+            memory({"deep": {"x": values}})
+        assert error.value.field == "deep.x"
+    else:
+        assert_same(stored(memory({"x": values})), {"x": values.astype(narrow)})
+
+
+@pytest.mark.spec("SRC-006", "SRC-004")
+@settings(max_examples=60)
+@given(hnp.arrays(np.float64, st.integers(1, 5)))
+@example(np.float64([np.nan, np.inf, -np.inf, -0.0]))
+@example(np.float64([3.4028235677973366e38]))  # rounds up to infinity
+@example(np.float64([3.4028235677973362e38]))  # rounds down to the largest float32
+@example(np.float64([1e-300]))
+def test_floats_arrive_nearest_or_not_at_all(values):
+    with np.errstate(over="ignore"):
+        nearest = values.astype(np.float32)
+    if (np.isinf(nearest) & np.isfinite(values)).any():
+        with pytest.raises(FieldTypeError, match="has type float64 and JAX would hold it as"):
+            memory({"x": values})
+    else:
+        got = stored(memory({"x": values}))["x"]
+        np.testing.assert_array_equal(got, nearest)
+        assert (np.signbit(got) == np.signbit(nearest)).all()
+
+
+@pytest.mark.spec("SRC-005", "SRC-006", "SRC-003")
+def test_with_64_bits_nothing_is_narrowed():
+    data = {"i": np.int64([2**40]), "f": np.float64([1e300])}
+    with jax.enable_x64(True):
+        assert_same(stored(memory(data)), data)
+
+
+# Sharing and copying.
+
+
+@pytest.mark.spec("SRC-018")
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("make", [np.arange, lambda n: np.arange(n, dtype=np.int32)])
+def test_a_private_copy_does_not_see_later_changes(make, mode):
+    x = make(12)
+    stream = pipeline(source=memory({"id": x}, copy=True), batch_size=4)
+    MODES[mode](stream, 1)
+    x[:] = -1
+    assert ids(MODES[mode](stream, 2)) == list(range(4, 12))
+
+
+@pytest.mark.internal
+def test_numpy_data_are_shared_and_kept_alive():
+    rows, width = 4096, 256
+    x = np.zeros((rows, width), np.float32)
+    alive = weakref.ref(x.base if x.base is not None else x)
+    source = memory({"x": x})
+    [held] = jax.tree.leaves(nnx.state(source, SourceData))
+    assert held.nbytes < 2 * x.nbytes
+    shared = abs(held.unsafe_buffer_pointer() - x.ctypes.data) < 64
+    assert shared == (jax.default_backend() == "cpu")
+    x[5, 7] = 3
+    del x
+    gc.collect()
+    assert alive() is not None or not shared
+    assert source.gather(jnp.uint32([5]))["x"][0, 7] == (3 if shared else 0)
+
+
+@pytest.mark.spec("SRC-001", "SRC-002")
+@pytest.mark.parametrize("names", [["a.b", "a"], ["x", "names", "length"], ["", "ä ö", "0", "_"]])
+def test_any_string_is_the_name_of_a_field(names):
+    data = {name: np.arange(4, dtype=np.int32) + i for i, name in enumerate(names)}
+    data["deep"] = {"a": {"b": np.arange(4, dtype=np.int32)}, "a.b": np.arange(4, dtype=np.int32)}
+    source = memory(data)
+    assert_same(stored(source), data)
+    assert_same(stored(memory([jax.tree.map(lambda x, i=i: x[i], data) for i in range(4)])), data)
+
+
+# Random access.
+
+
+def chunks(source, sizes, key):
+    starts = [0, *itertools.accumulate(sizes[:-1])]
+    return [source.get_batch_at(*chunk, key) for chunk in zip(starts, sizes, strict=True)]
+
+
+@pytest.mark.spec("SRC-015", "SRC-016")
+@pytest.mark.parametrize("shuffle", [False, True, "permutation"])
+def test_consecutive_chunks_of_one_key_hold_every_record_once(shuffle):
+    source = memory(np.arange(10), shuffle=shuffle)
+    key = jax.random.key(5)
+    with jax.disable_jit():  # a shape for each size, and nothing to compile
+        whole = source.get_batch_at(0, 30, key)["data"].tolist()
+        for sizes in ([4, 4, 2, 20], [3] * 10, [25, 5]):
+            parts = [batch["data"] for batch in chunks(source, sizes, key)]
+            assert np.concatenate(parts).tolist() == whole
+    for epoch in range(3):
+        assert sorted(whole[10 * epoch : 10 * epoch + 10]) == list(range(10))
+    assert (whole[:10] == whole[10:20]) == (shuffle is False)
+
+
+@pytest.mark.spec("SRC-015", "SHUF-013", "KEYS-005")
+def test_random_access_is_the_stream_with_that_order_key():
+    stream = pipeline(length=10, batch_size=7, seed=3)
+    key = _keys.node_key(np.uint32([0, 3]), "source")
+    batches = [stream.source.get_batch_at(7 * i, 7, key) for i in range(4)]
+    assert_same(batches, by_step(stream, 4))
+    typed = jax.random.wrap_key_data(key, impl="threefry2x32")
+    assert_same(stream.source.get_batch_at(21, 7, typed), batches[3])
+
+
+@pytest.mark.spec("SRC-015")
+@pytest.mark.parametrize("shuffle", [True, "permutation"])
+def test_equal_keys_give_equal_rows_and_others_do_not(shuffle):
+    source, twin = (memory(np.arange(40), shuffle=shuffle) for _ in range(2))
+    first = source.get_batch_at(3, 37, jax.random.key(1))
+    assert_same(source.get_batch_at(3, 37, jax.random.key(1)), first)
+    assert_same(twin.get_batch_at(3, 37, jax.random.key_data(jax.random.key(1))), first)
+    other = source.get_batch_at(3, 37, jax.random.key(2))
+    assert other["data"].tolist() != first["data"].tolist()
+
+
+@pytest.mark.spec("SRC-015", "SHUF-017")
+@pytest.mark.parametrize("shuffle", [False, True, "permutation"])
+def test_random_access_is_traceable(shuffle):
+    source = memory(np.arange(10), shuffle=shuffle)
+
+    @jax.jit
+    def at(start, seed):
+        return source.get_batch_at(start, 6, jax.random.key(seed))
+
+    for start in (0, 7, 23):
+        expected = source.get_batch_at(start, 6, jax.random.key(4))
+        assert_same(at(jnp.uint32(start), 4), expected)
+    mapped = jax.vmap(lambda s: source.get_batch_at(s, 6, jax.random.key(4)))(jnp.arange(3))
+    assert_same(jax.tree.map(lambda x: x[2], mapped), source.get_batch_at(2, 6, jax.random.key(4)))
+
+
+@pytest.mark.spec("SRC-015", "KEYS-010")
+def test_random_access_without_a_key_takes_the_source_s_own():
+    own = MemorySource(MemorySourceConfig(shuffle=True), np.arange(10), rngs=nnx.Rngs(3, shuffle=8))
+    stream = pipeline(source=own, batch_size=7)
+    assert own.get_batch_at(0, 7)["data"].tolist() == stream.step()["data"].tolist()
+    assert memory(np.arange(10)).get_batch_at(8, 4)["data"].tolist() == [8, 9, 0, 1]
+
+
+@pytest.mark.spec("SRC-015")
+@pytest.mark.parametrize("start", [10**12 + 3, np.int64(10**12 + 3)])
+def test_a_start_far_out_is_in_the_right_epoch(start):
+    source = memory(np.arange(1000), shuffle=True)
+    with jax.disable_jit():
+        got = source.get_batch_at(start, 5, jax.random.key(0))["data"]
+    expected = model.order(model.fold_in((0, 0), 10**9), 1000, range(3, 8))
+    assert got.tolist() == expected.tolist()
+
+
+@pytest.mark.spec("DAG-018", "SRC-003")
+def test_a_source_knows_its_spec():
+    source = memory({"x": np.zeros((3, 2), np.uint8), "d": {"y": np.zeros(3)}})
+    spec = jax.ShapeDtypeStruct
+    assert source.element_spec == {"x": spec((2,), np.uint8), "d": {"y": spec((), np.float32)}}
+    assert len(source) == 3
+
+
+@pytest.mark.internal
+@pytest.mark.parametrize("shuffle", [None, 1, "yes", 0, np.True_])
+def test_a_config_is_checked(unchecked, shuffle):
+    with pytest.raises(ValueError) as error:
+        MemorySourceConfig(shuffle=shuffle)
+    assert str(error.value) == f'`shuffle` is False, True or "permutation", got {shuffle!r}.'
+
+
+@pytest.mark.spec("SRC-001", "SRC-002", "SHUF-001")
+@settings(max_examples=8)
+@given(
+    st.integers(1, 30),
+    st.dictionaries(st.text(max_size=3), st.sampled_from(TYPES), min_size=1, max_size=4),
+    st.sampled_from([False, True, "permutation"]),
+)
+def test_rows_stay_together(length, types, shuffle):
+    data = {name: np.arange(length).astype(dtype) for name, dtype in types.items()}
+    data["deep"] = {"id": np.arange(length, dtype=np.int32)}
+    with jax.disable_jit():
+        source = memory(data, shuffle=shuffle)
+        got = rows(by_step(pipeline(source=source, batch_size=length, rngs=nnx.Rngs(0)), 1))
+    assert sorted(got["deep"]["id"].tolist()) == list(range(length))
+    assert_same(got, jax.tree.map(lambda x: x[got["deep"]["id"]], data))
