@@ -65,7 +65,25 @@ def results(names: list[str]) -> int:
     for name in names:
         run(name, HOME / "results" / name)
         print(name, flush=True)
+    write_page()
     return 0
+
+
+PAGE = """# Results
+
+What the suite found in each engine: a row for each requirement, the worst outcome of its cases in each cell. A cell
+with failures opens: each has its reason and the line that replays it. Made by `make results`; not edited by hand.
+
+"""
+
+
+def write_page() -> None:
+    """The matrix of all committed reports as a page of the docs."""
+    reports = sorted(map(str, (HOME / "results").glob("*/report.json")))
+    command = [sys.executable, "-m", "datarax_conformance.cli", "matrix", *reports]
+    paths = os.pathsep.join(filter(None, [str(HOME / "src"), os.environ.get("PYTHONPATH", "")]))
+    table = subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, text=True, check=True, stdout=subprocess.PIPE)
+    (HOME.parent / "docs" / "conformance" / "results.md").write_text(PAGE + table.stdout, encoding="utf-8")
 
 
 def check(names: list[str]) -> int:

@@ -1,6 +1,8 @@
 """Chapter 20: step, and what every batch owes its source."""
 
-from ._declare import Table, build, program, same_rows, step
+import numpy as np
+
+from ._declare import Table, build, id_and_x, program, same_rows, step
 
 table = Table()
 case = table.case
@@ -19,9 +21,10 @@ case("STEP-004", "one-record", "one record fills a batch", program(1, 4), [step(
 case("STEP-004", "by-one", "one row more than an epoch", program(4, 5), [step(5)])
 case("STEP-005", "skips", "the rest of an epoch is skipped", program(10, 4, "drop"), [step(5)])
 case("STEP-005", "divides", "nothing to skip", program(8, 4, "drop"), [step(4)])
-case("STEP-005", "one-batch", "one batch an epoch", program(5, 3, "drop"), [step(3)])
+case("STEP-005", "one-batch", "a batch that is the epoch", program(4, 4, "drop"), [step(3)])
 case("STEP-006", "zeros", "zero rows fill the last batch", program(10, 4, "pad"), [step(4)])
-case("STEP-006", "wide", "a batch wider than an epoch", program(3, 5, "pad"), [step(2)])
+case("STEP-006", "wide", "a batch wider than an epoch, with rows of two axes",
+     program(3, 5, "pad", columns=id_and_x(3) | {"image": np.arange(18, dtype=np.float32).reshape(3, 2, 3)}), [step(2)])
 case("STEP-007", "mask", "the mask is False on the filling alone", program(5, 3, "pad"), [step(4)])
 case("STEP-007", "divides", "a mask also where nothing is filled", program(6, 3, "pad"), [step(2)])
 case("STEP-008", "next-epoch", "after the filling comes record 0", program(7, 4, "pad"), [step(5)])
