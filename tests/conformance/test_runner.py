@@ -65,7 +65,9 @@ def test_an_unexpected_pass_is_an_error(tmp_path):
 
 
 def test_the_digest_does_not_depend_on_the_order_of_the_run():
-    digests = {run_conformance(Adapter(), only=["iter"], shuffle=seed)["digest"] for seed in range(3)}
+    digests = {
+        run_conformance(Adapter(), only=["iter"], shuffle=seed)["digest"] for seed in range(3)
+    }
     assert len(digests) == 1
 
 
