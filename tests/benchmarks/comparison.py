@@ -18,13 +18,12 @@ from typing import Any
 
 import engines
 import numpy as np
-from datarax_conformance import model
-from datarax_conformance.engine import Lost, Piped
-from datarax_conformance.ops import Ops
-
 from benchmarks.engine import Seen
 from benchmarks.harness import median
 from benchmarks.plugin import machine
+from datarax_conformance import model
+from datarax_conformance.engine import Lost, Piped
+from datarax_conformance.ops import Ops
 
 HERE = Path(__file__).parent
 CONFORMANCE = HERE.parents[1] / "conformance"
