@@ -19,21 +19,27 @@ class Stream:
         )
         self.loader = DataLoader([ArraySource(dict(program.columns), ordering=ordering), batches])
         self.next = jax.jit(self.loader.next)
+        self.epoch = jax.jit(
+            self.batches, static_argnums=1
+        )  # here, so that it compiles once for each length
         self.state = self.loader.init_state(jax.random.key(program.seed or 0))
 
     def step(self):
         batch, self.state, mask = self.next(self.state)
         return {**batch, "mask": mask} if self.pad else batch
 
-    def scan(self, length):
-        if length is None:
-            length = self.loader.steps_per_epoch
-
+    def batches(self, state, length):
         def body(state, _):
             batch, state, mask = self.loader.next(state)
             return state, {**batch, "mask": mask} if self.pad else batch
 
-        self.state, batches = jax.lax.scan(body, self.state, length=length)
+        return jax.lax.scan(body, state, length=length)
+
+    def scan(self, length):
+        if length is None:
+            length = self.loader.steps_per_epoch
+
+        self.state, batches = self.epoch(self.state, length)
         return batches
 
     def __len__(self):

@@ -5,6 +5,7 @@ small pytree, then a pure function from offsets to records.
 """
 
 import abc
+import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
@@ -15,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, UInt, UInt32
 
 from ._keys import split_word, threefry2x32, typed
-from ._types import Offsets, Records, Scalar, Turns, Words
+from ._types import Offsets, Records, RowWords, Scalar, Turns, Words
 
 ROUNDS = 24
 FMIX32 = ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, None))
@@ -23,7 +24,7 @@ SPLITMIX64 = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, None))
 
 SpanWords: TypeAlias = UInt32[Array, "span 2"]
 
-Shuffle: TypeAlias = Literal[False, True, "permutation"]
+Shuffle: TypeAlias = Literal[False, True, "permutation", "blocks"]
 
 
 def word(length: int) -> np.dtype:
@@ -70,18 +71,9 @@ class SwapOrNot(Order):
     length: int = eqx.field(static=True)
 
     def __init__(self, keys: SpanWords, length: int):
-        counts = jnp.arange(ROUNDS, dtype=jnp.uint32)
-        rounds = jnp.broadcast_to(counts[:, None], (ROUNDS, keys.shape[0]))
-        words = threefry2x32(keys[None], jnp.zeros_like(rounds), rounds)
-        a, b = words[..., 0], words[..., 1]
-        if word(length).itemsize == 4:
-            self.pivots, self.masks = a % np.uint32(length), b
-        else:
-            a, b, half = a.astype(jnp.uint64), b.astype(jnp.uint64), np.uint64(32)
-            self.pivots, self.masks = (
-                ((a << half) | b) % np.uint64(length),
-                (b << half) | a,
-            )
+        rounds = jnp.arange(ROUNDS, dtype=jnp.uint32)[:, None]
+        rounds = jnp.broadcast_to(rounds, (ROUNDS, keys.shape[0]))
+        self.pivots, self.masks = _round(keys[None], rounds, word(length).type(length))
         self.length = length
 
     def __call__(self, offsets: Offsets, turn: Turns | None = None) -> Records:
@@ -97,22 +89,43 @@ class SwapOrNot(Order):
                 f"An order of {self.length} records takes offsets of type {word(self.length)}, "
                 f"got {x.dtype}."
             )
-        length = x.dtype.type(self.length)
         rows = slice(1) if turn is None else turn
         pivots, masks = self.pivots[:, rows], self.masks[:, rows]
+        length = x.dtype.type(self.length)
+        return _swap_or_not(x, length, lambda r: (pivots[r], masks[r]), reverse)
 
-        def one(i: Any, x: Array) -> Array:
-            r = ROUNDS - 1 - i if reverse else i
-            pivot = pivots[r]
-            # pivot - x mod length, without leaving the unsigned word.
-            y = jnp.where(pivot >= x, pivot - x, pivot + (length - x))
-            return jnp.where(_swaps(jnp.maximum(x, y) ^ masks[r]), y, x)
 
-        # The loop stays rolled: XLA's CPU compiler takes minutes over 24 rounds unrolled into a
-        # gather. Its trip count is static, so a GPU never waits for the host.
-        x = jax.lax.fori_loop(0, ROUNDS, one, x)
-        # Without the barrier the whole order is evaluated again for every gathered element.
-        return jax.lax.optimization_barrier(x)
+def swap_or_not_each(keys: RowWords, lengths: Offsets, x: Offsets) -> Records:
+    """`SwapOrNot(keys[i:i+1], lengths[i])(x[i:i+1])` for every row, without a table of rounds."""
+    return _swap_or_not(x, lengths, lambda r: _round(keys, jnp.full_like(keys[:, 0], r), lengths))
+
+
+def _round(keys: Array, r: Array, length: Any) -> tuple[Array, Array]:
+    """Pivot and mask of round `r` under each of the keys."""
+    words = threefry2x32(keys, jnp.zeros_like(r), r)
+    a, b = words[..., 0], words[..., 1]
+    if length.dtype.itemsize == 4:
+        return a % length, b
+    a, b, half = a.astype(jnp.uint64), b.astype(jnp.uint64), np.uint64(32)
+    return ((a << half) | b) % length, (b << half) | a
+
+
+def _swap_or_not(
+    x: Offsets, length: Any, words: Callable[[Array], tuple[Array, Array]], reverse: bool = False
+) -> Records:
+    """The rounds; `words(r)` gives the pivot and the mask of each row in round `r`."""
+
+    def one(i: Any, x: Array) -> Array:
+        pivot, mask = words(ROUNDS - 1 - i if reverse else i)
+        # pivot - x mod length, without leaving the unsigned word.
+        y = jnp.where(pivot >= x, pivot - x, pivot + (length - x))
+        return jnp.where(_swaps(jnp.maximum(x, y) ^ mask), y, x)
+
+    # The loop stays rolled: XLA's CPU compiler takes minutes over 24 rounds unrolled into a
+    # gather. Its trip count is static, so a GPU never waits for the host.
+    x = jax.lax.fori_loop(0, ROUNDS, one, x)
+    # Without the barrier the whole order is evaluated again for every gathered element.
+    return jax.lax.optimization_barrier(x)
 
 
 class Permutation(Order):
@@ -130,16 +143,95 @@ class Permutation(Order):
         return self.records[0 if turn is None else turn, offsets]
 
 
+class BlockShuffle(Order):
+    """Swap-or-not at two levels, so that rows read together are stored together.
+
+    The records are cut into blocks of `size`, the last one shorter if need be. The blocks are
+    permuted, and the permuted row is cut into windows of `window` blocks, each permuted within. So
+    `window * size` rows in a row touch at most `window + 1` blocks (`2 * window + 2` across a
+    boundary), and each record still stands anywhere in the epoch (spec SHUF).
+    """
+
+    blocks: SwapOrNot
+    windows: SpanWords
+    short: UInt[Array, " span"]
+    length: int = eqx.field(static=True)
+    size: int = eqx.field(static=True)
+    window: int = eqx.field(static=True)
+
+    def __init__(self, keys: SpanWords, length: int, size: int, window: int):
+        self.length, self.size, self.window = length, min(size, length), window
+        high, low = jnp.zeros_like(keys.T)
+        self.blocks = SwapOrNot(threefry2x32(keys, high + 1, low), -(-length // size))
+        self.windows = threefry2x32(keys, high + 2, low)
+        last = jnp.full(keys.shape[0], self.blocks.length - 1, word(self.blocks.length))
+        self.short = self.blocks.inverse(last, jnp.arange(keys.shape[0], dtype=jnp.uint32))
+
+    def __call__(self, offsets: Offsets, turn: Turns | None = None) -> Records:
+        keys = self.windows[jnp.zeros_like(offsets) if turn is None else turn]
+        return self._block(self._within_window(offsets, keys), turn)
+
+    def _within_window(self, x: Offsets, keys: RowWords) -> Offsets:
+        number, most = x.dtype.type, min(self.size * self.window, self.length)
+        window = x // number(most)
+        start = window * number(most)
+        sizes = jnp.minimum(number(most), number(self.length) - start)
+        keys = threefry2x32(keys, *split_word(window))
+        # Which rounds they are depends on the length of a window, not of the epoch.
+        kind = word(most)
+        inside = swap_or_not_each(keys, sizes.astype(kind), (x - start).astype(kind))
+        return start + inside.astype(x.dtype)
+
+    def _block(self, x: Offsets, turn: Turns | None) -> Records:
+        """The record at place `x` of the blocks put in a row."""
+        number, places = x.dtype.type, word(self.blocks.length)
+        size, rest = number(self.size), number(self.length % self.size)
+        place, inside = x // size, x % size
+        if rest:
+            # Behind the one short block, blocks begin `rest` after a multiple of `size`.
+            short = self.short[0 if turn is None else turn].astype(x.dtype)
+            behind = x >= short * size + rest
+            y = jnp.where(behind, x - rest, x)
+            place = jnp.where(behind, y // size + number(1), place)
+            inside = jnp.where(behind, y % size, inside)
+        block = self.blocks(place.astype(places), turn).astype(x.dtype)
+        return jax.lax.optimization_barrier(block * size + inside)
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """`shuffle="blocks"` with its two sizes: records in a block, blocks in a window."""
+
+    size: int = 1024
+    window: int = 16
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(
+                    f"`{field.name}` of a block shuffle is an integer of at least 1, got {value!r}."
+                )
+
+    def __call__(self, keys: SpanWords, length: int) -> Order:
+        return BlockShuffle(keys, length, self.size, self.window)
+
+
 ORDERS: dict[Shuffle, Callable[[SpanWords, int], Order]] = {
     False: StoredOrder,
     True: SwapOrNot,
     "permutation": Permutation,
+    "blocks": Blocks(),
 }
 
 
 def epoch_keys(order_key: Words, epoch: Scalar, span: int) -> SpanWords:
     """The keys of the orders of `span` epochs from `epoch` on (spec SHUF)."""
-    epochs = epoch + jnp.arange(span, dtype=epoch.dtype)
+    return keys_of(order_key, epoch + jnp.arange(span, dtype=epoch.dtype))
+
+
+def keys_of(order_key: Words, epochs: Turns) -> SpanWords:
+    """The keys of the orders of these epochs."""
     return threefry2x32(jnp.asarray(order_key)[None], *split_word(epochs))
 
 

@@ -296,6 +296,49 @@ class FieldTypeError(SourceError):
         super().__init__(f"Field {field!r} {reason}")
 
 
+class FileError(SourceError):
+    """A file that is missing, or is not what it should be; `file` names it."""
+
+    code: ClassVar[str] = "file"
+
+    def __init__(self, file: str, reason: str):
+        self.file = file
+        super().__init__(f"File {file!r} {reason}")
+
+
+class ReadError(SourceError):
+    """A record that could not be read, with `source`, `file`, `record` and `stage`.
+
+    `record` is None if every record of the batch can be read on its own: then it may pass.
+    `__cause__` is the original error.
+    """
+
+    code: ClassVar[str] = "read"
+
+    def __init__(
+        self, source: str, file: str, record: int | None, reason: str, stage: str = "source"
+    ):
+        self.source, self.file, self.record, self.stage = source, file, record, stage
+        which = "a batch" if record is None else f"record {record}"
+        super().__init__(
+            f"Stage {stage!r}: {source} could not read {which} of {file}: {reason}\n"
+            "The cursor has not moved, so a retry goes on with this batch. "
+            'on_error="mask" with `max_errors` masks such rows instead.'
+        )
+
+
+class RandomAccessError(SourceError):
+    """A stream was asked for something other than its next rows."""
+
+    code: ClassVar[str] = "random-access"
+
+
+class SpecsError(SourceError):
+    """Sources that are to be mixed have records of different shapes or types."""
+
+    code: ClassVar[str] = "specs"
+
+
 class StateError(DataraxError):
     """A state that does not belong to this pipeline; `field` is where it differs."""
 

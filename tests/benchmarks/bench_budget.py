@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from benchmarks import memory
 from benchmarks.harness import Estimate, Side, cold, median
 from benchmarks.workloads import MODES, Workload, check, floor, ours, pipeline, table, tabular
+
 from datarax._order import SwapOrNot, epoch_keys
 
 MILLION = 1_000_000
@@ -17,7 +17,7 @@ LARGE = 288
 """MiB of images: enough to tell a copy of the data from all else that takes memory."""
 
 LEFT_BEHIND = 4
-"""MiB that 10^5 batches, or 10^3 pipelines, may leave behind: less than one object for each batch."""
+"""MiB that 10^5 batches, or 10^3 pipelines, may leave: under one object for each batch."""
 
 pytestmark = pytest.mark.benchmark(group="budget")
 on_cpu = pytest.mark.skipif(
@@ -32,7 +32,6 @@ def exactly(value: float) -> Estimate:
 
 
 def bench_shuffled_million(compare):
-    """`scan` over 1e6 shuffled records of 32 numbers, against gathering by a given permutation."""
     work = Workload(
         name="1e6 records",
         data=functools.partial(table, MILLION, 32),
@@ -42,12 +41,11 @@ def bench_shuffled_million(compare):
     us, ours_first, _ = cold(lambda: ours(work, True, "scan"))
     hand, its_first, _ = cold(lambda: floor(work, True, "scan"))
     check(us, hand, (ours_first, its_first))
-    compare(us, hand, budget=1.3, batches=work.batches)
+    title = "`scan`, 1e6 shuffled records of 32 numbers, against gathering by a given permutation"
+    compare(us, hand, budget=1.3, title=title, batches=work.batches)
 
 
 def bench_full_order(compare):
-    """The whole order of 1e6 records, against `numpy.random.Generator.permutation`."""
-
     @jax.jit
     def order(epoch):
         keys = epoch_keys(np.zeros(2, np.uint32), epoch, 1)
@@ -58,11 +56,11 @@ def bench_full_order(compare):
         Side(lambda: None, lambda: order(jnp.uint32(0))),
         Side(lambda: None, lambda: numpy.permutation(MILLION)),
         budget=1.0,
+        title="the whole order of 1e6 records, against `numpy.random.Generator.permutation`",
     )
 
 
 def bench_retrace(benchmark, row):
-    """How often a `scan` traces the same step function again, whatever else ran in between."""
     made, traces = pipeline(tabular("retrace", depth=2), shuffle=True), 0
 
     def use(batch):
@@ -85,11 +83,11 @@ def bench_retrace(benchmark, row):
     drive()
     first = traces
     benchmark.pedantic(drive, rounds=5)
-    row(exactly(traces - first), unit="traces", budget=0)
+    title = "`scan` of the same function and length again, whatever else ran in between"
+    row(exactly(traces - first), unit="traces", budget=0, title=title)
 
 
 def bench_compile_shuffled(benchmark, row):
-    """How much longer the first shuffled `scan` takes than the first unshuffled one."""
     more = []
 
     def drive():
@@ -99,24 +97,26 @@ def bench_compile_shuffled(benchmark, row):
         more.append(shuffled["first"] - stored["first"])
 
     benchmark.pedantic(drive, rounds=5)
-    row(median(more), unit="s", budget=1.0)
+    title = "compiling a shuffled `scan`, over an unshuffled one"
+    row(median(more), unit="s", budget=1.0, title=title)
 
 
 @on_cpu
 @pytest.mark.parametrize("shuffle", [False, True], ids=["stored", "shuffled"])
 @pytest.mark.parametrize("mode", MODES)
 def bench_peak_memory(benchmark, row, mode, shuffle):
-    """Peak memory of an epoch over 288 MiB of NumPy data, the data included, as a multiple of it."""
     task = functools.partial(
         memory.in_own_process, "epoch", mode=mode, shuffle=shuffle, mebibytes=LARGE
     )
     took = benchmark.pedantic(task)
-    row(exactly(took["peak"] / took["size"]), unit="x the data", budget=1.1, base=took["base"])
+    order = "shuffled" if shuffle else "stored"
+    title = f"peak memory of an epoch over {LARGE} MiB of NumPy data, `{mode}`, {order}"
+    row(exactly(took["peak"] / took["size"]), unit="x data", budget=1.1, title=title, **took)
 
 
 @on_cpu
 @pytest.mark.parametrize("task, count", [("batches", 100_000), ("pipelines", 1_000)])
 def bench_left_behind(benchmark, row, task, count):
-    """Memory that many batches or pipelines leave behind."""
     took = benchmark.pedantic(memory.in_own_process, args=(task,), kwargs={"count": count})
-    row(exactly(took["grown"] / memory.MIB), unit="MiB", budget=LEFT_BEHIND)
+    title = f"memory that {count:,} {task} leave behind"
+    row(exactly(took["grown"] / memory.MIB), unit="MiB", budget=LEFT_BEHIND, title=title)

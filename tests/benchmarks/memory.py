@@ -6,6 +6,7 @@ with that of its parent.
 
 import json
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -86,7 +87,9 @@ def _status(field: str) -> int:
 def in_own_process(task: str, **arguments: Any) -> dict[str, float]:
     """What a task of this file measures, in a process that does nothing else."""
     command = [sys.executable, "-m", "benchmarks.memory", task, json.dumps(arguments)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    tests = str(Path(__file__).parent.parent)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([tests, *sys.path])}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout)
 
 
@@ -97,7 +100,6 @@ def epoch(mode: str, shuffle: bool, mebibytes: int) -> dict[str, float]:
     """The peak while an epoch of images goes by, over that of a small epoch of the same kind."""
 
     import numpy as np
-
     from benchmarks.workloads import Workload, ours
 
     def images(length: int) -> dict[str, np.ndarray]:

@@ -384,16 +384,16 @@ def test_fresh_functions_are_not_kept_without_bound():
 
     stream = pipeline(length=2, batch_size=1)
     alive, memory = weakref.WeakSet(), []
-    for i in range(2 * _core.PROGRAMS):
+    for i in range(2 * _core.SCANS):
         step_fn = fresh(i)
         alive.add(step_fn)
         assert stream.scan(step_fn, 1).tolist() == [[i + i % 2]]
-        if i % _core.PROGRAMS == _core.PROGRAMS - 1:
+        if i % _core.SCANS == _core.SCANS - 1:
             gc.collect()
             memory.append(resident())
-            assert len(alive) <= _core.PROGRAMS + 1
+            assert len(alive) <= _core.SCANS + 1
     full, again = memory
-    assert again - full < 2**17 * _core.PROGRAMS, f"{(again - full) / 2**20:.0f} MiB more"
+    assert again - full < 2**17 * _core.SCANS, f"{(again - full) / 2**20:.0f} MiB more"
 
 
 # Callables.

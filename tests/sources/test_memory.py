@@ -121,7 +121,16 @@ def test_a_type_that_jax_holds_is_kept(dtype):
         np.arange(100, dtype=np.int32)[7:19].reshape(4, 3),
         np.zeros((4, 0, 3), np.int32),
     ],
-    ids=["reversed", "fortran", "strided", "big-endian", "unaligned", "broadcast", "inside", "flat"],
+    ids=[
+        "reversed",
+        "fortran",
+        "strided",
+        "big-endian",
+        "unaligned",
+        "broadcast",
+        "inside",
+        "flat",
+    ],
 )
 def test_any_layout_of_an_array_is_read_and_left_as_it_was(array):
     kept = array.copy()

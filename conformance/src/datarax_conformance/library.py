@@ -15,8 +15,8 @@ class Library(Stream):
     def __iter__(self) -> "SharedIterator":
         return SharedIterator(self)
 
-    def jit_step(self) -> Batch:
-        return self.step()
+    def jit_steps(self, n: int) -> list[Batch]:
+        return [self.step() for _ in range(n)]
 
     def replace(self, node: str, form: str) -> None:
         """From the next batch on, `node` is another operation."""

@@ -268,6 +268,25 @@ def order_of(base: Key | None, epochs: np.ndarray, offsets: np.ndarray, length: 
     return records
 
 
+def block_order(key: Key, length: int, size: int, window: int, offsets: Any) -> np.ndarray:
+    """The records at the given offsets of the epoch with this key, shuffled by blocks."""
+    size = min(size, length)
+    count, rest = -(-length // size), length % size
+    order_of_blocks, windows = fold_in(key, 2**32), fold_in(key, 2**33)
+    short = int(place_of(order_of_blocks, count, count - 1)[0])
+    records = []
+    for offset in map(int, offsets):
+        number = offset // (size * window)
+        start = number * size * window
+        span = min(size * window, length - start)
+        place = start + int(order(fold_in(windows, number), span, offset - start)[0])
+        behind = rest > 0 and place >= short * size + rest
+        block, inside = divmod(place - rest if behind else place, size)
+        block = int(order(order_of_blocks, count, block + behind)[0])
+        records.append(block * size + inside)
+    return np.array(records, np.int64)
+
+
 class Plan(NamedTuple):
     """A graph, checked and ready to run."""
 

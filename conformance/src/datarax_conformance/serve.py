@@ -12,12 +12,12 @@ from .adapter import load_adapter
 from .session import Session, scrubbed
 
 
-def serve(target: str) -> None:
+def serve(target: str, session: type[Session] = Session) -> None:
     """Answer actions on stdin for the adapter `target`; what the engine prints goes to stderr."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     try:
-        answer = Session(load_adapter(target)).execute
+        answer = session(load_adapter(target)).execute
     except Exception as exc:
         fault = {"fault": scrubbed(f"cannot load {target}: {type(exc).__name__}: {exc}")}
 

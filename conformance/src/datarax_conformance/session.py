@@ -12,7 +12,6 @@ import random
 import re
 import sys
 import threading
-import traceback
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,7 +40,9 @@ def scrubbed(text: str) -> str:
 
 def to_batch(batch: Any) -> dict[str, Any]:
     if not isinstance(batch, Mapping):
-        raise EngineError("not-a-batch", f"a batch is a mapping of arrays, got {type(batch).__name__}")
+        raise EngineError(
+            "not-a-batch", f"a batch is a mapping of arrays, got {type(batch).__name__}"
+        )
     return {str(name): encode(batch[name]) for name in sorted(batch)}
 
 
@@ -64,13 +65,21 @@ class Session:
 
     def _classified(self, exc: Exception) -> dict[str, Any]:
         try:
-            code, details = self.adapter.classify(exc)
-            if not isinstance(code, str) or not isinstance(details, Mapping):
-                raise TypeError(f"classify returns (code, details), got {code!r}, {details!r}")
-        except Exception:
-            return {"fault": scrubbed("classify failed: " + traceback.format_exc(limit=-1))}
+            answer = self.adapter.classify(exc)
+        except Exception as fault:
+            return {"fault": scrubbed(f"classify failed: {type(fault).__name__}: {fault}")}
+        if not (isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[0], str)):
+            return {"fault": scrubbed(f"classify returns (code, details), got {answer!r}")}
+        code, details = answer
         message = scrubbed(str(exc))
-        return {"error": {"code": code, "details": dict(details), "type": type(exc).__name__, "message": message}}
+        return {
+            "error": {
+                "code": code,
+                "details": dict(details),
+                "type": type(exc).__name__,
+                "message": message,
+            }
+        }
 
     # Actions. `on` names the stream or iterator, `as_` what to remember the result by.
 
@@ -140,7 +149,7 @@ class Session:
         return to_batch(self._stream(on).scan(length))
 
     def do_jit_step(self, on: str = "main", n: int = 1) -> list[Any]:
-        return self._batches((self._stream(on).jit_step() for _ in range(n)), "")
+        return self._batches(self._stream(on).jit_steps(n), "")
 
     def do_grad(self, node: str, on: str = "main") -> dict[str, Any]:
         return to_batch(self._stream(on).grad(node))

@@ -144,15 +144,17 @@ def batch_program(structure: Structure, cut: Cut, count: int, position: int | No
     """`count` batches one after the other, each with the values that have changed by then.
 
     The cursor is not among these, unless `position` says which of the values it is: on the host
-    it is known without asking the device.
+    it is known without asking the device. `fed` are the batches with their cursors, where the
+    host has read them.
     """
 
-    def run(values: Values, order: Any) -> list[tuple[Batch, Changes]]:
+    def run(values: Values, order: Any, fed: Any = None) -> list[tuple[Batch, Changes]]:
         roots = merge(structure, values)
         cursor = start_of(roots[0], cut)
+        ready = fed or [(x, None) for x in fetched_from(roots[0], order, cursor, cut, count)]
         results = []
-        for fetched in fetched_from(roots[0], order, cursor, cut, count):
-            outputs, cursor = draw(roots[0], fetched, cursor, cut)
+        for fetched, start in ready:
+            outputs, cursor = draw(roots[0], fetched, start or cursor, cut)
             moved = {} if position is None else {position: jnp.stack(cursor)}
             results.append((outputs[roots[0]._sink], changes(structure, roots, values) | moved))
         return results
@@ -168,11 +170,27 @@ def scan_program(
     cut: Cut,
     carried: bool,
 ) -> Program:
-    """`length` batches, each handed to `step_fn`, as one compiled loop."""
+    """`length` batches, each handed to `step_fn`, as one compiled loop.
+
+    Given `fed`, batches that the host has read with the cursors before and after each, the loop
+    is over these.
+    """
     if names := captured(step_fn):
         raise CapturedError(names)
 
-    def run(values: Values, carry: Any) -> tuple[Changes, Any, Any]:
+    def one(roots: Any, now: Values, fetched: Any, start: Cursor, end: Any, carry: Any) -> Any:
+        pipeline, *modules = roots
+        outputs, moved = draw(pipeline, fetched, start, cut)
+        # Before the call, since the pipeline itself may be among the modules.
+        pipeline._cursor_state.set_raw_value(jnp.stack(end or moved))
+        if carried:
+            carry, out = step_fn(carry, *modules, outputs[pipeline._sink])
+        else:
+            out = step_fn(*modules, outputs[pipeline._sink])
+        after = changes(structure, roots, now)
+        return [after.get(i, x) for i, x in enumerate(now)], carry, out
+
+    def loop(values: Values, carry: Any) -> tuple[Values, Any, Any]:
         pipeline, *_ = merge(structure, values)
         first = start_of(pipeline, cut).epoch
         order = order_at(pipeline, first, cut.epochs)
@@ -180,8 +198,7 @@ def scan_program(
         def body(state: Any, _: None) -> tuple[Any, Any]:
             now, order, ordered, carry = state
             roots = merge(structure, now)
-            pipeline, *modules = roots
-            start = start_of(pipeline, cut)
+            pipeline, start = roots[0], start_of(roots[0], cut)
             if jax.tree.leaves(order):
                 order = jax.lax.cond(
                     start.epoch == ordered,
@@ -190,19 +207,24 @@ def scan_program(
                     start.epoch,
                 )
             [fetched] = fetched_from(pipeline, order, start, cut)
-            outputs, moved = draw(pipeline, fetched, start, cut)
-            # Before the call, since the pipeline itself may be among the modules.
-            pipeline._cursor_state.set_raw_value(jnp.stack(moved))
-            if carried:
-                carry, out = step_fn(carry, *modules, outputs[pipeline._sink])
-            else:
-                out = step_fn(*modules, outputs[pipeline._sink])
-            after = changes(structure, roots, now)
-            now = [after.get(i, x) for i, x in enumerate(now)]
+            now, carry, out = one(roots, now, fetched, start, None, carry)
             return (now, order, start.epoch, carry), out
 
         state = (values, order, first, carry)
         (now, _, _, carry), outs = jax.lax.scan(body, state, length=length)
+        return now, carry, outs
+
+    def loop_over(values: Values, carry: Any, fed: Any) -> tuple[Values, Any, Any]:
+        def body(state: Any, fed: Any) -> tuple[Any, Any]:
+            now, carry = state
+            now, carry, out = one(merge(structure, now), now, fed[0], fed[1], fed[2], carry)
+            return (now, carry), out
+
+        (now, carry), outs = jax.lax.scan(body, (values, carry), fed, length=length)
+        return now, carry, outs
+
+    def run(values: Values, carry: Any, fed: Any = None) -> tuple[Changes, Any, Any]:
+        now, carry, outs = loop(values, carry) if fed is None else loop_over(values, carry, fed)
         return {i: x for i, x in enumerate(now) if x is not values[i]}, carry, outs
 
     return Program(run)

@@ -3,21 +3,26 @@
 import collections
 import functools
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from operator import is_
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._keys import BaseKey
 from .._rows import Cut, advance, host_where, pack, running_on, settle
-from .._types import Batch, Cursor, is_traced, spec_text
+from .._types import Batch, Cursor, integer, is_traced, spec_text
 from ..errors import DataraxError, SeekError, StageError
-from ..sources._base import NAME, length_of
+from ..sources._base import NAME, EagerSourceBase, length_of
+from ..sources._iterable import StreamSource
 from ._binding import Binding, Changes, Values, has_tracer, merge
 from ._core import Program, batch_program, draw, fetched_from, order_program, start_of
+from ._feed import Fed, Feed, Supply, on_host
+from ._meter import Bar, Meter
 
 if TYPE_CHECKING:
     from ._pipeline import Pipeline
@@ -38,6 +43,14 @@ PATIENCE = 2
 """Batches handed out one at a time before any is computed ahead, so that the first comes early."""
 
 
+class Ready(NamedTuple):
+    """A batch that is computed and not yet handed over; `fed` if the host has read its rows."""
+
+    batch: Batch
+    after: Changes
+    fed: Fed | None = None
+
+
 class Runtime:
     """What a live pipeline needs to hand out batches fast; nothing that a copy of it would miss.
 
@@ -53,8 +66,10 @@ class Runtime:
         self._traced = self._mutable = False
         self.start = Cursor(0, 0)
         self._orders: dict[int, tuple[Any, Any]] = {}
-        self._ahead: collections.deque[tuple[Batch, Changes]] = collections.deque()
+        self._ahead: collections.deque[Ready] = collections.deque()
         self._patience = self._next_patience = PATIENCE
+        self._feed: tuple[Any, Feed | None] = None, None
+        self.meter = Meter()
 
     def bind(self, pipeline: "Pipeline", modules: Sequence[Any] = ()) -> Binding:
         """The leaves of the pipeline and `modules`, bound anew if an attribute has changed."""
@@ -95,31 +110,84 @@ class Runtime:
             self._discard()
         return binding
 
-    def take(self, pipeline: "Pipeline", cut: Cut, following: int = 0) -> Batch:
-        """The next batch. Call it after `look`.
+    def feed(self, pipeline: "Pipeline") -> Feed | None:
+        """What reads rows ahead, if the source is on the host. Call it after `look`."""
+        source, binding = pipeline.source, self._binding
+        reader = source.stream if isinstance(source, StreamSource) else None
+        reader = source.reader if isinstance(source, EagerSourceBase) else reader
+        if reader is None or binding is None or self._traced:
+            return None
+        variables = binding.variables.items()
+        keys = [self._values[i] for i, x in variables if isinstance(x, BaseKey)]
+        parts = (
+            reader,
+            *policy(pipeline),
+            pipeline.num_threads,
+            jax.config.read("jax_enable_x64"),
+            *keys,
+        )
+        known, feed = self._feed
+        if known is not None and len(known) == len(parts) and all(map(_is_it, known, parts)):
+            return feed
+        if feed is not None:
+            feed.close()
+        structure, values = binding.structure, list(self._values)
+
+        def order(epoch: int) -> Any:
+            word = values[binding.position].dtype.type(epoch)
+            with on_host():
+                return order_program(structure, 1)(values, word)
+
+        size, length, last_batch = policy(pipeline)
+        assert isinstance(source, EagerSourceBase | StreamSource)
+        masks = isinstance(source, EagerSourceBase) and source.masks
+        supply = Supply(reader, source.element_spec, size, length, last_batch, masks, order)
+        feed = Feed(supply, pipeline.num_threads)
+        weakref.finalize(self, feed.close)
+        self._feed = parts, feed
+        return feed
+
+    def take(
+        self, pipeline: "Pipeline", cut: Cut, following: int = 0, loop: bool = False
+    ) -> Batch | None:
+        """The next batch. Call it after `look`. None is the end of a stream's pass.
 
         `following` batches of that cut are left in the epoch: they may be computed along with
         it. What is computed ahead counts only as long as no value of the pipeline has changed, so
-        it can never be seen.
+        it can never be seen. `loop` says that they are cut as `for` cuts them.
         """
         binding = self._binding
         assert binding is not None
         if not self._ahead:
-            self._compute(pipeline, binding, cut, following)
-        batch, after = self._ahead[0]
+            feed = self.feed(pipeline)
+            if feed is None:
+                self._compute(pipeline, binding, cut, following)
+            else:
+                self._compute_fed(pipeline, binding, feed, cut, loop)
+        batch, after, fed = self._ahead[0]
         start = self.start
         if binding.position not in after:
-            _, length, last_batch = policy(pipeline)
-            start = advance(start, cut.size, length, last_batch, host_where)
+            size, length, last_batch = policy(pipeline)
+            if fed is None:
+                start = advance(start, cut.size, length, last_batch, host_where)
+            else:
+                start = settle(fed.after, size, length, last_batch, host_where)
+                self.meter.fail(fed.failures, max_errors(pipeline))
             after = {**after, binding.position: pack(start, length)}
         binding.write(after, self._values)
         self._ahead.popleft()
+        if fed is not None:
+            feed = self._feed[1]
+            assert feed is not None
+            feed.handed_over()
+            if start.epoch != self.start.epoch:
+                self.meter.report(self.start.epoch)
         self.start = start
         for i, value in after.items():
             self._values[i] = value
         if self._traced:
             self._binding = None  # what is known of a trace ends with it: look anew
-        return batch
+        return batch or None
 
     def _compute(self, pipeline: "Pipeline", binding: Binding, cut: Cut, following: int) -> None:
         """Fills `_ahead` with the next batch, or with several if that has proved worth it."""
@@ -140,7 +208,7 @@ class Runtime:
         ):
             self._next_patience = PATIENCE
             several = batch_program(binding.structure, cut, AHEAD, asked)
-            self._ahead.extend(several(values, order))
+            self._ahead.extend(Ready(*x) for x in several(values, order))
             return
         try:
             [first] = single(values, order)
@@ -148,7 +216,48 @@ class Runtime:
             again = functools.partial(_by_hand, binding, values, order, cut)
             blame(pipeline, single, error, again)
             raise
-        self._ahead.append(first)
+        self._ahead.append(Ready(*first))
+
+    def _compute_fed(
+        self, pipeline: "Pipeline", binding: Binding, feed: Feed, cut: Cut, loop: bool
+    ) -> None:
+        """Fills `_ahead` from rows that were read on the host."""
+        pipeline._cursor_state.claim()
+        started = time.perf_counter()
+        ready = feed.take(self.start, cut, loop, AHEAD)
+        self.meter.waited_since(started)
+        if ready[0].fetched is None:
+            self._ahead.append(Ready({}, {}, ready[0]))
+            return
+        cut = ready[0].cut
+        if pipeline._sink == NAME:  # no stage: a program would only copy
+            batch, rows = ready[0].fetched
+            named = {} if rows.mask is None else {pipeline.mask_name: rows.mask}
+            self._ahead.append(Ready({**batch, **named}, {}, ready[0]))
+            return
+        single = batch_program(binding.structure, cut, 1, None)
+        self._patience -= 1
+        # As many as were read in one go or one, so that there are two programs to compile.
+        if not (
+            self._patience < 0
+            and len(ready) == feed.count
+            and all(fed.fetched is not None and fed.cut == cut for fed in ready)
+            and not self._mutable
+            and single.seconds < AHEAD_COMPILE
+            and not single.host_nodes
+        ):
+            ready = ready[:1]
+        program = batch_program(binding.structure, cut, len(ready), None)
+        kind = self._values[binding.position].dtype.type
+        given = [(fed.fetched, Cursor(*map(kind, fed.start))) for fed in ready]
+        try:
+            results = program(self._values, None, given)
+        except Exception as error:
+            again = functools.partial(_by_hand, binding, self._values, None, cut, given)
+            blame(pipeline, program, error, again)
+            raise
+        for (batch, after), fed in zip(results, ready, strict=True):
+            self._ahead.append(Ready(batch, after, fed))
 
     def _discard(self) -> None:
         """Forgets what was computed ahead; where most was in vain, the next try waits longer."""
@@ -184,21 +293,43 @@ class BatchIterator(Iterator[Batch]):
                 "Use `step()` there, or `scan(step_fn, length)`."
             )
         self._ended = False
+        self._bar: Bar | None = None
 
     def __next__(self) -> Batch:
-        pipeline, runtime = self._pipeline, self._pipeline._runtime
+        runtime = self._pipeline._runtime
         with runtime.lock:
-            runtime.look(pipeline)
-            self._ended = self._ended or runtime.start.epoch != self._epoch
-            if self._ended:
+            bar = self._bar or self._begin()
+            batch = None if self._ended else self._next()
+            if batch is None:
+                self._ended = True
+                runtime.meter.end()
+                bar.close()
                 raise StopIteration
-            size, length, last_batch = policy(pipeline)
-            if length is None:
-                return runtime.take(pipeline, Cut(size, 1, False), AHEAD)
-            left = length - runtime.start.offset
-            if last_batch == "keep":
-                size = min(size, left)
-            return runtime.take(pipeline, Cut(size, 1, last_batch == "pad"), left // size - 1)
+            runtime.meter.lap(1)
+            bar.update(1, runtime.meter)
+            return batch
+
+    def _begin(self) -> Bar:
+        pipeline = self._pipeline
+        total = None if length_of(pipeline.source) is None else len(pipeline)
+        self._bar = Bar(pipeline.progress, total, f"epoch {self._epoch}")
+        pipeline._runtime.meter.begin()
+        return self._bar
+
+    def _next(self) -> Batch | None:
+        """The next batch of the epoch, None after its last."""
+        pipeline, runtime = self._pipeline, self._pipeline._runtime
+        runtime.look(pipeline)
+        if runtime.start.epoch != self._epoch:
+            return None
+        size, length, last_batch = policy(pipeline)
+        padded = last_batch == "pad"
+        if length is None:
+            return runtime.take(pipeline, Cut(size, 1, padded), AHEAD, loop=True)
+        left = length - runtime.start.offset
+        if last_batch == "keep":
+            size = min(size, left)
+        return runtime.take(pipeline, Cut(size, 1, padded), left // size - 1, loop=True)
 
 
 def step(pipeline: "Pipeline") -> Batch:
@@ -206,7 +337,9 @@ def step(pipeline: "Pipeline") -> Batch:
     runtime = pipeline._runtime
     with runtime.lock:
         runtime.look(pipeline)
-        return runtime.take(pipeline, running_on(*policy(pipeline)))
+        batch = runtime.take(pipeline, running_on(*policy(pipeline)))
+        assert batch is not None
+        return batch
 
 
 def cursor(pipeline: "Pipeline") -> Cursor:
@@ -223,9 +356,30 @@ def cursor(pipeline: "Pipeline") -> Cursor:
     return found
 
 
+def move(pipeline: "Pipeline", epoch: int, offset: int) -> None:
+    """Puts the cursor there, or where the policy lets the next batch start from there."""
+    size, length, last_batch = policy(pipeline)
+    for name, value, end in (("epoch", epoch, 2**32), ("offset", offset, length or 2**32)):
+        if not 0 <= integer(value, -1) < end:
+            raise SeekError(f"`{name}` must be an integer in [0, {end}), got {value!r}.")
+    place = settle(Cursor(int(epoch), int(offset)), size, length, last_batch, host_where)
+    pipeline._cursor_state.set_raw_value(pack(place, length))
+
+
 def policy(pipeline: "Pipeline") -> tuple[int, int | None, Any]:
     """How the stream is cut into batches: their size, the epoch's length, what ends it."""
     return pipeline.batch_size, length_of(pipeline.source), pipeline.last_batch
+
+
+def max_errors(pipeline: "Pipeline") -> int:
+    """How many rows of an epoch may be masked because they cannot be read."""
+    source = pipeline.source
+    return source.max_errors if isinstance(source, EagerSourceBase) else 0
+
+
+def _is_it(known: Any, now: Any) -> bool:
+    # Arrays have no equality that answers with one bool, readers may be equal and not the same.
+    return known is now or (not isinstance(now, np.ndarray | jax.Array | dict) and known == now)
 
 
 def _same(now: Values, then: Values) -> bool:
@@ -237,12 +391,12 @@ def _is_mutable(value: Any) -> bool:
     return isinstance(value, np.ndarray) and value.flags.writeable
 
 
-def _by_hand(binding: Binding, values: Values, order: Any, cut: Cut) -> None:
-    """Makes a batch stage by stage, so that the stage that fails is known."""
+def _by_hand(binding: Binding, values: Values, order: Any, cut: Cut, fed: Any = None) -> None:
+    """Makes batches stage by stage, so that the stage that fails is known."""
     copy, *_ = merge(binding.structure, values)
     start = start_of(copy, cut)
-    [fetched] = fetched_from(copy, order, start, cut)
-    draw(copy, fetched, start, cut)
+    for fetched, at in fed or [(x, start) for x in fetched_from(copy, order, start, cut)]:
+        draw(copy, fetched, at, cut)
 
 
 def blame(

@@ -6,29 +6,42 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from .._bundle import Bundle
 from .._keys import all_words, batch_key, node_key, record_keys
-from .._rows import LastBatch, pack, running_on
+from .._order import word
+from .._rows import Cut, LastBatch, Rows, pack, running_on
 from .._types import Batch, Cursor, Mask, Spec, Words, integer, spec_text
 from ..errors import (
     BatchSizeError,
     EmptySourceError,
     LastBatchError,
+    RandomAccessError,
     RngsError,
     SeekError,
+    SourceError,
     SourceTypeError,
     StageError,
     StagesAndNodesError,
 )
 from ..operators import OperatorModule
-from ..sources._base import NAME, EagerSourceBase, RandomAccess, Source, length_of
+from ..sources._base import (
+    NAME,
+    EagerSourceBase,
+    Fetched,
+    RandomAccess,
+    Source,
+    length_of,
+)
+from ..sources._iterable import StreamSource
 from . import _scan, _show, _state
 from ._binding import Binding, changes, merge
 from ._core import Position, draw, fetched_from, order_at, start_of
 from ._graph import Graph, Keyring, Stage, as_stage, call_stage, chain_names
-from ._iterator import BatchIterator, Runtime, cursor, step
+from ._iterator import BatchIterator, Runtime, cursor, move, step
+from ._meter import Stats
 
 _MAKING = threading.Lock()
 """Two threads that meet a pipeline first must find one and the same runtime."""
@@ -85,6 +98,8 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
         rngs: nnx.Rngs | None = None,
         last_batch: LastBatch = "keep",
         mask_name: str = "mask",
+        num_threads: int = 2,
+        progress: bool = False,
     ):
         graph = {"nodes": nodes, "edges": edges, "sink": sink}
         given = [f"`{name}`" for name, x in graph.items() if x is not None]
@@ -110,6 +125,8 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
         self.batch_size = integer(batch_size, 0) or batch_size
         self.last_batch: LastBatch = last_batch
         self.mask_name = mask_name
+        self.num_threads = max(1, integer(num_threads, 1))
+        self.progress = progress
         self._base = None if rngs is None else Bundle(all_words(rngs))
         self._cursor_state = Position(pack(Cursor(0, 0), length_of(source)))
 
@@ -125,6 +142,8 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
         rngs: nnx.Rngs | None = None,
         last_batch: LastBatch = "keep",
         mask_name: str = "mask",
+        num_threads: int = 2,
+        progress: bool = False,
     ) -> "Pipeline":
         """A pipeline from named nodes. `edges[node]` lists what it is called with, in order.
 
@@ -139,6 +158,8 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
             rngs=rngs,
             last_batch=last_batch,
             mask_name=mask_name,
+            num_threads=num_threads,
+            progress=progress,
         )
 
     # Three ways to be driven.
@@ -197,19 +218,45 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
 
     def seek(self, *, epoch: int, offset: int = 0) -> None:
         """Moves the cursor. `offset` counts records, in `[0, len(source))`."""
-        length = length_of(self.source)
-        for name, value, end in (
-            ("epoch", epoch, 2**32),
-            ("offset", offset, length or 2**32),
-        ):
-            if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < end:
-                raise SeekError(f"`{name}` must be an integer in [0, {end}), got {value!r}.")
         with self._runtime.lock:
-            self._cursor_state.set_raw_value(pack(Cursor(epoch, offset), length))
+            move(self, epoch, offset)
 
     def reset(self) -> None:
         """Moves the cursor to the start of epoch 0."""
         self.seek(epoch=0)
+
+    def stats(self) -> Stats:
+        """How long `for` and `scan` have waited for rows and how long they have computed."""
+        with self._runtime.lock:
+            return self._runtime.meter.stats()
+
+    def replay(self, record: int, epoch: int = 0) -> dict[str, Batch]:
+        """What every node gives for one record as it is in that epoch, run stage by stage.
+
+        Nothing is compiled, so a debugger stops anywhere, and nothing moves. A stage that takes
+        the key of a batch gets another one here, since that depends on the rows before.
+        """
+        source = self.source
+        if not isinstance(source, EagerSourceBase):
+            raise RandomAccessError(
+                f"replay needs a source with `gather`, and {type(source).__name__} has none."
+            )
+        for name, value, end in (("record", record, source.records), ("epoch", epoch, 2**32)):
+            if not 0 <= integer(value, -1) < end:
+                raise SeekError(f"`{name}` must be an integer in [0, {end}), got {value!r}.")
+        binding = Binding((self,))
+        (copy,) = merge(binding.structure, binding.read())
+        kind = word(source.records)
+        where, when = np.array([record], kind), np.array([epoch], kind)
+        if source.reader is not None:
+            batch = jax.tree.map(jnp.asarray, source.reader.rows(where, source.element_spec))
+        else:
+            batch = copy.source.gather(jnp.asarray(where))
+        mask = self.last_batch == "pad" or source.masks
+        there, then = jnp.asarray(where), jnp.asarray(when)
+        rows = Rows(then, there, there, jnp.ones(1, bool) if mask else None)
+        at = Cursor(rows.epoch[0], jnp.zeros((), kind))
+        return draw(copy, Fetched(batch, rows), at, Cut(1, 1, False))[0]
 
     def get_state(self) -> dict[str, Any]:
         """The cursor and the Variables of the stages, with a fingerprint, as plain JSON types."""
@@ -329,6 +376,11 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
             raise LastBatchError(f'`last_batch` must be "keep", "drop" or "pad", got {policy!r}.')
         if length == 0:
             raise EmptySourceError("`source`")
+        if length is not None and length >= 2**32 and not jax.config.read("jax_enable_x64"):
+            raise SourceError(
+                f"A source of {length} records is counted in 64 bits, which JAX has turned off. "
+                'Turn them on: jax.config.update("jax_enable_x64", True).'
+            )
         if length is not None and policy == "drop" and size > length:
             raise LastBatchError(
                 f'Under last_batch="drop" an epoch of {length} records holds no batch of {size}. '
@@ -345,7 +397,10 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
             cut = running_on(copy.batch_size, length_of(copy.source), copy.last_batch)
             start = start_of(copy, cut)
             order = order_at(copy, start.epoch, cut.epochs)
-            [fetched] = fetched_from(copy, order, start, cut)
+            if isinstance(copy.source, StreamSource):
+                fetched = copy.source.blank(cut)
+            else:
+                [fetched] = fetched_from(copy, order, start, cut)
             found, _ = draw(copy, fetched, start, cut)
             changes(binding.structure, (copy,), values)  # raises for what may not change
             return found

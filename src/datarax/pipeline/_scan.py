@@ -1,14 +1,21 @@
 """`scan`: many batches in one compiled loop."""
 
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .._rows import advance, host_where, pack, running_on
+import jax
+import jax.numpy as jnp
+
+from .._rows import Cut, advance, host_where, pack, running_on, settle
 from .._types import integer, is_traced
 from ..errors import LastBatchError, ScanLengthError
 from ..sources._base import length_of
+from ._binding import Binding, Changes, has_tracer
 from ._core import scan_program
-from ._iterator import blame, policy
+from ._feed import Feed, stack_counts
+from ._iterator import blame, max_errors, policy
+from ._meter import Bar
 
 if TYPE_CHECKING:
     from ._pipeline import Pipeline
@@ -24,18 +31,25 @@ def scan(
     """See `Pipeline.scan`."""
     runtime, asked = pipeline._runtime, length
     with runtime.lock:
+        pipeline._cursor_state.claim()
+        runtime.look(pipeline)
         length = _rest_of_epoch(pipeline) if length is None else integer(length, -1)
         if length < 0:
             raise ScanLengthError(asked)
-        pipeline._cursor_state.claim()
-        runtime.look(pipeline)
         if not isinstance(modules, Sequence):
             raise TypeError(f"`modules` must be a list or tuple of NNX objects, got {modules!r}.")
+        feed = runtime.feed(pipeline)
         binding = runtime.bind(pipeline, tuple(modules))
         values = binding.read()
         cut = running_on(*policy(pipeline))
         carried = init_carry is not None
         _check_end(pipeline, length)
+        if feed is not None and length > 0 and not has_tracer([*values, init_carry]):
+            after, carry, outs = _scan_fed(
+                pipeline, feed, binding, _hashable(step_fn), length, cut, init_carry
+            )
+            binding.write(after, values)
+            return (carry, outs) if carried else outs
         program = scan_program(binding.structure, _hashable(step_fn), length, cut, carried)
         try:
             after, carry, outs = program(values, init_carry)
@@ -44,6 +58,61 @@ def scan(
             raise
         binding.write(after, values)
     return (carry, outs) if carried else outs
+
+
+def _scan_fed(
+    pipeline: "Pipeline",
+    feed: Feed,
+    binding: Binding,
+    step_fn: Callable[..., Any],
+    length: int,
+    cut: Cut,
+    carry: Any,
+) -> tuple[Changes, Any, Any]:
+    """A scan in compiled chunks, while threads read the rows of the next; as if it were one.
+
+    Nothing is written before the last chunk is through, so an error leaves all as it was.
+    """
+    runtime, carried = pipeline._runtime, carry is not None
+    meter, epoch = runtime.meter, runtime.start.epoch
+    counts = stack_counts(length, feed.batch_bytes)
+    values, changed, outs, after = binding.read(), {}, [], runtime.start
+    bar = Bar(pipeline.progress, length, f"scan from epoch {epoch}")
+    meter.begin()
+    try:
+        stacks = feed.stacks(runtime.start, cut, counts)
+        for count in counts:
+            started = time.perf_counter()
+            stack = next(stacks)
+            meter.waited_since(started)
+            meter.fail(stack.failures, max_errors(pipeline))
+            program = scan_program(binding.structure, step_fn, count, cut, carried)
+            before = [values, carry]
+            try:
+                fed = stack.fetched, stack.starts, stack.ends
+                new, carry, out = program(values, carry, fed)
+                # One chunk is computed while the next is read, and no more than that are alive.
+                jax.block_until_ready(before)
+            except Exception as error:
+                blame(pipeline, program, error, None)
+                raise
+            for i, value in new.items():
+                values[i] = changed[i] = value
+            outs.append(out)
+            after = stack.after
+            meter.lap(count)
+            bar.update(count, meter)
+        jax.block_until_ready((carry, outs))
+        meter.lap(0)
+    finally:
+        meter.end()
+        bar.close()
+    size, records, last_batch = policy(pipeline)
+    after = settle(after, size, records, last_batch, host_where)
+    for ended in range(epoch, after.epoch):
+        meter.report(ended)
+    whole = jax.tree.map(lambda *x: jnp.concatenate(x), *outs) if len(outs) > 1 else outs[0]
+    return {**changed, binding.position: pack(after, records)}, carry, whole
 
 
 def _rest_of_epoch(pipeline: "Pipeline") -> int:

@@ -12,11 +12,11 @@ import numpy as np
 from flax import nnx
 
 from .._keys import BaseKey
-from .._rows import pack
-from .._types import Cursor, integer
+from .._types import integer
 from ..errors import StateError
 from ..sources._base import NAME, EagerSourceBase, length_of
 from ._core import Position
+from ._iterator import move
 
 if TYPE_CHECKING:
     from ._pipeline import Pipeline
@@ -66,7 +66,7 @@ def set_state(pipeline: "Pipeline", state: Mapping[str, Any] | str | bytes) -> N
         names = [name for name, (v, _) in leaves.items() if v is variable]
         structure = jax.tree.structure(variable.get_raw_value())
         variable.set_raw_value(jax.tree.unflatten(structure, [loaded[name] for name in names]))
-    pipeline._cursor_state.set_raw_value(pack(Cursor(cursor["epoch"], cursor["offset"]), length))
+    move(pipeline, cursor["epoch"], cursor["offset"])
 
 
 def fingerprint(pipeline: "Pipeline") -> dict[str, Any]:
@@ -82,21 +82,17 @@ def fingerprint(pipeline: "Pipeline") -> dict[str, Any]:
         (name, type(pipeline.nodes[name]).__qualname__, reads)
         for name, reads in pipeline._graph.predecessors
     )
+    order = source.order_name if isinstance(source, EagerSourceBase) else type(source).__qualname__
     seeds = {NAME: source, **pipeline.nodes}
     keys = {
         name: None if words is None else np.asarray(words).tolist()
         for name, part in seeds.items()
         for words in (pipeline._words_of(part),)
     }
-    shuffle = source.shuffle if isinstance(source, EagerSourceBase) else None
     return {
         "length": length_of(source),
         "specs": _digest(_row_specs(record)),
-        "order": {
-            False: "stored",
-            True: "swap-or-not-24",
-            "permutation": "permutation",
-        }.get(shuffle, type(source).__qualname__),
+        "order": order,
         "seed": _digest(keys),
         "graph": _digest([graph, pipeline._sink]),
     }

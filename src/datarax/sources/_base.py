@@ -6,11 +6,23 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Integer
 
 from .._keys import BaseKey, base_words, node_key, typed, words
-from .._order import ORDERS, Order, Shuffle, SpanWords, StoredOrder, epoch_keys, word
+from .._order import ORDERS, Blocks, Order, Shuffle, SpanWords, StoredOrder, keys_of, word
 from .._rows import Cut, Rows, locate, rows_at, running_on, take
-from .._types import Batch, Cursor, KeyLike, Records, Scalar, Spec, Words, integer
+from .._types import (
+    Batch,
+    Cursor,
+    KeyLike,
+    Mask,
+    Records,
+    Scalar,
+    Spec,
+    Turns,
+    Words,
+    integer,
+)
 from ..errors import RngsError, SeekError
 
 NAME = "source"
@@ -36,15 +48,23 @@ class EagerSourceBase(nnx.Module):
     """A source of known length that can fetch any records: write `__len__` and `gather`.
 
     Order, shuffling, epochs and keys come from the pipeline. `shuffle` is False (stored order),
-    True (swap-or-not) or "permutation"; `rngs` gives the source a seed of its own, from the
-    stream "shuffle" if there is one, else from "default".
+    True (swap-or-not), "permutation" or "blocks" (see `Blocks`); `rngs` gives the source a seed of
+    its own, from the stream "shuffle" if there is one, else from "default".
     """
 
-    shuffle: Shuffle = False
+    shuffle: Shuffle | Blocks = False
     base: BaseKey | None = None
+    reader: Any = None
+    """What reads the rows on the host; None where they are on the device."""
+    masks: bool = False
+    """Whether rows that cannot be read are masked, and not an error."""
+    max_errors: int = 0
+    """How many of an epoch may be."""
 
-    def __init__(self, *, shuffle: Shuffle = False, rngs: nnx.Rngs | None = None):
-        if not any(shuffle is x for x in (False, True)) and shuffle not in ORDERS:
+    def __init__(self, *, shuffle: Shuffle | Blocks = False, rngs: nnx.Rngs | None = None):
+        shuffle = Blocks() if shuffle == "blocks" else shuffle
+        known = any(shuffle is x for x in (False, True)) or shuffle in ORDERS
+        if not known and not isinstance(shuffle, Blocks):
             raise ValueError(f"`shuffle` must be one of {list(ORDERS)}, got {shuffle!r}.")
         self.shuffle = shuffle
         self.base = None if rngs is None else BaseKey(base_words(rngs, "shuffle"))
@@ -61,6 +81,32 @@ class EagerSourceBase(nnx.Module):
         has no faster way."""
         return self.gather(start + jnp.arange(size, dtype=start.dtype))
 
+    def gather_readable(self, records: Records) -> tuple[Batch, Mask]:
+        """`gather` for a source that `masks`: zero for what cannot be read, and which can."""
+        return self.gather(records), jnp.ones(records.shape, bool)
+
+    def order(self, order_key: Words | None, epochs: Turns) -> Order:
+        """The order of each of these epochs: what a source that shuffles in its own way replaces.
+
+        Its records need not lie in `[0, len(self))`, as long as `gather` takes them.
+        """
+        keys = None if order_key is None else keys_of(order_key, epochs)
+        make = self.shuffle if isinstance(self.shuffle, Blocks) else ORDERS[self.shuffle]
+        return make(keys, len(self))  # pyright: ignore[reportArgumentType]
+
+    @property
+    def records(self) -> int:
+        """How many records `gather` knows: as many as an epoch has rows."""
+        return len(self)
+
+    @property
+    def order_name(self) -> str:
+        """What a saved state calls this order."""
+        if isinstance(self.shuffle, Blocks):
+            return f"blocks-{self.shuffle.size}x{self.shuffle.window}"
+        names: dict[Shuffle, str] = {False: "stored", True: "swap-or-not-24"}
+        return names.get(self.shuffle, str(self.shuffle))
+
     @property
     def element_spec(self) -> Spec:
         """Shape and type of one record."""
@@ -69,7 +115,7 @@ class EagerSourceBase(nnx.Module):
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batch)
 
     def get_batch_at(
-        self, start: int | Scalar, batch_size: int, key: KeyLike | None = None
+        self, start: int | Integer[Array, ""], batch_size: int, key: KeyLike | None = None
     ) -> Batch:
         """Rows `start`, `start + 1`, ... of the endless stream whose order is fixed by `key`.
 
@@ -110,10 +156,10 @@ def order_of(
     source: Source, order_key: Words | None, epoch: Scalar, epochs: int
 ) -> Order | SpanWords | None:
     """What fixes the order of `epochs` epochs from `epoch` on: constant while the epoch lasts."""
-    keys = None if order_key is None else epoch_keys(order_key, epoch, epochs)
+    each = epoch + jnp.arange(epochs, dtype=epoch.dtype)
     if isinstance(source, EagerSourceBase):
-        return ORDERS[source.shuffle](keys, len(source))  # pyright: ignore[reportArgumentType]
-    return keys
+        return source.order(order_key, each)
+    return None if order_key is None else keys_of(order_key, each)
 
 
 class Fetched(NamedTuple):
@@ -139,12 +185,20 @@ def fetch(
     # One evaluation of the order for all of them: its rounds are a loop, and loops have overhead.
     rows = rows_at(order, cursor, cut._replace(size=size * count))
     parts = [jax.tree.map(lambda x, k=k: x[k * size : (k + 1) * size], rows) for k in range(count)]
-    if isinstance(order, StoredOrder) and cut.epochs == 1 and not cut.padded:
+    if isinstance(order, StoredOrder) and cut.epochs == 1 and not cut.padded and not source.masks:
         return [
             Fetched(source.gather_range(start.offset, size), part)
             for start, part in zip(starts, parts, strict=True)
         ]
+    if source.masks:
+        return [_fetch_readable(source, part) for part in parts]
     return [Fetched(source.gather(part.record), part) for part in parts]
+
+
+def _fetch_readable(source: EagerSourceBase, rows: Rows) -> Fetched:
+    batch, readable = source.gather_readable(rows.record)
+    mask = readable if rows.mask is None else rows.mask & readable
+    return Fetched(batch, rows._replace(mask=mask))
 
 
 def _fetch_by_key(

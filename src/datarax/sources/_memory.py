@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -15,6 +14,7 @@ from .._types import Batch, Records, Scalar
 from ..errors import EmptySourceError, FieldTypeError, UnequalLengthsError
 from ._base import EagerSourceBase
 from ._column import Column
+from ._values import hold, need_held_type
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -145,40 +145,4 @@ def _fitting(field: str, column: jax.Array | np.ndarray) -> jax.Array | np.ndarr
     """The column in a type that JAX has, not a value changed; or an error that names the field."""
     if isinstance(column, jax.Array):
         return column
-    column = column.astype(column.dtype.newbyteorder("="), copy=False)
-    target = _target(column.dtype)
-    if target is None:
-        raise FieldTypeError(
-            field,
-            f"has type {column.dtype}, which JAX cannot hold. "
-            "Encode it as numbers, or leave it out.",
-        )
-    return column if target == column.dtype else _narrow(field, column, target)
-
-
-def _target(dtype: np.dtype) -> np.dtype | None:
-    """The type that JAX holds values of `dtype` in; None if it holds none of them."""
-    try:
-        target = np.dtype(jax.dtypes.canonicalize_dtype(dtype))
-        jnp.empty(0, target)
-    except TypeError:
-        return None
-    return target
-
-
-def _narrow(field: str, values: np.ndarray, target: np.dtype) -> np.ndarray:
-    """64-bit values in their 32-bit type; only float precision may be lost, never a magnitude."""
-    with np.errstate(over="ignore"):
-        held = values.astype(target)
-    if np.issubdtype(target, np.integer):
-        lost = held != values
-    else:
-        lost = np.isinf(held) & np.isfinite(values)
-    if lost.any():
-        record = int(np.argwhere(lost)[0][0])
-        raise FieldTypeError(
-            field,
-            f"has type {values.dtype} and JAX would hold it as {target}, but record {record} does "
-            "not fit. Convert it yourself, or turn on jax_enable_x64.",
-        )
-    return held
+    return hold(field, column, need_held_type(field, column.dtype))

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
+import pathlib
 import signal
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from .. import vectors
 from ..case import Case, stored_cases
 from ..engine import Local
 from ..runner import play
-from ._mutant import Mutant, adapter_of
+from ._mutant import Mutant, adapter_of, module_of
 
 PATIENCE = 5.0  # seconds of work after which a mutant counts as hanging
 
@@ -52,6 +55,25 @@ def noticing(mutant: Mutant, cases: Iterable[Case]) -> Iterator[Case]:
                 noticed = True
             if noticed:
                 yield case
+
+
+def misses_vectors(mutant: Mutant) -> bool:
+    """Whether the golden vectors notice it: they reach numbers of records that no program holds."""
+    try:
+        with deadline(PATIENCE):
+            module = module_of(mutant)
+            for length in (100, 10**9, 2**32 - 1, 2**40):
+                path = pathlib.Path(vectors.__file__).parent / "order" / f"{length}.json"
+                for case in json.loads(path.read_text(encoding="utf-8"))["cases"]:
+                    key = module.epoch_key(module.base_key(case["seed"]), case["epoch"])
+                    offsets = case["offsets"] if "offsets" in case else range(length)
+                    if module.order(key, length, list(offsets)).tolist() != case["records"]:
+                        return True
+                    if module.place_of(key, length, case["records"]).tolist() != list(offsets):
+                        return True
+    except (Hang, Exception):
+        return True
+    return False
 
 
 def heavy(case: Case) -> bool:

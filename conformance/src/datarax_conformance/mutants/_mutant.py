@@ -35,19 +35,26 @@ class Mutant:
 
     @property
     def source(self) -> str:
-        text = (self.text or model_source()) + library_source()
+        text = (self.text or model_source()) + "\n" + library_source()
         for old, new in self.edits:
             if text.count(old) != 1:
-                raise ValueError(f"Mutant {self.name!r}: {old!r} stands {text.count(old)} times in the model.")
+                raise ValueError(
+                    f"Mutant {self.name!r}: {old!r} stands {text.count(old)} times in the model."
+                )
             text = text.replace(old, new)
         return text
 
 
-def adapter_of(mutant: Mutant) -> model_adapter.Adapter:
-    """The model's adapter over the mutant's text of the model."""
+def module_of(mutant: Mutant) -> types.ModuleType:
     module = types.ModuleType("datarax_conformance_mutant")
     sys.modules[module.__name__] = module  # where dataclasses look their module up
     exec(compile(mutant.source, "mutant.py", "exec"), vars(module))
+    return module
+
+
+def adapter_of(mutant: Mutant) -> model_adapter.Adapter:
+    """The model's adapter over the mutant's text of the model."""
+    module = module_of(mutant)
     adapter = model_adapter.Adapter()
     adapter.new_program, adapter.new_stream = module.Program, module.Library
     adapter.refused = module.Refused

@@ -1,4 +1,4 @@
-"""The fixtures of the benchmarks, and what their JSON says of the machine."""
+"""What pytest needs for the benchmarks: fixtures, and what their JSON says of the machine."""
 
 import os
 import platform
@@ -9,7 +9,6 @@ from typing import Any
 import cpuinfo
 import jax
 import pytest
-
 from benchmarks.harness import Estimate, Side, in_turn
 
 
@@ -17,9 +16,8 @@ def pytest_addoption(parser: pytest.Parser):
     parser.addoption("--seconds", type=float, default=1.0, help="about how long to time a row")
 
 
-@pytest.hookimpl
-def pytest_benchmark_generate_machine_info() -> dict[str, Any]:
-    # The default would also publish the name of the host.
+def machine() -> dict[str, Any]:
+    """What a figure depends on."""
     device = jax.devices()[0]
     return {
         "cpu": cpuinfo.get_cpu_info().get("brand_raw", platform.machine()),
@@ -32,9 +30,21 @@ def pytest_benchmark_generate_machine_info() -> dict[str, Any]:
     }
 
 
-@pytest.hookimpl
+@pytest.hookimpl(tryfirst=True)
+def pytest_benchmark_generate_machine_info() -> dict[str, Any]:
+    return machine()  # the default would also publish the name of the host
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_benchmark_generate_commit_info() -> dict[str, Any]:
     return {}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
+    # Only what the pages are made from: every single time would be 100 times as much.
+    for benchmark in output_json["benchmarks"]:
+        del benchmark["stats"]["data"], benchmark["options"]
 
 
 @pytest.fixture

@@ -1,0 +1,420 @@
+"""Rows of a source on the host, read ahead of the device by threads."""
+
+import collections
+import contextlib
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import numpy as np
+
+from .._order import Order, StoredOrder, word
+from .._rows import Cut, LastBatch, Rows, advance, host_where, settle
+from .._types import Cursor, Spec
+from ..errors import EmptySourceError, ReadError
+from ..sources._base import Fetched
+from ..sources._host import Reader, conform, empty_rows, stack
+from ..sources._iterable import Stream
+
+BUFFER_BYTES = 64 * 2**20
+"""The most that rows read ahead weigh together, unless a single chunk weighs more."""
+
+CHUNK_BYTES = 4 * 2**20
+"""What a thread reads in one go for `for`: a large batch, or up to `CHUNK_BATCHES` small ones."""
+
+CHUNK_BATCHES = 8
+
+STACK_BYTES = 8 * 2**20
+"""What a thread reads in one go for `scan`."""
+
+BLOCK = 8192
+"""Records whose order is computed in one call."""
+
+Failures: TypeAlias = Sequence[tuple[int, ReadError]]
+"""Rows that are masked: their epochs, and why."""
+
+
+class Fed(NamedTuple):
+    """A batch as it was read, where it starts, and where the next one does.
+
+    Without rows it is the end of a stream's pass.
+    """
+
+    fetched: Fetched | None
+    cut: Cut
+    start: Cursor
+    after: Cursor
+    failures: Failures = ()
+
+
+class Stack(NamedTuple):
+    """Several batches with a leading axis, and their cursors, for a compiled loop over them."""
+
+    fetched: Fetched
+    starts: Cursor
+    ends: Cursor
+    after: Cursor
+    failures: Failures
+
+
+@dataclasses.dataclass(frozen=True)
+class Supply:
+    """Where rows come from and how they are cut. `order(epoch)` is for a source with a length."""
+
+    reader: Reader | Stream
+    spec: Spec
+    size: int
+    length: int | None
+    last_batch: LastBatch
+    masks: bool
+    order: Callable[[int], Any]
+
+
+class Feed:
+    """Batches in the order of the stream, read before they are asked for.
+
+    Asked for another place than the end of the last batch, it begins anew there. A read that
+    fails fails the batch that it is for and no earlier one; asked again, it is tried again.
+    """
+
+    def __init__(self, supply: Supply, threads: int):
+        self.supply = supply
+        sequential = isinstance(supply.reader, Stream)
+        self._threads = ThreadPoolExecutor(1 if sequential else threads, "datarax-read")
+        self._records = _Records(supply.order, supply.length)
+        self._queue: collections.deque[_Chunk] = collections.deque()
+        self._ready: collections.deque[Fed] = collections.deque()
+        self._asked: tuple[Cut, bool] | None = None
+        self._singly = 1
+        leaves = jax.tree.leaves(supply.spec)
+        row = sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
+        self.batch_bytes = max(1, row * supply.size)
+        self.count = min(max(CHUNK_BYTES // self.batch_bytes, 1), CHUNK_BATCHES)
+        room = BUFFER_BYTES // (self.batch_bytes * self.count)
+        self._depth = min(max(room, 1), 2 * threads + 2)
+
+    def take(self, start: Cursor, cut: Cut, loop: bool, several: int) -> list[Fed]:
+        """The next batch from `start` on, or up to `several` where so many have been read.
+
+        `loop` cuts what follows as `for` does. Call `handed_over` for each batch that is used.
+        """
+        if not (self._ready and self._asked == (cut, loop) and self._ready[0].start == start):
+            self._ready.clear()
+            chunk = self._next_chunk(start, cut, loop)
+            try:
+                self._ready.extend(chunk.future.result())
+            except Exception:
+                self.forget()
+                if chunk.count == 1:
+                    raise
+                self._singly = chunk.count  # so that the batches before the broken one come
+                return self.take(start, cut, loop, several)
+            self._asked = cut, loop
+            self._singly = max(0, self._singly - chunk.count)
+            self._top_up(chunk, loop)
+        return [self._ready[i] for i in range(min(several, len(self._ready)))]
+
+    def handed_over(self) -> None:
+        """The first batch of the last `take` is used."""
+        self._ready.popleft()
+
+    def stacks(self, start: Cursor, cut: Cut, counts: Sequence[int]) -> Iterator[Stack]:
+        """Chunks of so many batches, in the cut of `scan`; later ones are read meanwhile."""
+        self.forget()
+        depth = min(max(BUFFER_BYTES // (self.batch_bytes * max(counts)), 2), 4)
+        queue: collections.deque[Future] = collections.deque()
+        waiting = collections.deque(counts)
+        last = None
+        try:
+            while queue or waiting:
+                while waiting and len(queue) < depth:
+                    chunk = self._submit(start, cut, waiting.popleft(), False, last, stacked=True)
+                    last, start = chunk, chunk.after or start
+                    queue.append(chunk.future)
+                yield queue.popleft().result()
+        finally:
+            for future in queue:
+                future.cancel()
+
+    def forget(self) -> None:
+        """Drops what was read ahead."""
+        for chunk in self._queue:
+            chunk.future.cancel()
+        self._queue.clear()
+        self._ready.clear()
+
+    def close(self) -> None:
+        """Ends the threads, without waiting for them."""
+        self.forget()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _next_chunk(self, start: Cursor, cut: Cut, loop: bool) -> "_Chunk":
+        if self._queue and self._queue[0].begins(start, cut, loop):
+            return self._queue.popleft()
+        self.forget()
+        return self._submit(start, cut, 1, loop)
+
+    def _top_up(self, last: "_Chunk", loop: bool) -> None:
+        """Asks for what follows the chunk that was just taken, as far as there is room."""
+        supply = self.supply
+        while len(self._queue) < self._depth:
+            last = self._queue[-1] if self._queue else last
+            cut, count = last.cut, 1 if self._singly else self.count
+            start = last.after
+            if start is not None and loop:
+                assert supply.length is not None
+                left = supply.length - start.offset
+                keeps = supply.last_batch == "keep"
+                cut = cut._replace(size=min(supply.size, left) if keeps else supply.size)
+                count = min(count, max(1, left // cut.size))
+            self._queue.append(self._submit(start, cut, count, loop, last))
+
+    def _submit(
+        self,
+        start: Cursor | None,
+        cut: Cut,
+        count: int,
+        loop: bool,
+        before: "_Chunk | None" = None,
+        *,
+        stacked: bool = False,
+    ) -> "_Chunk":
+        submit = self._threads.submit
+        if self.supply.length is None:
+            earlier = None if before is None else before.future
+            future = submit(self._read_stream, start, earlier, cut, count, loop, stacked)
+            return _Chunk(start if earlier is None else None, cut, count, loop, None, future)
+        assert start is not None
+        plan = self._plan(start, cut, count)
+        future = submit(self._read_plan, plan, cut, stacked)
+        return _Chunk(plan.starts[0], cut, count, loop, plan.after, future)
+
+    # For sources with a length.
+
+    def _plan(self, start: Cursor, cut: Cut, count: int) -> "_Plan":
+        """Which rows the batches have: what `_rows.locate` says, in numbers."""
+        supply = self.supply
+        assert supply.length is not None
+        kind, rows_in_all = word(supply.length), cut.size * count
+        rows = _host_rows(*(np.zeros(rows_in_all, kind) for _ in range(3)))
+        inside = np.ones(rows_in_all, bool)
+        starts = []
+        for at in range(0, rows_in_all, cut.size):
+            start = settle(start, supply.size, supply.length, supply.last_batch, host_where)
+            starts.append(start)
+            end, (epoch, offset) = at + cut.size, start
+            while at < end:
+                n = min(end - at, supply.length - offset)
+                rows.epoch[at : at + n] = epoch
+                rows.offset[at : at + n] = np.arange(offset, offset + n, dtype=kind)
+                rows.record[at : at + n] = self._records.at(epoch, offset, n)
+                at += n
+                if cut.padded and at < end:
+                    # The keys of padded rows are those of the compiled program's.
+                    rows.epoch[at:end], rows.record[at:end] = epoch, self._records.at(epoch, 0, 1)
+                    inside[at:end], at = False, end
+                epoch, offset = epoch + 1, 0
+            start = advance(start, cut.size, supply.length, supply.last_batch, host_where)
+        return _Plan(rows, inside, starts, start)
+
+    def _read_plan(self, plan: "_Plan", cut: Cut, stacked: bool) -> Any:
+        """Runs in a thread: reads, and places on the device."""
+        rows, inside, starts, after = plan
+        reader, spec = self.supply.reader, self.supply.spec
+        assert isinstance(reader, Reader)
+        wanted = np.asarray(rows.record if inside.all() else rows.record[inside])
+        failures: Failures = ()
+        if self.supply.masks:
+            batch, readable, errors = reader.rows_and_holes(wanted, spec)
+            epochs = rows.epoch[inside][~readable].tolist()
+            failures = list(zip(epochs, errors, strict=True))
+        else:
+            batch, readable = reader.rows(wanted, spec), True
+        if len(wanted) < len(inside):
+            batch = jax.tree.map(lambda x: _spread(x, inside), batch)
+        if self.supply.masks or cut.padded:
+            mask = inside.copy()
+            mask[inside] = readable
+            rows = rows._replace(mask=mask)
+        if stacked:
+            return _stack(Fetched(batch, rows), starts, after, failures)
+        ends = [*starts[1:], after]
+        fed = []
+        for i, (start, end) in enumerate(zip(starts, ends, strict=True)):
+            part = slice(i * cut.size, (i + 1) * cut.size)
+            fetched = jax.tree.map(lambda x, part=part: x[part], Fetched(batch, rows))
+            mine = set() if not failures else set(rows.record[part].tolist())
+            here = [x for x in failures if x[1].record in mine]
+            fed.append(Fed(jax.device_put(fetched), cut, start, end, here))
+        return fed
+
+    # For streams.
+
+    def _read_stream(
+        self,
+        start: Cursor | None,
+        earlier: Future | None,
+        cut: Cut,
+        count: int,
+        loop: bool,
+        stacked: bool,
+    ) -> Any:
+        """Runs in the one thread of a stream; stops where a pass ends that a loop ends with."""
+        if earlier is not None:  # it is done: there is one thread, and it came first
+            done = earlier.result()
+            start = done.after if isinstance(done, Stack) else done[-1].after
+        assert start is not None
+        fed: list[Fed] = []
+        while len(fed) < count and not (loop and fed and fed[-1].after.epoch != start.epoch):
+            fed.append(self._next_of_stream(fed[-1].after if fed else start, cut, loop))
+        if not stacked:
+            return [x._replace(fetched=jax.device_put(x.fetched)) for x in fed]
+        whole = jax.tree.map(lambda *x: np.concatenate(x), *(x.fetched for x in fed))
+        return _stack(whole, [x.start for x in fed], fed[-1].after, ())
+
+    def _next_of_stream(self, start: Cursor, cut: Cut, loop: bool) -> Fed:
+        stream, size, last_batch = self.supply.reader, self.supply.size, self.supply.last_batch
+        assert isinstance(stream, Stream)
+        at, found, places = start, [], []
+        while len(found) < size:
+            wanted = size - len(found)
+            records = stream.read(at.epoch, at.offset, wanted, self.supply.spec)
+            found += records
+            places += [(at.epoch, at.offset + i) for i in range(len(records))]
+            at = Cursor(at.epoch, at.offset + len(records))
+            if len(records) == wanted:
+                break
+            if at.offset == 0 or (last_batch == "drop" and at.offset < size):
+                raise EmptySourceError(f"A pass over {stream.label}, {at.offset} records long,")
+            at = Cursor(at.epoch + 1, 0)  # the pass has no more
+            if last_batch == "drop":
+                found, places = [], []
+            if loop or (found and last_batch == "pad"):
+                break
+        if not found:
+            return Fed(None, cut, start, at)
+        epoch, offset = np.array(places, np.uint32).T
+        batch = conform(stack(found), stream.stored_spec, self.supply.spec, offset)
+        rows = _host_rows(epoch, offset, offset)
+        if cut.padded:
+            inside = np.arange(size) < len(found)
+            batch = jax.tree.map(lambda x: _spread(x, inside), batch)
+            epoch, offset = _spread(epoch, inside), _spread(offset, inside)
+            rows = _host_rows(epoch, offset, offset, inside)
+        return Fed(Fetched(batch, rows), cut._replace(size=len(rows.epoch)), start, at)
+
+
+def _host_rows(epoch: Any, record: Any, offset: Any, mask: Any = None) -> Rows:
+    """Rows in NumPy arrays: what they are before they are placed on the device."""
+    return Rows(epoch, record, offset, mask)
+
+
+class _Plan(NamedTuple):
+    """The rows of some batches, which of them exist, and the cursors before each and after all."""
+
+    rows: Rows
+    inside: np.ndarray
+    starts: list[Cursor]
+    after: Cursor
+
+
+@dataclasses.dataclass(frozen=True)
+class _Chunk:
+    """Batches that one thread reads in one go. Where a stream's end is known once it is read."""
+
+    start: Cursor | None
+    cut: Cut
+    count: int
+    loop: bool
+    after: Cursor | None
+    future: Future
+
+    def begins(self, start: Cursor, cut: Cut, loop: bool) -> bool:
+        """Whether its first batch is the one wanted now; what could not be read is not."""
+        if (self.cut, self.loop) != (cut, loop):
+            return False
+        if self.start is not None:
+            return self.start == start
+        return self.future.exception() is None and self.future.result()[0].start == start
+
+
+class _Records:
+    """Which records stand in any stretch of an epoch; their order is computed block by block."""
+
+    def __init__(self, order: Callable[[int], Order], length: int | None):
+        self._order, self._length = order, length
+        self._orders: dict[int, Order] = {}
+        self._blocks: dict[tuple[int, int], np.ndarray] = {}
+
+    def at(self, epoch: int, offset: int, count: int) -> np.ndarray:
+        """The records at `count` offsets from `offset` on, all of them in the epoch."""
+        assert self._length is not None
+        order = _kept(self._orders, epoch, lambda: self._order(epoch))
+        if isinstance(order, StoredOrder):
+            return np.arange(offset, offset + count, dtype=word(self._length))
+        first = offset // BLOCK
+        blocks = [
+            _kept(self._blocks, (epoch, i), lambda i=i: self._block(order, i))
+            for i in range(first, (offset + count - 1) // BLOCK + 1)
+        ]
+        start = offset - first * BLOCK
+        return np.concatenate(blocks)[start : start + count]
+
+    def _block(self, order: Order, i: int) -> np.ndarray:
+        assert self._length is not None
+        # The last block is as long as the others, so that all share one program.
+        offsets = np.arange(min(BLOCK, self._length), dtype=np.uint64) + np.uint64(i * BLOCK)
+        offsets = np.minimum(offsets, np.uint64(self._length - 1)).astype(word(self._length))
+        with on_host():
+            return np.asarray(_records_of(order, offsets))
+
+
+@jax.jit
+def _records_of(order: Order, offsets: Any) -> Any:
+    return order(offsets)
+
+
+def on_host() -> Any:
+    """Computes on the CPU: a read must not wait behind what an accelerator has in its queue."""
+    try:
+        return jax.default_device(jax.local_devices(backend="cpu")[0])
+    except RuntimeError:  # JAX was told to leave the CPU alone
+        return contextlib.nullcontext()
+
+
+def stack_counts(length: int, batch_bytes: int) -> list[int]:
+    """How a scan of `length` batches is cut into chunks: at least 8, of one size but the last."""
+    count = min(max(STACK_BYTES // batch_bytes, 1), -(-length // 8))
+    # With a divisor there is one program to compile, and not a second one for what is left.
+    count = next((c for c in range(count, count // 2, -1) if length % c == 0), count)
+    whole, rest = divmod(length, count)
+    return [count] * whole + [rest] * (rest > 0)
+
+
+def _stack(whole: Fetched, starts: list[Cursor], after: Cursor, failures: Failures) -> Stack:
+    fetched = jax.tree.map(lambda x: x.reshape(len(starts), -1, *x.shape[1:]), whole)
+    kind = whole.rows.epoch.dtype
+    before, behind = (
+        Cursor(*(np.array(x, kind) for x in zip(*cursors, strict=True)))
+        for cursors in (starts, [*starts[1:], after])
+    )
+    return Stack(jax.device_put(fetched), before, behind, after, failures)
+
+
+def _spread(x: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """Rows put where `inside` is True, zero elsewhere."""
+    wide = empty_rows(len(inside), x.shape[1:], x.dtype)
+    wide[inside], wide[~inside] = x, 0
+    return wide
+
+
+def _kept(cache: dict[Any, Any], key: Any, make: Callable[[], Any], most: int = 4) -> Any:
+    """The value of a key, made if need be; of older ones a few are kept."""
+    if key not in cache:
+        while len(cache) >= most:
+            del cache[next(iter(cache))]
+        cache[key] = make()
+    return cache[key]

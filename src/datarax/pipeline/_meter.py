@@ -1,0 +1,127 @@
+"""Where the time went, which records could not be read, and the bar that shows it."""
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+from ..errors import ReadError
+from ..sources._host import require
+
+LOG = logging.getLogger("datarax")
+
+
+class Stats(NamedTuple):
+    """What consuming a pipeline has cost since it was built, in seconds of the wall clock.
+
+    `waited` is how long the consumer stood still for rows that were not read yet, `computed` the
+    rest of the time spent in loops and scans. `masked` counts the rows of the current epoch that
+    could not be read.
+    """
+
+    batches: int
+    waited: float
+    computed: float
+    masked: int
+
+    @property
+    def limit(self) -> Literal["reading", "computing"]:
+        """What a faster run would have to change."""
+        return "reading" if self.waited > self.computed else "computing"
+
+
+class Meter:
+    """Counts for `Pipeline.stats()`, and keeps the budget of `max_errors`."""
+
+    def __init__(self):
+        self.batches, self.waited, self.elapsed = 0, 0.0, 0.0
+        self._since: float | None = None
+        self._failures: dict[int, dict[int | None, ReadError]] = {}
+
+    def begin(self) -> None:
+        """The clock runs from here: a loop or a scan has begun."""
+        self._since = time.perf_counter()
+
+    def waited_since(self, start: float) -> None:
+        """The consumer has stood still since `start`."""
+        self.waited += time.perf_counter() - start
+
+    def lap(self, batches: int) -> None:
+        """So many batches have been handed over."""
+        now = time.perf_counter()
+        if self._since is not None:
+            self.elapsed += now - self._since
+        self._since = now
+        self.batches += batches
+
+    def end(self) -> None:
+        """The clock stops: what the user does next is no part of a loop."""
+        self._since = None
+
+    def fail(self, failures: Sequence[tuple[int, ReadError]], most: int) -> None:
+        """Counts masked rows; raises where an epoch has more of them than it may."""
+        for epoch, error in failures:
+            known = self._failures.setdefault(epoch, {})
+            if error.record not in known and len(known) >= most:
+                raise ReadError(
+                    error.source,
+                    error.file,
+                    error.record,
+                    f"{error.__cause__!r}; {len(known)} others of epoch {epoch} could not be read "
+                    f"either, which is all that max_errors={most} allows",
+                ) from error
+            known[error.record] = error
+
+    def report(self, epoch: int) -> None:
+        """Says at the end of an epoch what was masked in it."""
+        known = self._failures.pop(epoch, {})
+        if known:
+            reasons = "".join(
+                f"\n  {x.source}, record {x.record} of {x.file}: {x.__cause__!r}"
+                for x in known.values()
+            )
+            LOG.warning("%d records of epoch %d were masked:%s", len(known), epoch, reasons)
+
+    def stats(self) -> Stats:
+        masked = sum(map(len, self._failures.values()))
+        return Stats(self.batches, self.waited, max(self.elapsed - self.waited, 0.0), masked)
+
+
+class Bar:
+    """A progress bar of rich, or of tqdm where rich is not installed; or none at all."""
+
+    def __init__(self, shown: bool, total: int | None, title: str):
+        self._update: Any = None
+        if not shown:
+            return
+        try:
+            progress = require("rich.progress", "progress")
+        except ImportError:
+            self._bar = require("tqdm.auto", "progress").tqdm(total=total, desc=title)
+            self._update, self._stop = self._tqdm, self._bar.close
+            return
+        self._bar = progress.Progress(
+            *progress.Progress.get_default_columns(),
+            progress.TextColumn("{task.completed} of {task.total} {task.fields[note]}"),
+        )
+        self._task = self._bar.add_task(title, total=total, note="")
+        self._bar.start()
+        self._update, self._stop = self._rich, self._bar.stop
+
+    def update(self, batches: int, meter: Meter) -> None:
+        if self._update is not None:
+            stats = meter.stats()
+            whole = stats.waited + stats.computed
+            self._update(batches, f"waiting {stats.waited / whole:.0%}" if whole else "")
+
+    def close(self) -> None:
+        if self._update is not None:
+            self._stop()
+            self._update = None
+
+    def _tqdm(self, batches: int, note: str) -> None:
+        self._bar.set_postfix_str(note, refresh=False)
+        self._bar.update(batches)
+
+    def _rich(self, batches: int, note: str) -> None:
+        self._bar.update(self._task, advance=batches, note=note)

@@ -1,0 +1,127 @@
+"""Records in ArrayRecord files."""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from .._types import Batch, Spec
+from ..errors import FileError
+from ._codec import DECODERS, Decode
+from ._host import HostSource, HostSourceConfig, Reader, require, spec_of, stack
+from ._random_access import as_record
+
+RANDOM_ACCESS = "readahead_buffer_size:0,max_parallelism:0"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ArrayRecordSourceConfig(HostSourceConfig):
+    """`paths` is a file or several, whose records are counted on from one to the next.
+
+    `decode` makes a record of the bytes of one: "msgpack" (as `datarax.sources.encode` writes it),
+    "npz", or a function that returns a dict of arrays.
+    """
+
+    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+    decode: Decode = "msgpack"
+
+
+class ArrayRecordSource(HostSource):
+    """Records of ArrayRecord files in random access; the checksums of the format are verified."""
+
+    def __init__(self, config: ArrayRecordSourceConfig, *, rngs: nnx.Rngs | None = None):
+        paths = config.paths
+        if isinstance(paths, str | os.PathLike):
+            paths = (paths,)
+        decode = config.decode if callable(config.decode) else DECODERS[config.decode]
+        parts = tuple(Part(str(Path(path).absolute())) for path in paths)
+        super().__init__(PartsReader(parts, decode, "ArrayRecordSource"), config, rngs=rngs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Records `skip` up to `skip + take` of a file; without `take` all that follow."""
+
+    path: str
+    skip: int = 0
+    take: int | None = None
+
+    @functools.cached_property
+    def file(self) -> Any:
+        module = require("array_record.python.array_record_module", "array_record")
+        try:
+            size = os.stat(self.path).st_size
+            file = module.ArrayRecordReader(self.path, RANDOM_ACCESS)
+            # A broken file opens: it only says that it is not ok, and seems to be empty.
+            if not file.ok():
+                raise RuntimeError(f"of {size} bytes is no intact ArrayRecord file")
+        except FileNotFoundError as error:
+            raise FileError(self.path, f"cannot be opened: {error.strerror}.") from error
+        except RuntimeError as error:
+            raise FileError(self.path, f"cannot be read: {error}.") from error
+        if file.num_records() < self.skip + (self.take or 0):
+            raise FileError(
+                self.path,
+                f"holds {file.num_records()} records and "
+                f"should hold {self.skip + (self.take or 0)}.",
+            )
+        return file
+
+    def __len__(self) -> int:
+        return self.file.num_records() - self.skip if self.take is None else self.take
+
+    def __getstate__(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+
+
+@dataclasses.dataclass(frozen=True)
+class PartsReader(Reader):
+    """Encoded records, counted on through the parts."""
+
+    parts: tuple[Part, ...]
+    decode: Callable[[bytes], Any]
+    label: str
+
+    @functools.cached_property
+    def ends(self) -> np.ndarray:
+        """Where each part ends."""
+        return np.cumsum([len(part) for part in self.parts], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return int(self.ends[-1]) if self.parts else 0
+
+    @functools.cached_property
+    def stored_spec(self) -> Spec:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return spec_of(self._decoded(self._raw(np.zeros(1, np.int64))[0]))
+
+    def read(self, records: np.ndarray) -> Batch:
+        return stack([self._decoded(raw) for raw in self._raw(records.astype(np.int64))])
+
+    def place(self, record: int) -> str:
+        return self.parts[int(np.searchsorted(self.ends, record, "right"))].path
+
+    def _decoded(self, raw: bytes) -> dict[str, Any]:
+        return as_record(self.decode(raw), None)
+
+    def _raw(self, records: np.ndarray) -> list[bytes]:
+        where = np.searchsorted(self.ends, records, "right")
+        found: list[bytes] = [b""] * len(records)
+        for i in np.unique(where):
+            part, rows = self.parts[i], np.flatnonzero(where == i)
+            start = int(self.ends[i]) - len(part) - part.skip
+            wanted = (records[rows] - start).tolist()
+            several = part.file.read(wanted)
+            if len(several) != len(wanted) or not part.file.ok():
+                vars(part).pop("file", None)  # a reader that has failed once stays failed
+                raise OSError(f"{part.path} is damaged, or was changed while it was read")
+            for row, raw in zip(rows, several, strict=True):
+                found[row] = raw
+        return found

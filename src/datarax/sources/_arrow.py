@@ -1,0 +1,282 @@
+"""Columns in Parquet and Arrow files."""
+
+import abc
+import collections
+import dataclasses
+import functools
+import mmap
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from .._types import Batch, Spec, flat_fields
+from ..errors import EmptySourceError, FieldTypeError, FileError
+from ._host import HostSource, HostSourceConfig, Reader, empty_rows, require
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ArrowSourceConfig(HostSourceConfig):
+    """`paths` is a `.parquet` or `.arrow` file, a folder of them, or several files.
+
+    `columns` are read and no others. A Parquet row group is decoded as a whole, and the
+    `cached_chunks` used last are kept; so shuffle Parquet with `shuffle="blocks"`, `block_size`
+    about the rows of a group and `window` below `cached_chunks`.
+    """
+
+    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+    columns: tuple[str, ...] | None = None
+    cached_chunks: int = 32
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.cached_chunks < 1:
+            raise ValueError(f"`cached_chunks` is at least 1, got {self.cached_chunks!r}.")
+
+
+class ArrowSource(HostSource):
+    """Rows of Parquet files, and of Arrow files in a memory map; several files count as one.
+
+    Columns of numbers, booleans, and lists and tensors of them with one shape; no nulls. Page
+    checksums of Parquet are verified where a file has them.
+    """
+
+    def __init__(self, config: ArrowSourceConfig, *, rngs: nnx.Rngs | None = None):
+        reader = ArrowReader(_paths(config.paths), config.columns, config.cached_chunks)
+        super().__init__(reader, config, rngs=rngs)
+
+
+@dataclasses.dataclass(frozen=True)
+class ArrowReader(Reader):
+    """Rows of files, chunk by chunk: a row group of Parquet, a record batch of Arrow."""
+
+    label = "ArrowSource"
+
+    paths: tuple[str, ...]
+    columns: tuple[str, ...] | None
+    cached_chunks: int
+
+    @functools.cached_property
+    def _chunks(self) -> list["_Chunk"]:
+        chunks = [chunk for path in self.paths for chunk in _chunks(path, self.columns)]
+        return [chunk for chunk in chunks if chunk.rows]
+
+    @functools.cached_property
+    def _ends(self) -> np.ndarray:
+        return np.cumsum([chunk.rows for chunk in self._chunks], dtype=np.int64)
+
+    @functools.cached_property
+    def _cache(self) -> "_Cache":
+        return _Cache(self.cached_chunks)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if self._chunks else 0
+
+    @functools.cached_property
+    def stored_spec(self) -> Spec:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if not self._chunks:
+            raise EmptySourceError(self.label)
+        fields, _ = self._cache.get(self._chunks[0])
+        return {name: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for name, x in fields.items()}
+
+    def read(self, records: np.ndarray) -> Batch:
+        records = records.astype(np.int64)
+        where = np.searchsorted(self._ends, records, "right")
+        batch = {
+            name: empty_rows(len(records), x.shape, x.dtype)
+            for name, x in flat_fields(self.stored_spec).items()
+        }
+        for i in np.unique(where):
+            chunk, rows = self._chunks[i], np.flatnonzero(where == i)
+            inside = records[rows] - (int(self._ends[i]) - chunk.rows)
+            fields, nulls = self._cache.get(chunk)
+            for name, target in batch.items():
+                column = fields[name]
+                if column.shape[1:] != target.shape[1:] or column.dtype != target.dtype:
+                    raise ValueError(
+                        f"column {name!r} of {chunk.path} is {column.dtype}{column.shape[1:]}, "
+                        f"and {target.dtype}{target.shape[1:]} in the first file"
+                    )
+                if name in nulls and nulls[name][inside].any():
+                    raise ValueError(f"column {name!r} is null")
+                target[rows] = column[inside]
+        return batch
+
+    def place(self, record: int) -> str:
+        return self._chunks[int(np.searchsorted(self._ends, record, "right"))].path
+
+
+Fields = dict[str, np.ndarray]
+
+
+class _Chunk(abc.ABC):
+    """Rows that are decoded together."""
+
+    path: str
+    rows: int
+
+    @abc.abstractmethod
+    def load(self) -> tuple[Fields, Fields]:
+        """The columns, and for those with nulls where they are."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _RowGroup(_Chunk):
+    path: str
+    rows: int
+    group: int
+    columns: tuple[str, ...] | None
+    metadata: Any
+
+    def load(self) -> tuple[Fields, Fields]:
+        # A ParquetFile is not for several threads; to open one with known metadata is cheap.
+        with _parquet(self.path, self.metadata) as file:
+            names = None if self.columns is None else list(self.columns)
+            return columns_of(file.read_row_group(self.group, columns=names, use_threads=False))
+
+
+@dataclasses.dataclass(frozen=True)
+class _RecordBatch(_Chunk):
+    path: str
+    rows: int
+    map: mmap.mmap
+    end: int
+    batch: Any
+
+    def load(self) -> tuple[Fields, Fields]:
+        self.batch.validate(full=True)
+        return columns_of(self.batch)
+
+
+class _Cache:
+    """The chunks used last. Two threads may load one chunk twice: that costs less than to wait."""
+
+    def __init__(self, size: int):
+        self._size, self._lock = size, threading.Lock()
+        self._kept: collections.OrderedDict[int, tuple[Fields, Fields]] = collections.OrderedDict()
+
+    def get(self, chunk: _Chunk) -> tuple[Fields, Fields]:
+        if isinstance(chunk, _RecordBatch):
+            size = chunk.map.size()
+            if size < chunk.end:  # to look into the map would kill the process
+                raise OSError(f"{chunk.path} was cut to {size} bytes and needs {chunk.end}")
+        with self._lock:
+            if id(chunk) in self._kept:
+                self._kept.move_to_end(id(chunk))
+                return self._kept[id(chunk)]
+        found = chunk.load()
+        with self._lock:
+            self._kept[id(chunk)] = found
+            while len(self._kept) > self._size:
+                self._kept.popitem(last=False)
+        return found
+
+
+def _paths(paths: Any) -> tuple[str, ...]:
+    if isinstance(paths, str | os.PathLike):
+        path = Path(paths)
+        if not path.is_dir():
+            return (str(path.absolute()),)
+        paths = sorted(x for x in path.iterdir() if x.suffix in (".parquet", ".arrow"))
+        if not paths:
+            raise EmptySourceError(f"The folder {str(path)!r}, without .parquet or .arrow files,")
+    return tuple(str(Path(path).absolute()) for path in paths)
+
+
+def _chunks(path: str, columns: tuple[str, ...] | None) -> list[_Chunk]:
+    pa = require("pyarrow", "arrow")
+    try:
+        if path.endswith(".parquet"):
+            with _parquet(path, None) as file:
+                metadata = file.metadata
+                _check_columns(path, columns, file.schema_arrow.names)
+                return [
+                    _RowGroup(path, metadata.row_group(i).num_rows, i, columns, metadata)
+                    for i in range(metadata.num_row_groups)
+                ]
+        with open(path, "rb") as file:
+            view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        source = pa.BufferReader(pa.py_buffer(view))
+        try:
+            reader = pa.ipc.open_file(source)
+            batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+        except pa.ArrowInvalid:
+            source.seek(0)
+            reader = pa.ipc.open_stream(source)
+            batches = list(reader)
+        _check_columns(path, columns, reader.schema.names)
+        if columns is not None:
+            batches = [batch.select(list(columns)) for batch in batches]
+        return [_RecordBatch(path, x.num_rows, view, len(view), x) for x in batches]
+    except OSError as error:  # pa.ArrowInvalid is one of ValueError
+        raise FileError(path, f"cannot be opened: {error.strerror or error}.") from error
+    except (pa.ArrowException, ValueError) as error:
+        raise FileError(path, f"is no file of its kind, or a damaged one: {error}") from error
+
+
+def _parquet(path: str, metadata: Any) -> Any:
+    parquet = require("pyarrow.parquet", "arrow")
+    return parquet.ParquetFile(
+        path, metadata=metadata, page_checksum_verification=True, pre_buffer=False
+    )
+
+
+def _check_columns(path: str, columns: tuple[str, ...] | None, names: Sequence[str]) -> None:
+    for name in columns or ():
+        if name not in names:
+            raise FileError(path, f"has no column {name!r}, only {list(names)}.")
+
+
+def columns_of(table: Any) -> tuple[Fields, Fields]:
+    """Columns of a table or record batch as NumPy arrays, views where Arrow allows it."""
+    fields, nulls = {}, {}
+    for name in table.schema.names:
+        column = table.column(name)
+        if hasattr(column, "combine_chunks"):
+            column = column.combine_chunks()
+        if hasattr(column, "num_chunks"):
+            column = column.chunk(0)
+        if column.null_count:
+            nulls[name] = column.is_null().to_numpy(zero_copy_only=False)
+        fields[name] = _array(name, column)
+    return fields, nulls
+
+
+def _array(name: str, column: Any) -> np.ndarray:
+    pa = require("pyarrow", "arrow")
+    kind = column.type
+    if isinstance(kind, pa.FixedShapeTensorType):
+        shape = kind.shape
+        return _array(name, column.storage).reshape(len(column), *shape)
+    if isinstance(kind, pa.BaseExtensionType):
+        return _array(name, column.storage)
+    if pa.types.is_fixed_size_list(kind):
+        # `values` holds what stands in the place of a null, `flatten` would leave it out.
+        width = kind.list_size
+        values = column.values.slice(column.offset * width, len(column) * width)
+        return _within(name, _array(name, values), len(column), width)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        lengths = np.diff(column.offsets.to_numpy())
+        if len(set(lengths.tolist())) > 1:
+            raise ValueError(
+                f"column {name!r} has lists of {lengths.min()} to {lengths.max()} values, "
+                "and a field has one shape: pad them, or leave it out of `columns`"
+            )
+        return _within(name, _array(name, column.flatten()), len(column), int(lengths[0]))
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
+        raise FieldTypeError(
+            name,
+            f"has the Arrow type {kind}, which JAX cannot hold. Leave it out of `columns`.",
+        )
+    if column.null_count:
+        column = column.fill_null(False if pa.types.is_boolean(kind) else 0)
+    return column.to_numpy(zero_copy_only=False)
+
+
+def _within(name: str, values: np.ndarray, rows: int, width: int) -> np.ndarray:
+    return values.reshape(rows, width, *values.shape[1:])

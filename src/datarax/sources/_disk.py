@@ -1,0 +1,137 @@
+"""Arrays in `.npy` files, read from a memory map."""
+
+import dataclasses
+import functools
+import math
+import mmap
+import os
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+
+from .._types import Batch, Spec
+from ..errors import EmptySourceError, FileError, UnequalLengthsError
+from ._host import HostSource, HostSourceConfig, Reader, empty_rows
+from ._values import need_held_type
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StreamingDiskSourceConfig(HostSourceConfig):
+    """`path` is a `.npy` file (the field "data") or a folder of them, one a field."""
+
+    path: str | os.PathLike[str]
+
+
+class StreamingDiskSource(HostSource):
+    """Rows of `.npy` files; only those that a batch needs are read.
+
+    Axis 0 counts the records. Files of Python objects are refused: nothing is ever unpickled.
+    """
+
+    def __init__(self, config: StreamingDiskSourceConfig, *, rngs: nnx.Rngs | None = None):
+        super().__init__(NpyReader(_files(Path(config.path))), config, rngs=rngs)
+
+
+class _Column(NamedTuple):
+    """A mapped file: `rows` looks into the map, `end` is the size that the file must keep."""
+
+    file: str
+    map: mmap.mmap | None
+    rows: np.ndarray
+    end: int
+
+
+@dataclasses.dataclass(frozen=True)
+class NpyReader(Reader):
+    """Fields and their files."""
+
+    label = "StreamingDiskSource"
+
+    files: tuple[tuple[str, str], ...]
+
+    def __len__(self) -> int:
+        lengths = {field: len(x.rows) for field, x in self._columns.items()}
+        if len(set(lengths.values())) > 1:
+            raise UnequalLengthsError(lengths)
+        return next(iter(lengths.values()))
+
+    @functools.cached_property
+    def _columns(self) -> dict[str, _Column]:
+        return {field: _open(file) for field, file in self.files}
+
+    @functools.cached_property
+    def stored_spec(self) -> Spec:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return {
+            field: jax.ShapeDtypeStruct(x.rows.shape[1:], x.rows.dtype)
+            for field, x in self._columns.items()
+        }
+
+    def read(self, records: np.ndarray) -> Batch:
+        batch = {}
+        first, count = int(records[0]), len(records)
+        in_a_row = np.array_equal(records, np.arange(first, first + count, dtype=records.dtype))
+        for field, (file, view, rows, end) in self._columns.items():
+            # Reading a map past the end of a file that was cut kills the process.
+            if view is not None and view.size() < end:
+                raise OSError(f"{file} was cut to {view.size()} bytes and needs {end}")
+            batch[field] = empty_rows(count, rows.shape[1:], rows.dtype)
+            if in_a_row:
+                np.copyto(batch[field], rows[first : first + count])
+            else:
+                # Every record is in range, and "raise" would fill a second buffer first.
+                np.take(rows, records, axis=0, out=batch[field], mode="clip")
+        return batch
+
+    def place(self, record: int) -> str:
+        return ", ".join(file for _, file in self.files)
+
+
+def _files(path: Path) -> tuple[tuple[str, str], ...]:
+    """The fields that a path holds, in the order of their names."""
+    if path.is_dir():
+        found = tuple((file.stem, str(file.absolute())) for file in sorted(path.glob("*.npy")))
+        if not found:
+            raise EmptySourceError(f"The folder {str(path)!r}, without a .npy file,")
+        return found
+    return (("data", str(path.absolute())),)
+
+
+def _open(path: str) -> _Column:
+    """A file mapped and checked; nothing of its content but the header is read."""
+    try:
+        file = open(path, "rb")  # noqa: SIM115  (the rest is no part of the `try`)
+    except OSError as error:
+        raise FileError(path, f"cannot be opened: {error.strerror}.") from error
+    with file:
+        shape, fortran, dtype = _header(file, path)
+        if not shape or any(not isinstance(n, int) or n < 0 for n in shape):
+            raise FileError(path, f"must hold an array with one row a record, got shape {shape}.")
+        need_held_type(Path(path).stem, dtype)
+        start = file.tell()
+        end = start + math.prod(shape) * dtype.itemsize
+        size = os.fstat(file.fileno()).st_size
+        if size < end:
+            raise FileError(
+                path, f"is cut short: it holds {size} bytes and its header asks for {end}."
+            )
+        if end == start:
+            return _Column(path, None, np.empty(shape, dtype), end)
+        view = mmap.mmap(file.fileno(), end, access=mmap.ACCESS_READ)
+    flat = np.frombuffer(view, dtype, math.prod(shape), start)
+    return _Column(path, view, flat.reshape(shape, order="F" if fortran else "C"), end)
+
+
+def _header(file: BinaryIO, path: str) -> tuple[tuple[int, ...], bool, np.dtype]:
+    npy = np.lib.format
+    try:
+        version = npy.read_magic(file)
+        if version == (1, 0):
+            return npy.read_array_header_1_0(file)
+        if version == (2, 0):
+            return npy.read_array_header_2_0(file)
+    except Exception as error:  # whatever a broken header makes NumPy's parser raise
+        raise FileError(path, f"has no header of a .npy file: {error}") from error
+    raise FileError(path, f"is of .npy version {version}, which holds only structured arrays.")

@@ -1,0 +1,315 @@
+"""Sources whose records are read on the host when they are needed."""
+
+import abc
+import dataclasses
+import functools
+import importlib
+import types
+from typing import Any, Literal, TypeAlias
+
+import jax
+import numpy as np
+from flax import nnx
+
+from .._order import ORDERS, Blocks, Shuffle
+from .._types import Batch, Mask, Records, Spec, flat_fields, spec_text
+from ..errors import DataraxError, EmptySourceError, FieldTypeError, ReadError
+from ._base import EagerSourceBase
+from ._values import hold, need_held_type
+
+OnError: TypeAlias = Literal["raise", "mask"]
+
+ALIGNMENT = 64
+"""JAX takes a NumPy array over without a copy, on a CPU, if it begins at a multiple of this."""
+
+
+def require(module: str, extra: str) -> types.ModuleType:
+    """An optional package, or an `ImportError` that says which extra brings it."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != module.partition(".")[0]:
+            raise
+        raise ImportError(
+            f"{module!r} is needed and not installed: pip install 'datarax-reference[{extra}]'"
+        ) from error
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HostSourceConfig:
+    """How a source on the host orders its records, and what it does with one it cannot read.
+
+    `shuffle` is False (stored order), True (swap-or-not), "permutation" or "blocks", which keeps
+    records that are read together within `window` blocks of `block_size` records each.
+    `on_error="mask"` gives zero and a False in the mask for a record that cannot be read, for at
+    most `max_errors` records an epoch.
+    """
+
+    shuffle: Shuffle = False
+    block_size: int = 1024
+    window: int = 16
+    on_error: OnError = "raise"
+    max_errors: int = 0
+
+    def __post_init__(self):
+        if not any(self.shuffle == x and type(self.shuffle) is type(x) for x in ORDERS):
+            raise ValueError(
+                f'`shuffle` is False, True, "permutation" or "blocks", got {self.shuffle!r}.'
+            )
+        if self.on_error not in ("raise", "mask"):
+            raise ValueError(f'`on_error` is "raise" or "mask", got {self.on_error!r}.')
+        if self.max_errors < 0 or (self.max_errors > 0) != (self.on_error == "mask"):
+            raise ValueError(
+                '`max_errors` is the number of records an epoch may mask under on_error="mask", at '
+                f"least 1 there and 0 otherwise; got {self.max_errors!r} with {self.on_error!r}."
+            )
+        Blocks(self.block_size, self.window)
+
+    @property
+    def order(self) -> Shuffle | Blocks:
+        """`shuffle`, with its sizes where it has some."""
+        return Blocks(self.block_size, self.window) if self.shuffle == "blocks" else self.shuffle
+
+
+class Reader(abc.ABC):
+    """A handle on rows in storage. Small and hashable: it is a static part of compiled programs.
+
+    Equal readers read the same rows. Copies and pickles hold no open file: what is opened is
+    opened when it is first needed. `read` is called by several threads at once. `label` is what
+    errors call the source.
+    """
+
+    label: str = "a source of your own"
+
+    @abc.abstractmethod
+    def __len__(self) -> int: ...
+
+    @property
+    @abc.abstractmethod
+    def stored_spec(self) -> Spec:
+        """Shape and type of one record as stored, 64-bit types included."""
+
+    @abc.abstractmethod
+    def read(self, records: np.ndarray) -> Batch:
+        """The rows `records` as NumPy arrays, in that order; every record is in range."""
+
+    def place(self, record: int) -> str:
+        """Where a record is stored, for an error message."""
+        del record
+        return type(self).__name__
+
+    def rows(self, records: np.ndarray, spec: Spec) -> Batch:
+        """`read`, checked, in the types of `spec`; a `ReadError` names the record.
+
+        `spec` is `element_spec` as the caller sees it: which types JAX holds is a setting of the
+        caller's thread.
+        """
+        try:
+            return self._checked(records, spec)
+        except Exception as error:
+            raise self._read_error(records, spec, error) from error
+
+    def rows_and_holes(
+        self, records: np.ndarray, spec: Spec
+    ) -> tuple[Batch, np.ndarray, list[ReadError]]:
+        """`rows`, with zero for those that cannot be read, which of them could, and the errors."""
+        readable = np.ones(len(records), bool)
+        try:
+            return self._checked(records, spec), readable, []
+        except Exception:
+            batch = jax.tree.map(lambda x: np.zeros((len(records), *x.shape), x.dtype), spec)
+        errors = []
+        for i in range(len(records)):
+            try:
+                row = self._checked(records[i : i + 1], spec)
+            except Exception as error:
+                readable[i] = False
+                errors.append(self._read_error(records[i : i + 1], spec, error))
+                errors[-1].__cause__ = error
+            else:
+                jax.tree.map(lambda to, one, i=i: to.__setitem__(i, one[0]), batch, row)
+        return batch, readable, errors
+
+    @property
+    def element_spec(self) -> Spec:
+        """Shape and type of one record in the types that JAX holds them in."""
+        return held_spec(self.stored_spec)
+
+    def _checked(self, records: np.ndarray, spec: Spec) -> Batch:
+        return conform(self.read(records), self.stored_spec, spec, records)
+
+    def _read_error(self, records: np.ndarray, spec: Spec, error: Exception) -> ReadError:
+        """The error with the first record that cannot be read on its own."""
+        for record in map(int, records) if len(records) > 1 else ():
+            try:
+                self._checked(np.array([record], records.dtype), spec)
+            except Exception as single:
+                return ReadError(self.label, self.place(record), record, _reason(single))
+        first = int(records[0])
+        record = first if len(records) == 1 else None
+        return ReadError(self.label, self.place(first), record, _reason(error))
+
+    def __deepcopy__(self, memo: Any) -> "Reader":
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What `cached_property` keeps are open files and what was read from them.
+        return {
+            name: x
+            for name, x in vars(self).items()
+            if not isinstance(getattr(type(self), name, None), functools.cached_property)
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+
+
+class HostSource(EagerSourceBase):
+    """A source over a `Reader`: in `for` and `scan` rows are read ahead by threads, and within the
+    user's own `jit` by a callback.
+    """
+
+    def __init__(self, reader: Reader, config: HostSourceConfig, *, rngs: nnx.Rngs | None = None):
+        super().__init__(shuffle=config.order, rngs=rngs)
+        self.reader = reader
+        self.config = config
+        self.masks, self.max_errors = config.on_error == "mask", config.max_errors
+        if len(reader) == 0:
+            raise EmptySourceError(reader.label)
+        try:
+            reader.element_spec  # noqa: B018  (a field that JAX cannot hold is named here)
+        except DataraxError:
+            raise
+        except Exception as error:
+            raise ReadError(reader.label, reader.place(0), 0, _reason(error)) from error
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    @property
+    def element_spec(self) -> Spec:
+        return self.reader.element_spec
+
+    def gather(self, records: Records) -> Batch:
+        return call_host(self.reader, records)
+
+    def gather_readable(self, records: Records) -> tuple[Batch, Mask]:
+        return call_host_readable(self.reader, records)
+
+
+def call_host(reader: Reader, records: Records, wanted: Mask | None = None) -> Batch:
+    """The rows `records`, read when the compiled program gets there; zero where not `wanted`.
+
+    A pure callback: reading has no effect, so a batch that nobody uses is never read.
+    """
+    b = records.shape[0]
+    spec = jax.tree.map(lambda x: jax.ShapeDtypeStruct((b, *x.shape), x.dtype), reader.element_spec)
+    args = (records,) if wanted is None else (records, wanted)
+    return jax.pure_callback(_Rows(reader), spec, *args, vmap_method="sequential")
+
+
+def call_host_readable(reader: Reader, records: Records) -> tuple[Batch, Mask]:
+    """`call_host` with zero for what cannot be read, and which of the rows can."""
+    b = records.shape[0]
+    spec = jax.tree.map(lambda x: jax.ShapeDtypeStruct((b, *x.shape), x.dtype), reader.element_spec)
+    mask = jax.ShapeDtypeStruct((b,), np.dtype(bool))
+
+    def rows(records: Any) -> tuple[Batch, np.ndarray]:
+        return reader.rows_and_holes(np.asarray(records), reader.element_spec)[:2]
+
+    return jax.pure_callback(rows, (spec, mask), records, vmap_method="sequential")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+    """`reader.rows` for a callback: equal for equal readers."""
+
+    reader: Reader
+
+    def __call__(self, records: Any, wanted: Any = None) -> Batch:
+        records = np.asarray(records)
+        if wanted is None:
+            return self.reader.rows(records, self.reader.element_spec)
+        wanted = np.asarray(wanted)
+        batch = jax.tree.map(
+            lambda x: np.zeros((len(records), *x.shape), x.dtype), self.reader.element_spec
+        )
+        if wanted.any():
+            rows = self.reader.rows(records[wanted], self.reader.element_spec)
+            jax.tree.map(lambda to, x: to.__setitem__(wanted, x), batch, rows)
+        return batch
+
+
+def empty_rows(rows: int, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """An uninitialised array that JAX can take over on a CPU without a copy."""
+    dtype = np.dtype(dtype)
+    size = rows * int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    buffer = np.empty(size + ALIGNMENT, np.uint8)
+    start = -buffer.ctypes.data % ALIGNMENT
+    return buffer[start : start + size].view(dtype).reshape(rows, *shape)
+
+
+def held_spec(stored: Spec) -> Spec:
+    """A spec in the types that JAX holds; a `FieldTypeError` names the field that it cannot."""
+    return jax.tree.map(
+        lambda name, x: jax.ShapeDtypeStruct(x.shape, need_held_type(name, x.dtype)),
+        _named(stored),
+        stored,
+    )
+
+
+def conform(batch: Batch, stored: Spec, held: Spec, records: np.ndarray) -> Batch:
+    """A batch of the `stored` spec in the types of the `held` one, or what is wrong with it."""
+    found, wanted, targets = flat_fields(batch), flat_fields(stored), flat_fields(held)
+    if found.keys() != wanted.keys():
+        raise ValueError(f"it has the fields {list(found)}, and not {list(wanted)}")
+    fields = {}
+    for name, x in found.items():
+        shape = (len(records), *wanted[name].shape)
+        if x.shape != shape or x.dtype != wanted[name].dtype:
+            other = jax.ShapeDtypeStruct(shape, wanted[name].dtype)
+            raise ValueError(f"it has {spec_text({name: x})}, and not {spec_text({name: other})}")
+        fields[name] = hold(name, x, targets[name].dtype, records)
+    return jax.tree.map(fields.__getitem__, _named(stored))
+
+
+def spec_of(record: Any) -> Spec:
+    """Shape and type of a record given as a (nested) dict of arrays and numbers."""
+    for name, x in flat_fields(record).items():
+        if isinstance(x, str | bytes) or np.asarray(x).dtype == object:
+            raise FieldTypeError(
+                name,
+                f"holds {type(x).__name__}, which JAX cannot hold. "
+                "Encode it as numbers, or leave it out.",
+            )
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), np.asarray(x).dtype), record)
+
+
+def stack(records: list[Any]) -> Batch:
+    """Rows from single records, which must all be alike."""
+    leaves, structure = jax.tree.flatten(records[0])
+    columns = [[np.asarray(x)] for x in leaves]
+    for record in records[1:]:
+        leaves, other = jax.tree.flatten(record)
+        if other != structure:
+            raise ValueError(
+                f"it has the fields {list(flat_fields(record))}, "
+                f"and not {list(flat_fields(records[0]))}"
+            )
+        for column, x in zip(columns, leaves, strict=True):
+            column.append(np.asarray(x))
+            if column[-1].dtype != column[0].dtype or column[-1].shape != column[0].shape:
+                raise ValueError(
+                    f"it has a row {spec_text({'': column[-1]}).strip()} "
+                    f"beside {spec_text({'': column[0]}).strip()}"
+                )
+    return jax.tree.unflatten(structure, [np.stack(column) for column in columns])
+
+
+def _named(tree: Any) -> Any:
+    """The names of the leaves in the place of the leaves."""
+    return jax.tree.unflatten(jax.tree.structure(tree), list(flat_fields(tree)))
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,147 @@
+"""Streams: sources without a length, read from front to back."""
+
+import dataclasses
+import functools
+import itertools
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from .._rows import Cut, Rows
+from .._types import Batch, Scalar, Spec
+from ..errors import EmptySourceError, RandomAccessError, ReadError
+from ._base import Fetched
+from ._host import conform, held_spec, spec_of, stack
+from ._random_access import as_record
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class IterableSourceConfig:
+    """`fields` names the parts of records that are tuples: without it they are "0", "1", ..."""
+
+    fields: tuple[str, ...] | None = None
+
+
+class StreamSource(nnx.Module):
+    """A source over a `Stream`: batches come by `for`, `step` and `scan`, in order.
+
+    An epoch is one pass, and ends where the stream does. A cursor elsewhere than where the stream
+    stands, as after a resume, is reached by skipping records from the start of its pass.
+    """
+
+    def __init__(self, stream: "Stream"):
+        self.stream = stream
+
+    @property
+    def element_spec(self) -> Spec:
+        """Shape and type of one record."""
+        return held_spec(self.stream.stored_spec)
+
+    def blank(self, cut: Cut) -> Fetched:
+        """A batch that looks like those of the stream, to be traced with."""
+        batch = jax.tree.map(lambda x: jnp.zeros((cut.size, *x.shape), x.dtype), self.element_spec)
+        where = jnp.zeros(cut.size, jnp.uint32)
+        mask = jnp.zeros(cut.size, bool) if cut.padded else None
+        return Fetched(batch, Rows(where, where, where, mask))
+
+    def get_batch_at(self, start: Scalar, batch_size: int, key: Any) -> Batch:
+        """A stream has no random access: raises a `RandomAccessError`."""
+        raise RandomAccessError(
+            f"{self.stream.label} is a stream and gives its records in order, so it cannot be read "
+            "inside jit or another transformation. Take batches by `for`, `step` or `scan` outside "
+            "of them, or use a source with a length."
+        )
+
+
+class IterableSource(StreamSource):
+    """The records of an iterable, or of a function that returns a new iterator for each pass."""
+
+    def __init__(
+        self,
+        config: IterableSourceConfig,
+        records: Iterable[Any] | Callable[[], Iterator[Any]],
+    ):
+        if isinstance(records, Iterator):
+            raise TypeError(
+                f"A {type(records).__name__} can be read once, and a stream is read again for "
+                "every epoch and every resume. Give a function that returns a new iterator."
+            )
+        begin = records if callable(records) else functools.partial(iter, records)
+        super().__init__(IterableStream(begin, config.fields, "IterableSource"))
+
+
+class Stream:
+    """Records in order. A handle like `Reader`: static, compared by identity, copied as it is.
+
+    `begin(epoch, skip)` gives the records of a pass without the first `skip`.
+    """
+
+    label: str = "a stream of your own"
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._iterator: Iterator[Any] | None = None
+        self._at = (0, 0)
+
+    def begin(self, epoch: int, skip: int) -> Iterator[dict[str, Any]]:
+        raise NotImplementedError
+
+    @functools.cached_property
+    def stored_spec(self) -> Spec:
+        for record in self.begin(0, 0):
+            return spec_of(record)
+        raise EmptySourceError(self.label)
+
+    def read(self, epoch: int, offset: int, count: int, spec: Spec) -> list[dict[str, Any]]:
+        """Up to `count` records from a place on; fewer only where the pass ends."""
+        with self._lock:
+            if self._iterator is None or self._at != (epoch, offset):
+                self._iterator = self.begin(epoch, offset)
+            found: list[dict[str, Any]] = []
+            try:
+                for record in self._iterator:
+                    conform(stack([record]), self.stored_spec, spec, np.array([offset]))
+                    found.append(record)
+                    if len(found) == count:
+                        break
+            except Exception as error:
+                self._iterator = None  # an iterator that has raised is at its end
+                raise ReadError(
+                    self.label,
+                    self.label,
+                    offset + len(found),
+                    f"{type(error).__name__}: {error}",
+                ) from error
+            self._at = (epoch, offset + len(found))
+            return found
+
+    def __deepcopy__(self, memo: Any) -> "Stream":
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        dropped = ("_lock", "_iterator", "_at", "stored_spec")
+        return {name: x for name, x in vars(self).items() if name not in dropped}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        Stream.__init__(self)
+        vars(self).update(state)
+
+
+class IterableStream(Stream):
+    """Passes over an iterable; skipping reads and throws away."""
+
+    def __init__(self, new: Callable[[], Iterator[Any]], fields: Sequence[str] | None, label: str):
+        super().__init__()
+        self.new, self.fields, self.label = new, fields, label
+
+    def begin(self, epoch: int, skip: int) -> Iterator[dict[str, Any]]:
+        del epoch
+        records = iter(self.new())
+        for _ in itertools.islice(records, skip):
+            pass
+        return (as_record(record, self.fields) for record in records)

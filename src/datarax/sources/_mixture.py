@@ -1,0 +1,362 @@
+"""Several sources mixed by weight, as one source."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, UInt, UInt32
+
+from .._keys import node_key, split_word, threefry2x32
+from .._order import (
+    Blocks,
+    BlockShuffle,
+    Order,
+    Shuffle,
+    SpanWords,
+    SwapOrNot,
+    keys_of,
+    swap_or_not_each,
+    word,
+)
+from .._types import Batch, Offsets, Records, Spec, Turns, Words, spec_text
+from ..errors import EmptySourceError, SpecsError
+from ._base import NAME, EagerSourceBase
+from ._host import Reader, call_host, empty_rows
+
+PERIOD = 256
+"""The most rows after which every source has had its exact share."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MixDataSourcesConfig:
+    """`num_sources` sources, each with a share in proportion to its weight (equal without).
+
+    The shares are those of whole rows out of a period of at most 256, as near to the weights as
+    any such period comes. `stop` ends the epoch before the "first" source would begin again, or
+    after "all" have been read to their ends.
+    """
+
+    num_sources: int
+    weights: Sequence[float | int] | None = None
+    stop: Literal["first", "all"] = "first"
+
+    def __post_init__(self):
+        weights = (1.0,) * self.num_sources if self.weights is None else tuple(self.weights)
+        object.__setattr__(self, "weights", weights)
+        if self.num_sources < 1 or len(weights) != self.num_sources:
+            raise ValueError(
+                f"`weights` has one number for each of `num_sources`, at least 1 of them; "
+                f"got {self.num_sources} sources and {len(weights)} weights."
+            )
+        if not all(math.isfinite(w) and w > 0 for w in weights):
+            raise ValueError(
+                f"`weights` are positive numbers, got {weights}. Leave out the others."
+            )
+        if self.stop not in ("first", "all"):
+            raise ValueError(f'`stop` is "first" or "all", got {self.stop!r}.')
+
+    @property
+    def quotas(self) -> tuple[int, ...]:
+        """How many rows of a period each source has."""
+        assert self.weights is not None
+        shares = np.asarray(self.weights) / math.fsum(self.weights)
+        found = [
+            (_error(shares, q), q) for n in range(1, PERIOD + 1) if min(q := _split(shares, n))
+        ]
+        if not found:
+            raise ValueError(
+                f"A period of at most {PERIOD} rows has no row for the smallest of the weights "
+                f"{self.weights}. Mix fewer sources, or raise that weight."
+            )
+        best = min(error for error, _ in found)
+        # Weights such as 0.1 are not exact: the shortest of periods that are equally good.
+        return next(q for error, q in found if error <= best + 1e-9)
+
+
+class MixDataSourcesNode(EagerSourceBase):
+    """Rows of several sources with one spec, drawn without replacement in fixed shares.
+
+    At the end of every period each source has had exactly its share; within a period the order is
+    drawn from the key. A source goes through all its records, in its own order, before it begins
+    again, also from one epoch of the mixture to the next. The records of the mixture are those
+    of the first source, then those of the second, ...; sources may be on the host or the device.
+    """
+
+    def __init__(
+        self,
+        config: MixDataSourcesConfig,
+        sources: Sequence[EagerSourceBase],
+        *,
+        rngs: nnx.Rngs | None = None,
+    ):
+        super().__init__(shuffle=True, rngs=rngs)
+        if len(sources) != config.num_sources:
+            raise ValueError(
+                f"`num_sources` is {config.num_sources}, but {len(sources)} sources are given."
+            )
+        for i, source in enumerate(sources):
+            if not isinstance(source, EagerSourceBase) or isinstance(source, MixDataSourcesNode):
+                raise TypeError(
+                    f"Source {i} must be one of its own, with a length and `gather`, "
+                    f"got {type(source).__name__}. Give the parts of a mixture themselves."
+                )
+            if source.shuffle == "permutation":
+                raise ValueError(
+                    f"Source {i} is ordered by shuffle='permutation', whose order is one table an "
+                    "epoch; a mixture goes through several at once. Take shuffle=True."
+                )
+            if source.element_spec != sources[0].element_spec:
+                raise SpecsError(
+                    "All sources of a mixture must have records of one spec, but source 0 has\n"
+                    f"  {spec_text(sources[0].element_spec)}\nand source {i} has\n"
+                    f"  {spec_text(source.element_spec)}"
+                )
+        self.config = config
+        self.sources = nnx.List(sources)
+        lengths = tuple(len(source) for source in sources)
+        quotas = config.quotas
+        if config.stop == "first":
+            periods = min(n // q for n, q in zip(lengths, quotas, strict=True))
+        else:
+            periods = max(-(-n // q) for n, q in zip(lengths, quotas, strict=True))
+        if periods == 0:
+            raise EmptySourceError(
+                f"An epoch that stops with the first of sources of {lengths} records, with shares "
+                f"of {quotas} in {sum(quotas)} rows,"
+            )
+        self.plan = Plan(quotas, periods, lengths, tuple(source.shuffle for source in sources))
+        readers = [source.reader for source in sources]
+        if all(reader is not None for reader in readers):
+            self.reader = MixReader(tuple(readers), self.plan)  # pyright: ignore
+
+    def __len__(self) -> int:
+        return self.plan.length
+
+    @property
+    def element_spec(self) -> Spec:
+        return self.sources[0].element_spec
+
+    @property
+    def records(self) -> int:
+        return sum(self.plan.lengths)
+
+    @property
+    def order_name(self) -> str:
+        # A source with a seed of its own has its own order, which the pipeline's does not tell.
+        children = ",".join(
+            f"{quota}*{source.order_name}/{len(source)}{_seed(source)}"
+            for quota, source in zip(self.plan.quotas, self.sources, strict=True)
+        )
+        return f"mix({children};{self.plan.periods})"
+
+    def order(self, order_key: Words | None, epochs: Turns) -> Order:
+        assert order_key is not None
+        order_key = jnp.asarray(order_key)
+        # Keys of epochs have a 0 in the place of this 1.
+        numbers = jnp.arange(len(self.sources), dtype=jnp.uint32)
+        mine = threefry2x32(order_key[None], jnp.ones_like(numbers), numbers)
+        keys = [
+            mine[i] if source.base is None else node_key(source.base.get_raw_value(), NAME)
+            for i, source in enumerate(self.sources)
+        ]
+        return MixOrder(keys_of(order_key, epochs), jnp.stack(keys), epochs, self.plan)
+
+    def gather(self, records: Records) -> Batch:
+        if self.reader is not None:
+            return call_host(self.reader, records)
+        batch = None
+        for source, (begin, end) in zip(self.sources, self.plan.ranges, strict=True):
+            kind = records.dtype.type
+            mine = (records >= kind(begin)) & (records < kind(end))
+            local = jnp.where(mine, records - kind(begin), kind(0)).astype(word(len(source)))
+            if source.reader is not None:
+                rows = call_host(source.reader, local, mine)
+            else:
+                rows = source.gather(local)
+            batch = rows if batch is None else jax.tree.map(_select(mine), rows, batch)
+        assert batch is not None
+        return batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The counts of a mixture: rows of each source in a period, periods in an epoch."""
+
+    quotas: tuple[int, ...]
+    periods: int
+    lengths: tuple[int, ...]
+    shuffles: tuple[Shuffle | Blocks, ...]
+
+    @property
+    def period(self) -> int:
+        return sum(self.quotas)
+
+    @property
+    def length(self) -> int:
+        return self.period * self.periods
+
+    @property
+    def ranges(self) -> list[tuple[int, int]]:
+        """Which records of the mixture are those of each source."""
+        ends = np.cumsum(self.lengths, dtype=object).tolist()
+        return list(zip([0, *ends], ends, strict=False))
+
+
+class MixOrder(Order):
+    """Which record of which source stands where.
+
+    An epoch has one pattern, a permutation of the sources' places in a period, and each period
+    turns it by an amount of its own. So the rows that a source has had before a place are looked
+    up in a table of one period, not counted.
+    """
+
+    keys: SpanWords
+    source_keys: UInt32[Array, "sources 2"]
+    pattern: UInt32[Array, "span period"]
+    before: UInt32[Array, "span period sources"]
+    begun: tuple[tuple[UInt[Array, " span"], UInt[Array, " span"]], ...]
+    plan: Plan = eqx.field(static=True)
+    length: int = eqx.field(static=True)
+
+    def __init__(self, keys: SpanWords, source_keys: Array, epochs: Turns, plan: Plan):
+        self.keys, self.source_keys, self.plan, self.length = keys, source_keys, plan, plan.length
+        zero = jnp.zeros_like(keys[:, 0])
+        places = SwapOrNot(
+            threefry2x32(keys, ~zero, ~zero), plan.period
+        )  # no period has this number
+        slots = jnp.arange(plan.period, dtype=jnp.uint32)
+        place = jnp.stack([places(slots, jnp.full_like(slots, i)) for i in range(keys.shape[0])])
+        owner = np.repeat(np.arange(len(plan.quotas), dtype=np.uint32), plan.quotas)
+        self.pattern = jnp.asarray(owner)[place]
+        sources = jnp.arange(len(plan.quotas), dtype=jnp.uint32)
+        here = (self.pattern[:, :, None] == sources[None, None]).astype(jnp.uint32)
+        self.before = jnp.cumsum(here, axis=1, dtype=jnp.uint32) - here
+        self.begun = tuple(
+            multiply_divide(epochs.astype(word(n)), quota * plan.periods, n)
+            for quota, n in zip(plan.quotas, plan.lengths, strict=True)
+        )
+
+    def __call__(self, offsets: Offsets, turn: Turns | None = None) -> Records:
+        plan, turn = self.plan, jnp.zeros_like(offsets) if turn is None else turn
+        kind = offsets.dtype.type
+        period, slot = offsets // kind(plan.period), offsets % kind(plan.period)
+        turned = threefry2x32(self.keys[turn], *split_word(period))[:, 0] % np.uint32(plan.period)
+        slot = (slot.astype(jnp.uint32) + turned) % np.uint32(plan.period)
+        source, wrapped = self.pattern[turn, slot], slot < turned
+        rank = self.before[turn, slot] - self.before[turn, turned]
+        records = jnp.zeros_like(offsets, dtype=word(max(plan.length, sum(plan.lengths))))
+        for i, (quota, (begin, _)) in enumerate(zip(plan.quotas, plan.ranges, strict=True)):
+            mine = source == np.uint32(i)
+            inside = rank[:, i] + jnp.where(wrapped, np.uint32(quota), np.uint32(0))
+            inside = jnp.where(mine, inside, np.uint32(0)).astype(offsets.dtype)
+            record = self._record(i, period * kind(quota) + inside, turn).astype(records.dtype)
+            records = jnp.where(mine, record + records.dtype.type(begin), records)
+        return jax.lax.optimization_barrier(records)
+
+    def _record(self, i: int, row: Offsets, turn: Turns) -> Records:
+        """The record at row `row` of this epoch's share of source `i`."""
+        length, shuffle = self.plan.lengths[i], self.plan.shuffles[i]
+        kind = np.promote_types(row.dtype, word(length))
+        n, row = kind.type(length), row.astype(kind)
+        passes, start = (x[turn].astype(kind) for x in self.begun[i])
+        inside, left = row % n, n - start
+        wraps = inside >= left
+        offset = jnp.where(wraps, inside - left, start + inside)
+        passes = passes + row // n + wraps.astype(kind)
+        offset = offset.astype(word(length))
+        if shuffle is False:
+            return offset
+        keys = keys_of(self.source_keys[i], passes)
+        if isinstance(shuffle, Blocks):
+            each = jnp.arange(offset.shape[0], dtype=jnp.uint32)
+            return BlockShuffle(keys, length, shuffle.size, shuffle.window)(offset, each)
+        return swap_or_not_each(keys, jnp.full_like(offset, length), offset)
+
+
+@dataclasses.dataclass(frozen=True)
+class MixReader(Reader):
+    """The rows of readers counted on from one to the next."""
+
+    readers: tuple[Reader, ...]
+    plan: Plan
+
+    label = "MixDataSourcesNode"
+
+    def __len__(self) -> int:
+        return sum(self.plan.lengths)
+
+    @property
+    def stored_spec(self) -> Spec:
+        # Children may store one spec in different types; here they are those that JAX holds.
+        return self.readers[0].element_spec
+
+    def read(self, records: np.ndarray) -> Batch:
+        batch = jax.tree.map(lambda x: empty_rows(len(records), x.shape, x.dtype), self.stored_spec)
+        for reader, (begin, end) in zip(self.readers, self.plan.ranges, strict=True):
+            mine = (records >= begin) & (records < end)
+            if mine.any():
+                rows = reader.rows(records[mine] - records.dtype.type(begin), reader.element_spec)
+                jax.tree.map(lambda to, x, mine=mine: to.__setitem__(mine, x), batch, rows)
+        return batch
+
+    def place(self, record: int) -> str:
+        for reader, (begin, end) in zip(self.readers, self.plan.ranges, strict=True):
+            if begin <= record < end:
+                return f"{reader.place(record - begin)} (its record {record - begin})"
+        raise IndexError(record)
+
+
+def multiply_divide(x: Turns, factor: int, divisor: int) -> tuple[Turns, Turns]:
+    """`divmod(x * factor, divisor)` though the product does not fit the word.
+
+    The quotient counts modulo the word, the rest is exact. Schoolbook, a bit of `x` at a time.
+    """
+    word = x.dtype.type
+    bits = 8 * x.dtype.itemsize
+    high, low = (word(n) for n in divmod(factor, divisor))
+    n = word(divisor)
+
+    def plus(total: tuple[Array, Array], quotient: Array, rest: Array) -> tuple[Array, Array]:
+        carry = total[1] >= n - rest
+        return (
+            total[0] + quotient + carry.astype(x.dtype),
+            jnp.where(carry, total[1] - (n - rest), total[1] + rest),
+        )
+
+    def one(i: Array, total: tuple[Array, Array]) -> tuple[Array, Array]:
+        shift = (bits - 1 - i).astype(x.dtype)
+        bit = (x >> shift) & word(1)
+        return plus(plus(total, *total), bit * high, bit * low)
+
+    return jax.lax.fori_loop(0, bits, one, (jnp.zeros_like(x), jnp.zeros_like(x)))
+
+
+def _seed(source: EagerSourceBase) -> str:
+    """The seed of a source that has one of its own."""
+    return "" if source.base is None else f"@{np.asarray(source.base.get_raw_value()).tolist()}"
+
+
+def _split(shares: np.ndarray, rows: int) -> tuple[int, ...]:
+    """`rows` in whole shares: rounded down, and what is left to the largest rests."""
+    exact = shares * rows
+    counts = np.floor(exact + 1e-9).astype(int)
+    rests = np.argsort(counts - exact, kind="stable")
+    counts[rests[: rows - counts.sum()]] += 1
+    return tuple(counts.tolist())
+
+
+def _error(shares: np.ndarray, quotas: tuple[int, ...]) -> float:
+    return float(np.abs(np.array(quotas) / sum(quotas) - shares).max())
+
+
+def _select(mine: Array):
+    def select(new: Array, old: Array) -> Array:
+        return jnp.where(mine.reshape(mine.shape + (1,) * (new.ndim - 1)), new, old)
+
+    return select

@@ -1,0 +1,91 @@
+"""Any object with `__len__` and `__getitem__` as a source."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from flax import nnx
+
+from .._types import Batch, Spec
+from ..errors import FieldTypeError
+from ._host import HostSource, HostSourceConfig, Reader, spec_of, stack
+
+
+@runtime_checkable
+class Indexable(Protocol):
+    """A torch `Dataset`, a Grain data source, a list, ..."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, record: Any) -> Any: ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RandomAccessSourceConfig(HostSourceConfig):
+    """`fields` names the parts of records that are tuples: without it they are "0", "1", ..."""
+
+    fields: tuple[str, ...] | None = None
+
+
+class RandomAccessSource(HostSource):
+    """The records `data[0]`, `data[1]`, ...: dicts (nested), tuples, or one array each ("data").
+
+    `data[i]` is called by several threads at once and must always give the same record. Where
+    `data` has the `__getitems__` of torch and Grain, a batch is one call.
+    """
+
+    def __init__(
+        self,
+        config: RandomAccessSourceConfig,
+        data: Indexable,
+        *,
+        rngs: nnx.Rngs | None = None,
+    ):
+        super().__init__(ObjectReader(data, config.fields), config, rngs=rngs)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ObjectReader(Reader):
+    """Reads by indexing. Equal only to itself: what a user's object holds is not compared."""
+
+    label = "RandomAccessSource"
+
+    data: Any
+    fields: tuple[str, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    @functools.cached_property
+    def stored_spec(self) -> Spec:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return spec_of(as_record(self.data[0], self.fields))
+
+    def read(self, records: np.ndarray) -> Batch:
+        wanted = records.tolist()
+        if hasattr(self.data, "__getitems__"):
+            found = self.data.__getitems__(wanted)
+        else:
+            found = [self.data[i] for i in wanted]
+        return stack([as_record(x, self.fields) for x in found])
+
+    def place(self, record: int) -> str:
+        return type(self.data).__name__
+
+
+def as_record(value: Any, fields: Sequence[str] | None) -> dict[str, Any]:
+    """A record as a dict, whatever form it came in."""
+    if isinstance(value, Mapping):
+        chosen = value if fields is None else {name: value[name] for name in fields}
+        return {
+            str(k): as_record(x, None) if isinstance(x, Mapping) else x for k, x in chosen.items()
+        }
+    if isinstance(value, tuple):
+        names = fields or tuple(map(str, range(len(value))))
+        if len(names) != len(value):
+            raise FieldTypeError(
+                ",".join(names),
+                f"cannot name the parts of a record: it is a tuple of {len(value)}.",
+            )
+        return dict(zip(names, value, strict=True))
+    return {fields[0] if fields else "data": value}

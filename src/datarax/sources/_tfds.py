@@ -1,0 +1,107 @@
+"""Prepared TensorFlow Datasets, read without TensorFlow."""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from ..errors import FileError
+from ._array_record import Part, PartsReader
+from ._host import HostSource, HostSourceConfig, Reader, require
+from ._iterable import Stream, StreamSource
+
+ROWS = 256
+"""Rows that are read at a time."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TFDSEagerSourceConfig(HostSourceConfig):
+    """`path` is the folder of a prepared version, `.../name/1.0.0`, `split` such as "train[:80%]".
+
+    `fields` chooses among the features; those of strings must be left out.
+    """
+
+    path: str | os.PathLike[str]
+    split: str = "train"
+    fields: tuple[str, ...] | None = None
+
+
+class TFDSEagerSource(HostSource):
+    """A split in random access, from the ArrayRecord files that it was prepared in."""
+
+    def __init__(self, config: TFDSEagerSourceConfig, *, rngs: nnx.Rngs | None = None):
+        super().__init__(tfds_reader(config, "TFDSEagerSource"), config, rngs=rngs)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TFDSStreamingSourceConfig:
+    """As `TFDSEagerSourceConfig`."""
+
+    path: str | os.PathLike[str]
+    split: str = "train"
+    fields: tuple[str, ...] | None = None
+
+
+class TFDSStreamingSource(StreamSource):
+    """A split in the order in which it is stored, a pass an epoch."""
+
+    def __init__(self, config: TFDSStreamingSourceConfig):
+        super().__init__(ReaderStream(tfds_reader(config, "TFDSStreamingSource")))
+
+
+class ReaderStream(Stream):
+    """The rows of a reader in stored order."""
+
+    def __init__(self, reader: Reader):
+        super().__init__()
+        self.reader, self.label = reader, reader.label
+
+    def begin(self, epoch: int, skip: int) -> Iterator[dict[str, Any]]:
+        del epoch
+        for start in range(skip, len(self.reader), ROWS):
+            records = np.arange(start, min(start + ROWS, len(self.reader)))
+            batch = self.reader.read(records)
+            for i in range(len(records)):
+                yield jax.tree.map(lambda x, i=i: x[i], batch)
+
+
+def tfds_reader(config: Any, label: str) -> PartsReader:
+    """A reader of the split that `config` names."""
+    path = os.fspath(config.path)
+    info = _builder(path).info
+    if info.file_format.value != "array_record":
+        raise FileError(
+            path,
+            f"is prepared as {info.file_format.value}, which takes TensorFlow to read. Prepare it "
+            'with file_format="array_record".',
+        )
+    parts = tuple(
+        Part(os.fspath(x.filename), x.skip, x.take if x.take >= 0 else x.examples_in_shard - x.skip)
+        for x in info.splits[config.split].file_instructions
+    )
+    return PartsReader(parts, TfdsDecoder(path, config.fields), label)
+
+
+@dataclasses.dataclass(frozen=True)
+class TfdsDecoder:
+    """Decodes the examples of the data set in a folder."""
+
+    path: str
+    fields: tuple[str, ...] | None
+
+    def __call__(self, raw: bytes) -> dict[str, Any]:
+        record = _builder(self.path).info.features.deserialize_example_np(raw)
+        return record if self.fields is None else {name: record[name] for name in self.fields}
+
+
+@functools.lru_cache(maxsize=8)
+def _builder(path: str) -> Any:
+    tfds = require("tensorflow_datasets", "tfds")
+    if not os.path.exists(os.path.join(path, "dataset_info.json")):
+        raise FileError(path, "is no folder of a prepared data set: it has no dataset_info.json.")
+    return tfds.builder_from_directory(path)

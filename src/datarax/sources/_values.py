@@ -1,0 +1,54 @@
+"""Values on their way into JAX: held as they are, or refused by name."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..errors import FieldTypeError
+
+
+def held_type(dtype: np.dtype) -> np.dtype | None:
+    """The type that JAX holds values of `dtype` in; None if it holds none of them."""
+    try:
+        target = np.dtype(jax.dtypes.canonicalize_dtype(np.dtype(dtype).newbyteorder("=")))
+        held = jnp.issubdtype(target, jnp.number) or jnp.issubdtype(target, jnp.bool_)
+    except TypeError:
+        return None
+    return target if held else None
+
+
+def need_held_type(field: str, dtype: np.dtype) -> np.dtype:
+    """`held_type`, or the error that names the field."""
+    target = held_type(dtype)
+    if target is None:
+        raise FieldTypeError(
+            field,
+            f"has type {dtype}, which JAX cannot hold. Encode it as numbers, or leave it out.",
+        )
+    return target
+
+
+def hold(
+    field: str, values: np.ndarray, target: np.dtype, records: np.ndarray | None = None
+) -> np.ndarray:
+    """Values in their `held_type`; only float precision may be lost, never a magnitude.
+
+    `records` says which record each row is, where that is not its place.
+    """
+    if values.dtype == target:
+        return values
+    with np.errstate(over="ignore"):
+        held = values.astype(target)
+    if np.issubdtype(target, np.integer):
+        lost = held != values
+    else:
+        lost = np.isinf(held) & np.isfinite(values)
+    if lost.any():
+        row = np.argwhere(lost)[0][0]
+        record = int(row if records is None else records[row])
+        raise FieldTypeError(
+            field,
+            f"has type {values.dtype} and JAX would hold it as {target}, but record {record} does "
+            "not fit. Convert it yourself, or turn on jax_enable_x64.",
+        )
+    return held

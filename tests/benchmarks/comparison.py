@@ -1,0 +1,275 @@
+"""Engines side by side, through the adapters of the conformance suite; each in its own process.
+
+All engines of one workload live at the same time and take turns, an epoch each, so that a drift of
+the machine's speed meets all of them. A time counts only if what was handed out in that very epoch
+is right: the rows of the oracle in its order, or, for an order of the engine's own, all of them.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import functools
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import engines
+import numpy as np
+from benchmarks.engine import Seen
+from benchmarks.harness import median
+from benchmarks.plugin import machine
+from datarax_conformance import model
+from datarax_conformance.engine import Lost, Piped
+from datarax_conformance.ops import Ops
+
+HERE = Path(__file__).parent
+CONFORMANCE = HERE.parents[1] / "conformance"
+SEED = 0
+ENOUGH = 5.0
+"""Seconds that a contender is timed for at most, once it has run three times."""
+
+PATIENCE = 600.0
+"""Seconds for one answer of an engine."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Contender:
+    """An engine in one of its modes. `environment` is its name in conformance/engines.py."""
+
+    name: str
+    environment: str
+    mode: str
+
+
+CONTENDERS = (
+    Contender("Datarax", "datarax-reference", "for"),
+    Contender("Datarax-scan", "datarax-reference", "scan"),
+    Contender("datarax 0.1.17", "datarax-0.1.17", "for"),
+    Contender("datarax 0.1.17 scan", "datarax-0.1.17", "scan"),
+    Contender("datarax 0.1.4", "datarax-0.1.4", "for"),
+    Contender("datarax 0.1.4 scan", "datarax-0.1.4", "scan"),
+    Contender("cyreal", "cyreal", "step"),
+    Contender("cyreal scan", "cyreal", "scan"),
+    Contender("Grain", "grain", "for"),
+    Contender("PyTorch DataLoader", "torch", "for"),
+    Contender("tf.data", "tfdata", "for"),
+    Contender("naive NumPy engine", "numpy-naive", "for"),
+    Contender("NumPy indexing", "", "for"),
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Task:
+    """Columns, cut into whole batches, and the stage they go through."""
+
+    name: str
+    columns: dict[str, np.ndarray]
+    batch_size: int
+    nodes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def batches(self) -> int:
+        return len(self.columns["id"]) // self.batch_size
+
+    @property
+    def given(self) -> dict[str, Any]:
+        edges = {name: [] for name in self.nodes}
+        return {
+            "batch_size": self.batch_size,
+            "nodes": dict(self.nodes),
+            "edges": edges,
+            "sink": next(iter(self.nodes), None),
+        }
+
+    @functools.cache  # noqa: B019 - a task lives as long as the run
+    def of_epoch(self, epoch: int, shuffle: bool) -> dict[str, Any]:
+        """What the oracle hands out in an epoch."""
+        length = len(self.columns["id"])
+        offsets = np.arange(length)
+        base = model.base_key(SEED) if shuffle else None
+        records = model.order_of(base, np.full(length, epoch), offsets, length)
+        batch = {name: column[records] for name, column in self.columns.items()}
+        for form in self.nodes.values():
+            batch = Ops()(form)(batch)
+        seen = Seen()
+        for start in range(0, length, self.batch_size):
+            rows = slice(start, start + self.batch_size)
+            seen.add({name: column[rows] for name, column in batch.items()})
+        return seen.told()
+
+
+def whole(length: int, batch_size: int, x: np.ndarray) -> dict[str, np.ndarray]:
+    """As many records as fill whole batches: engines differ in what becomes of a rest."""
+    kept = length // batch_size * batch_size
+    return {"id": np.arange(kept, dtype=np.int32), "x": x[:kept]}
+
+
+def tasks() -> list[Task]:
+    tokens = np.random.default_rng(42).integers(0, 32_000, (10_000, 128), np.int32)
+    rows = np.random.default_rng(42).standard_normal((10_000, 100), np.float32)
+    return [
+        Task("NLP-1 small", whole(10_000, 32, tokens), 32),
+        Task("TAB-1 small", whole(10_000, 256, rows), 256, {"normalise": "affine(2,-1)"}),
+    ]
+
+
+def images(batches: int) -> Task:
+    pixels = np.random.default_rng(42).integers(0, 256, (64 * batches, 32, 32, 3), np.uint8)
+    return Task("images", whole(64 * batches, 64, pixels), 64)
+
+
+class Racer:
+    """A contender in its process, and what it has shown so far. With a `fault` it is out."""
+
+    def __init__(self, contender: Contender):
+        self.contender = contender
+        self.pipe = Piped(command(contender.environment))
+        self.fault = ""
+        self.shown: dict[str, Any] = {}
+        self.seconds: dict[int, float] = {}
+
+    def ask(self, do: str, **given: Any) -> Any:
+        if self.fault:
+            return None
+        try:
+            answer = self.pipe.execute({"do": do, **given}, PATIENCE)
+        except Lost as lost:
+            self.fault = f"{lost.outcome}: {lost}"
+            return None
+        if error := answer.get("error"):
+            self.fault = f"{error['type']}: {error['message']}"
+        elif "fault" in answer:
+            self.fault = answer["fault"]
+        return answer.get("value")
+
+    def enter(self, task: Task) -> None:
+        """Whether the adapter can do that at all."""
+        claims = (self.ask("hello") or {}).get("capabilities", [])
+        wanted = {"for": "iter"}.get(self.contender.mode, self.contender.mode)
+        for capability in [wanted, *(["dag"] if task.nodes else [])]:
+            if capability not in claims:
+                self.fault = self.fault or f"its adapter has no {capability}"
+
+    def check(self, told: Mapping[str, Any], task: Task, epoch: int, shuffle: bool) -> None:
+        """Puts it out unless it has handed out an epoch: the first again, or the one that is due."""
+        expected = [task.of_epoch(e, shuffle) for e in {0, epoch}]
+        if told["in_order"] in [one["in_order"] for one in expected]:
+            self.shown["gave"] = "the oracle's batches"
+        elif shuffle and told["by_id"] == expected[0]["by_id"]:
+            self.shown["gave"] = "a permutation"
+        elif told["batches"] != expected[0]["batches"]:
+            self.fault = f"gave {told['batches']} of {expected[0]['batches']} batches"
+        else:
+            self.fault = "rows repeated, missing or changed"
+
+    def row(self, **about: Any) -> dict[str, Any]:
+        fault = {"fault": self.fault} if self.fault else {}
+        named = dataclasses.asdict(self.contender)
+        return {**about, **named, **self.shown, **fault}
+
+
+def command(environment: str) -> list[str]:
+    """What starts an engine. Its own environment must not find this project's packages."""
+    engine = engines.ENGINES.get(environment, {"adapter": str(HERE / "numpy_floor.py:Adapter")})
+    foreign = "requirements" in engine
+    python = engines.python_of(environment) if foreign else sys.executable
+    inherited = [] if foreign else [os.environ.get("PYTHONPATH", "")]
+    paths = os.pathsep.join([str(HERE.parent), str(CONFORMANCE / "src"), *inherited])
+    adapter = engine["adapter"]
+    if adapter.startswith("adapters/"):
+        adapter = str(CONFORMANCE / adapter)
+    silent = ["sh", "-c", 'exec "$0" "$@" 2>/dev/null', "env", f"PYTHONPATH={paths}"]
+    return [*silent, "JAX_PLATFORMS=cpu", python, "-m", "benchmarks.engine", adapter]
+
+
+@contextlib.contextmanager
+def race(task: Task) -> Iterator[list[Racer]]:
+    """All contenders, each in a process that lives until the end."""
+    racers = [Racer(contender) for contender in CONTENDERS]
+    try:
+        for racer in racers:
+            racer.enter(task)
+        yield racers
+    finally:
+        for racer in racers:
+            racer.pipe.close()
+
+
+def stored(task: Task, folder: Path) -> dict[str, Any]:
+    """What an engine is told of a task; the columns are in a file."""
+    path = folder / f"{task.name}-{len(task.columns['id'])}.npz"
+    if not path.exists():
+        np.savez(path, **task.columns)
+    return {"data": str(path), **task.given}
+
+
+def times(task: Task, shuffle: bool, folder: Path, rounds: int) -> list[dict[str, Any]]:
+    """An epoch each, in turn, several times over."""
+    given = {**stored(task, folder), "seed": SEED if shuffle else None}
+    with race(task) as racers:
+        for racer in racers:
+            racer.shown |= racer.ask("build", mode=racer.contender.mode, **given) or {}
+        for turn in range(-1, rounds):
+            for racer in racers:
+                # Slow ones take part in fewer rounds: theirs is no close race.
+                if len(racer.seconds) >= 3 and sum(racer.seconds.values()) > ENOUGH:
+                    continue
+                if (told := racer.ask("epoch")) is None:
+                    continue
+                racer.check(told, task, turn + 2, shuffle)
+                if turn >= 0:  # the first one warms what the build has not
+                    racer.seconds[turn] = told["seconds"]
+                    racer.shown["compiling again"] = told["compiling"]
+        for racer in racers:
+            if racer.seconds:
+                racer.shown["seconds"] = median(list(racer.seconds.values()))._asdict()
+                racer.shown["ratio"] = against_ours(racer, racers)
+        about = {"task": task.name, "shuffle": shuffle, "batches": task.batches}
+        return [racer.row(**about) for racer in racers]
+
+
+def against_ours(racer: Racer, racers: Sequence[Racer]) -> dict[str, float]:
+    """How many times as long as ours of the same kind it took, over the rounds both ran in."""
+    scans = racer.contender.mode == "scan"
+    ours = next(r for r in racers if (r.contender.mode == "scan") == scans)
+    pairs = [racer.seconds[turn] / ours.seconds[turn] for turn in racer.seconds]
+    return median(pairs)._asdict()
+
+
+def weights(folder: Path, batches: int) -> list[dict[str, Any]]:
+    """Peak memory of a shuffled epoch of images, each contender alone."""
+    task, small = images(batches), images(16)
+    given, tiny = ({**stored(one, folder), "seed": SEED} for one in (task, small))
+    rows = []
+    for contender in CONTENDERS:
+        racer = Racer(contender)
+        racer.enter(task)
+        if told := racer.ask("weigh", mode=contender.mode, small=tiny, **given):
+            racer.check(told, task, 0, True)
+            racer.shown |= {"peak": told["peak"], "size": told["size"]}
+        racer.pipe.close()
+        rows.append(racer.row(task=task.name))
+    return rows
+
+
+def measure(rounds: int, batches: int) -> dict[str, Any]:
+    """All of it, as it is written down."""
+    for name in {contender.environment for contender in CONTENDERS} - {""}:
+        engines.make(name)
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        raced = [
+            row
+            for task in tasks()
+            for shuffle in (False, True)
+            for row in times(task, shuffle, folder, rounds)
+        ]
+        return {
+            "machine_info": machine(),
+            "datetime": datetime.datetime.now(datetime.UTC).isoformat(),
+            "times": raced,
+            "memory": weights(folder, batches),
+        }

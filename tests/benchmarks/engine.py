@@ -1,0 +1,143 @@
+"""One engine in a process of its own: times epochs of it, and says what it really handed out.
+
+It is driven like an engine of the conformance suite, through the same adapter, and needs no more
+than NumPy and the engine. Batches are kept while the clock runs and looked at when it has stopped.
+"""
+
+import hashlib
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from benchmarks.memory import peak
+from datarax_conformance.adapter import Adapter, Program
+from datarax_conformance.serve import serve
+from datarax_conformance.session import Session
+
+COMPILING = "/jax/core/compile/"
+
+
+class Timer(Session):
+    """The actions `build`, `epoch` and `weigh`, beside those of the suite."""
+
+    def __init__(self, adapter: Adapter):
+        super().__init__(adapter)
+        self.compiling = 0.0
+        if jax := sys.modules.get("jax"):
+            jax.monitoring.register_event_duration_secs_listener(self._note)
+
+    def _note(self, event: str, seconds: float, **_: Any) -> None:
+        self.compiling += seconds * event.startswith(COMPILING)
+
+    def do_build(self, mode: str, **given: Any) -> dict[str, Any]:
+        """A stream, and how long it took to get to its first batch, or its first scan."""
+        self._load(mode, given)
+        before, start = self.compiling, time.perf_counter()
+        self.stream = self.adapter.build(self.program, self.ops)
+        batches = self._batches_of_an_epoch()
+        batch = wait(next(batches))
+        told = {"first": time.perf_counter() - start, "compiling": self.compiling - before}
+        for _ in batches:  # to the end, for engines that go on where they stand
+            pass
+        array = next(iter(batch.values()))
+        kind = type(array).__module__.partition(".")[0].removesuffix("lib")
+        gives = f"{kind} on {device_of(array)}"
+        return {"version": self.adapter.version, "gives": gives, **told}
+
+    def do_epoch(self) -> dict[str, Any]:
+        """The time of an epoch, every batch waited for, and what was in it."""
+        self._rewind()
+        kept: list[Any] = []
+        before, start = self.compiling, time.perf_counter()
+        batches = self._batches_of_an_epoch()
+        for batch in batches:
+            kept.append(wait(batch))
+        seconds = time.perf_counter() - start
+        seen = Seen()
+        for batch in kept:
+            seen.add(batch)
+        return {"seconds": seconds, "compiling": self.compiling - before, **seen.told()}
+
+    def do_weigh(self, mode: str, small: Mapping[str, Any], **given: Any) -> dict[str, Any]:
+        """Peak memory of an epoch over that of a small one of the same kind; data included."""
+        for one in (small, given):
+            base = peak()
+            self._load(mode, one)
+            self.stream = self.adapter.build(self.program, self.ops)
+            seen = Seen()
+            for batch in self._batches_of_an_epoch(chunks=16):
+                seen.add(wait(batch))
+        size = sum(column.nbytes for column in self.program.columns.values())
+        return {"peak": peak() - base, "size": size, **seen.told()}
+
+    def _load(self, mode: str, given: Mapping[str, Any]) -> None:
+        given = dict(given)
+        with np.load(given.pop("data")) as columns:
+            self.program = Program(columns=dict(columns), **given)
+        self.mode = mode
+
+    def _batches_of_an_epoch(self, chunks: int = 1) -> Iterator[Any]:
+        """Batch by batch; a scan gives all of them stacked, in as many chunks as asked."""
+        count = len(self.program.columns["id"]) // self.program.batch_size
+        if self.mode == "for":
+            return iter(self.stream)
+        if self.mode == "step":
+            return (self.stream.step() for _ in range(count))
+        return (self.stream.scan(count // chunks) for _ in range(chunks))
+
+    def _rewind(self) -> None:
+        # A second loop over some engines is empty until they are told to start again.
+        for owner in (self.stream, getattr(self.stream, "pipeline", None)):
+            if hasattr(owner, "reset"):
+                owner.reset()
+                return
+
+
+class Seen:
+    """What was handed out: a digest of every row, in the order in which they came."""
+
+    def __init__(self):
+        self.ids: list[int] = []
+        self.rows: list[bytes] = []
+        self.batches = 0
+
+    def add(self, batch: Mapping[str, Any]) -> None:
+        """A batch, or the stacked batches of a scan."""
+        fields = {name: np.asarray(batch[name]) for name in sorted(batch)}
+        stacked = fields["id"].ndim
+        self.batches += fields["id"].size // fields["id"].shape[-1]
+        flat = [field.reshape(-1, *field.shape[stacked:]) for field in fields.values()]
+        kinds = "".join(
+            f"{name} {x.dtype} {x.shape[1:]} " for name, x in zip(fields, flat, strict=True)
+        )
+        for row in zip(*flat, strict=True):
+            content = b"".join(np.ascontiguousarray(x).tobytes() for x in row)
+            self.rows.append(hashlib.blake2b(kinds.encode() + content, digest_size=16).digest())
+        self.ids.extend(fields["id"].ravel().tolist())
+
+    def told(self) -> dict[str, Any]:
+        by_id = [row for _, row in sorted(zip(self.ids, self.rows, strict=True))]
+        return {
+            "batches": self.batches,
+            "in_order": hashlib.sha256(b"".join(self.rows)).hexdigest(),
+            "by_id": hashlib.sha256(b"".join(by_id)).hexdigest(),
+        }
+
+
+def wait(batch: Any) -> Any:
+    """The batch, once it is there. Only JAX hands out what is still being computed."""
+    if jax := sys.modules.get("jax"):
+        jax.block_until_ready(batch)
+    return batch
+
+
+def device_of(array: Any) -> str:
+    """Where an array lies, as far as it says."""
+    device = getattr(array, "device", "cpu")
+    return str(getattr(device, "platform", device))
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1], Timer)

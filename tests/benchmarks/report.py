@@ -1,0 +1,267 @@
+"""From the JSON of a run to its pages: a Markdown table for every question, and plots as SVG.
+
+What a page says was read from a file of figures beside it. A file that is not there was not
+measured, and the page says that.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness import Estimate, verdict
+
+PAGES = Path(__file__).parents[2] / "docs" / "benchmarks"
+MADE = "<!-- Made by `make bench` from the files of figures beside it: do not edit. -->\n"
+NOT_MEASURED = "not measured"
+MICRO = 1e6
+
+
+class Row:
+    """One benchmark of a run."""
+
+    def __init__(self, benchmark: dict[str, Any]):
+        self.group: str = benchmark["group"]
+        self.info: dict[str, Any] = benchmark["extra_info"]
+        self.found = Estimate(**self.info["found"])
+        self.budget: float | None = self.info["budget"]
+        self.unit: str = self.info["unit"]
+
+    @property
+    def title(self) -> str:
+        if self.group == "modes":
+            return f"`{self.info['mode']}`, {self.info['workload']}, {self.order}"
+        return self.info["title"]
+
+    @property
+    def order(self) -> str:
+        return "shuffled" if self.info["shuffle"] else "stored"
+
+    @property
+    def verdict(self) -> str:
+        return "" if self.budget is None else verdict(self.found, self.budget)
+
+    def batch(self, side: str) -> Estimate:
+        """Microseconds a batch of one side."""
+        times, batches = self.info[side], self.info["batches"]
+        return Estimate(*(times[end] * MICRO / batches for end in Estimate._fields))
+
+
+class Run:
+    """All that one run has measured, and on what."""
+
+    def __init__(self, path: Path):
+        found = json.loads(path.read_text())
+        self.machine: dict[str, Any] = found["machine_info"]
+        self.when: str = found["datetime"][:10]
+        self.rows = [Row(benchmark) for benchmark in found["benchmarks"]]
+
+    def of(self, group: str, **wanted: Any) -> list[Row]:
+        return [
+            row for row in self.rows if row.group == group and wanted.items() <= row.info.items()
+        ]
+
+    @property
+    def budget(self) -> list[Row]:
+        return [row for row in self.rows if row.budget is not None]
+
+
+def read(path: Path) -> Run | None:
+    return Run(path) if path.exists() else None
+
+
+# Figures and tables in Markdown.
+
+
+def digits(value: float) -> str:
+    """Three significant digits, without an exponent."""
+    if value == 0:
+        return "0"
+    return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
+
+
+def spread(found: Estimate) -> str:
+    if found.low == found.high:
+        return "exact"
+    return f"{digits(found.low)} to {digits(found.high)}"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines) + "\n"
+
+
+def machine(run: Run) -> str:
+    about = run.machine
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    return (
+        f"{about['cpu']}, {about['cores']} cores; device {about['device']}; "
+        f"Python {about['python']} on {about['system']}; {versions}; {run.when}.\n\n"
+    )
+
+
+def budget(run: Run) -> str:
+    return table(
+        ("what", "found", "95 % interval", "budget", "verdict"),
+        (
+            (
+                row.title,
+                f"{digits(row.found.value)} {row.unit}",
+                spread(row.found),
+                f"{row.budget:g}",
+                row.verdict if row.verdict != "EXCEEDED" else "**EXCEEDED**",
+            )
+            for row in run.budget
+        ),
+    )
+
+
+def batches(run: Run) -> str:
+    """Microseconds a batch in every mode, and how much faster `scan` is than `for`."""
+    lines = []
+    for looped in run.of("modes", mode="for"):
+        same = {name: looped.info[name] for name in ("workload", "shuffle")}
+        others = [row for mode in ("step", "scan") for row in run.of("modes", mode=mode, **same)]
+        if len(others) < 2:
+            continue
+        stepped, scanned = others
+        times = [
+            looped.batch("ours"),
+            stepped.batch("ours"),
+            looped.batch("floor"),
+            scanned.batch("ours"),
+            scanned.batch("floor"),
+        ]
+        gain = looped.batch("ours").value / scanned.batch("ours").value
+        cells = [digits(x) for x in (*(time.value for time in times), gain)]
+        lines.append((f"{looped.info['workload']}, {looped.order}", *cells))
+    head = ("`for`", "`step`", "loop by hand", "`scan`", "scan by hand", "`for` over `scan`")
+    return table(("µs a batch", *head), lines)
+
+
+def cold(run: Run) -> str:
+    def cells(row: Row) -> Iterable[str]:
+        for side in ("ours", "floor"):
+            for what in ("first", "compiling"):
+                yield digits(row.info["cold"][side][what])
+
+    head = ("seconds", "pipeline", "of it compiling", "by hand", "of it compiling")
+    return table(head, ((row.title, *cells(row)) for row in run.of("modes")))
+
+
+def slopes(run: Run) -> str:
+    """The exponent with which the time of a batch grows, from a line through the logarithms."""
+    lines = []
+    for axis, mode in sorted({(r.info["axis"], r.info["mode"]) for r in run.of("growth")}):
+        rows = run.of("growth", axis=axis, mode=mode)
+        sizes = [math.log(row.info["size"]) for row in rows]
+        exponents = (
+            f"{_slope(sizes, [math.log(row.batch(side).value) for row in rows]):.2f}"
+            for side in ("ours", "floor")
+        )
+        span = f"{rows[0].info['size']:,} to {rows[-1].info['size']:,}"
+        lines.append((f"{AXES[axis]}, `{mode}`", span, *exponents))
+    return table(("exponent of a batch's time in", "range", "pipeline", "by hand"), lines)
+
+
+def _slope(x: Sequence[float], y: Sequence[float]) -> float:
+    middle_x, middle_y = sum(x) / len(x), sum(y) / len(y)
+    pairs = list(zip(x, y, strict=True))
+    return sum((a - middle_x) * (b - middle_y) for a, b in pairs) / sum(
+        (a - middle_x) ** 2 for a in x
+    )
+
+
+AXES = {
+    "length": "records in the source",
+    "batch_size": "records in a batch",
+    "depth": "stages",
+    "fields": "fields",
+}
+
+
+def page(cpu: Run | None, gpu: Run | None) -> str:
+    """The page of the library's own figures."""
+    text = MADE + "# Benchmarks\n\n" + INTRODUCTION
+    for title, run, how in (("On the CPU", cpu, "make bench"), ("On a GPU", gpu, "make bench-gpu")):
+        text += f"## {title}\n\n"
+        if run is None:
+            text += f"**{NOT_MEASURED.capitalize()}.** `{how}` measures it where there is one.\n\n"
+            continue
+        text += machine(run)
+        for heading, what, made in SECTIONS:
+            if any(run.of(group) for group in what):
+                name = heading.format(device=run.machine["platform"])
+                text += f"### {name}\n\n{made(run)}"
+    return text.rstrip() + "\n"
+
+
+INTRODUCTION = """\
+Every ratio is the pipeline's time over that of the same work written by hand in JAX, in the same
+process, in turn with it: the median of pairs, and the interval that holds the true median 95 times
+in 100. A budget counts as exceeded where the whole interval lies above it. What the figures mean,
+and what they do not, is in [Interpretation](interpretation.md); other engines are in
+[Comparison](comparison.md).
+
+"""
+
+
+def plotted(name: str, alternative: str) -> Callable[[Run], str]:
+    return lambda run: f"![{alternative}]({run.machine['platform']}-{name}.svg)\n\n"
+
+
+def growth(run: Run) -> str:
+    plot = plotted("growth", "Time of a batch against the size of the data, the batch, the graph")
+    return plot(run) + slopes(run)
+
+
+def modes(run: Run) -> str:
+    plot = plotted("modes", "Ratio to the hand-written side, for every workload, mode and order")
+    return plot(run) + batches(run)
+
+
+SECTIONS: tuple[tuple[str, tuple[str, ...], Callable[[Run], str]], ...] = (
+    ("The budget ({device})", ("budget", "modes"), budget),
+    ("The time of a batch ({device})", ("modes",), modes),
+    ("The first result, from nothing ({device})", ("modes",), cold),
+    ("Growth ({device})", ("growth",), growth),
+)
+
+
+def write(folder: Path) -> None:
+    """All pages and plots of what has been measured in that folder."""
+    runs = {name: read(folder / f"{name}.json") for name in ("cpu", "gpu")}
+    (folder / "index.md").write_text(page(**runs))
+    for run in filter(None, runs.values()):
+        from benchmarks import plots
+
+        plots.write(run, folder)
+
+
+# In the terminal.
+
+
+def show(run: Run) -> int:
+    """Prints the budget; how many of its rows are exceeded."""
+    from rich.console import Console
+    from rich.table import Table
+
+    colours = {"within": "green", "within noise": "yellow", "EXCEEDED": "bold red"}
+    printed = Table(title=f"Budget on {run.machine['device']}")
+    for name in ("what", "found", "95 % interval", "budget", "verdict"):
+        printed.add_column(name, justify="left" if name in ("what", "verdict") else "right")
+    for row in run.budget:
+        printed.add_row(
+            row.title.replace("`", ""),
+            f"{digits(row.found.value)} {row.unit}",
+            spread(row.found),
+            f"{row.budget:g}",
+            row.verdict,
+            style=colours[row.verdict] if row.verdict != "within" else None,
+        )
+    exceeded = [row.title for row in run.budget if row.verdict == "EXCEEDED"]
+    console = Console()
+    console.print(printed)
+    console.print(f"{len(run.budget)} rows, {len(exceeded)} exceeded.")
+    return len(exceeded)

@@ -1,0 +1,72 @@
+"""An engine may hang, die or talk nonsense: its cases get a name for it, and the run goes on."""
+
+import sys
+import textwrap
+
+import pytest
+from datarax_conformance import run_conformance
+from datarax_conformance.case import selected, stored_cases
+
+pytestmark = pytest.mark.internal
+
+CASES = selected(stored_cases(), ["STEP-001", "ITER-001"])
+
+# Answers as an engine without any profile in fault would, until the first action of its choice.
+ENGINE = """
+import json, os, sys, time
+for line in sys.stdin:
+    action = json.loads(line)
+    if action["do"] == "hello":
+        answer = {"name": "x", "version": "1", "spec": "0.1", "capabilities": ["step", "iter"]}
+    elif action["do"] == "step":
+        TROUBLE
+    else:
+        answer = [] if action["do"] == "for" else None
+    print(json.dumps({"value": answer}), flush=True)
+"""
+
+
+def outcomes(tmp_path, trouble, timeout=20.0):
+    script = tmp_path / "engine.py"
+    script.write_text(textwrap.dedent(ENGINE).replace("TROUBLE", trouble))
+    command = [sys.executable, str(script)]
+    report = run_conformance("x", cases=CASES, command=command, timeout=timeout, blocking=False)
+    return {entry["case"]: entry["outcome"] for entry in report["verdicts"]}
+
+
+@pytest.mark.parametrize(
+    "trouble, outcome",
+    [
+        ("os._exit(3)", "CRASH"),
+        ("time.sleep(60)", "TIMEOUT"),
+        ("print('Segmentation fault (just kidding)', flush=True); continue", "ADAPTER-ERROR"),
+        ("print('[1, 2]', flush=True); continue", "ADAPTER-ERROR"),
+    ],
+)
+def test_trouble_has_a_name_and_the_run_goes_on(tmp_path, trouble, outcome):
+    found = outcomes(tmp_path, trouble, timeout=3.0 if outcome == "TIMEOUT" else 20.0)
+    assert found["STEP-001-first-batches"] == outcome
+    assert found["ITER-001-one-epoch"] == "FAIL"  # it was asked, and answered wrongly
+
+
+def test_an_adapter_that_cannot_be_loaded_is_an_adapter_error():
+    report = run_conformance("no_such_module:Adapter", cases=CASES)
+    assert report["summary"] == {"ADAPTER-ERROR": len(CASES)}
+    assert "No module named 'no_such_module'" in report["verdicts"][0]["reason"]
+
+
+class Broken:
+    name, version, spec = "broken", "1", "0.1"
+    capabilities = frozenset(["step"])
+
+    def build(self, program, ops):
+        raise RuntimeError("no")
+
+    def classify(self, exc):
+        return exc
+
+
+def test_a_classify_that_breaks_its_contract_is_an_adapter_error():
+    report = run_conformance(Broken(), only=["STEP-001"])
+    assert report["verdicts"][0]["outcome"] == "ADAPTER-ERROR"
+    assert "classify returns (code, details)" in report["verdicts"][0]["reason"]

@@ -1,0 +1,65 @@
+"""The page "Write an adapter in ten minutes", done as it says: an empty directory, the built
+wheel, no checkout.
+"""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+pytestmark = [
+    pytest.mark.internal,
+    pytest.mark.skipif(
+        not os.environ.get("CONFORMANCE_SLOW"), reason="installs packages; `make goals` runs it"
+    ),
+]
+
+
+def sh(command, folder, **variables):
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        shell=True,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "PYTHONPATH": "", **variables},
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}"
+    return done.stdout
+
+
+def test_the_page_works_from_an_empty_directory(tmp_path):
+    wheels, home = tmp_path / "wheels", tmp_path / "home"
+    home.mkdir()
+    sh(
+        f"{sys.executable} -m pip wheel -q --no-deps -w {wheels} {ROOT}/conformance",
+        tmp_path,
+    )
+    sh(f"{sys.executable} -m venv {tmp_path}/venv", tmp_path)
+    path = f"{tmp_path}/venv/bin:{os.environ['PATH']}"
+    page = (ROOT / "docs" / "conformance" / "adapter.md").read_text()
+    commands = [
+        line for block in re.findall(r"```sh\n(.*?)```", page, re.S) for line in block.splitlines()
+    ]
+    start = time.monotonic()
+    shown = {
+        line: sh(
+            line, home, PATH=path, PIP_FIND_LINKS=str(wheels), PIP_DISABLE_PIP_VERSION_CHECK="1"
+        )
+        for line in commands
+    }
+    assert time.monotonic() - start < 600
+    told = "\n".join(shown.values())
+    assert "my-engine 0" in told
+    assert "FAIL ITER-003-whole" in told
+    assert "passed" in told and "'PASS'" in told
+    assert (home / "report" / "report.json").exists()
+    freeze = sh("python -m pip list --format=freeze", home, PATH=path)
+    assert not re.search(r"^(jax|flax|datarax)\b(?!-conformance)", freeze, re.M)

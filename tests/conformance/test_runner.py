@@ -1,0 +1,86 @@
+"""Verdicts: what is blocked, what is expected to fail, and that they come out the same."""
+
+import datetime
+import json
+
+import pytest
+from datarax_conformance import report, run_conformance
+from datarax_conformance.case import stored_cases
+from datarax_conformance.model_adapter import Adapter
+from datarax_conformance.runner import expected_failures
+
+pytestmark = pytest.mark.internal
+
+TODAY = datetime.date(2026, 1, 1)
+ENTRY = {"case": "ITER-002-short", "reason": "r", "link": "l", "expires": "2026-02-01"}
+
+
+class NoEpochs(Adapter):
+    """Every loop starts its epoch anew."""
+
+    def build(self, program, ops):
+        stream = super().build(program, ops)
+        step = stream.take
+
+        def take(stay):
+            batch = step(stay)
+            if not stay:
+                raise RuntimeError("no step")
+            return batch
+
+        stream.take = take
+        return stream
+
+
+def test_a_broken_step_fails_once_and_blocks_the_rest():
+    summary = run_conformance(NoEpochs(), only=["step", "iter"])["summary"]
+    assert summary["FAIL"] <= 3
+    assert summary["BLOCKED"] > 20
+
+
+def write(tmp_path, *entries):
+    path = tmp_path / "expected.json"
+    path.write_text(json.dumps(entries))
+    return path
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"case": "ITER-999-none"}, "is no case of this suite"),
+        ({"expires": "2025-12-31"}, "expired on 2025-12-31"),
+        ({"link": ""}, "must give"),
+    ],
+)
+def test_an_expected_failure_is_complete_known_and_in_time(tmp_path, change, words):
+    with pytest.raises(ValueError, match=words):
+        expected_failures(write(tmp_path, {**ENTRY, **change}), stored_cases(), TODAY)
+
+
+def test_an_unexpected_pass_is_an_error(tmp_path):
+    expected = expected_failures(write(tmp_path, ENTRY), stored_cases(), TODAY)
+    result = run_conformance(Adapter(), only=["ITER-002"], expected=expected)
+    assert result["summary"]["XPASS"] == 1
+    assert report.failed(result)
+
+
+def test_the_digest_does_not_depend_on_the_order_of_the_run():
+    digests = {
+        run_conformance(Adapter(), only=["iter"], shuffle=seed)["digest"] for seed in range(3)
+    }
+    assert len(digests) == 1
+
+
+def test_a_failure_says_everything():
+    result = run_conformance(NoEpochs(), only=["STEP-001"])
+    text = report.to_text(result)
+    for part in (
+        "FAIL STEP-001-first-batches",
+        "MUST return the next `batch_size` records",
+        "20-step.md#STEP-001",
+        "case:     {",
+        "expected: {",
+        "got:      {",
+        "replay:   datarax-conformance run",
+    ):
+        assert part in text

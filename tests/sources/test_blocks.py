@@ -1,0 +1,99 @@
+"""`shuffle="blocks"`: exact, keyed, and close together in storage."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from datarax_conformance import model
+from flax import nnx
+from hypothesis import given, settings, strategies as st
+
+from datarax import Pipeline
+from datarax._order import Blocks, BlockShuffle
+from datarax.sources import StreamingDiskSource, StreamingDiskSourceConfig
+
+from . import cases
+
+key_of = jnp.array([[3, 4]], jnp.uint32)
+
+
+def order(length, size, window, offsets, key=key_of, turn=None):
+    return np.asarray(Blocks(size, window)(key, length)(offsets, turn))
+
+
+@pytest.mark.spec("SHUF-018")
+@settings(max_examples=20)
+@given(st.integers(1, 300), st.integers(1, 40), st.integers(1, 9))
+def test_every_record_stands_once_in_an_epoch(length, size, window):
+    offsets = jnp.arange(length, dtype=jnp.uint32)
+    assert sorted(order(length, size, window, offsets)) == list(range(length))
+
+
+@pytest.mark.spec("SHUF-019")
+@pytest.mark.parametrize(
+    "length, size, window",
+    [(10, 3, 2), (1000, 7, 3), (17, 5, 3), (64, 8, 2), (5, 100, 4), (10**9, 1024, 16)],
+)
+def test_the_order_is_that_of_the_spec(length, size, window):
+    key = model.epoch_key(model.base_key(42), 3)
+    some = sorted({*range(min(length, 40)), *range(max(0, length - 40), length)})
+    words = jnp.asarray(np.array([key], np.uint32))
+    found = order(length, size, window, jnp.asarray(some, jnp.uint32), words)
+    assert found.tolist() == model.block_order(key, length, size, window, some).tolist()
+
+
+@pytest.mark.spec("SHUF-019")
+def test_lengths_beyond_32_bits():
+    length, key = 2**33 + 5, model.epoch_key(model.base_key(1), 0)
+    some = [0, 1, 2**32, length - 1]
+    with jax.enable_x64(True):
+        words = jnp.asarray(np.array([key], np.uint32))
+        found = order(length, 1000, 16, jnp.asarray(some, jnp.uint64), words)
+    assert found.tolist() == model.block_order(key, length, 1000, 16, some).tolist()
+
+
+@pytest.mark.spec("SHUF-020")
+def test_a_window_touches_one_block_more_than_it_has():
+    length, size, window = 10_007, 50, 4
+    records = order(length, size, window, jnp.arange(length, dtype=jnp.uint32))
+    touched = [
+        len(set((records[i : i + size * window] // size).tolist()))
+        for i in range(0, length, size * window)
+    ]
+    assert max(touched) <= window + 1
+    assert len({tuple(sorted(records[i : i + 200] // size)) for i in (0, 200, 400)}) == 3
+
+
+@pytest.mark.spec("SHUF-019")
+def test_rows_of_several_epochs_have_each_their_order():
+    keys = jnp.array([[3, 4], [5, 6]], jnp.uint32)
+    shuffled = BlockShuffle(keys, 103, 8, 2)
+    offsets, turn = jnp.arange(103, dtype=jnp.uint32), jnp.arange(103, dtype=jnp.uint32) % 2
+    both = np.asarray(shuffled(offsets, turn))
+    for i in range(2):
+        alone = order(103, 8, 2, offsets, keys[i : i + 1])
+        np.testing.assert_array_equal(both[i::2], alone[i::2])
+
+
+@pytest.mark.spec("SHUF-018")
+def test_a_pipeline_shuffles_by_blocks(tmp_path):
+    path = cases.npy_folder(tmp_path)
+    config = StreamingDiskSourceConfig(path=path, shuffle="blocks", block_size=4, window=2)
+    pipeline = Pipeline(
+        source=StreamingDiskSource(config), batch_size=5, rngs=nnx.Rngs(0), last_batch="pad"
+    )
+    epochs = []
+    for _ in range(2):
+        batches = [(np.asarray(b["id"]), np.asarray(b["mask"])) for b in pipeline]
+        epochs.append(np.concatenate([ids[mask] for ids, mask in batches]).tolist())
+    assert epochs[0] != epochs[1]
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(cases.N))
+    assert pipeline.get_state()["fingerprint"]["order"] == "blocks-4x2"
+
+
+@pytest.mark.spec("SHUF-018")
+@pytest.mark.parametrize("config", [{"block_size": 0}, {"window": 0}, {"shuffle": "block"}])
+def test_sizes_that_mean_nothing_are_refused(config):
+    with pytest.raises((ValueError, TypeError)):
+        StreamingDiskSourceConfig(path="x", **config)

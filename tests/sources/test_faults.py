@@ -1,0 +1,327 @@
+"""What goes wrong in storage: named, survived, counted, and never unpickled."""
+
+import json
+import logging
+import os
+import pickle
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from datarax import Pipeline
+from datarax.errors import FieldTypeError, FileError, ReadError, UnequalLengthsError
+from datarax.sources import (
+    ArrayRecordSource,
+    ArrayRecordSourceConfig,
+    ArrowSource,
+    ArrowSourceConfig,
+    RandomAccessSource,
+    RandomAccessSourceConfig,
+    StreamingDiskSource,
+    StreamingDiskSourceConfig,
+    encode,
+)
+from datarax.sources._host import require
+
+from . import cases
+from .cases import N
+
+
+class Broken:
+    """Records of which some cannot be read."""
+
+    def __init__(self, bad, n=N):
+        self.bad, self.n = set(bad), n
+
+    def __len__(self):
+        return self.n
+
+    def __getitem__(self, i):
+        if i in self.bad:
+            raise OSError(f"no record {i}")
+        return {"id": np.int32(i + 1)}
+
+
+def over(data, *, batch_size=5, last_batch="keep", shuffle=False, **config):
+    source = RandomAccessSource(RandomAccessSourceConfig(shuffle=shuffle, **config), data)
+    return Pipeline(source=source, batch_size=batch_size, last_batch=last_batch, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.spec("SRC-031", "SRC-032")
+def test_the_batches_before_a_broken_record_come_and_a_retry_goes_on():
+    data = Broken([17])
+    pipeline = over(data)
+    seen = []
+    with pytest.raises(ReadError, match=r"'source'.* record 17 of Broken.*no record 17") as caught:
+        for batch in pipeline:
+            seen += np.asarray(batch["id"]).tolist()
+    error = caught.value
+    assert (error.source, error.file, error.record, error.stage) == (
+        "RandomAccessSource",
+        "Broken",
+        17,
+        "source",
+    )
+    assert isinstance(error.__cause__, OSError)
+    assert seen == [*range(1, 16)] and pipeline.cursor == (0, 15)
+    data.bad.clear()
+    for batch in pipeline:
+        seen += np.asarray(batch["id"]).tolist()
+    assert seen == [*range(1, N + 1)]
+
+
+@pytest.mark.spec("SRC-032")
+def test_a_scan_that_fails_has_moved_nothing():
+    data = Broken([22])
+    pipeline = over(data, last_batch="pad")
+    with pytest.raises(ReadError, match="record 22"):
+        pipeline.scan(lambda batch: batch["id"])
+    assert pipeline.cursor == (0, 0)
+    data.bad.clear()
+    assert pipeline.scan(lambda batch: batch["id"].sum()).sum() == N * (N + 1) // 2
+
+
+@pytest.mark.spec("SRC-033")
+@pytest.mark.parametrize("last_batch", ["keep", "pad"])
+@pytest.mark.parametrize("mode", ["for", "scan"])
+def test_masked_records_are_zero_counted_and_reported(last_batch, mode, caplog):
+    pipeline = over(
+        Broken([3, 17]), batch_size=23, last_batch=last_batch, on_error="mask", max_errors=2
+    )
+    with caplog.at_level(logging.WARNING, "datarax"):
+        if mode == "for":
+            (batch,) = pipeline
+        else:
+            batch = jax.tree.map(lambda x: x[0], pipeline.scan(lambda batch: batch))
+    assert np.flatnonzero(~np.asarray(batch["mask"])).tolist() == [3, 17]
+    assert np.asarray(batch["id"]).tolist() == [0 if i in (3, 17) else i + 1 for i in range(N)]
+    assert "2 records of epoch 0 were masked" in caplog.text
+    assert "record 17 of Broken: OSError('no record 17')" in caplog.text
+
+
+@pytest.mark.spec("SRC-033")
+def test_a_masked_record_in_the_users_own_jit():
+    pipeline = over(Broken([3]), on_error="mask", max_errors=1)
+    batch = nnx.jit(lambda pipeline: pipeline.step())(pipeline)
+    assert np.asarray(batch["mask"]).tolist() == [True, True, True, False, True]
+    assert np.asarray(batch["id"]).tolist() == [1, 2, 3, 0, 5]
+
+
+@pytest.mark.spec("SRC-033")
+def test_more_than_max_errors_are_an_error_that_leaves_the_cursor():
+    pipeline = over(Broken([3, 17]), on_error="mask", max_errors=1)
+    for _ in range(3):
+        pipeline.step()
+    for _ in range(2):
+        with pytest.raises(ReadError, match=r"1 others of epoch 0 .* max_errors=1 allows"):
+            pipeline.step()
+        assert pipeline.cursor == (0, 15)
+    assert pipeline.stats().masked == 1
+
+
+@pytest.mark.spec("SRC-033")
+@pytest.mark.parametrize("config", [{"on_error": "skip"}, {"max_errors": 3}, {"on_error": "mask"}])
+def test_a_policy_that_means_nothing_is_refused(config):
+    with pytest.raises((ValueError, TypeError)):
+        RandomAccessSourceConfig(**config)
+
+
+@pytest.mark.spec("SRC-034")
+def test_replay_gives_the_values_of_the_run():
+    def noise(batch, *, keys):
+        return {**batch, "noise": jax.vmap(jax.random.normal)(keys)}
+
+    source = RandomAccessSource(RandomAccessSourceConfig(shuffle=True), Broken([]))
+    pipeline = Pipeline(source=source, stages=[noise], batch_size=5, rngs=nnx.Rngs(0))
+    pipeline.seek(epoch=2)
+    epoch = [batch for batch in pipeline]
+    before = pipeline.cursor
+    for batch in epoch[:2]:
+        for number, value in zip(batch["id"], batch["noise"], strict=True):
+            alone = pipeline.replay(int(number) - 1, 2)
+            assert alone["noise"]["noise"][0] == value
+            assert alone["source"]["id"][0] == number
+    assert pipeline.cursor == before
+
+
+@pytest.mark.spec("SRC-031")
+@pytest.mark.parametrize(
+    "row, words",
+    [
+        ({"id": np.zeros(2, np.int32)}, r"int32\[1,2\]"),
+        ({"id": np.float32(0)}, "float32"),
+        ({"other": np.int32(0)}, "'other'"),
+    ],
+)
+def test_a_row_of_another_kind_is_named(row, words):
+    data = cases.rows()
+    data = [{"id": x["id"]} for x in data]
+    data[8] = row
+    pipeline = over(data)
+    pipeline.step()
+    with pytest.raises(ReadError, match=f"record 8 .*{words}"):
+        pipeline.step()
+
+
+@pytest.mark.spec("SRC-031")
+def test_files_that_are_missing_or_no_arrays_are_named(tmp_path):
+    def open_(path):
+        return StreamingDiskSource(StreamingDiskSourceConfig(path=path))
+
+    with pytest.raises(FileError, match=r"nothing.npy' cannot be opened: No such file"):
+        open_(tmp_path / "nothing.npy")
+    (tmp_path / "text.npy").write_text("hello")
+    with pytest.raises(FileError, match="has no header"):
+        open_(tmp_path / "text.npy")
+    np.save(tmp_path / "scalar.npy", np.float32(1))
+    with pytest.raises(FileError, match="one row a record"):
+        open_(tmp_path / "scalar.npy")
+    folder = tmp_path / "unequal"
+    folder.mkdir()
+    np.save(folder / "a.npy", np.zeros(3, np.int32))
+    np.save(folder / "b.npy", np.zeros(4, np.int32))
+    with pytest.raises(UnequalLengthsError, match="'a': 3, 'b': 4"):
+        open_(folder)
+
+
+@pytest.mark.spec("SRC-036")
+def test_a_file_that_is_cut_while_it_is_mapped_does_not_kill_the_process(tmp_path):
+    path = tmp_path / "x.npy"
+    np.save(path, np.arange(100_000, dtype=np.int32))
+    source = StreamingDiskSource(StreamingDiskSourceConfig(path=path))
+    pipeline = Pipeline(source=source, batch_size=10)
+    pipeline.step()
+    os.truncate(path, 1000)
+    pipeline.seek(epoch=0, offset=90_000)
+    with pytest.raises(ReadError, match="was cut to 1000 bytes"):
+        pipeline.step()
+    assert pipeline.cursor == (0, 90_000)
+
+
+@pytest.mark.spec("SRC-035")
+def test_nothing_is_unpickled(tmp_path):
+    np.save(tmp_path / "x.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(FieldTypeError, match="has type object"):
+        StreamingDiskSource(StreamingDiskSourceConfig(path=tmp_path / "x.npy"))
+    evil = tmp_path / "evil.array_record"
+    for decode in ("msgpack", "npz"):
+        cases.array_record(evil, [pickle.dumps({"id": 1})] * 3)
+        with pytest.raises((ValueError, TypeError)):
+            ArrayRecordSource(ArrayRecordSourceConfig(paths=evil, decode=decode))
+
+
+@pytest.mark.spec("SRC-036")
+def test_checksums_catch_a_flipped_byte(tmp_path):
+    records = [encode({"id": np.full(2000, i, np.int32)}) for i in range(20)]
+    path = cases.array_record(tmp_path / "x.array_record", records)
+    data = bytearray(path.read_bytes())
+    hits = 0
+    for place in range(100, len(data) - 70_000, 5_000):
+        damaged = bytearray(data)
+        damaged[place] ^= 0x10
+        path.write_bytes(damaged)
+        try:
+            source = ArrayRecordSource(ArrayRecordSourceConfig(paths=path))
+            rows = source.reader.rows(np.arange(20), source.element_spec)["id"]
+            np.testing.assert_array_equal(rows, np.repeat(np.arange(20), 2000).reshape(20, -1))
+        except (FileError, ReadError):
+            hits += 1
+    assert hits > 0
+
+
+@pytest.mark.spec("SRC-036")
+def test_page_checksums_of_parquet_are_verified(tmp_path):
+    path = cases.parquet(tmp_path / "x.parquet", n=5000, group=1000)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3] ^= 0x10
+    path.write_bytes(data)
+    with pytest.raises((ReadError, FileError, OSError)):
+        source = ArrowSource(ArrowSourceConfig(paths=path))
+        for start in range(0, 5000, 1000):
+            source.reader.rows(np.arange(start, start + 1000), source.element_spec)
+
+
+@pytest.mark.spec("SRC-037")
+def test_a_missing_package_is_named_with_its_extra():
+    with pytest.raises(ImportError, match=r"pip install 'datarax-reference\[arrow\]'"):
+        require("a_package_that_is_not_there", "arrow")
+
+
+@pytest.mark.spec("SRC-037")
+def test_importing_the_library_imports_no_extra():
+    code = "import datarax, datarax.sources, sys, json; print(json.dumps(sorted(sys.modules)))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    modules = {name.partition(".")[0] for name in json.loads(out.stdout)}
+    extras = {"pyarrow", "datasets", "tensorflow_datasets", "array_record", "torch", "grain"}
+    assert not modules & extras
+
+
+@pytest.mark.spec("SRC-030")
+def test_reading_ahead_never_shows():
+    # A seek, another policy and a foreign state all throw away what was read.
+    data = cases.columns()
+    source = RandomAccessSource(RandomAccessSourceConfig(shuffle=True), cases.rows())
+    pipeline = Pipeline(source=source, batch_size=3, rngs=nnx.Rngs(4))
+    steps = [np.asarray(pipeline.step()["id"]).tolist() for _ in range(8)]
+    for at in (0, 9, 3, 21, 12):
+        pipeline.seek(epoch=0, offset=at)
+        batch = pipeline.step()
+        assert np.asarray(batch["id"]).tolist() == steps[at // 3]
+        np.testing.assert_array_equal(batch["x"], data["x"][np.asarray(batch["id"])])
+        assert pipeline.cursor == divmod(at + 3, N)
+
+
+@pytest.mark.spec("SRC-030")
+def test_a_stage_that_the_user_changes_is_seen_in_the_next_batch():
+    class Scale(nnx.Module):
+        def __init__(self):
+            self.by = nnx.Param(jnp.float32(1))
+
+        def __call__(self, batch):
+            return {"x": batch["x"] * self.by[...]}
+
+    scale = Scale()
+    source = RandomAccessSource(RandomAccessSourceConfig(), cases.rows())
+    pipeline = Pipeline(source=source, stages=[scale], batch_size=1)
+    expected = cases.columns()["x"]
+    for i, batch in enumerate(pipeline):
+        np.testing.assert_array_equal(batch["x"][0], expected[i] * (i + 1))
+        scale.by[...] = jnp.float32(i + 2)
+
+
+@pytest.mark.spec("SRC-038")
+def test_stats_say_what_the_limit_was():
+    import time
+
+    class Slow(Broken):
+        def __getitem__(self, i):
+            time.sleep(0.01)
+            return super().__getitem__(i)
+
+    reading = over(Slow([]))
+    for _ in reading:
+        pass
+    assert reading.stats().limit == "reading" and reading.stats().batches == 5
+    computing = over(Broken([]))
+    for _ in computing:
+        time.sleep(0.02)
+    assert computing.stats().limit == "computing"
+
+
+@pytest.mark.spec("SRC-038")
+@pytest.mark.parametrize("mode", ["for", "scan"])
+def test_a_progress_bar_says_how_far_it_is(mode, capsys):
+    pytest.importorskip("rich", reason="needs the extra 'progress'")
+    source = RandomAccessSource(RandomAccessSourceConfig(), Broken([]))
+    pipeline = Pipeline(source=source, batch_size=5, last_batch="pad", progress=True)
+    if mode == "for":
+        for _ in pipeline:
+            pass
+    else:
+        pipeline.scan(lambda batch: batch["id"])
+    assert "5 of 5" in capsys.readouterr().out

@@ -1,0 +1,221 @@
+"""Mixtures: exact shares, no replacement, and one law for host and device sources."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given, settings, strategies as st
+
+from datarax import Pipeline
+from datarax.errors import EmptySourceError, SpecsError
+from datarax.sources import (
+    MemorySource,
+    MemorySourceConfig,
+    MixDataSourcesConfig,
+    MixDataSourcesNode,
+    RandomAccessSource,
+    RandomAccessSourceConfig,
+)
+from datarax.sources._mixture import multiply_divide
+
+
+def child(number: int, n: int, shuffle=False, *, host=False, rngs=None):
+    """Records that say which source they are of, and which they are."""
+    data = {"source": np.full(n, number, np.int32), "id": np.arange(n, dtype=np.int32)}
+    if not host:
+        return MemorySource(MemorySourceConfig(shuffle=shuffle), data, rngs=rngs)
+    rows = [{k: x[i] for k, x in data.items()} for i in range(n)]
+    return RandomAccessSource(RandomAccessSourceConfig(shuffle=shuffle), rows, rngs=rngs)
+
+
+def mix(lengths, weights=None, *, stop="first", shuffle=False, host=(), seed=5):
+    sources = [child(i, n, shuffle, host=i in host) for i, n in enumerate(lengths)]
+    config = MixDataSourcesConfig(num_sources=len(lengths), weights=weights, stop=stop)
+    return MixDataSourcesNode(config, sources)
+
+
+def stream(source, rows: int, seed: int = 5):
+    """(source, id) of the first rows, by `step`."""
+    pipeline = Pipeline(source=source, batch_size=rows, rngs=nnx.Rngs(seed))
+    batch = pipeline.step()
+    return np.asarray(batch["source"]), np.asarray(batch["id"])
+
+
+@pytest.mark.spec("SRC-021")
+@pytest.mark.parametrize(
+    "weights, quotas",
+    [
+        (None, (1, 1, 1)),
+        ((1, 1, 2), (1, 1, 2)),
+        ((0.5, 0.3, 0.2), (5, 3, 2)),
+        ((0.1, 0.2, 0.7), (1, 2, 7)),
+        ((1, 1, 254), (1, 1, 254)),
+        ((0.7, 0.2, 0.1), (7, 2, 1)),
+    ],
+)
+def test_shares_are_the_shortest_period_that_is_as_near_to_the_weights_as_any(weights, quotas):
+    assert MixDataSourcesConfig(num_sources=3, weights=weights).quotas == quotas
+
+
+@pytest.mark.spec("SRC-021")
+@given(st.lists(st.floats(0.02, 1), min_size=1, max_size=8))
+def test_a_period_has_at_most_256_rows_and_is_near_to_the_weights(weights):
+    quotas = MixDataSourcesConfig(num_sources=len(weights), weights=tuple(weights)).quotas
+    assert min(quotas) > 0 and sum(quotas) <= 256
+    shares = np.array(weights) / sum(weights)
+    assert np.abs(np.array(quotas) / sum(quotas) - shares).max() <= 1 / 256
+
+
+@pytest.mark.spec("SRC-021")
+def test_every_period_has_the_exact_shares_in_its_own_order():
+    source = mix((50, 30, 20), (5, 3, 2))
+    which, _ = stream(source, 1000)
+    periods = which.reshape(-1, 10)
+    for period in periods:
+        assert np.bincount(period, minlength=3).tolist() == [5, 3, 2]
+    # Ten epochs of ten periods: a pattern for each epoch, turned by each period.
+    assert len({tuple(x) for x in periods.tolist()}) > 40
+
+
+@pytest.mark.spec("SRC-022")
+@settings(max_examples=15)
+@given(
+    st.lists(st.integers(1, 12), min_size=1, max_size=4),
+    st.lists(st.integers(1, 4), min_size=4, max_size=4),
+    st.booleans(),
+)
+def test_a_source_is_read_to_its_end_before_it_begins_again(lengths, weights, shuffle):
+    # Across epochs of the mixture too, and with sources of any length.
+    source = mix(lengths, tuple(weights[: len(lengths)]), stop="all", shuffle=shuffle)
+    which, ids = stream(source, 60)
+    for i, n in enumerate(lengths):
+        mine = ids[which == i]
+        passes = [mine[start : start + n] for start in range(0, len(mine), n)]
+        for one in passes:
+            assert len(set(one.tolist())) == len(one)
+        for one in passes[:-1]:
+            assert sorted(one) == list(range(n))
+        if not shuffle:
+            assert mine.tolist() == [row % n for row in range(len(mine))]
+
+
+@pytest.mark.spec("SRC-022")
+def test_a_source_with_its_own_seed_has_the_order_that_it_has_alone():
+    alone = Pipeline(source=child(0, 9, True, rngs=nnx.Rngs(3)), batch_size=27)
+    config = MixDataSourcesConfig(num_sources=2, weights=(2, 1), stop="all")
+    mixed = MixDataSourcesNode(config, [child(0, 9, True, rngs=nnx.Rngs(3)), child(1, 4)])
+    which, ids = stream(mixed, 45)
+    np.testing.assert_array_equal(ids[which == 0][:27], alone.step()["id"])
+
+
+@pytest.mark.spec("SRC-023")
+def test_another_key_mixes_differently():
+    orders = {tuple(stream(mix((20, 20)), 20, seed)[0].tolist()) for seed in range(20)}
+    assert len(orders) == 20
+
+
+@pytest.mark.spec("SRC-024")
+@pytest.mark.parametrize(
+    "lengths, weights, stop, rows",
+    [
+        ((10, 10), (1, 1), "first", 20),
+        ((10, 7), (1, 1), "first", 14),
+        ((10, 7), (1, 1), "all", 20),
+        ((9, 100), (2, 3), "first", 20),  # source 0 has 4 whole periods
+        ((9, 100), (2, 3), "all", 170),
+    ],
+)
+def test_stop_says_how_long_an_epoch_is(lengths, weights, stop, rows):
+    source = mix(lengths, weights, stop=stop)
+    assert len(source) == rows
+    which, ids = stream(source, rows)
+    seen = [set(ids[which == i].tolist()) for i in range(2)]
+    if stop == "all":
+        assert seen == [set(range(n)) for n in lengths]
+    else:
+        assert all(len(ids[which == i]) == len(seen[i]) for i in range(2))
+
+
+@pytest.mark.spec("SRC-025")
+@pytest.mark.parametrize("host", [(0, 1, 2), (1,), (0, 2)], ids=str)
+def test_host_and_device_sources_mix_alike(host):
+    on_device = mix((20, 12, 8), (5, 3, 2), shuffle=True)
+    mixed = mix((20, 12, 8), (5, 3, 2), shuffle=True, host=host)
+    for a, b in zip(stream(on_device, 55), stream(mixed, 55), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.spec("SRC-025")
+def test_modes_agree_over_a_mixture():
+    def pipeline():
+        source = mix((20, 12, 8), (5, 3, 2), shuffle=True, host=(0, 1, 2))
+        return Pipeline(source=source, batch_size=6, rngs=nnx.Rngs(1), last_batch="pad")
+
+    a, b, c = pipeline(), pipeline(), pipeline()
+    steps = [a.step() for _ in range(14)]
+    loops = list(itertools.chain(b, b))
+    scanned = c.scan(lambda batch: batch, 14)
+    for i, (one, other) in enumerate(zip(steps, loops, strict=True)):
+        for name in one:
+            np.testing.assert_array_equal(one[name], other[name])
+            np.testing.assert_array_equal(one[name], scanned[name][i])
+
+
+@pytest.mark.spec("SRC-023")
+def test_random_access_is_traceable():
+    source = mix((20, 12), (5, 3), shuffle=True)
+    key = jax.random.key(0)
+    at = jax.jit(lambda start: source.get_batch_at(start, 4, key))
+    whole = source.get_batch_at(0, 40, key)
+    for start in (0, 3, 31, 36):
+        for name, x in at(jnp.int32(start)).items():
+            np.testing.assert_array_equal(x, whole[name][start : start + 4])
+
+
+@pytest.mark.spec("SRC-026")
+def test_specs_that_disagree_are_both_shown():
+    a = MemorySource(MemorySourceConfig(), {"x": np.zeros((4, 3), np.float32)})
+    b = MemorySource(MemorySourceConfig(), {"x": np.zeros((4, 2), np.float32)})
+    with pytest.raises(SpecsError) as caught:
+        MixDataSourcesNode(MixDataSourcesConfig(num_sources=2), [a, b])
+    assert "x float32[3]" in str(caught.value) and "x float32[2]" in str(caught.value)
+
+
+@pytest.mark.spec("SRC-026")
+@pytest.mark.parametrize(
+    "config, words",
+    [
+        ({"num_sources": 2, "weights": (1.0,)}, "one number for each"),
+        ({"num_sources": 2, "weights": (1.0, 0.0)}, "positive numbers"),
+        ({"num_sources": 1, "stop": "last"}, '"first" or "all"'),
+    ],
+)
+def test_a_config_that_means_nothing_is_refused(config, words):
+    with pytest.raises(ValueError, match=words):
+        MixDataSourcesConfig(**config)
+
+
+@pytest.mark.spec("SRC-026")
+def test_what_cannot_be_mixed_is_refused():
+    with pytest.raises(ValueError, match="smallest of the weights"):
+        _ = MixDataSourcesConfig(num_sources=2, weights=(1.0, 1e-4)).quotas
+    with pytest.raises(ValueError, match="`num_sources` is 3"):
+        MixDataSourcesNode(MixDataSourcesConfig(num_sources=3), [child(0, 3)])
+    with pytest.raises(EmptySourceError, match="holds none"):
+        mix((2, 50), (3, 1))
+    with pytest.raises(ValueError, match="Take shuffle=True"):
+        mix((4, 4), shuffle="permutation")
+    with pytest.raises(TypeError, match="parts of a mixture themselves"):
+        MixDataSourcesNode(MixDataSourcesConfig(num_sources=1), [mix((4, 4))])
+
+
+@pytest.mark.internal
+@given(st.integers(0, 2**32 - 1), st.integers(1, 2**32 - 1), st.data())
+def test_multiply_divide_is_exact(x, divisor, data):
+    factor = data.draw(st.integers(0, 2**40))
+    quotient, rest = multiply_divide(jnp.array([x], jnp.uint32), factor % (divisor * 7), divisor)
+    expected = divmod(x * (factor % (divisor * 7)), divisor)
+    assert (int(quotient[0]), int(rest[0])) == (expected[0] % 2**32, expected[1])

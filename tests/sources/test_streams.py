@@ -1,0 +1,152 @@
+"""Sources without a length: in order, in every mode, resumed by skipping."""
+
+import copy
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from datarax import Pipeline
+from datarax.errors import EmptySourceError, RandomAccessError, ReadError
+from datarax.sources import (
+    HFStreamingSource,
+    HFStreamingSourceConfig,
+    IterableSource,
+    IterableSourceConfig,
+    TFDSStreamingSource,
+    TFDSStreamingSourceConfig,
+)
+
+from . import cases
+from .cases import N
+
+
+def records():
+    return iter({"id": i} for i in range(N))
+
+
+def stream(new=records):
+    return IterableSource(IterableSourceConfig(), new)
+
+
+def ids(batches):
+    return [np.asarray(batch["id"]).tolist() for batch in batches]
+
+
+def law(batch_size, last_batch):
+    """The batches of one `for`, by the law of chapter 30."""
+    whole = [[*range(i, min(i + batch_size, N))] for i in range(0, N, batch_size)]
+    if last_batch == "drop":
+        whole = [batch for batch in whole if len(batch) == batch_size]
+    if last_batch == "pad":
+        whole[-1] += [0] * (batch_size - len(whole[-1]))
+    return whole
+
+
+@pytest.mark.spec("SRC-027")
+@pytest.mark.parametrize("last_batch", ["keep", "drop", "pad"])
+def test_a_pass_is_an_epoch_and_every_loop_gets_one(last_batch):
+    pipeline = Pipeline(source=stream(), batch_size=5, last_batch=last_batch)
+    for epoch in range(3):
+        assert ids(pipeline) == law(5, last_batch)
+        assert pipeline.cursor == (epoch + 1, 0)
+
+
+@pytest.mark.spec("SRC-027")
+def test_a_stream_that_ends_with_a_whole_batch_gives_no_empty_one():
+    pipeline = Pipeline(source=stream(lambda: iter({"id": i} for i in range(10))), batch_size=5)
+    assert [ids(pipeline) for _ in range(2)] == [[[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]] * 2
+
+
+@pytest.mark.spec("SRC-027")
+@pytest.mark.parametrize("last_batch", ["keep", "drop", "pad"])
+def test_step_and_scan_run_on_into_the_next_pass(last_batch):
+    a, b = (Pipeline(source=stream(), batch_size=5, last_batch=last_batch) for _ in range(2))
+    steps = ids(a.step() for _ in range(12))
+    assert np.asarray(b.scan(lambda batch: batch["id"], 12)).tolist() == steps
+    assert a.cursor == b.cursor
+    whole = law(5, last_batch) if last_batch != "keep" else None
+    if whole:
+        assert steps == (whole * 3)[:12]
+    else:
+        assert np.concatenate(steps).tolist() == [i % N for i in range(60)]
+
+
+@pytest.mark.spec("SRC-028")
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda p: pickle.loads(pickle.dumps(p))])
+@pytest.mark.parametrize("before", [0, 1, 3, 7])
+def test_a_stream_resumes_by_skipping(before, again):
+    one = Pipeline(source=IterableSource(IterableSourceConfig(), [*records()]), batch_size=4)
+    for _ in range(before):
+        one.step()
+    other = Pipeline(source=stream(), batch_size=4)
+    other.set_state(one.get_state())
+    third = again(one)
+    for _ in range(4):
+        expected = ids([one.step()])
+        assert ids([other.step()]) == expected
+        assert ids([third.step()]) == expected
+
+
+@pytest.mark.spec("SRC-029")
+def test_random_access_to_a_stream_is_refused():
+    source = stream()
+    with pytest.raises(RandomAccessError, match="gives its records in order"):
+        jax.jit(lambda i: source.get_batch_at(i, 2, None))(jnp.uint32(0))
+    with pytest.raises(RandomAccessError, match="replay needs a source"):
+        Pipeline(source=source, batch_size=2).replay(0)
+    with pytest.raises(TypeError, match="new iterator"):
+        IterableSource(IterableSourceConfig(), records())
+
+
+@pytest.mark.spec("SRC-029")
+def test_a_stream_without_records_is_refused():
+    with pytest.raises(EmptySourceError):
+        Pipeline(source=stream(lambda: iter(())), batch_size=2)
+    short = Pipeline(source=stream(), batch_size=N + 1, last_batch="drop")
+    with pytest.raises(EmptySourceError, match="23 records long"):
+        short.step()
+
+
+@pytest.mark.spec("SRC-032")
+def test_a_broken_record_of_a_stream_leaves_the_cursor_and_can_be_tried_again():
+    healthy = False
+
+    def some():
+        for i in range(N):
+            if i == 12 and not healthy:
+                raise OSError("the disk is gone")
+            yield {"id": i}
+
+    pipeline = Pipeline(source=stream(some), batch_size=5)
+    assert ids(pipeline.step() for _ in range(2)) == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
+    for _ in range(2):
+        with pytest.raises(ReadError, match=r"record 12 .*the disk is gone") as caught:
+            pipeline.step()
+        assert caught.value.record == 12
+        assert pipeline.cursor == (0, 10)
+    healthy = True
+    assert ids([pipeline.step()]) == [[10, 11, 12, 13, 14]]
+
+
+@pytest.mark.spec("SRC-027")
+def test_datasets_stream():
+    source = HFStreamingSource(HFStreamingSourceConfig(), cases.hf_dataset())
+    pipeline = Pipeline(source=source, batch_size=5)
+    for _ in range(2):
+        assert ids(pipeline) == law(5, "keep")
+    pipeline.seek(epoch=0, offset=7)
+    batch = pipeline.step()
+    np.testing.assert_array_equal(batch["x"], cases.columns()["x"][7:12])
+
+
+@pytest.mark.spec("SRC-027")
+def test_tfds_streams(tmp_path):
+    path = cases.prepared_tfds(tmp_path)
+    source = TFDSStreamingSource(TFDSStreamingSourceConfig(path=path))
+    pipeline = Pipeline(source=source, batch_size=5)
+    first = ids(pipeline)
+    assert sorted(np.concatenate(first)) == list(range(N))
+    assert ids(pipeline) == first
