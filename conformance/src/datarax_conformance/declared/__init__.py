@@ -1,6 +1,6 @@
 """The cases as they are declared.
 
-`python -m datarax_conformance.cases build` stores them with their values.
+`datarax-conformance cases build` stores them with their values.
 """
 
 from . import dag, errors, iter, library, scan, shuffle, state, step
