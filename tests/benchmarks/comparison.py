@@ -154,7 +154,7 @@ class Racer:
                 self.fault = self.fault or f"its adapter has no {capability}"
 
     def check(self, told: Mapping[str, Any], task: Task, epoch: int, shuffle: bool) -> None:
-        """Puts it out unless it has handed out an epoch: the first again, or the one that is due."""
+        """Puts it out unless it has handed out an epoch: the first again, or the one due."""
         expected = [task.of_epoch(e, shuffle) for e in {0, epoch}]
         if told["in_order"] in [one["in_order"] for one in expected]:
             self.shown["gave"] = "the oracle's batches"
