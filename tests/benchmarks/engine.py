@@ -110,7 +110,9 @@ class Seen:
         stacked = fields["id"].ndim
         self.batches += fields["id"].size // fields["id"].shape[-1]
         flat = [field.reshape(-1, *field.shape[stacked:]) for field in fields.values()]
-        kinds = "".join(f"{name} {x.dtype} {x.shape[1:]} " for name, x in zip(fields, flat, strict=True))
+        kinds = "".join(
+            f"{name} {x.dtype} {x.shape[1:]} " for name, x in zip(fields, flat, strict=True)
+        )
         for row in zip(*flat, strict=True):
             content = b"".join(np.ascontiguousarray(x).tobytes() for x in row)
             self.rows.append(hashlib.blake2b(kinds.encode() + content, digest_size=16).digest())

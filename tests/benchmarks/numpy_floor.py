@@ -10,7 +10,11 @@ class Stream:
         self.shuffle = None if program.seed is None else np.random.default_rng(program.seed)
 
     def __iter__(self):
-        records = np.arange(self.length) if self.shuffle is None else self.shuffle.permutation(self.length)
+        records = (
+            np.arange(self.length)
+            if self.shuffle is None
+            else self.shuffle.permutation(self.length)
+        )
         for start in range(0, self.length, self.size):
             batch = records[start : start + self.size]
             yield {name: column[batch] for name, column in self.columns.items()}

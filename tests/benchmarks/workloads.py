@@ -138,7 +138,9 @@ class ByHand:
 
     @functools.cached_property
     def step(self) -> Callable[..., Any]:
-        return jax.jit(lambda position, *given: (self.fetch(position, *given), self.after(position)))
+        return jax.jit(
+            lambda position, *given: (self.fetch(position, *given), self.after(position))
+        )
 
     def scanner(self) -> Callable[[], Any]:
         graph, state = nnx.split(network() if self.work.learns else ())
@@ -152,9 +154,7 @@ class ByHand:
                 out = train(*modules, batch) if self.work.learns else reduce(batch)
                 return (self.after(position), nnx.state(modules)), out
 
-            (_, state), outs = jax.lax.scan(
-                body, (jnp.int32(0), state), length=self.work.batches
-            )
+            (_, state), outs = jax.lax.scan(body, (jnp.int32(0), state), length=self.work.batches)
             return state, outs
 
         def call() -> Any:
