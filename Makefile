@@ -40,6 +40,18 @@ trace: $(ready)  ## Fail on a requirement without a test, or a test without a re
 docs: $(ready)  ## Build the site into site/; a dead link fails
 	NO_MKDOCS_2_WARNING=1 $(run) -m mkdocs build --strict
 
+engines: $(ready)  ## Make a virtual environment for each engine that the suite compares
+	$(run) conformance/engines.py make
+
+results: $(ready)  ## Run the suite on every engine and write conformance/results/
+	$(run) conformance/engines.py results
+
+goals: $(ready)  ## The goals of the conformance suite, a line and a figure each
+	$(VENV)/bin/datarax-conformance goals
+
+mutants: $(ready)  ## Break the model in every known way and see that the suite notices
+	$(VENV)/bin/datarax-conformance mutants --strict
+
 test-matrix:  ## Run the tests on every Python from 3.11 on that this machine has
 	.ci/matrix $(ARGS)
 
@@ -50,5 +62,5 @@ clean:  ## Remove all that the other targets made
 $(ready): .ci/venv .ci/requirements.txt pyproject.toml $(wildcard conformance/pyproject.toml)
 	.ci/venv $(PYTHON) $(VENV)
 
-.PHONY: help demo soak test bench bench-gpu bench-engines lint trace docs test-matrix clean
+.PHONY: help demo soak test bench bench-gpu bench-engines lint trace docs engines results goals mutants test-matrix clean
 .DEFAULT_GOAL := help

@@ -32,7 +32,11 @@ def interpreter(version: str) -> str:
 
 
 def python_of(name: str) -> str:
-    return str(HOME / ".engines" / name / "bin" / "python") if "requirements" in ENGINES[name] else sys.executable
+    return (
+        str(HOME / ".engines" / name / "bin" / "python")
+        if "requirements" in ENGINES[name]
+        else sys.executable
+    )
 
 
 def make(name: str) -> None:
@@ -41,11 +45,16 @@ def make(name: str) -> None:
     if "requirements" not in engine:
         return
     folder = HOME / ".engines" / name
-    stamp, mark = folder / ".made-of", hashlib.sha256(repr(sorted(engine.items())).encode()).hexdigest()
+    stamp, mark = (
+        folder / ".made-of",
+        hashlib.sha256(repr(sorted(engine.items())).encode()).hexdigest(),
+    )
     if stamp.exists() and stamp.read_text() == mark:
         return
     subprocess.run([interpreter(engine["python"]), "-m", "venv", str(folder)], check=True)
-    subprocess.run([python_of(name), "-m", "pip", "install", "--quiet", *engine["requirements"]], check=True)
+    subprocess.run(
+        [python_of(name), "-m", "pip", "install", "--quiet", *engine["requirements"]], check=True
+    )
     stamp.write_text(mark)
 
 
@@ -58,14 +67,42 @@ def run(name: str, out: pathlib.Path) -> None:
     command = [sys.executable, "-m", "datarax_conformance.cli", "run", ENGINES[name]["adapter"]]
     command += ["--python", python_of(name), "--jobs", "2", "--timeout", "600", "--out", str(out)]
     quiet = {**os.environ, "PYTHONPATH": paths, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    subprocess.run(command, cwd=HOME, env=quiet, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    subprocess.run(
+        command, cwd=HOME, env=quiet, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
 
 
 def results(names: list[str]) -> int:
     for name in names:
         run(name, HOME / "results" / name)
         print(name, flush=True)
+    write_page()
     return 0
+
+
+PAGE = """# Results
+
+What the suite found in each engine: a row for each requirement, the worst outcome of its cases in each cell. A cell
+with failures opens: each has its reason and the line that replays it. Made by `make results`; not edited by hand.
+
+"""
+
+
+def write_page() -> None:
+    """The matrix of all committed reports as a page of the docs."""
+    reports = sorted(map(str, (HOME / "results").glob("*/report.json")))
+    command = [sys.executable, "-m", "datarax_conformance.cli", "matrix", *reports]
+    paths = os.pathsep.join(filter(None, [str(HOME / "src"), os.environ.get("PYTHONPATH", "")]))
+    table = subprocess.run(
+        command,
+        env={**os.environ, "PYTHONPATH": paths},
+        text=True,
+        check=True,
+        stdout=subprocess.PIPE,
+    )
+    (HOME.parent / "docs" / "conformance" / "results.md").write_text(
+        PAGE + table.stdout, encoding="utf-8"
+    )
 
 
 def check(names: list[str]) -> int:
@@ -73,15 +110,22 @@ def check(names: list[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
             run(name, pathlib.Path(folder) / name)
-            old, new = (place / name / "report.json" for place in (HOME / "results", pathlib.Path(folder)))
+            old, new = (
+                place / name / "report.json" for place in (HOME / "results", pathlib.Path(folder))
+            )
             same = old.exists() and new.exists() and old.read_text() == new.read_text()
             different += not same
-            print(f"{name}: {'as committed' if same else 'differs from conformance/results'}", flush=True)
+            print(
+                f"{name}: {'as committed' if same else 'differs from conformance/results'}",
+                flush=True,
+            )
     return int(bool(different))
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=["make", "results", "check"])
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(ENGINES))
     args = parser.parse_args()
@@ -93,7 +137,11 @@ def main() -> int:
         return 0
     if args.what == "results":
         return results(args.names or list(ENGINES))
-    quick = [name for name, engine in ENGINES.items() if "requirements" not in engine or engine.get("quick")]
+    quick = [
+        name
+        for name, engine in ENGINES.items()
+        if "requirements" not in engine or engine.get("quick")
+    ]
     return check(args.names or quick)
 
 

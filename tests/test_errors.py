@@ -26,13 +26,44 @@ from helpers import (
 
 from datarax import Pipeline, errors
 from datarax.operators import ElementOperator, ElementOperatorConfig
-from datarax.sources import MemorySource, MemorySourceConfig
+from datarax.sources import (
+    IterableSource,
+    IterableSourceConfig,
+    MemorySource,
+    MemorySourceConfig,
+    MixDataSourcesConfig,
+    MixDataSourcesNode,
+    RandomAccessSource,
+    RandomAccessSourceConfig,
+    StreamingDiskSource,
+    StreamingDiskSourceConfig,
+)
 
 TABLE = tomllib.loads((Path(__file__).parents[1] / "spec/tables/errors.toml").read_text())["error"]
 
 
 def memory(data, **config):
     return MemorySource(MemorySourceConfig(**config), data)
+
+
+def indexed(data):
+    return RandomAccessSource(RandomAccessSourceConfig(), data)
+
+
+def stream():
+    return IterableSource(IterableSourceConfig(), [{"id": i} for i in range(10)])
+
+
+class Torn:
+    """Records of which one cannot be read."""
+
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, i):
+        if i == 2:
+            raise OSError("torn")
+        return {"id": i}
 
 
 def graph(nodes, edges, sink):
@@ -369,6 +400,47 @@ CASES = {
             {"names": ["model", "other"]},
         ),
     ],
+    "file": [
+        (
+            lambda: StreamingDiskSource(StreamingDiskSourceConfig(path="/nothing.npy")),
+            "File '/nothing.npy' cannot be opened: No such file or directory.",
+            {"file": "/nothing.npy"},
+        )
+    ],
+    "read": [
+        (
+            lambda: Pipeline(source=indexed(Torn()), batch_size=4).step(),
+            "Stage 'source': RandomAccessSource could not read record 2 of Torn: "
+            "OSError: torn\nThe cursor has not moved, so a retry goes on with this batch. "
+            'on_error="mask" with `max_errors` masks such rows instead.',
+            {"source": "RandomAccessSource", "file": "Torn", "record": 2, "stage": "source"},
+        )
+    ],
+    "random-access": [
+        (
+            lambda: stream().get_batch_at(jnp.uint32(0), 2, None),
+            "IterableSource is a stream and gives its records in order, so it cannot be read "
+            "inside jit or another transformation. Take batches by `for`, `step` or `scan` "
+            "outside of them, or use a source with a length.",
+            {},
+        ),
+        (
+            lambda: Pipeline(source=stream(), batch_size=4).replay(0),
+            "replay needs a source with `gather`, and IterableSource has none.",
+            {},
+        ),
+    ],
+    "specs": [
+        (
+            lambda: MixDataSourcesNode(
+                MixDataSourcesConfig(num_sources=2),
+                [memory(np.zeros((4, 2), np.float32)), memory(np.zeros(4, np.int32))],
+            ),
+            "All sources of a mixture must have records of one spec, but source 0 has\n"
+            "  data float32[2]\nand source 1 has\n  data int32[]",
+            {},
+        )
+    ],
     "seek": [
         (
             lambda epoch=epoch: pipeline().seek(epoch=epoch),
@@ -510,9 +582,7 @@ def cases():
 
 
 @pytest.mark.parametrize("entry, act, text, attributes", list(cases()))
-def test_a_fault_has_its_class_its_text_and_its_attributes(
-    unchecked, entry, act, text, attributes
-):
+def test_a_fault_has_its_class_its_text_and_its_attributes(unchecked, entry, act, text, attributes):
     with pytest.raises(ValueError) as error:
         act()
     assert type(error.value) is getattr(errors, entry["class"])
@@ -574,7 +644,7 @@ def test_a_stage_that_changes_more_than_variables_is_refused_by_name(change):
                     del self.array
             return batch
 
-    with pytest.raises(errors.StageError, match="nnx.Variable") as error:
+    with pytest.raises(errors.StageError, match=r"nnx\.Variable") as error:
         pipeline([Stage()])
     assert error.value.node == "Stage"
 

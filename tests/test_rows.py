@@ -38,7 +38,8 @@ def expected_rows(length, size, policy, cursor):
     if policy == "pad":
         at = [place if place[0] == cursor.epoch else None for place in at]
     after = divmod(position + size, length)
-    if policy == "pad" and after[0] > cursor.epoch or policy == "drop" and after[1] + size > length:
+    cut_short = policy == "drop" and after[1] + size > length
+    if cut_short or (policy == "pad" and after[0] > cursor.epoch):
         after = (after[0] if after[1] == 0 and policy == "drop" else cursor.epoch + 1, 0)
     return at, after
 

@@ -19,7 +19,9 @@ class Stream:
         )
         self.loader = DataLoader([ArraySource(dict(program.columns), ordering=ordering), batches])
         self.next = jax.jit(self.loader.next)
-        self.epoch = jax.jit(self.batches, static_argnums=1)  # here, so that it compiles once for each length
+        self.epoch = jax.jit(
+            self.batches, static_argnums=1
+        )  # here, so that it compiles once for each length
         self.state = self.loader.init_state(jax.random.key(program.seed or 0))
 
     def step(self):

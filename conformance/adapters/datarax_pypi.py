@@ -6,16 +6,21 @@ import pickle
 import re
 
 import jax.numpy as jnp
+from flax import nnx
+
 from datarax.pipeline import Pipeline
 from datarax.sources import MemorySource, MemorySourceConfig
-from flax import nnx
 
 
 class Stage(nnx.Module):
     def __init__(self, op):
         self.op = op
-        self.params = nnx.Dict({name: nnx.Param(jnp.float32(value)) for name, value in op.params.items()})
-        self.state = nnx.Dict({name: nnx.Variable(jnp.int32(value)) for name, value in op.state.items()})
+        self.params = nnx.Dict(
+            {name: nnx.Param(jnp.float32(value)) for name, value in op.params.items()}
+        )
+        self.state = nnx.Dict(
+            {name: nnx.Variable(jnp.int32(value)) for name, value in op.state.items()}
+        )
 
     def __call__(self, *batches):
         params = {name: param[...] for name, param in self.params.items()}
@@ -29,14 +34,20 @@ class Stage(nnx.Module):
 class Stream:
     def __init__(self, program, ops):
         options = {"batch_size": program.batch_size, "rngs": nnx.Rngs(program.seed or 0)}
-        if program.last_batch == "drop" and "drop_last" in inspect.signature(Pipeline.__init__).parameters:
+        if (
+            program.last_batch == "drop"
+            and "drop_last" in inspect.signature(Pipeline.__init__).parameters
+        ):
             options["drop_last"] = True
         elif program.last_batch != "keep":
             raise NotImplementedError(f"last_batch={program.last_batch!r}")
         config = MemorySourceConfig(shuffle=program.seed is not None)
         source = MemorySource(config, data=dict(program.columns), rngs=nnx.Rngs(program.seed or 0))
         if program.nodes or program.edges or program.sink:
-            self.ops, self.nodes = ops, {name: Stage(ops(form)) for name, form in program.nodes.items()}
+            self.ops, self.nodes = (
+                ops,
+                {name: Stage(ops(form)) for name, form in program.nodes.items()},
+            )
             self.pipeline = Pipeline.from_dag(
                 source=source, nodes=self.nodes, edges=program.edges, sink=program.sink, **options
             )

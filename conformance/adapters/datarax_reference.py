@@ -4,17 +4,22 @@ import importlib.metadata
 import json
 
 import jax
+from flax import nnx
+
 from datarax import Pipeline
 from datarax.errors import DataraxError
 from datarax.sources import MemorySource, MemorySourceConfig
-from flax import nnx
 
 
 class Stage(nnx.Module):
     def __init__(self, op):
         self.op = op
-        self.params = nnx.Dict({name: nnx.Param(jax.numpy.float32(v)) for name, v in op.params.items()})
-        self.memory = nnx.Dict({name: nnx.Variable(jax.numpy.int32(v)) for name, v in op.state.items()})
+        self.params = nnx.Dict(
+            {name: nnx.Param(jax.numpy.float32(v)) for name, v in op.params.items()}
+        )
+        self.memory = nnx.Dict(
+            {name: nnx.Variable(jax.numpy.int32(v)) for name, v in op.state.items()}
+        )
 
     def __call__(self, *batches):
         params = {name: param[...] for name, param in self.params.items()}
@@ -82,7 +87,9 @@ class Stream:
     def grad(self, node):
         before = self.pipeline.get_state()
         chosen = nnx.DiffState(0, nnx.All(nnx.Param, nnx.PathContains(node)))
-        slopes = nnx.grad(lambda pipeline: pipeline.step()["x"].sum(), argnums=chosen)(self.pipeline)
+        slopes = nnx.grad(lambda pipeline: pipeline.step()["x"].sum(), argnums=chosen)(
+            self.pipeline
+        )
         self.pipeline.set_state(before)
         return {path[-1]: leaf[...] for path, leaf in nnx.to_flat_state(slopes)}
 
@@ -109,5 +116,7 @@ class Adapter:
 
     def classify(self, exc):
         if isinstance(exc, DataraxError):
-            return exc.code, {k: v for k, v in vars(exc).items() if isinstance(v, (str, int, list, tuple))}
+            return exc.code, {
+                k: v for k, v in vars(exc).items() if isinstance(v, (str, int, list, tuple))
+            }
         return "unclassified", {}

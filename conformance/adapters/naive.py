@@ -74,7 +74,10 @@ def record_at(seed, epoch, count, place):
     for number in range(24):
         first, second = fold_in(epoch_key, number)
         if count < 2**32:
-            partner, chosen = (first - place) % count, lambda larger, salt=second: mix(larger ^ salt) >> 31
+            partner, chosen = (
+                (first - place) % count,
+                lambda larger, salt=second: mix(larger ^ salt) >> 31,
+            )
         else:
             partner = ((first << 32 | second) - place) % count
             chosen = lambda larger, salt=second << 32 | first: mix_wide(larger ^ salt) >> 63  # noqa: E731
@@ -198,7 +201,9 @@ class Naive:
         return self.records[1][offset]
 
     def settle(self):
-        if self.offset == self.count or (self.policy == "drop" and self.offset + self.size > self.count):
+        if self.offset == self.count or (
+            self.policy == "drop" and self.offset + self.size > self.count
+        ):
             self.epoch, self.offset = self.epoch + 1, 0
 
     def take(self, short):
@@ -237,7 +242,9 @@ class Naive:
             stage, inputs = self.stages[name], [results[p] for p in self.edges[name] or ["source"]]
             keys = [self.keys(name, places, records)] if stage.keys else []
             try:
-                results[name], memory[name] = stage.run(stage.params, self.memory[name], *map(dict, inputs), *keys)
+                results[name], memory[name] = stage.run(
+                    stage.params, self.memory[name], *map(dict, inputs), *keys
+                )
                 self.check_batch(results[name])
             except Exception as exc:
                 raise Refused("stage", f"{name}: {exc!r}", node=name) from exc
@@ -299,6 +306,8 @@ class Naive:
         ours = json.loads(json.dumps(self.fingerprint()))
         for field, theirs in state["fingerprint"].items():
             if theirs != ours[field]:
-                raise Refused("state", f"{field} is {ours[field]}, the state has {theirs}", field=field)
+                raise Refused(
+                    "state", f"{field} is {ours[field]}, the state has {theirs}", field=field
+                )
         self.epoch, self.offset, self.memory = state["epoch"], state["offset"], state["stages"]
         self.settle()

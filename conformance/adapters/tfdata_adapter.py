@@ -9,8 +9,12 @@ class Stream:
             raise NotImplementedError("batches with a mask")
         dataset = tf.data.Dataset.from_tensor_slices(dict(program.columns))
         if program.seed is not None:
-            dataset = dataset.shuffle(len(dataset), seed=program.seed, reshuffle_each_iteration=True)
-        self.dataset = dataset.batch(program.batch_size, drop_remainder=program.last_batch == "drop")
+            dataset = dataset.shuffle(
+                len(dataset), seed=program.seed, reshuffle_each_iteration=True
+            )
+        self.dataset = dataset.batch(
+            program.batch_size, drop_remainder=program.last_batch == "drop"
+        )
 
     def __iter__(self):
         return self.dataset.as_numpy_iterator()

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from benchmarks import memory
 from benchmarks.harness import Estimate, Side, cold, median
 from benchmarks.workloads import MODES, Workload, check, floor, ours, pipeline, table, tabular
+
 from datarax._order import SwapOrNot, epoch_keys
 
 MILLION = 1_000_000
@@ -17,7 +17,7 @@ LARGE = 288
 """MiB of images: enough to tell a copy of the data from all else that takes memory."""
 
 LEFT_BEHIND = 4
-"""MiB that 10^5 batches, or 10^3 pipelines, may leave behind: less than one object for each batch."""
+"""MiB that 10^5 batches, or 10^3 pipelines, may leave: under one object for each batch."""
 
 pytestmark = pytest.mark.benchmark(group="budget")
 on_cpu = pytest.mark.skipif(

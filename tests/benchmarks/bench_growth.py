@@ -1,7 +1,6 @@
 """How the time of a batch grows with the data, the batch, the depth and the number of fields."""
 
 import pytest
-
 from benchmarks.harness import cold
 from benchmarks.workloads import floor, ours, tabular
 

@@ -1,7 +1,6 @@
 """Every workload in every mode, stored and shuffled, beside the hand-written side."""
 
 import pytest
-
 from benchmarks.harness import cold
 from benchmarks.workloads import MODES, WORKLOADS, Mode, Workload, check, floor, ours
 

@@ -18,13 +18,12 @@ from typing import Any
 
 import engines
 import numpy as np
-from datarax_conformance import model
-from datarax_conformance.engine import Lost, Piped
-from datarax_conformance.ops import Ops
-
 from benchmarks.engine import Seen
 from benchmarks.harness import median
 from benchmarks.plugin import machine
+from datarax_conformance import model
+from datarax_conformance.engine import Lost, Piped
+from datarax_conformance.ops import Ops
 
 HERE = Path(__file__).parent
 CONFORMANCE = HERE.parents[1] / "conformance"
@@ -156,7 +155,7 @@ class Racer:
                 self.fault = self.fault or f"its adapter has no {capability}"
 
     def check(self, told: Mapping[str, Any], task: Task, epoch: int, shuffle: bool) -> None:
-        """Puts it out unless it has handed out an epoch: the first again, or the one that is due."""
+        """Puts it out unless it has handed out an epoch: the first again, or the one due."""
         expected = [task.of_epoch(e, shuffle) for e in {0, epoch}]
         if told["in_order"] in [one["in_order"] for one in expected]:
             self.shown["gave"] = "the oracle's batches"

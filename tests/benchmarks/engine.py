@@ -11,11 +11,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+from benchmarks.memory import peak
 from datarax_conformance.adapter import Adapter, Program
 from datarax_conformance.serve import serve
 from datarax_conformance.session import Session
-
-from benchmarks.memory import peak
 
 COMPILING = "/jax/core/compile/"
 

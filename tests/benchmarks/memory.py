@@ -100,7 +100,6 @@ def epoch(mode: str, shuffle: bool, mebibytes: int) -> dict[str, float]:
     """The peak while an epoch of images goes by, over that of a small epoch of the same kind."""
 
     import numpy as np
-
     from benchmarks.workloads import Workload, ours
 
     def images(length: int) -> dict[str, np.ndarray]:

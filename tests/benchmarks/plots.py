@@ -7,10 +7,10 @@ import matplotlib
 
 matplotlib.use("svg")
 
-from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib import pyplot as plt
 
 if TYPE_CHECKING:
-    from benchmarks.report import Row, Run
+    from benchmarks.report import Run
 
 STYLE = {
     "svg.hashsalt": "datarax",

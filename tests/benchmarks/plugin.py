@@ -1,4 +1,4 @@
-"""What pytest needs to know to run the benchmarks: their fixtures, and what their JSON says of the machine."""
+"""What pytest needs for the benchmarks: fixtures, and what their JSON says of the machine."""
 
 import os
 import platform
@@ -9,7 +9,6 @@ from typing import Any
 import cpuinfo
 import jax
 import pytest
-
 from benchmarks.harness import Estimate, Side, in_turn
 
 

@@ -1,9 +1,10 @@
-"""The rule that judges memory, branch by branch; and memory that must stay flat, on a small scale."""
+"""The rule that judges memory, branch by branch; and memory that must stay flat, on a small
+scale.
+"""
 
 import math
 
 import pytest
-
 from benchmarks import memory
 from benchmarks.memory import MIB, Verdict, classify_rss_comparison
 

@@ -14,13 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from benchmarks.harness import Side
 from flax import nnx
 
 from datarax import Pipeline
 from datarax.operators import Element, ElementOperator, ElementOperatorConfig
 from datarax.sources import MemorySource, MemorySourceConfig
-
-from benchmarks.harness import Side
 
 SEED = 0
 Mode = Literal["for", "step", "scan"]

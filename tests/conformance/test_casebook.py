@@ -27,7 +27,10 @@ def test_a_touched_case_is_noticed(monkeypatch):
 
 def test_an_edited_sentence_makes_its_citations_stale(monkeypatch):
     cited = casebook.requirements()
-    edited = {name: type(r)(**{**vars(r), "rev": r.rev + (name == "ITER-004")}) for name, r in cited.items()}
+    edited = {
+        name: type(r)(**{**vars(r), "rev": r.rev + (name == "ITER-004")})
+        for name, r in cited.items()
+    }
     monkeypatch.setattr(casebook, "requirements", lambda: edited)
     stale = list(casebook.stale_cites())
     assert stale and all("ITER-004" in fault and "read it again" in fault for fault in stale)
@@ -46,12 +49,16 @@ def test_the_model_unchanged_is_no_mutant():
     assert not list(mutants.noticing(Mutant("none", (), ()), mutants.cases_by_weight()[0]))
 
 
-@pytest.mark.parametrize("name", ["the last batch is lost", "the seed is cut to 31 bits", "look-ahead leaks"])
+@pytest.mark.parametrize(
+    "name", ["the last batch is lost", "the seed is cut to 31 bits", "look-ahead leaks"]
+)
 def test_a_mutant_dies(name):
     assert not survives(next(m for m in mutants.MUTANTS if m.name == name))
 
 
-@pytest.mark.parametrize("path", sorted(RESULTS.glob("*/report.json")), ids=lambda path: path.parent.name)
+@pytest.mark.parametrize(
+    "path", sorted(RESULTS.glob("*/report.json")), ids=lambda path: path.parent.name
+)
 def test_committed_reports_fit_the_schema(path):
     schema = json.loads((SCHEMAS / "report.schema.json").read_text())
     jsonschema.validate(json.loads(path.read_text()), schema)

@@ -1,4 +1,6 @@
-"""The page "Write an adapter in ten minutes", done as it says: an empty directory, the built wheel, no checkout."""
+"""The page "Write an adapter in ten minutes", done as it says: an empty directory, the built
+wheel, no checkout.
+"""
 
 import os
 import pathlib
@@ -43,10 +45,14 @@ def test_the_page_works_from_an_empty_directory(tmp_path):
     sh(f"{sys.executable} -m venv {tmp_path}/venv", tmp_path)
     path = f"{tmp_path}/venv/bin:{os.environ['PATH']}"
     page = (ROOT / "docs" / "conformance" / "adapter.md").read_text()
-    commands = [line for block in re.findall(r"```sh\n(.*?)```", page, re.S) for line in block.splitlines()]
+    commands = [
+        line for block in re.findall(r"```sh\n(.*?)```", page, re.S) for line in block.splitlines()
+    ]
     start = time.monotonic()
     shown = {
-        line: sh(line, home, PATH=path, PIP_FIND_LINKS=str(wheels), PIP_DISABLE_PIP_VERSION_CHECK="1")
+        line: sh(
+            line, home, PATH=path, PIP_FIND_LINKS=str(wheels), PIP_DISABLE_PIP_VERSION_CHECK="1"
+        )
         for line in commands
     }
     assert time.monotonic() - start < 600

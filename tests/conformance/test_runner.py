@@ -65,13 +65,22 @@ def test_an_unexpected_pass_is_an_error(tmp_path):
 
 
 def test_the_digest_does_not_depend_on_the_order_of_the_run():
-    digests = {run_conformance(Adapter(), only=["iter"], shuffle=seed)["digest"] for seed in range(3)}
+    digests = {
+        run_conformance(Adapter(), only=["iter"], shuffle=seed)["digest"] for seed in range(3)
+    }
     assert len(digests) == 1
 
 
 def test_a_failure_says_everything():
     result = run_conformance(NoEpochs(), only=["STEP-001"])
     text = report.to_text(result)
-    for part in ("FAIL STEP-001-first-batches", "MUST return the next `batch_size` records", "20-step.md#STEP-001",
-                 "case:     {", "expected: {", "got:      {", "replay:   datarax-conformance run"):  # fmt: skip
+    for part in (
+        "FAIL STEP-001-first-batches",
+        "MUST return the next `batch_size` records",
+        "20-step.md#STEP-001",
+        "case:     {",
+        "expected: {",
+        "got:      {",
+        "replay:   datarax-conformance run",
+    ):
         assert part in text

@@ -1,5 +1,7 @@
 """Nodes and edges: a plan that runs, or the error that says why not."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -426,7 +428,7 @@ def assert_cycle(nodes, edges):
     """Each a predecessor of the next, the first repeated at the end, no others."""
     assert len(nodes) > 2 and nodes[0] == nodes[-1]
     assert len(set(nodes)) == len(nodes) - 1
-    assert all(before in edges[after] for before, after in zip(nodes, nodes[1:], strict=False))
+    assert all(before in edges[after] for before, after in itertools.pairwise(nodes))
 
 
 @pytest.mark.spec("ERR-031", "ERR-001", "ERR-003", "ERR-004")

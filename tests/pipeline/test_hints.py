@@ -195,7 +195,7 @@ def test_the_second_predecessor_is_checked_too():
 
 @pytest.mark.spec("DAG-020", "ERR-001")
 def test_annotations_that_say_nothing_of_arrays_are_left_alone():
-    def odd(batch: "a name that only a type checker knows") -> "nonsense(":  # noqa: F722
+    def odd(batch: "a name that only a type checker knows") -> "nonsense(":
         return batch
 
     def plain(batch: dict, other: int = 3) -> dict:

@@ -50,9 +50,7 @@ SCHEMA = Path(datarax_conformance.__file__).parent / "schemas" / "state.schema.j
 def augmented(batch_size=4, last_batch="keep", seed=3, length=10):
     """A stream with all that a state is about: order, keys, stage state, random streams."""
     stages = [Count(), jitter(), record_words, Normalise()]
-    return pipeline(
-        stages, length=length, batch_size=batch_size, seed=seed, last_batch=last_batch
-    )
+    return pipeline(stages, length=length, batch_size=batch_size, seed=seed, last_batch=last_batch)
 
 
 # Resuming.
@@ -421,7 +419,7 @@ def test_the_state_of_another_graph_is_refused(other):
     stream = graph({"a": first, "b": first}, {"a": [], "b": ["a"]}, "b")
     other = graph(dict.fromkeys(edges, first), edges, sink)
     other.step()
-    with pytest.raises(StateError, match="'graph' is '.*' here, but '.*' in the state") as error:
+    with pytest.raises(StateError, match=r"'graph' is '.*' here, but '.*' in the state") as error:
         stream.set_state(other.get_state())
     assert error.value.field == "graph"
     assert stream.cursor == (0, 0)
@@ -496,7 +494,7 @@ def test_a_malformed_state_is_refused_before_anything_changes(
     stream = malformed_stream
     state = MALFORMED[fault](stream.get_state() | {"cursor": {"epoch": 5, "offset": 0}})
     before = state_of(stream)
-    with pytest.raises(StateError, match="^The state does not fit this pipeline: '"):
+    with pytest.raises(StateError, match=r"^The state does not fit this pipeline: '"):
         stream.set_state(state if isinstance(state, str | bytes) else form(state))
     assert_same(state_of(stream), before)
 
@@ -514,7 +512,11 @@ def malformed_stream():
     [
         ("version 2", "version", "'version' must be 1, got 2."),
         ("offset past the end", "cursor.offset", "'cursor.offset' must be in [0, 10), got 10."),
-        ("epoch too large", "cursor.epoch", f"'cursor.epoch' must be in [0, {2**32}), got {2**32}."),
+        (
+            "epoch too large",
+            "cursor.epoch",
+            f"'cursor.epoch' must be in [0, {2**32}), got {2**32}.",
+        ),
         ("no cursor", "cursor", "'cursor' is missing or no object, got None."),
     ],
 )

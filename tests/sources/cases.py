@@ -88,23 +88,25 @@ def arrow_file(path: Path, n: int = N) -> Path:
 def prepared_tfds(folder: Path, n: int = N) -> Path:
     tfds = pytest.importorskip("tensorflow_datasets", reason="needs the extra 'tfds'")
 
-    class Numbers(tfds.core.GeneratorBasedBuilder):
-        VERSION = tfds.core.Version("1.0.0")
+    with tfds.core.registered.skip_registering():
 
-        def _info(self):
-            features = {
-                "id": tfds.features.Scalar(np.int32),
-                "x": tfds.features.Tensor(shape=(3,), dtype=np.float32),
-            }
-            return tfds.core.DatasetInfo(
-                builder=self, features=tfds.features.FeaturesDict(features)
-            )
+        class Numbers(tfds.core.GeneratorBasedBuilder):
+            VERSION = tfds.core.Version("1.0.0")
 
-        def _split_generators(self, dl_manager):
-            return {"train": self._generate_examples()}
+            def _info(self):
+                features = {
+                    "id": tfds.features.Scalar(np.int32),
+                    "x": tfds.features.Tensor(shape=(3,), dtype=np.float32),
+                }
+                return tfds.core.DatasetInfo(
+                    builder=self, features=tfds.features.FeaturesDict(features)
+                )
 
-        def _generate_examples(self):
-            yield from enumerate(rows(n))
+            def _split_generators(self, dl_manager):
+                return {"train": self._generate_examples()}
+
+            def _generate_examples(self):
+                yield from enumerate(rows(n))
 
     builder = Numbers(data_dir=str(folder), file_format="array_record")
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):

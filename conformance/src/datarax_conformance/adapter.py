@@ -17,7 +17,17 @@ from .ops import Ops
 
 Batch = Mapping[str, Any]
 
-PROFILES = ("step", "iter", "shuffle.valid", "shuffle.exact", "resume", "dag", "errors", "scan", "jax")
+PROFILES = (
+    "step",
+    "iter",
+    "shuffle.valid",
+    "shuffle.exact",
+    "resume",
+    "dag",
+    "errors",
+    "scan",
+    "jax",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +49,10 @@ class Program:
 
     def to_json(self) -> dict[str, Any]:
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {**fields, "columns": {name: encode(column) for name, column in self.columns.items()}}
+        return {
+            **fields,
+            "columns": {name: encode(column) for name, column in self.columns.items()},
+        }
 
 
 class Stream(Protocol):
@@ -57,7 +70,9 @@ class Stream(Protocol):
     def __len__(self) -> int: ...
     def seek(self, *, epoch: int, offset: int) -> None: ...
     def reset(self) -> None: ...
-    def replace(self, node: str, op: str) -> None: ...  # from the next batch on, `node` is another operation
+    def replace(
+        self, node: str, op: str
+    ) -> None: ...  # from the next batch on, `node` is another operation
     def change(self, node: str, op: str) -> None: ...  # ... has other parameters
     def jit_steps(self, n: int) -> list[Batch]: ...  # `n` steps inside one jit of the user's
     def grad(self, node: str) -> Batch: ...  # d sum(next batch's x) / d parameters of `node`

@@ -47,5 +47,9 @@ def run_conformance(
         verdicts = run.all(jobs if isinstance(adapter, str) else 1)
     finally:
         run.close()
-    target = adapter if isinstance(adapter, str) else f"{type(adapter).__module__}:{type(adapter).__qualname__}"
+    target = (
+        adapter
+        if isinstance(adapter, str)
+        else f"{type(adapter).__module__}:{type(adapter).__qualname__}"
+    )
     return report.make_report(run, verdicts, target)

@@ -19,7 +19,11 @@ def encode(array: Any) -> dict[str, Any]:
     if array.size <= READABLE:
         return {"dtype": dtype, "shape": list(array.shape), "data": array.ravel().tolist()}
     little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-    return {"dtype": dtype, "shape": list(array.shape), "base64": base64.b64encode(little.tobytes()).decode()}
+    return {
+        "dtype": dtype,
+        "shape": list(array.shape),
+        "base64": base64.b64encode(little.tobytes()).decode(),
+    }
 
 
 def decode(data: Mapping[str, Any]) -> np.ndarray:

@@ -18,7 +18,9 @@ class Case:
     cites: Sequence[str]  # "ITER-004@1"
     needs: Sequence[str]  # what the script relies on beyond what the cited requirements need
     profiles: Sequence[str]  # all must be claimed
-    basic: bool  # the simplest case of its requirement: whatever needs that requirement waits for it
+    basic: (
+        bool  # the simplest case of its requirement: whatever needs that requirement waits for it
+    )
     program: Mapping[str, Any]
     script: Sequence[Mapping[str, Any]]
 

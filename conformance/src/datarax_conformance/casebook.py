@@ -19,7 +19,20 @@ from .runner import play
 MANIFEST = HOME / "MANIFEST.json"
 
 # Actions whose answer is stored where the declaration leaves it open.
-TELLING = ("step", "next", "for", "scan", "recall", "columns", "global_random", "len", "threads", "jit_step", "grad", "cursor")
+TELLING = (
+    "step",
+    "next",
+    "for",
+    "scan",
+    "recall",
+    "columns",
+    "global_random",
+    "len",
+    "threads",
+    "jit_step",
+    "grad",
+    "cursor",
+)
 
 
 class Recorder(Local):
@@ -63,7 +76,9 @@ def to_text(case: Case) -> str:
         return json.dumps(value, ensure_ascii=False)
 
     data = case.to_json()
-    columns = lines([f"{line(name)}: {line(column)}" for name, column in data["program"]["columns"].items()])
+    columns = lines(
+        [f"{line(name)}: {line(column)}" for name, column in data["program"]["columns"].items()]
+    )
     program = {name: value for name, value in data["program"].items() if name != "columns"}
     data["program"], data["script"] = "PROGRAM", "SCRIPT"
     text = ",\n ".join(f"{line(name)}: {line(value)}" for name, value in data.items())
@@ -118,7 +133,10 @@ def reread(names: Sequence[str]) -> int:
     """Bring the citations of `names` up to date, for somebody who has read their cases again."""
     count = 0
     for case in stored_cases():
-        cites = [requirements()[n].cite if n in names else c for n, c in zip(case.requirements, case.cites, strict=True)]
+        cites = [
+            requirements()[n].cite if n in names else c
+            for n, c in zip(case.requirements, case.cites, strict=True)
+        ]
         if cites != list(case.cites):
             case.path.write_text(to_text(dataclasses.replace(case, cites=cites)), encoding="utf-8")
             count += 1
@@ -144,5 +162,7 @@ def faults() -> list[str]:
     found = [*manifest_faults(), *stale_cites()]
     for path, text in rebuilt().items():
         if not path.exists() or path.read_text(encoding="utf-8") != text:
-            found.append(f"{path.name} is not what a build makes: run `datarax-conformance cases build`")
+            found.append(
+                f"{path.name} is not what a build makes: run `datarax-conformance cases build`"
+            )
     return found

@@ -18,20 +18,44 @@ from .runner import expected_failures
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="datarax-conformance", description="Check a pipeline engine against the spec.")
+    top = argparse.ArgumentParser(
+        prog="datarax-conformance", description="Check a pipeline engine against the spec."
+    )
     commands = top.add_subparsers(dest="command", required=True)
 
     run = commands.add_parser("run", help="a verdict on an engine")
-    run.add_argument("adapter", help="`module:Class` or `file.py:Class`, run in a process of its own")
-    run.add_argument("--case", action="append", default=[], help="a case, requirement or profile; or a case's JSON file")
-    run.add_argument("--exec", metavar="COMMAND", help="run this command, which speaks the protocol, as the engine")
-    run.add_argument("--python", default=sys.executable, help="the interpreter to run the adapter in")
-    run.add_argument("--in-process", action="store_true", help="run the adapter in this process, for a debugger")
+    run.add_argument(
+        "adapter", help="`module:Class` or `file.py:Class`, run in a process of its own"
+    )
+    run.add_argument(
+        "--case",
+        action="append",
+        default=[],
+        help="a case, requirement or profile; or a case's JSON file",
+    )
+    run.add_argument(
+        "--exec",
+        metavar="COMMAND",
+        help="run this command, which speaks the protocol, as the engine",
+    )
+    run.add_argument(
+        "--python", default=sys.executable, help="the interpreter to run the adapter in"
+    )
+    run.add_argument(
+        "--in-process", action="store_true", help="run the adapter in this process, for a debugger"
+    )
     run.add_argument("--expected-failures", type=pathlib.Path, metavar="FILE")
-    run.add_argument("--timeout", type=float, default=120.0, help="seconds for a case (default: 120)")
+    run.add_argument(
+        "--timeout", type=float, default=120.0, help="seconds for a case (default: 120)"
+    )
     run.add_argument("--jobs", type=int, default=1)
     run.add_argument("--shuffle", type=int, metavar="SEED", help="run the cases in another order")
-    run.add_argument("--out", type=pathlib.Path, metavar="FOLDER", help="write report.json, junit.xml, badge.svg, faults/")
+    run.add_argument(
+        "--out",
+        type=pathlib.Path,
+        metavar="FOLDER",
+        help="write report.json, junit.xml, badge.svg, faults/",
+    )
     run.set_defaults(do=do_run)
 
     listing = commands.add_parser("list", help="the stored cases")
@@ -142,7 +166,11 @@ def do_trace(args: argparse.Namespace) -> int:
     from .trace import gaps
 
     found = gaps()
-    return show(found, f"{len(requirements())} requirements") if args.strict else show(found, "gaps") * 0
+    return (
+        show(found, f"{len(requirements())} requirements")
+        if args.strict
+        else show(found, "gaps") * 0
+    )
 
 
 def do_mutants(args: argparse.Namespace) -> int:

@@ -16,13 +16,17 @@ from .arrays import decode
 ANYTHING: Mapping[str, Any] = {"check": "no_error"}
 
 
-def deviation(expect: Mapping[str, Any], answer: Mapping[str, Any], notes: Mapping[str, Any]) -> str | None:
+def deviation(
+    expect: Mapping[str, Any], answer: Mapping[str, Any], notes: Mapping[str, Any]
+) -> str | None:
     """How `answer` deviates from `expect` in one line, or None. `notes` are earlier answers, by name."""
     if "any" in expect:
         reasons = [deviation(choice, answer, notes) for choice in expect["any"]]
         return None if None in reasons else " or ".join(str(reason) for reason in reasons)
     if "all" in expect:
-        return next((reason for part in expect["all"] if (reason := deviation(part, answer, notes))), None)
+        return next(
+            (reason for part in expect["all"] if (reason := deviation(part, answer, notes))), None
+        )
     if "error" in expect:
         return _error_deviation(expect, answer)
     if "error" in answer:
@@ -43,7 +47,9 @@ def _error_deviation(expect: Mapping[str, Any], answer: Mapping[str, Any]) -> st
     if expect["error"] not in ("*", error["code"]):
         what = f"{error['type']}: {error['message']}"
         return f"expected the error {expect['error']}, got {error['code']} ({what})"
-    return difference(expect.get("details", {}), {k: error["details"].get(k) for k in expect.get("details", {})})
+    return difference(
+        expect.get("details", {}), {k: error["details"].get(k) for k in expect.get("details", {})}
+    )
 
 
 def difference(expected: Any, got: Any, path: str = "") -> str | None:
@@ -53,7 +59,9 @@ def difference(expected: Any, got: Any, path: str = "") -> str | None:
     if isinstance(expected, dict):
         if expected.keys() != got.keys():
             return f"{path or 'value'}: expected the names {sorted(expected)}, got {sorted(got)}"
-        pairs = [(f"{path}.{name}" if path else name, expected[name], got[name]) for name in expected]
+        pairs = [
+            (f"{path}.{name}" if path else name, expected[name], got[name]) for name in expected
+        ]
     elif isinstance(expected, list):
         if len(expected) != len(got):
             return f"{path or 'value'}: expected {len(expected)} items, got {len(got)}"
@@ -97,7 +105,9 @@ def _permutation(value: Any, length: int, sizes: Sequence[int] | None = None) ->
 
 
 def _same_rows(value: Any, like: Any) -> str | None:
-    fields = sorted({name for batch in [*value, *like] if batch != "stop" for name in batch} - {"mask"})
+    fields = sorted(
+        {name for batch in [*value, *like] if batch != "stop" for name in batch} - {"mask"}
+    )
     for field in fields:
         expected, got = rows(like, field), rows(value, field)
         if expected.dtype != got.dtype or expected.shape != got.shape:

@@ -60,7 +60,11 @@ class Piped:
     def _start(self) -> subprocess.Popen[str]:
         try:
             process = subprocess.Popen(
-                self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8"
+                self.command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                encoding="utf-8",
             )
         except OSError as exc:
             raise Lost("ADAPTER-ERROR", f"cannot start: {exc.strerror}") from exc
@@ -96,7 +100,9 @@ class Piped:
         except queue.Empty:
             raise Lost("TIMEOUT", f"no answer to {action['do']!r} within {timeout:g} s") from None
         if line is None:
-            raise Lost("CRASH", f"the process ended with code {self.process.wait()} at {action['do']!r}")
+            raise Lost(
+                "CRASH", f"the process ended with code {self.process.wait()} at {action['do']!r}"
+            )
         try:
             answer = json.loads(line)
         except ValueError:

@@ -9,7 +9,13 @@ import json
 from typing import Any
 
 from hypothesis import HealthCheck, settings, strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from .api import engine_for
 from .compare import difference
@@ -18,7 +24,9 @@ from .engine import Engine, Local
 from .model_adapter import Adapter
 
 PROGRAM = st.builds(
-    lambda count, size, policy, seed: program(count, min(size, count) if policy == "drop" else size, policy, seed=seed),
+    lambda count, size, policy, seed: program(
+        count, min(size, count) if policy == "drop" else size, policy, seed=seed
+    ),
     st.integers(1, 20),
     st.integers(1, 8),
     st.sampled_from(["keep", "drop", "pad"]),
@@ -28,7 +36,12 @@ CHAIN = st.builds(
     lambda count, size, ops: chain(count, size, "keep", *ops),
     st.integers(1, 20),
     st.integers(1, 8),
-    st.lists(st.sampled_from(["affine(2,1)", "affine(-1,3)", "add", "count"]), min_size=1, max_size=3, unique=True),
+    st.lists(
+        st.sampled_from(["affine(2,1)", "affine(-1,3)", "add", "count"]),
+        min_size=1,
+        max_size=3,
+        unique=True,
+    ),
 )
 
 
@@ -63,8 +76,12 @@ class Machine(RuleBasedStateMachine):
         if "value" in expected and action["do"] != "save":
             fault = difference(expected, got)
         else:
-            fault = difference(expected.get("error", {}).get("code"), got.get("error", {}).get("code"))
-        assert fault is None, f"{fault}\n{json.dumps({'program': self.program, 'script': self.script})}"
+            fault = difference(
+                expected.get("error", {}).get("code"), got.get("error", {}).get("code")
+            )
+        assert fault is None, (
+            f"{fault}\n{json.dumps({'program': self.program, 'script': self.script})}"
+        )
 
     @precondition(lambda self: self.claims("step"))
     @rule(n=st.integers(1, 4))
@@ -97,7 +114,8 @@ def explore(target: str, examples: int) -> int:
         machine = type("Explore", (Machine,), {"engine": engine, "profiles": profiles})
         checks = [HealthCheck.too_slow, HealthCheck.filter_too_much]
         run_state_machine_as_test(
-            machine, settings=settings(max_examples=examples, deadline=None, suppress_health_check=checks)
+            machine,
+            settings=settings(max_examples=examples, deadline=None, suppress_health_check=checks),
         )
     except AssertionError as found:
         print(found)

@@ -48,9 +48,13 @@ def suite() -> pathlib.Path:
     return root() / "conformance"
 
 
-def python(*arguments: str, cwd: pathlib.Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
+def python(
+    *arguments: str, cwd: pathlib.Path | None = None, **variables: str
+) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *arguments]
-    return subprocess.run(command, cwd=cwd or suite(), env={**os.environ, **variables}, text=True, capture_output=True)
+    return subprocess.run(
+        command, cwd=cwd or suite(), env={**os.environ, **variables}, text=True, capture_output=True
+    )
 
 
 def committed() -> dict[str, report.Report]:
@@ -65,7 +69,9 @@ def every_must() -> Answer:
     covered = len(musts) - len(open_)
     rest = {requirements()[name].profile for name in open_ if name in requirements()}
     text = f"{covered} of {len(musts)} MUSTs have a case and a mutant"
-    return not gaps, text + (f"; the others are in profile {', '.join(sorted(rest))}" if rest else "")
+    return not gaps, text + (
+        f"; the others are in profile {', '.join(sorted(rest))}" if rest else ""
+    )
 
 
 def no_orphans() -> Answer:
@@ -75,12 +81,19 @@ def no_orphans() -> Answer:
 
 def prose_is_oracle() -> Answer:
     stale = spec.check(root())
-    examples = python("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/spec/test_examples.py", cwd=root())
-    return not stale and not examples.returncode, f"{len(stale)} stale files; examples: {last_line(examples.stdout)}"
+    examples = python(
+        "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/spec/test_examples.py", cwd=root()
+    )
+    return (
+        not stale and not examples.returncode,
+        f"{len(stale)} stale files; examples: {last_line(examples.stdout)}",
+    )
 
 
 def tables_generate() -> Answer:
-    tests = python("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/spec/test_tables.py", cwd=root())
+    tests = python(
+        "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/spec/test_tables.py", cwd=root()
+    )
     return not tests.returncode, last_line(tests.stdout)
 
 
@@ -92,12 +105,19 @@ def engines_agree() -> Answer:
     start = time.monotonic()
     live = run_conformance(str(suite() / "adapters" / "datarax_reference.py") + ":Adapter", jobs=2)
     seconds = time.monotonic() - start
-    bad = {name: r["summary"] for name, r in committed().items() if name in ("model", "numpy-naive")}
+    bad = {
+        name: r["summary"] for name, r in committed().items() if name in ("model", "numpy-naive")
+    }
     bad["datarax-reference"] = live["summary"]
     clean = len(bad) == 3 and all(set(summary) == {"PASS"} for summary in bad.values())
     listed = list((suite() / "adapters").glob("*expected*"))
-    figures = ", ".join(f"{name} {summary.get('PASS', 0)}/{sum(summary.values())}" for name, summary in bad.items())
-    return clean and not listed and seconds <= 60, f"{figures}; reference in {seconds:.0f} s; {len(listed)} expected failures"
+    figures = ", ".join(
+        f"{name} {summary.get('PASS', 0)}/{sum(summary.values())}" for name, summary in bad.items()
+    )
+    return (
+        clean and not listed and seconds <= 60,
+        f"{figures}; reference in {seconds:.0f} s; {len(listed)} expected failures",
+    )
 
 
 def vectors_hold() -> Answer:
@@ -112,18 +132,28 @@ def vectors_hold() -> Answer:
             offsets = case.get("offsets", range(data["length"]))
             for offset, record in list(zip(offsets, case["records"], strict=True))[::8]:
                 total += 1
-                agreed += naive.record_at(case["seed"], case["epoch"], data["length"], offset) == record
-    return not check.returncode and agreed == total, f"{last_line(check.stdout)}; second producer agrees on {agreed} of {total}"
+                agreed += (
+                    naive.record_at(case["seed"], case["epoch"], data["length"], offset) == record
+                )
+    return (
+        not check.returncode and agreed == total,
+        f"{last_line(check.stdout)}; second producer agrees on {agreed} of {total}",
+    )
 
 
 def every_value_counts() -> Answer:
     listing = python("-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider", "-p", "datarax_conformance.plugin",
                      "--pyargs", "datarax_conformance.suite")  # fmt: skip
-    collected = {line.partition("[")[2].rstrip("]") for line in listing.stdout.splitlines() if "[" in line}
+    collected = {
+        line.partition("[")[2].rstrip("]") for line in listing.stdout.splitlines() if "[" in line
+    }
     same = collected == {case.id for case in stored_cases()}
     total, good, _ = mutants.data.check()
     found = faults()
-    return same and good == total and not found, f"{len(collected)} cases collected, {good} of {total} flips noticed, {len(found)} faults"
+    return (
+        same and good == total and not found,
+        f"{len(collected)} cases collected, {good} of {total} flips noticed, {len(found)} faults",
+    )
 
 
 def teeth() -> Answer:
@@ -151,19 +181,41 @@ print(run_conformance(Adapter(), only=["iter", "resume", "scan"])["summary"])
 
 def imports_nothing() -> Answer:
     done = python("-c", BLOCKER)
-    return not done.returncode, last_line(done.stdout or done.stderr) + " with datarax and JAX blocked"
+    return not done.returncode, last_line(
+        done.stdout or done.stderr
+    ) + " with datarax and JAX blocked"
 
 
 def newcomer() -> Answer:
-    done = python("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/conformance/test_newcomer.py", cwd=root(), CONFORMANCE_SLOW="1")
-    lines = (pathlib.Path(__file__).parent / "template_adapter.py").read_text(encoding="utf-8").count("\n")
-    return not done.returncode and lines <= 60, f"adapter of {lines} lines; {last_line(done.stdout)}"
+    done = python(
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "tests/conformance/test_newcomer.py",
+        cwd=root(),
+        CONFORMANCE_SLOW="1",
+    )
+    lines = (
+        (pathlib.Path(__file__).parent / "template_adapter.py")
+        .read_text(encoding="utf-8")
+        .count("\n")
+    )
+    return (
+        not done.returncode and lines <= 60,
+        f"adapter of {lines} lines; {last_line(done.stdout)}",
+    )
 
 
 def honest_skips() -> Answer:
     cases = stored_cases()
     good = {"case": cases[0].id, "reason": "r", "link": "l", "expires": "2999-01-01"}
-    wrong = [{**good, "case": "NO-000"}, {**good, "expires": "2000-01-01"}, {k: v for k, v in good.items() if k != "link"}]
+    wrong = [
+        {**good, "case": "NO-000"},
+        {**good, "expires": "2000-01-01"},
+        {k: v for k, v in good.items() if k != "link"},
+    ]
     refused = 0
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "expected.json"
@@ -177,8 +229,13 @@ def honest_skips() -> Answer:
         listed = expected_failures(path, cases, datetime.date.today())
     from .model_adapter import Adapter
 
-    unexpected = run_conformance(Adapter(), only=[cases[0].id], expected=listed)["summary"] == {"XPASS": 1}
-    return refused == 3 and unexpected, f"{refused} of 3 bad entries refused, unexpected pass is {'an error' if unexpected else 'missed'}"
+    unexpected = run_conformance(Adapter(), only=[cases[0].id], expected=listed)["summary"] == {
+        "XPASS": 1
+    }
+    return (
+        refused == 3 and unexpected,
+        f"{refused} of 3 bad entries refused, unexpected pass is {'an error' if unexpected else 'missed'}",
+    )
 
 
 NAMED = ("case", "cites", "sentence", "link", "minimal", "expected", "got", "replay", "reason")
@@ -187,11 +244,18 @@ NAMED = ("case", "cites", "sentence", "link", "minimal", "expected", "got", "rep
 def failures_explain() -> Answer:
     total = complete = 0
     for mutant in mutants.MUTANTS:
-        result = run_conformance(adapter_of(mutant), only=list(mutant.breaks), blocking=False, timeout=10)
+        result = run_conformance(
+            adapter_of(mutant), only=list(mutant.breaks), blocking=False, timeout=10
+        )
         failures = [entry for entry in result["verdicts"] if entry["outcome"] == "FAIL"][:3]
         total += len(failures)
-        complete += sum(all(entry.get(name) not in (None, "") for name in NAMED) for entry in failures)
-    return total == complete > 0, f"{complete} of {total} failures of {len(mutants.MUTANTS)} mutants say everything"
+        complete += sum(
+            all(entry.get(name) not in (None, "") for name in NAMED) for entry in failures
+        )
+    return (
+        total == complete > 0,
+        f"{complete} of {total} failures of {len(mutants.MUTANTS)} mutants say everything",
+    )
 
 
 def no_cascades() -> Answer:
@@ -204,7 +268,10 @@ def no_cascades() -> Answer:
             return stream
 
     summary = run_conformance(BrokenStep())["summary"]
-    return summary.get("FAIL", 0) <= 3, f"a broken step gives {summary.get('FAIL', 0)} FAIL and {summary.get('BLOCKED', 0)} BLOCKED"
+    return (
+        summary.get("FAIL", 0) <= 3,
+        f"a broken step gives {summary.get('FAIL', 0)} FAIL and {summary.get('BLOCKED', 0)} BLOCKED",
+    )
 
 
 def same_verdict() -> Answer:
@@ -213,24 +280,34 @@ def same_verdict() -> Answer:
         done = python("-m", "datarax_conformance.cli", "run", "adapters/numpy_naive.py:Adapter", "--jobs", "2",
                       "--shuffle", str(number), PYTHONHASHSEED=str(number))  # fmt: skip
         digests.add(last_line(done.stdout))
-    return len(digests) == 1, f"{len(digests)} digest in 10 runs, each in another order and with another hash seed"
+    return len(
+        digests
+    ) == 1, f"{len(digests)} digest in 10 runs, each in another order and with another hash seed"
 
 
 def reports_hold() -> Answer:
     import jsonschema
 
-    schema = json.loads((pathlib.Path(__file__).parent / "schemas" / "report.schema.json").read_text(encoding="utf-8"))
+    schema = json.loads(
+        (pathlib.Path(__file__).parent / "schemas" / "report.schema.json").read_text(
+            encoding="utf-8"
+        )
+    )
     reports = committed()
     for name, result in reports.items():
         jsonschema.validate(result, schema)
         ElementTree.parse(suite() / "results" / name / "junit.xml")
         ElementTree.parse(suite() / "results" / name / "badge.svg")
     again = python("engines.py", "check", "model", "numpy-naive")
-    return not again.returncode and bool(reports), f"{len(reports)} committed reports fit the schema; {last_line(again.stdout)}"
+    return not again.returncode and bool(
+        reports
+    ), f"{len(reports)} committed reports fit the schema; {last_line(again.stdout)}"
 
 
 def versions() -> Answer:
-    return VERSION.rpartition(".")[0] == SPEC, f"suite {VERSION} for spec {SPEC}, the first: no older verdict to keep"
+    return VERSION.rpartition(".")[
+        0
+    ] == SPEC, f"suite {VERSION} for spec {SPEC}, the first: no older verdict to keep"
 
 
 def engines_and_faults() -> Answer:
@@ -238,11 +315,16 @@ def engines_and_faults() -> Answer:
     found = [
         (name, case)
         for name, case in KNOWN_FAULTS
-        if any(e["case"] == case and e["outcome"] == "FAIL" for e in reports.get(name, {"verdicts": []})["verdicts"])
+        if any(
+            e["case"] == case and e["outcome"] == "FAIL"
+            for e in reports.get(name, {"verdicts": []})["verdicts"]
+        )
     ]
     missed = [f"{name} {case}" for name, case in KNOWN_FAULTS if (name, case) not in found]
     text = f"{len(reports)} engines with results, {len(found)} of {len(KNOWN_FAULTS)} faults of releases replayable"
-    return len(reports) >= 5 and len(found) >= 3 and not missed, text + (f"; missing: {', '.join(missed)}" if missed else "")
+    return len(reports) >= 5 and len(found) >= 3 and not missed, text + (
+        f"; missing: {', '.join(missed)}" if missed else ""
+    )
 
 
 GOALS: Sequence[tuple[str, Callable[[], Answer]]] = (

@@ -19,7 +19,9 @@ Fields = Mapping[str, Any]
 class Op:
     """One operation. `op(*batches)` serves a plain one; `op.run` one with parameters, state or keys."""
 
-    run: Callable[..., tuple[Fields, Fields]]  # run(params, state, *batches[, keys]) -> batch, state
+    run: Callable[
+        ..., tuple[Fields, Fields]
+    ]  # run(params, state, *batches[, keys]) -> batch, state
     params: Mapping[str, float] = dataclasses.field(default_factory=dict)
     state: Mapping[str, int] = dataclasses.field(default_factory=dict)
     keys: bool = False  # wants the node's key of each record, (rows, 2) uint32, as last argument

@@ -19,7 +19,9 @@ from .runner import Run, expected_failures
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("datarax-conformance")
     group.addoption("--adapter", help="the engine to check: `module:Class` or `file.py:Class`")
-    group.addoption("--expected-failures", type=pathlib.Path, help="JSON list of failures that are known")
+    group.addoption(
+        "--expected-failures", type=pathlib.Path, help="JSON list of failures that are known"
+    )
     group.addoption("--case-timeout", type=float, default=120.0, help="seconds for a case")
 
 

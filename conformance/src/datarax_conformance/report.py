@@ -24,11 +24,14 @@ Report = Mapping[str, Any]
 
 def make_report(run: Run, verdicts: Sequence[Verdict], target: str) -> Report:
     """What was not claimed is not in it: a case of another profile changes no report."""
-    verdicts = sorted((v for v in verdicts if v.outcome != "N/A"), key=lambda verdict: verdict.case.id)
+    verdicts = sorted(
+        (v for v in verdicts if v.outcome != "N/A"), key=lambda verdict: verdict.case.id
+    )
     lines = "".join(f"{verdict.case.id} {verdict.outcome}\n" for verdict in verdicts)
     engine = {name: run.identity[name] for name in ("name", "version", "spec", "capabilities")}
     profiles = {
-        profile: count_outcomes(v for v in verdicts if v.case.profiles[0] == profile) for profile in PROFILES
+        profile: count_outcomes(v for v in verdicts if v.case.profiles[0] == profile)
+        for profile in PROFILES
     }
     return {
         "format": FORMAT,
@@ -101,10 +104,14 @@ def to_text(report: Report) -> str:
     """What a terminal shows: every failure, then the counts."""
     parts = [to_paragraph(entry) for entry in report["verdicts"] if "replay" in entry]
     engine = report["engine"]
-    parts.append(f"{engine['name']} {engine['version']}, suite {report['suite']}, spec {report['spec']}")
+    parts.append(
+        f"{engine['name']} {engine['version']}, suite {report['suite']}, spec {report['spec']}"
+    )
     width = max(map(len, report["profiles"]), default=0)
     for profile, counts in report["profiles"].items():
-        parts.append(f"  {profile:{width}}  " + ", ".join(f"{n} {outcome}" for outcome, n in counts.items()))
+        parts.append(
+            f"  {profile:{width}}  " + ", ".join(f"{n} {outcome}" for outcome, n in counts.items())
+        )
     parts.append(f"digest {report['digest'][:16]}")
     return "\n".join(parts)
 
@@ -113,10 +120,14 @@ def to_junit(report: Report) -> str:
     root = ElementTree.Element("testsuite", name=f"datarax-conformance {report['engine']['name']}")
     root.set("tests", str(len(report["verdicts"])))
     for entry in report["verdicts"]:
-        case = ElementTree.SubElement(root, "testcase", classname=entry["cites"][0], name=entry["case"])
+        case = ElementTree.SubElement(
+            root, "testcase", classname=entry["cites"][0], name=entry["case"]
+        )
         outcome, reason = entry["outcome"], entry.get("reason", "")
         if outcome in ("FAIL", "XPASS"):
-            ElementTree.SubElement(case, "failure", message=reason).text = json.dumps(entry["minimal"])
+            ElementTree.SubElement(case, "failure", message=reason).text = json.dumps(
+                entry["minimal"]
+            )
         elif outcome in BAD:
             ElementTree.SubElement(case, "error", message=reason, type=outcome)
         elif outcome != "PASS":
@@ -128,7 +139,11 @@ def to_junit(report: Report) -> str:
 def to_badge(report: Report) -> str:
     """A picture of how many of the claimed profiles hold."""
     claimed = [p for p in report["profiles"] if p in report["engine"]["capabilities"]]
-    good = [p for p in claimed if not any(report["profiles"][p].get(o) for o in (*BAD, "BLOCKED", "XFAIL"))]
+    good = [
+        p
+        for p in claimed
+        if not any(report["profiles"][p].get(o) for o in (*BAD, "BLOCKED", "XFAIL"))
+    ]
     label, text = "datarax spec " + report["spec"], f"{len(good)}/{len(claimed)} profiles"
     colour = "#2e7d32" if claimed and good == claimed else "#b26a00"
     left, right = 7 * len(label) + 10, 7 * len(text) + 10
@@ -144,14 +159,27 @@ def to_badge(report: Report) -> str:
 
 def worst(outcomes: Sequence[str]) -> str:
     """What one cell of the matrix says about several cases."""
-    order = ("CRASH", "ADAPTER-ERROR", "TIMEOUT", "FAIL", "XPASS", "XFAIL", "BLOCKED", "PASS", "N/A")
+    order = (
+        "CRASH",
+        "ADAPTER-ERROR",
+        "TIMEOUT",
+        "FAIL",
+        "XPASS",
+        "XFAIL",
+        "BLOCKED",
+        "PASS",
+        "N/A",
+    )
     return min(outcomes, key=order.index)
 
 
 def to_html(reports: Sequence[Report], link: str = "../../spec/") -> str:
     """Requirement × engine; a cell shows the worst of its cases, and on demand each with its replay line."""
     out = ['<div class="conformance">', "<table>", "<thead><tr><th>requirement</th>"]
-    out += [f"<th>{html.escape(r['engine']['name'])}<br>{html.escape(r['engine']['version'])}</th>" for r in reports]
+    out += [
+        f"<th>{html.escape(r['engine']['name'])}<br>{html.escape(r['engine']['version'])}</th>"
+        for r in reports
+    ]
     out.append("</tr></thead>\n<tbody>")
     cells: list[dict[str, list[Mapping[str, Any]]]] = []
     for report in reports:
@@ -204,5 +232,9 @@ def write_report(report: Report, folder: pathlib.Path) -> None:
             (faults / f"{entry['case']}.json").write_text(text, encoding="utf-8")
     if not any(faults.iterdir()):
         faults.rmdir()
-    for name, text in (("report.json", to_json(report)), ("junit.xml", to_junit(report)), ("badge.svg", to_badge(report))):
+    for name, text in (
+        ("report.json", to_json(report)),
+        ("junit.xml", to_junit(report)),
+        ("badge.svg", to_badge(report)),
+    ):
         (folder / name).write_text(text, encoding="utf-8")

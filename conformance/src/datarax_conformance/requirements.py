@@ -31,7 +31,8 @@ def requirements() -> Mapping[str, Requirement]:
     path = pathlib.Path(__file__).parent / "spec.json"
     entries = json.loads(path.read_text(encoding="utf-8"))["requirements"]
     return {
-        name: Requirement(name, **{**entry, "needs": tuple(entry["needs"])}) for name, entry in entries.items()
+        name: Requirement(name, **{**entry, "needs": tuple(entry["needs"])})
+        for name, entry in entries.items()
     }
 
 

@@ -88,12 +88,16 @@ def expected_failures(
         where = f"Expected failure {number} of {path.name}"
         wanted = {field.name for field in dataclasses.fields(ExpectedFailure)}
         if set(entry) != wanted or not all(entry.values()):
-            raise ValueError(f"{where} must give {sorted(wanted)}, got {sorted(k for k in entry if entry[k])}.")
+            raise ValueError(
+                f"{where} must give {sorted(wanted)}, got {sorted(k for k in entry if entry[k])}."
+            )
         if entry["case"] not in {case.id for case in known}:
             raise ValueError(f"{where} names {entry['case']!r}, which is no case of this suite.")
         expires = datetime.date.fromisoformat(entry["expires"])
         if expires < today:
-            raise ValueError(f"{where} ({entry['case']}) expired on {expires}: fix the engine or renew it.")
+            raise ValueError(
+                f"{where} ({entry['case']}) expired on {expires}: fix the engine or renew it."
+            )
         entries.append(ExpectedFailure(**{**entry, "expires": expires}))
     return entries
 

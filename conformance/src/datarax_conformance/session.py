@@ -40,7 +40,9 @@ def scrubbed(text: str) -> str:
 
 def to_batch(batch: Any) -> dict[str, Any]:
     if not isinstance(batch, Mapping):
-        raise EngineError("not-a-batch", f"a batch is a mapping of arrays, got {type(batch).__name__}")
+        raise EngineError(
+            "not-a-batch", f"a batch is a mapping of arrays, got {type(batch).__name__}"
+        )
     return {str(name): encode(batch[name]) for name in sorted(batch)}
 
 
@@ -70,7 +72,14 @@ class Session:
             return {"fault": scrubbed(f"classify returns (code, details), got {answer!r}")}
         code, details = answer
         message = scrubbed(str(exc))
-        return {"error": {"code": code, "details": dict(details), "type": type(exc).__name__, "message": message}}
+        return {
+            "error": {
+                "code": code,
+                "details": dict(details),
+                "type": type(exc).__name__,
+                "message": message,
+            }
+        }
 
     # Actions. `on` names the stream or iterator, `as_` what to remember the result by.
 

@@ -1,1 +1,2 @@
+from .._types import Cursor as Cursor
 from ._pipeline import Pipeline as Pipeline

@@ -306,7 +306,7 @@ class BatchIterator(Iterator[Batch]):
                 bar.close()
                 raise StopIteration
             runtime.meter.lap(1)
-            bar.update(1, runtime.meter.stats())
+            bar.update(1, runtime.meter)
             return batch
 
     def _begin(self) -> Bar:

@@ -108,8 +108,9 @@ class Bar:
         self._bar.start()
         self._update, self._stop = self._rich, self._bar.stop
 
-    def update(self, batches: int, stats: Stats) -> None:
+    def update(self, batches: int, meter: Meter) -> None:
         if self._update is not None:
+            stats = meter.stats()
             whole = stats.waited + stats.computed
             self._update(batches, f"waiting {stats.waited / whole:.0%}" if whole else "")
 

@@ -101,7 +101,7 @@ def _scan_fed(
             outs.append(out)
             after = stack.after
             meter.lap(count)
-            bar.update(count, meter.stats())
+            bar.update(count, meter)
         jax.block_until_ready((carry, outs))
         meter.lap(0)
     finally:

@@ -2,7 +2,16 @@
 
 from . import dag, errors, iter, library, scan, shuffle, state, step
 
-TABLES = (step.table, iter.table, shuffle.table, dag.table, state.table, scan.table, errors.table, library.table)
+TABLES = (
+    step.table,
+    iter.table,
+    shuffle.table,
+    dag.table,
+    state.table,
+    scan.table,
+    errors.table,
+    library.table,
+)
 
 
 def declared_cases():

@@ -12,7 +12,15 @@ from ..case import Case
 from ..requirements import needed_by, requirements
 
 # What a script needs of an engine, beyond the profile of the requirement.
-NEEDED = {"step": "step", "for": "iter", "iter": "iter", "next": "iter", "threads": "iter", "scan": "scan", "save": "resume"}
+NEEDED = {
+    "step": "step",
+    "for": "iter",
+    "iter": "iter",
+    "next": "iter",
+    "threads": "iter",
+    "scan": "scan",
+    "save": "resume",
+}
 
 Script = Sequence[Mapping[str, Any]]
 
@@ -32,7 +40,10 @@ def program(
     if columns is None:
         columns = id_and_x(count)
     return {
-        "columns": {name: column if isinstance(column, dict) else encode(column) for name, column in columns.items()},
+        "columns": {
+            name: column if isinstance(column, dict) else encode(column)
+            for name, column in columns.items()
+        },
         "batch_size": batch_size,
         "last_batch": last_batch,
         "seed": seed,
@@ -47,12 +58,20 @@ def id_and_x(count: int) -> dict[str, np.ndarray]:
     return {"id": ids, "x": ((ids * 7 + 3) % 23 * 0.25 + 1).astype(np.float32)}
 
 
-def chain(count: int, batch_size: int, last_batch: str = "keep", *ops: str, seed: int | None = None) -> dict[str, Any]:
+def chain(
+    count: int, batch_size: int, last_batch: str = "keep", *ops: str, seed: int | None = None
+) -> dict[str, Any]:
     """A program whose nodes n0, n1, … follow one another."""
     names = [f"n{i}" for i in range(len(ops))]
     edges = {name: names[i - 1 : i] if i else [] for i, name in enumerate(names)}
     return program(
-        count, batch_size, last_batch, seed=seed, nodes=dict(zip(names, ops, strict=True)), edges=edges, sink=names[-1]
+        count,
+        batch_size,
+        last_batch,
+        seed=seed,
+        nodes=dict(zip(names, ops, strict=True)),
+        edges=edges,
+        sink=names[-1],
     )
 
 
@@ -88,7 +107,9 @@ def error(code: str, **details: Any) -> dict[str, Any]:
     return {"error": code, "details": details}
 
 
-def profiles_of(names: Sequence[str], program: Mapping[str, Any], script: Script, extra: Sequence[str]) -> list[str]:
+def profiles_of(
+    names: Sequence[str], program: Mapping[str, Any], script: Script, extra: Sequence[str]
+) -> list[str]:
     known = requirements()
     own = [known[name].profile for name in names]
     used = [NEEDED[action["do"]] for action in script if action["do"] in NEEDED]

@@ -22,48 +22,229 @@ def refused(cites: str, slug: str, title: str, wrong: dict, code: str, **details
 def cycles(cites: str, slug: str, title: str, wrong: dict, *cycle: str) -> None:
     """Any node of the cycle may come first."""
     turns = [[*cycle[i:], *cycle[: i + 1]] for i in range(len(cycle))]
-    case(cites, slug, title, wrong, [build(expect={"any": [error("cycle", nodes=turn) for turn in turns]})])
+    case(
+        cites,
+        slug,
+        title,
+        wrong,
+        [build(expect={"any": [error("cycle", nodes=turn) for turn in turns]})],
+    )
 
 
 FINE = graph("a b", {"a": [], "b": ["a"]}, "b")
 case("ERR-001", "accepted", "a program without a fault", program(4, 2), [build()])
 case("ERR-001", "graph", "a graph without a fault", FINE, [build()])
-refused("ERR-002", "graph", "refused when built, whatever the code", graph("a b", {"a": ["b"], "b": ["a"]}, "b"), "*")
+refused(
+    "ERR-002",
+    "graph",
+    "refused when built, whatever the code",
+    graph("a b", {"a": ["b"], "b": ["a"]}, "b"),
+    "*",
+)
 refused("ERR-002", "source", "wherever the fault is", program(4, 0), "*")
-refused("ERR-003", "two", "two nodes in a circle", graph("a b", {"a": ["b"], "b": ["a"]}, "b"), "cycle")
-refused("ERR-003", "entry", "with an entry", graph("p a b", {"p": [], "a": ["p", "b"], "b": ["a"]}, "b"), "cycle")
-cycles("ERR-004", "after", "the nodes of the cycle, not what comes after", graph("a b c", {"a": ["b"], "b": ["a"], "c": ["b"]}, "c"), "a", "b")
+refused(
+    "ERR-003", "two", "two nodes in a circle", graph("a b", {"a": ["b"], "b": ["a"]}, "b"), "cycle"
+)
+refused(
+    "ERR-003",
+    "entry",
+    "with an entry",
+    graph("p a b", {"p": [], "a": ["p", "b"], "b": ["a"]}, "b"),
+    "cycle",
+)
+cycles(
+    "ERR-004",
+    "after",
+    "the nodes of the cycle, not what comes after",
+    graph("a b c", {"a": ["b"], "b": ["a"], "c": ["b"]}, "c"),
+    "a",
+    "b",
+)
 cycles("ERR-004", "two", "the two nodes", graph("a b", {"a": ["b"], "b": ["a"]}, "b"), "a", "b")
-cycles("ERR-004", "three", "three nodes, in their order", graph("a b c", {"a": ["c"], "b": ["a"], "c": ["b"]}, "c"), "a", "b", "c")
-cycles("ERR-004", "before", "nor what comes before", graph("p a b c", {"p": [], "a": ["p", "b"], "b": ["a"], "c": ["b", "p"]}, "c"), "a", "b")
-cycles("ERR-004", "long", "four of six", graph("p a b c d q", {"p": [], "a": ["p", "d"], "b": ["a"], "c": ["b", "p"], "d": ["c"], "q": ["d"]}, "q"), "a", "b", "c", "d")
-refused("ERR-005", "own", "a node that reads itself", graph("a", {"a": ["a"]}, "a"), "self-loop", node="a")
-refused("ERR-005", "among", "itself among others", graph("a b", {"a": [], "b": ["a", "b"]}, "b"), "self-loop", node="b")
-refused("ERR-006", "unknown", "a name nobody has", graph("a b", {"a": [], "b": ["a", "c"]}, "b"), "unknown-predecessor", node="b", name="c")
-refused("ERR-007", "unknown", "a sink nobody is", graph("a", {"a": []}, "z"), "unknown-sink", name="z")
-refused("ERR-008", "none", "a node without an entry", graph("a b", {"b": []}, "b"), "missing-edges", node="a")
-refused("ERR-008", "read", "also where another reads it", graph("a b", {"b": ["a"]}, "b"), "missing-edges", node="a")
-refused("ERR-009", "ghost", "an entry without a node", graph("a", {"a": [], "ghost": ["a"]}, "a"), "edges-without-node", name="ghost")
-refused("ERR-010", "aside", "a node that leads nowhere", graph("a b", {"a": [], "b": []}, "a"), "unused-node", node="b")
-refused("ERR-010", "after", "a node after the sink", graph("a b", {"a": [], "b": ["a"]}, "a"), "unused-node", node="b")
+cycles(
+    "ERR-004",
+    "three",
+    "three nodes, in their order",
+    graph("a b c", {"a": ["c"], "b": ["a"], "c": ["b"]}, "c"),
+    "a",
+    "b",
+    "c",
+)
+cycles(
+    "ERR-004",
+    "before",
+    "nor what comes before",
+    graph("p a b c", {"p": [], "a": ["p", "b"], "b": ["a"], "c": ["b", "p"]}, "c"),
+    "a",
+    "b",
+)
+cycles(
+    "ERR-004",
+    "long",
+    "four of six",
+    graph(
+        "p a b c d q",
+        {"p": [], "a": ["p", "d"], "b": ["a"], "c": ["b", "p"], "d": ["c"], "q": ["d"]},
+        "q",
+    ),
+    "a",
+    "b",
+    "c",
+    "d",
+)
+refused(
+    "ERR-005",
+    "own",
+    "a node that reads itself",
+    graph("a", {"a": ["a"]}, "a"),
+    "self-loop",
+    node="a",
+)
+refused(
+    "ERR-005",
+    "among",
+    "itself among others",
+    graph("a b", {"a": [], "b": ["a", "b"]}, "b"),
+    "self-loop",
+    node="b",
+)
+refused(
+    "ERR-006",
+    "unknown",
+    "a name nobody has",
+    graph("a b", {"a": [], "b": ["a", "c"]}, "b"),
+    "unknown-predecessor",
+    node="b",
+    name="c",
+)
+refused(
+    "ERR-007", "unknown", "a sink nobody is", graph("a", {"a": []}, "z"), "unknown-sink", name="z"
+)
+refused(
+    "ERR-008",
+    "none",
+    "a node without an entry",
+    graph("a b", {"b": []}, "b"),
+    "missing-edges",
+    node="a",
+)
+refused(
+    "ERR-008",
+    "read",
+    "also where another reads it",
+    graph("a b", {"b": ["a"]}, "b"),
+    "missing-edges",
+    node="a",
+)
+refused(
+    "ERR-009",
+    "ghost",
+    "an entry without a node",
+    graph("a", {"a": [], "ghost": ["a"]}, "a"),
+    "edges-without-node",
+    name="ghost",
+)
+refused(
+    "ERR-010",
+    "aside",
+    "a node that leads nowhere",
+    graph("a b", {"a": [], "b": []}, "a"),
+    "unused-node",
+    node="b",
+)
+refused(
+    "ERR-010",
+    "after",
+    "a node after the sink",
+    graph("a b", {"a": [], "b": ["a"]}, "a"),
+    "unused-node",
+    node="b",
+)
 refused("ERR-011", "empty", "no nodes at all", program(4, 2, sink="a"), "no-nodes")
 for slug, size in {"zero": 0, "negative": -3, "float": 2.0, "bool": True, "text": "4"}.items():
     refused("ERR-012", slug, f"batch_size={size!r}", program(4, size), "batch-size")
 refused("ERR-013", "rows", "columns of no rows", program(0, 2), "empty-source")
 refused("ERR-013", "columns", "no columns", program(0, 2, columns={}), "empty-source")
-refused("ERR-014", "lengths", "columns of 4 and of 3 rows", program(0, 2, columns=id_and_x(4) | {"x": np.zeros(3, np.float32)}), "unequal-lengths")
-refused("ERR-015", "strings", "a column of strings", program(0, 2, columns=id_and_x(2) | {"name": np.array(["a", "b"])}), "field-type", field="name")
-refused("ERR-015", "objects", "a column of mixed objects", program(0, 2, columns=id_and_x(2) | {"any": np.array([None, "b"], object)}), "field-type", field="any")
-refused("ERR-016", "string", "a string for a list", graph("a b", {"a": [], "b": "a"}, "b"), "predecessors-type", node="b")
-refused("ERR-016", "letters", "also where every letter is a node", graph("a b ab", {"a": [], "b": [], "ab": "ab"}, "ab"), "predecessors-type", node="ab")
-refused("ERR-017", "source", "a node called source", graph("source", {"source": []}, "source"), "node-name", name="source")
+refused(
+    "ERR-014",
+    "lengths",
+    "columns of 4 and of 3 rows",
+    program(0, 2, columns=id_and_x(4) | {"x": np.zeros(3, np.float32)}),
+    "unequal-lengths",
+)
+refused(
+    "ERR-015",
+    "strings",
+    "a column of strings",
+    program(0, 2, columns=id_and_x(2) | {"name": np.array(["a", "b"])}),
+    "field-type",
+    field="name",
+)
+refused(
+    "ERR-015",
+    "objects",
+    "a column of mixed objects",
+    program(0, 2, columns=id_and_x(2) | {"any": np.array([None, "b"], object)}),
+    "field-type",
+    field="any",
+)
+refused(
+    "ERR-016",
+    "string",
+    "a string for a list",
+    graph("a b", {"a": [], "b": "a"}, "b"),
+    "predecessors-type",
+    node="b",
+)
+refused(
+    "ERR-016",
+    "letters",
+    "also where every letter is a node",
+    graph("a b ab", {"a": [], "b": [], "ab": "ab"}, "ab"),
+    "predecessors-type",
+    node="ab",
+)
+refused(
+    "ERR-017",
+    "source",
+    "a node called source",
+    graph("source", {"source": []}, "source"),
+    "node-name",
+    name="source",
+)
 for slug, policy in {"unknown": "wrap", "case": "Keep", "empty": ""}.items():
     refused("ERR-018", slug, f"last_batch={policy!r}", program(4, 2, policy), "last-batch")
 refused("ERR-019", "wide", "no batch is ever whole", program(3, 4, "drop"), "last-batch")
-refused("ERR-020", "mask", "a column called mask", program(0, 2, "pad", columns=id_and_x(4) | {"mask": np.ones(4, bool)}), "mask-name")
-case("ERR-020", "keep", "which is fine where nothing is filled", program(0, 2, columns=id_and_x(4) | {"mask": np.ones(4, bool)}), [build()])
-refused("ERR-021", "missing", "a stage that reads a field that is not there", chain(4, 2, "keep", "pick(nothing)"), "stage", node="n0")
-refused("ERR-021", "later", "a later stage", chain(4, 2, "keep", "affine(2,1)", "pick(nothing)", "affine(1,0)"), "stage", node="n1")
+refused(
+    "ERR-020",
+    "mask",
+    "a column called mask",
+    program(0, 2, "pad", columns=id_and_x(4) | {"mask": np.ones(4, bool)}),
+    "mask-name",
+)
+case(
+    "ERR-020",
+    "keep",
+    "which is fine where nothing is filled",
+    program(0, 2, columns=id_and_x(4) | {"mask": np.ones(4, bool)}),
+    [build()],
+)
+refused(
+    "ERR-021",
+    "missing",
+    "a stage that reads a field that is not there",
+    chain(4, 2, "keep", "pick(nothing)"),
+    "stage",
+    node="n0",
+)
+refused(
+    "ERR-021",
+    "later",
+    "a later stage",
+    chain(4, 2, "keep", "affine(2,1)", "pick(nothing)", "affine(1,0)"),
+    "stage",
+    node="n1",
+)
 
 
 def random_graph(number: int) -> dict:
@@ -71,11 +252,34 @@ def random_graph(number: int) -> dict:
     draw = np.random.default_rng(number)
     names = ["a", "b", "c", "d"][: draw.integers(1, 5)]
     pool = [*names, "z"]
-    edges = {name: [str(p) for p in draw.choice(pool, draw.integers(0, 3))] for name in names if draw.random() < 0.95}
+    edges = {
+        name: [str(p) for p in draw.choice(pool, draw.integers(0, 3))]
+        for name in names
+        if draw.random() < 0.95
+    }
     return graph(" ".join(names), edges, str(draw.choice(names)))
 
 
-CODES = ("cycle", "self-loop", "unknown-predecessor", "unknown-sink", "missing-edges", "unused-node", "stage")
-case("ERR-031", "graphs", "forty graphs of names", FINE,
-     [build(to=f"g{i}", **{k: random_graph(i)[k] for k in ("nodes", "edges", "sink")},
-            expect={"any": [{"check": "no_error"}, *[error(code) for code in CODES]]}) for i in range(40)])
+CODES = (
+    "cycle",
+    "self-loop",
+    "unknown-predecessor",
+    "unknown-sink",
+    "missing-edges",
+    "unused-node",
+    "stage",
+)
+case(
+    "ERR-031",
+    "graphs",
+    "forty graphs of names",
+    FINE,
+    [
+        build(
+            to=f"g{i}",
+            **{k: random_graph(i)[k] for k in ("nodes", "edges", "sink")},
+            expect={"any": [{"check": "no_error"}, *[error(code) for code in CODES]]},
+        )
+        for i in range(40)
+    ],
+)

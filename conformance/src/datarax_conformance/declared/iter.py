@@ -11,71 +11,221 @@ case("ITER-001", "one-epoch", "a loop is an epoch", program(12, 4), [loop()])
 case("ITER-001", "one-record", "an epoch of one record", program(1, 1), [loop()])
 case("ITER-001", "one-batch", "an epoch of one batch", program(4, 4), [loop()])
 case("ITER-002", "short", "the last batch is shorter", program(10, 4), [loop()])
-case("ITER-002", "wide", "a batch wider than the epoch is the epoch", program(3, 5), [loop(), loop()])
+case(
+    "ITER-002", "wide", "a batch wider than the epoch is the epoch", program(3, 5), [loop(), loop()]
+)
 case("ITER-002", "one-left", "one record is left", program(5, 2), [loop()])
 case("ITER-003", "whole", "whole batches only", program(10, 4, "drop"), [loop(), loop()])
 case("ITER-003", "divides", "all of them where nothing is left", program(8, 4, "drop"), [loop()])
-case("ITER-004", "stop-for-ever", "after the end comes nothing", program(4, 2),
-     [do("iter"), do("next", n=5)])
+case(
+    "ITER-004",
+    "stop-for-ever",
+    "after the end comes nothing",
+    program(4, 2),
+    [do("iter"), do("next", n=5)],
+)
 case("ITER-004", "drop", "nor under drop", program(5, 2, "drop"), [do("iter"), do("next", n=5)])
-case("ITER-004", "next-loop", "not even when a new loop has begun", program(4, 2),
-     [do("iter"), do("next", n=3), do("iter", to="other"), do("next", on="other"), do("next", n=2)])
+case(
+    "ITER-004",
+    "next-loop",
+    "not even when a new loop has begun",
+    program(4, 2),
+    [do("iter"), do("next", n=3), do("iter", to="other"), do("next", on="other"), do("next", n=2)],
+)
 case("ITER-005", "filled", "the last batch is filled", program(10, 4, "pad"), [loop()])
 case("ITER-005", "wide", "one filled batch", program(2, 5, "pad"), [loop(), loop()])
 case("ITER-006", "again", "three loops are three epochs", program(4, 2), [loop(), loop(), loop()])
 case("ITER-006", "keep", "after a short batch too", program(5, 2), [loop(), loop()])
 case("ITER-006", "pad", "after a filled batch too", program(3, 2, "pad"), [loop(), loop()])
 case("ITER-007", "rest", "after a break the rest comes", program(8, 2), [loop(take=1), loop()])
-case("ITER-007", "break", "and then the next epoch", program(10, 3), [loop(take=2), loop(), loop(take=1)])
+case(
+    "ITER-007",
+    "break",
+    "and then the next epoch",
+    program(10, 3),
+    [loop(take=2), loop(), loop(take=1)],
+)
 case("ITER-007", "step", "a loop goes on where step stopped", program(10, 3), [step(2), loop()])
-case("ITER-007", "run-on", "step ran on into the next epoch", program(5, 3), [step(2), loop(), loop(take=1)])
-case("ITER-007", "drop", "the rest under drop", program(10, 3, "drop"), [loop(take=2), loop(), loop(take=1)])
-case("ITER-007", "pad", "the rest under pad", program(10, 3, "pad"), [loop(take=2), loop(), loop(take=1)])
-case("ITER-008", "turns", "two iterators take turns", program(8, 2),
-     [do("iter", to="a"), do("iter", to="b"), do("next", on="a"), do("next", on="b"), do("next", on="b"),
-      do("next", on="a"), do("next", on="a"), do("next", on="b")])
-case("ITER-009", "left", "an iterator ends with its epoch, whoever took the last batch", program(4, 2),
-     [do("iter", to="a"), do("next", on="a"), do("iter", to="b"), do("next", on="b"), do("next", on="a", n=2),
-      do("iter", to="c"), do("next", on="c", n=3), do("next", on="b")])
-case("ITER-009", "step", "step may leave the epoch too", program(5, 2),
-     [do("iter"), do("next"), step(2), do("next", n=2)])
-case("ITER-009", "at-call", "the epoch is that of the call of iter", program(4, 2),
-     [do("iter"), step(2), do("next"), loop()])
-case("ITER-010", "between", "a step between two batches of a loop", program(10, 2),
-     [do("iter"), do("next"), step(), do("next", n=2), step(), do("next", n=2)])
-case("ITER-011", "drop", "under drop", program(10, 4, "drop"),
-     [loop(), build(to="b"), step(2, on="b")])
-case("ITER-011", "pad", "under pad", program(10, 4, "pad"), [loop(), build(to="b"), step(3, on="b")])
-case("ITER-011", "divides", "under keep, where the batches come out even", program(8, 4),
-     [loop(), build(to="b"), step(2, on="b")])
+case(
+    "ITER-007",
+    "run-on",
+    "step ran on into the next epoch",
+    program(5, 3),
+    [step(2), loop(), loop(take=1)],
+)
+case(
+    "ITER-007",
+    "drop",
+    "the rest under drop",
+    program(10, 3, "drop"),
+    [loop(take=2), loop(), loop(take=1)],
+)
+case(
+    "ITER-007",
+    "pad",
+    "the rest under pad",
+    program(10, 3, "pad"),
+    [loop(take=2), loop(), loop(take=1)],
+)
+case(
+    "ITER-008",
+    "turns",
+    "two iterators take turns",
+    program(8, 2),
+    [
+        do("iter", to="a"),
+        do("iter", to="b"),
+        do("next", on="a"),
+        do("next", on="b"),
+        do("next", on="b"),
+        do("next", on="a"),
+        do("next", on="a"),
+        do("next", on="b"),
+    ],
+)
+case(
+    "ITER-009",
+    "left",
+    "an iterator ends with its epoch, whoever took the last batch",
+    program(4, 2),
+    [
+        do("iter", to="a"),
+        do("next", on="a"),
+        do("iter", to="b"),
+        do("next", on="b"),
+        do("next", on="a", n=2),
+        do("iter", to="c"),
+        do("next", on="c", n=3),
+        do("next", on="b"),
+    ],
+)
+case(
+    "ITER-009",
+    "step",
+    "step may leave the epoch too",
+    program(5, 2),
+    [do("iter"), do("next"), step(2), do("next", n=2)],
+)
+case(
+    "ITER-009",
+    "at-call",
+    "the epoch is that of the call of iter",
+    program(4, 2),
+    [do("iter"), step(2), do("next"), loop()],
+)
+case(
+    "ITER-010",
+    "between",
+    "a step between two batches of a loop",
+    program(10, 2),
+    [do("iter"), do("next"), step(), do("next", n=2), step(), do("next", n=2)],
+)
+case(
+    "ITER-011",
+    "drop",
+    "under drop",
+    program(10, 4, "drop"),
+    [loop(), build(to="b"), step(2, on="b")],
+)
+case(
+    "ITER-011", "pad", "under pad", program(10, 4, "pad"), [loop(), build(to="b"), step(3, on="b")]
+)
+case(
+    "ITER-011",
+    "divides",
+    "under keep, where the batches come out even",
+    program(8, 4),
+    [loop(), build(to="b"), step(2, on="b")],
+)
 
 # Chapter 10
 
 FOUR = np.array([3, 1, 4, 1])
 case("SRC-001", "fields", "the fields of a batch are the columns", program(5, 2), [loop()])
-case("SRC-001", "one-field", "a single field", program(4, 2, columns={"id": np.arange(4, dtype=np.int32)}), [loop()])
-case("SRC-002", "rows", "the fields of a row are those of one record",
-     program(4, 3, columns={"id": np.arange(4, dtype=np.int32), "x": FOUR.astype(np.float32),
-                            "y": (FOUR * 10).astype(np.int32)}), [loop()])
-case("SRC-002", "shuffled", "also when shuffled",
-     program(7, 3, seed=1, columns={"id": np.arange(7, dtype=np.int32), "x": np.arange(7, dtype=np.float32) * 2}),
-     [loop()], ["shuffle.exact"])
-case("SRC-003", "types", "types stay",
-     program(4, 2, columns={"id": np.arange(4, dtype=np.int32)} | {
-         f"f_{kind}": FOUR.astype(kind) for kind in ("bool", "int8", "uint8", "int16", "float16", "float32")}),
-     [loop()])
-case("SRC-003", "shapes", "the shape of a row stays",
-     program(3, 2, columns={"id": np.arange(3, dtype=np.int32), "image": np.arange(18, dtype=np.float32).reshape(3, 2, 3),
-                            "one": np.arange(3, dtype=np.float32).reshape(3, 1)}), [loop()])
-case("SRC-003", "zero-width", "a row may be empty",
-     program(3, 2, columns={"id": np.arange(3, dtype=np.int32), "none": np.zeros((3, 0), np.float32)}), [loop()])
+case(
+    "SRC-001",
+    "one-field",
+    "a single field",
+    program(4, 2, columns={"id": np.arange(4, dtype=np.int32)}),
+    [loop()],
+)
+case(
+    "SRC-002",
+    "rows",
+    "the fields of a row are those of one record",
+    program(
+        4,
+        3,
+        columns={
+            "id": np.arange(4, dtype=np.int32),
+            "x": FOUR.astype(np.float32),
+            "y": (FOUR * 10).astype(np.int32),
+        },
+    ),
+    [loop()],
+)
+case(
+    "SRC-002",
+    "shuffled",
+    "also when shuffled",
+    program(
+        7,
+        3,
+        seed=1,
+        columns={"id": np.arange(7, dtype=np.int32), "x": np.arange(7, dtype=np.float32) * 2},
+    ),
+    [loop()],
+    ["shuffle.exact"],
+)
+case(
+    "SRC-003",
+    "types",
+    "types stay",
+    program(
+        4,
+        2,
+        columns={"id": np.arange(4, dtype=np.int32)}
+        | {
+            f"f_{kind}": FOUR.astype(kind)
+            for kind in ("bool", "int8", "uint8", "int16", "float16", "float32")
+        },
+    ),
+    [loop()],
+)
+case(
+    "SRC-003",
+    "shapes",
+    "the shape of a row stays",
+    program(
+        3,
+        2,
+        columns={
+            "id": np.arange(3, dtype=np.int32),
+            "image": np.arange(18, dtype=np.float32).reshape(3, 2, 3),
+            "one": np.arange(3, dtype=np.float32).reshape(3, 1),
+        },
+    ),
+    [loop()],
+)
+case(
+    "SRC-003",
+    "zero-width",
+    "a row may be empty",
+    program(
+        3, 2, columns={"id": np.arange(3, dtype=np.int32), "none": np.zeros((3, 0), np.float32)}
+    ),
+    [loop()],
+)
 
 
 def narrowed(kind: str, values: list[float]) -> list[dict[str, object]]:
     """The two answers that SRC-004 leaves open for one batch of a 64-bit column."""
     shape = [len(values)]
     ids = {"dtype": "int32", "shape": shape, "data": list(range(len(values)))}
-    return [{"value": [{"id": ids, "wide": {"dtype": f"{kind}{bits}", "shape": shape, "data": values}}]} for bits in (64, 32)]
+    return [
+        {"value": [{"id": ids, "wide": {"dtype": f"{kind}{bits}", "shape": shape, "data": values}}]}
+        for bits in (64, 32)
+    ]
 
 
 def wide(kind: str, values: list[float]) -> dict[str, object]:
@@ -83,37 +233,127 @@ def wide(kind: str, values: list[float]) -> dict[str, object]:
     return program(0, len(values), columns={"id": ids, "wide": np.array(values, f"{kind}64")})
 
 
-case("SRC-004", "int64", "int64 may become int32", wide("int", [1, -2, 3]),
-     [loop(expect={"any": narrowed("int", [1, -2, 3])})])
-case("SRC-004", "float64", "float64 may become float32", wide("float", [0.5, -2.25]),
-     [loop(expect={"any": narrowed("float", [0.5, -2.25])})])
+case(
+    "SRC-004",
+    "int64",
+    "int64 may become int32",
+    wide("int", [1, -2, 3]),
+    [loop(expect={"any": narrowed("int", [1, -2, 3])})],
+)
+case(
+    "SRC-004",
+    "float64",
+    "float64 may become float32",
+    wide("float", [0.5, -2.25]),
+    [loop(expect={"any": narrowed("float", [0.5, -2.25])})],
+)
 LIMIT = 2**31
-case("SRC-005", "int32-range", "the limits of int32 arrive", wide("int", [LIMIT - 1, -LIMIT]),
-     [loop(expect={"any": narrowed("int", [LIMIT - 1, -LIMIT])})])
+case(
+    "SRC-005",
+    "int32-range",
+    "the limits of int32 arrive",
+    wide("int", [LIMIT - 1, -LIMIT]),
+    [loop(expect={"any": narrowed("int", [LIMIT - 1, -LIMIT])})],
+)
 for slug, values in {"above": [1, LIMIT], "below": [1, -LIMIT - 1], "far": [2**40 + 7, 5]}.items():
     refused = error("field-type", field="wide")
-    case("SRC-005", slug, "a number beyond int32 arrives, or the program is refused", wide("int", values),
-         [build(expect={"any": [{"check": "no_error"}, refused]}),
-          loop(expect={"any": [narrowed("int", values)[0], error("not-built")]})])
-case("SRC-006", "range", "the largest float32 arrives", wide("float", [3.4028234663852886e38, 0.1]),
-     [loop(expect={"any": [narrowed("float", [3.4028234663852886e38, 0.1])[0],
-                           narrowed("float", [3.4028234663852886e38, 0.10000000149011612])[1]]})])
-case("SRC-006", "beyond", "a float beyond float32 arrives, or the program is refused", wide("float", [1e300, 1.0]),
-     [build(expect={"any": [{"check": "no_error"}, error("field-type", field="wide")]}),
-      loop(expect={"any": [narrowed("float", [1e300, 1.0])[0], error("not-built")]})])
+    case(
+        "SRC-005",
+        slug,
+        "a number beyond int32 arrives, or the program is refused",
+        wide("int", values),
+        [
+            build(expect={"any": [{"check": "no_error"}, refused]}),
+            loop(expect={"any": [narrowed("int", values)[0], error("not-built")]}),
+        ],
+    )
+case(
+    "SRC-006",
+    "range",
+    "the largest float32 arrives",
+    wide("float", [3.4028234663852886e38, 0.1]),
+    [
+        loop(
+            expect={
+                "any": [
+                    narrowed("float", [3.4028234663852886e38, 0.1])[0],
+                    narrowed("float", [3.4028234663852886e38, 0.10000000149011612])[1],
+                ]
+            }
+        )
+    ],
+)
+case(
+    "SRC-006",
+    "beyond",
+    "a float beyond float32 arrives, or the program is refused",
+    wide("float", [1e300, 1.0]),
+    [
+        build(expect={"any": [{"check": "no_error"}, error("field-type", field="wide")]}),
+        loop(expect={"any": [narrowed("float", [1e300, 1.0])[0], error("not-built")]}),
+    ],
+)
 case("SRC-007", "columns", "the columns are as they were", program(5, 2), [loop(), do("columns")])
-case("SRC-007", "pad", "filling is not written into them", program(5, 3, "pad"), [step(3), do("columns")])
-case("SRC-008", "declared", "columns declared the other way round",
-     program(6, 4, columns=dict(reversed(id_and_x(6).items()))), [loop()])
-case("SRC-009", "kept", "a batch stays as it was while others come", program(6, 2),
-     [loop(hold="all"), loop(), do("recall", hold="all")])
-case("SRC-009", "step", "so does a batch of step", program(6, 4), [step(2, hold="two"), step(4), do("recall", hold="two")])
-case("SRC-010", "numpy", "NumPy's global generator is left alone", program(10, 4), [loop(), do("global_random")])
-case("SRC-010", "shuffled", "also when shuffled", program(10, 4, seed=3),
-     [loop(note="a", expect={"check": "permutation", "length": 10}), do("global_random"),
-      build(to="b"), loop(on="b", expect=same_rows("a"))])
-case("SRC-011", "turns", "two streams do not meet", program(6, 2),
-     [build(to="b"), step(2), step(1, on="b"), step(1), step(2, on="b")])
+case(
+    "SRC-007",
+    "pad",
+    "filling is not written into them",
+    program(5, 3, "pad"),
+    [step(3), do("columns")],
+)
+case(
+    "SRC-008",
+    "declared",
+    "columns declared the other way round",
+    program(6, 4, columns=dict(reversed(id_and_x(6).items()))),
+    [loop()],
+)
+case(
+    "SRC-009",
+    "kept",
+    "a batch stays as it was while others come",
+    program(6, 2),
+    [loop(hold="all"), loop(), do("recall", hold="all")],
+)
+case(
+    "SRC-009",
+    "step",
+    "so does a batch of step",
+    program(6, 4),
+    [step(2, hold="two"), step(4), do("recall", hold="two")],
+)
+case(
+    "SRC-010",
+    "numpy",
+    "NumPy's global generator is left alone",
+    program(10, 4),
+    [loop(), do("global_random")],
+)
+case(
+    "SRC-010",
+    "shuffled",
+    "also when shuffled",
+    program(10, 4, seed=3),
+    [
+        loop(note="a", expect={"check": "permutation", "length": 10}),
+        do("global_random"),
+        build(to="b"),
+        loop(on="b", expect=same_rows("a")),
+    ],
+)
+case(
+    "SRC-011",
+    "turns",
+    "two streams do not meet",
+    program(6, 2),
+    [build(to="b"), step(2), step(1, on="b"), step(1), step(2, on="b")],
+)
 
 # SHUF-002 is a requirement of loops.
-case("SHUF-002", "stored", "without a seed every epoch has the stored order", program(5, 2), [loop(), loop()])
+case(
+    "SHUF-002",
+    "stored",
+    "without a seed every epoch has the stored order",
+    program(5, 2),
+    [loop(), loop()],
+)

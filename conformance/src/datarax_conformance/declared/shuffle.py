@@ -2,21 +2,54 @@
 
 import numpy as np
 
-from ._declare import Table, build, chain, do, loop, other_order, permutation, program, same_rows, step
+from ._declare import (
+    Table,
+    build,
+    chain,
+    do,
+    loop,
+    other_order,
+    permutation,
+    program,
+    same_rows,
+    step,
+)
 
 table = Table()
 case = table.case
 
-case("SHUF-001", "ten", "every record once", program(10, 10, seed=0), [loop(expect=permutation(10))])
-case("SHUF-001", "cut", "also cut into batches, epoch after epoch", program(10, 4, seed=1),
-     [loop(expect=permutation(10, sizes=[4, 4, 2])) for _ in range(4)])
+case(
+    "SHUF-001", "ten", "every record once", program(10, 10, seed=0), [loop(expect=permutation(10))]
+)
+case(
+    "SHUF-001",
+    "cut",
+    "also cut into batches",
+    program(12, 4, seed=1),
+    [loop(expect=permutation(12, sizes=[4, 4, 4]))],
+)
 for policy, sizes in {"keep": [7, 7, 3], "pad": [7, 7, 7]}.items():
-    case("SHUF-001", policy, f"under {policy}", program(17, 7, policy, seed=2),
-         [loop(expect=permutation(17, sizes=sizes)) for _ in range(2)])
-case("SHUF-001", "small", "numbers of records that are no powers of two", program(1, 40, seed=3),
-     [action for n in (6, 11, 12, 13, 14, 21, 30) for action in (
-         build(to=f"n{n}", columns={"id": {"dtype": "int32", "range": n}}),
-         loop(on=f"n{n}", expect=permutation(n)))])
+    case(
+        "SHUF-001",
+        policy,
+        f"under {policy}",
+        program(17, 7, policy, seed=2),
+        [loop(expect=permutation(17, sizes=sizes)) for _ in range(2)],
+    )
+case(
+    "SHUF-001",
+    "small",
+    "numbers of records that are no powers of two",
+    program(1, 40, seed=3),
+    [
+        action
+        for n in (6, 11, 12, 13, 14, 21, 30)
+        for action in (
+            build(to=f"n{n}", columns={"id": {"dtype": "int32", "range": n}}),
+            loop(on=f"n{n}", expect=permutation(n)),
+        )
+    ],
+)
 
 
 def around(power: int) -> list[dict[str, object]]:
@@ -24,92 +57,305 @@ def around(power: int) -> list[dict[str, object]]:
     script = []
     for count in (2**power - 1, 2**power, 2**power + 1):
         column = {"dtype": "int32", "range": count}
-        script += [build(to=f"n{count}", columns={"id": column}, batch_size=count),
-                   loop(on=f"n{count}", expect=permutation(count))]
+        script += [
+            build(to=f"n{count}", columns={"id": column}, batch_size=count),
+            loop(on=f"n{count}", expect=permutation(count)),
+        ]
     return script
 
 
 for power in range(1, 21):
-    case("SHUF-001", f"around-2-{power:02}", f"2^{power} records, one fewer and one more",
-         program(1, 1, seed=0), around(power))
+    case(
+        "SHUF-001",
+        f"around-2-{power:02}",
+        f"2^{power} records, one fewer and one more",
+        program(1, 1, seed=0),
+        around(power),
+    )
 
 SEEDED = program(40, 8, seed=7)
-case("SHUF-003", "again", "equal programs, equal epochs", SEEDED,
-     [loop(note="a", expect=permutation(40)), loop(note="b", expect=permutation(40)), build(to="again"),
-      loop(on="again", expect=same_rows("a")), loop(on="again", expect=same_rows("b"))])
-case("SHUF-003", "process", "also in another process", SEEDED,
-     [loop(note="a", expect=permutation(40)), do("restart"), build(), loop(expect=same_rows("a"))])
-case("SHUF-004", "sizes", "the order is that of another batch size", SEEDED,
-     [loop(note="a", expect=permutation(40)), loop(note="b", expect=permutation(40)),
-      *[action for size in (1, 7, 13, 40, 64) for action in (
-          build(to=f"b{size}", batch_size=size), loop(on=f"b{size}", expect=same_rows("a")),
-          loop(on=f"b{size}", expect=same_rows("b")))]])
-case("SHUF-004", "drop", "the order is that of another batch size, as far as whole batches go",
-     program(40, 8, "drop", seed=7),
-     [loop(note="a", expect=permutation(40)), build(to="b", batch_size=20), loop(on="b", expect=same_rows("a"))])
-case("SHUF-005", "pad", "the order under pad is that under keep", program(20, 8, seed=7),
-     [loop(note="a", expect=permutation(20)), loop(note="b", expect=permutation(20)),
-      build(to="pad", last_batch="pad"), loop(on="pad", expect=same_rows("a")), loop(on="pad", expect=same_rows("b"))])
-case("SHUF-005", "drop", "the order under drop is a prefix of that under keep", program(20, 8, seed=7),
-     [loop(take=2, note="a"), build(to="drop", last_batch="drop"), loop(on="drop", expect=same_rows("a"))])
-case("SHUF-006", "step", "step and for give one order", program(20, 5, seed=9),
-     [loop(note="a", expect=permutation(20)), loop(note="b", expect=permutation(20)), build(to="s"),
-      step(4, on="s", expect=same_rows("a")), loop(on="s", expect=same_rows("b"))])
-case("SHUF-006", "broken-off", "an epoch broken off and taken up again", program(20, 5, seed=9),
-     [loop(note="a", expect=permutation(20)), loop(note="b", expect=permutation(20)), build(to="s"),
-      loop(on="s", take=1, note="head"), step(2, on="s"), loop(on="s"), loop(on="s", expect=same_rows("b"))])
-case("SHUF-007", "epochs", "four epochs, four orders", program(33, 33, seed=0),
-     [loop(note=f"e{e}", expect={"all": [permutation(33), *[other_order(f"e{p}") for p in range(e)]]})
-      for e in range(4)])
-case("SHUF-007", "large", "also of many records", program(0, 1000, seed=1, columns={"id": {"dtype": "int32", "range": 1000}}),
-     [loop(note="a", expect=permutation(1000)), loop(expect={"all": [permutation(1000), other_order("a")]})])
+case(
+    "SHUF-003",
+    "again",
+    "equal programs, equal epochs",
+    SEEDED,
+    [
+        loop(note="a", expect=permutation(40)),
+        loop(note="b", expect=permutation(40)),
+        build(to="again"),
+        loop(on="again", expect=same_rows("a")),
+        loop(on="again", expect=same_rows("b")),
+    ],
+)
+case(
+    "SHUF-003",
+    "process",
+    "also in another process",
+    SEEDED,
+    [loop(note="a", expect=permutation(40)), do("restart"), build(), loop(expect=same_rows("a"))],
+)
+case(
+    "SHUF-004",
+    "sizes",
+    "the order is that of another batch size",
+    SEEDED,
+    [
+        loop(note="a", expect=permutation(40)),
+        loop(note="b", expect=permutation(40)),
+        *[
+            action
+            for size in (1, 7, 13, 40, 64)
+            for action in (
+                build(to=f"b{size}", batch_size=size),
+                loop(on=f"b{size}", expect=same_rows("a")),
+                loop(on=f"b{size}", expect=same_rows("b")),
+            )
+        ],
+    ],
+)
+case(
+    "SHUF-004",
+    "drop",
+    "the order is that of another batch size, as far as whole batches go",
+    program(40, 8, "drop", seed=7),
+    [
+        loop(note="a", expect=permutation(40)),
+        build(to="b", batch_size=20),
+        loop(on="b", expect=same_rows("a")),
+    ],
+)
+case(
+    "SHUF-005",
+    "pad",
+    "the order under pad is that under keep",
+    program(20, 8, seed=7),
+    [
+        loop(note="a", expect=permutation(20)),
+        loop(note="b", expect=permutation(20)),
+        build(to="pad", last_batch="pad"),
+        loop(on="pad", expect=same_rows("a")),
+        loop(on="pad", expect=same_rows("b")),
+    ],
+)
+case(
+    "SHUF-005",
+    "drop",
+    "the order under drop is a prefix of that under keep",
+    program(20, 8, seed=7),
+    [
+        loop(take=2, note="a"),
+        build(to="drop", last_batch="drop"),
+        loop(on="drop", expect=same_rows("a")),
+    ],
+)
+case(
+    "SHUF-006",
+    "step",
+    "step and for give one order",
+    program(20, 5, seed=9),
+    [
+        loop(note="a", expect=permutation(20)),
+        loop(note="b", expect=permutation(20)),
+        build(to="s"),
+        step(4, on="s", expect=same_rows("a")),
+        loop(on="s", expect=same_rows("b")),
+    ],
+)
+case(
+    "SHUF-006",
+    "broken-off",
+    "an epoch broken off and taken up again",
+    program(20, 5, seed=9),
+    [
+        loop(note="a", expect=permutation(20)),
+        loop(note="b", expect=permutation(20)),
+        build(to="s"),
+        loop(on="s", take=1, note="head"),
+        step(2, on="s"),
+        loop(on="s"),
+        loop(on="s", expect=same_rows("b")),
+    ],
+)
+case(
+    "SHUF-007",
+    "epochs",
+    "four epochs, four orders",
+    program(33, 33, seed=0),
+    [
+        loop(
+            note=f"e{e}",
+            expect={"all": [permutation(33), *[other_order(f"e{p}") for p in range(e)]]},
+        )
+        for e in range(4)
+    ],
+)
+case(
+    "SHUF-007",
+    "large",
+    "also of many records",
+    program(0, 1000, seed=1, columns={"id": {"dtype": "int32", "range": 1000}}),
+    [
+        loop(note="a", expect=permutation(1000)),
+        loop(expect={"all": [permutation(1000), other_order("a")]}),
+    ],
+)
 SEEDS = (0, 1, 2, 2**31 - 1, 2**31, 2**31 + 1, 2**32 - 1)
-case("SHUF-008", "seeds", "seven seeds, seven orders", program(33, 33, seed=0),
-     [action for i, seed in enumerate(SEEDS) for action in (
-         build(to=f"s{seed}", seed=seed),
-         loop(on=f"s{seed}", note=f"s{seed}", expect={
-             "all": [permutation(33), *[other_order(f"s{other}") for other in SEEDS[:i]]]}))])
-case("SHUF-009", "next", "epoch 1 of seed 0 is not epoch 0 of seed 1", program(33, 33, seed=0),
-     [loop(note="00", expect=permutation(33)), loop(note="01", expect=permutation(33)),
-      build(to="one", seed=1), loop(on="one", expect={"all": [permutation(33), other_order("01")]})])
-case("SHUF-009", "table", "four epochs of four seeds, sixteen orders", program(40, 40, seed=0),
-     [action for s in range(4) for action in (
-         build(to=f"s{s}", seed=s),
-         *[loop(on=f"s{s}", note=f"{s}{e}", expect={
-             "all": [permutation(40), *[other_order(f"{t}{f}") for t in range(s) for f in range(4)]]})
-           for e in range(4)])])
+case(
+    "SHUF-008",
+    "seeds",
+    "seven seeds, seven orders",
+    program(33, 33, seed=0),
+    [
+        action
+        for i, seed in enumerate(SEEDS)
+        for action in (
+            build(to=f"s{seed}", seed=seed),
+            loop(
+                on=f"s{seed}",
+                note=f"s{seed}",
+                expect={
+                    "all": [permutation(33), *[other_order(f"s{other}") for other in SEEDS[:i]]]
+                },
+            ),
+        )
+    ],
+)
+case(
+    "SHUF-009",
+    "next",
+    "epoch 1 of seed 0 is not epoch 0 of seed 1",
+    program(33, 33, seed=0),
+    [
+        loop(note="00", expect=permutation(33)),
+        loop(note="01", expect=permutation(33)),
+        build(to="one", seed=1),
+        loop(on="one", expect={"all": [permutation(33), other_order("01")]}),
+    ],
+)
+case(
+    "SHUF-009",
+    "table",
+    "four epochs of four seeds, sixteen orders",
+    program(40, 40, seed=0),
+    [
+        action
+        for s in range(4)
+        for action in (
+            build(to=f"s{s}", seed=s),
+            *[
+                loop(
+                    on=f"s{s}",
+                    note=f"{s}{e}",
+                    expect={
+                        "all": [
+                            permutation(40),
+                            *[other_order(f"{t}{f}") for t in range(s) for f in range(4)],
+                        ]
+                    },
+                )
+                for e in range(4)
+            ],
+        )
+    ],
+)
 for count in (20_000, 100_000, 2**20):
-    case("SHUF-010", f"n{count}", f"neighbours among {count} records are strangers",
-         program(0, 10_001, seed=4, columns={"id": {"dtype": "int32", "range": count}}),
-         [loop(take=1, expect={"check": "strangers", "steps": 10_000, "within": count // 100, "low": 0.01, "high": 0.03})])
-case("SHUF-011", "values", "other values, other types, another graph, one order", program(20, 5, seed=3, columns={"id": np.arange(20, dtype=np.int32)}),
-     [loop(note="a", expect=permutation(20)), loop(note="b", expect=permutation(20)),
-      build(to="columns", columns=program(20, 5)["columns"]),
-      loop(on="columns", expect={"check": "same_order", "like": "a"}),
-      loop(on="columns", expect={"check": "same_order", "like": "b"})])
+    case(
+        "SHUF-010",
+        f"n{count}",
+        f"neighbours among {count} records are strangers",
+        program(0, 10_001, seed=4, columns={"id": {"dtype": "int32", "range": count}}),
+        [
+            loop(
+                take=1,
+                expect={
+                    "check": "strangers",
+                    "steps": 10_000,
+                    "within": count // 100,
+                    "low": 0.01,
+                    "high": 0.03,
+                },
+            )
+        ],
+    )
+case(
+    "SHUF-011",
+    "values",
+    "other values, other types, another graph, one order",
+    program(20, 5, seed=3, columns={"id": np.arange(20, dtype=np.int32)}),
+    [
+        loop(note="a", expect=permutation(20)),
+        loop(note="b", expect=permutation(20)),
+        build(to="columns", columns=program(20, 5)["columns"]),
+        loop(on="columns", expect={"check": "same_order", "like": "a"}),
+        loop(on="columns", expect={"check": "same_order", "like": "b"}),
+    ],
+)
 GRAPH = chain(20, 5, "keep", "affine(2,1)")
-case("SHUF-011", "graph", "a graph leaves the order alone", program(20, 5, seed=3),
-     [loop(note="a", expect=permutation(20)), build(to="graph", nodes=GRAPH["nodes"], edges=GRAPH["edges"], sink=GRAPH["sink"]),
-      loop(on="graph", expect={"check": "same_order", "like": "a"})], ["dag"])
+case(
+    "SHUF-011",
+    "graph",
+    "a graph leaves the order alone",
+    program(20, 5, seed=3),
+    [
+        loop(note="a", expect=permutation(20)),
+        build(to="graph", nodes=GRAPH["nodes"], edges=GRAPH["edges"], sink=GRAPH["sink"]),
+        loop(on="graph", expect={"check": "same_order", "like": "a"}),
+    ],
+    ["dag"],
+)
 
 # Bit for bit: the values are stored.
 
 
-def exact(cites: str, slug: str, title: str, count: int, batch_size: int, seed: int, script: list) -> None:
+def exact(
+    cites: str, slug: str, title: str, count: int, batch_size: int, seed: int, script: list
+) -> None:
     columns = {"id": np.arange(count, dtype=np.int32)}
-    case(cites, slug, title, program(count, batch_size, seed=seed, columns=columns), script, ["shuffle.exact"])
+    case(
+        cites,
+        slug,
+        title,
+        program(count, batch_size, seed=seed, columns=columns),
+        script,
+        ["shuffle.exact"],
+    )
 
 
 exact("KEYS-001", "first", "the first order of all", 5, 5, 0, [loop()])
-exact("KEYS-002", "seeds", "the order under seeds of all sizes", 8, 8, 1,
-      [action for seed in (1, 42, 2**31 - 1, 2**31, 2**32 - 1) for action in (build(to=f"s{seed}", seed=seed), loop(on=f"s{seed}"))])
+exact(
+    "KEYS-002",
+    "seeds",
+    "the order under seeds of all sizes",
+    8,
+    8,
+    1,
+    [
+        action
+        for seed in (1, 42, 2**31 - 1, 2**31, 2**32 - 1)
+        for action in (build(to=f"s{seed}", seed=seed), loop(on=f"s{seed}"))
+    ],
+)
 exact("KEYS-003", "epochs", "the key of the epoch is folded in", 8, 8, 42, [loop(), loop(), loop()])
 exact("KEYS-004", "source", "the order key is that of the node `source`", 16, 16, 7, [loop()])
 exact("KEYS-005", "epochs", "later epochs", 7, 7, 12345, [loop() for _ in range(6)])
 exact("SHUF-012", "rounds", "first word modulo the number of records", 1000, 100, 3, [loop(take=2)])
 exact("SHUF-012", "two", "two records", 2, 2, 0, [loop() for _ in range(8)])
 for count in (10, 1, 2, 3, 33, 100, 255, 256, 257):
-    exact("SHUF-013", f"n{count}", f"two epochs of {count} records", count, count, 42, [loop(), loop()])
+    exact(
+        "SHUF-013",
+        f"n{count}",
+        f"two epochs of {count} records",
+        count,
+        count,
+        42,
+        [loop(), loop()],
+    )
 for count in (65_536, 65_537, 1_000_000):
-    case("SHUF-013", f"head-n{count}", f"the first rows of {count} records",
-         program(0, 64, seed=42, columns={"id": {"dtype": "int32", "range": count}}), [loop(take=1)], ["shuffle.exact"])
+    case(
+        "SHUF-013",
+        f"head-n{count}",
+        f"the first rows of {count} records",
+        program(0, 64, seed=42, columns={"id": {"dtype": "int32", "range": count}}),
+        [loop(take=1)],
+        ["shuffle.exact"],
+    )

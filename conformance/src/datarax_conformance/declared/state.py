@@ -15,62 +15,232 @@ def restore(on: str = "b", **arguments: object) -> dict:
     return do("restore", origin="s", on=on, **arguments)
 
 
-case("STATE-001", "middle", "a fresh stream goes on in the middle of an epoch", program(8, 2),
-     [loop(take=1), SAVE, *LATER, loop(on="b")])
-case("STATE-001", "epochs", "and into the next ones", program(10, 3),
-     [loop(take=2), SAVE, *LATER, loop(on="b"), loop(on="b")])
-case("STATE-001", "shuffled", "also when shuffled", program(10, 3, seed=4),
-     [loop(take=2), SAVE, loop(note="rest"), loop(note="next"), *LATER,
-      loop(on="b", expect=same_rows("rest")), loop(on="b", expect=same_rows("next"))])
-case("STATE-001", "process", "also in another process", program(10, 3, seed=4),
-     [loop(take=2), SAVE, loop(note="rest"), do("restart"), build(), do("restore", origin="s"),
-      loop(expect=same_rows("rest"))])
+case(
+    "STATE-001",
+    "middle",
+    "a fresh stream goes on in the middle of an epoch",
+    program(8, 2),
+    [loop(take=1), SAVE, *LATER, loop(on="b")],
+)
+case(
+    "STATE-001",
+    "epochs",
+    "and into the next ones",
+    program(10, 3),
+    [loop(take=2), SAVE, *LATER, loop(on="b"), loop(on="b")],
+)
+case(
+    "STATE-001",
+    "shuffled",
+    "also when shuffled",
+    program(10, 3, seed=4),
+    [
+        loop(take=2),
+        SAVE,
+        loop(note="rest"),
+        loop(note="next"),
+        *LATER,
+        loop(on="b", expect=same_rows("rest")),
+        loop(on="b", expect=same_rows("next")),
+    ],
+)
+case(
+    "STATE-001",
+    "process",
+    "also in another process",
+    program(10, 3, seed=4),
+    [
+        loop(take=2),
+        SAVE,
+        loop(note="rest"),
+        do("restart"),
+        build(),
+        do("restore", origin="s"),
+        loop(expect=same_rows("rest")),
+    ],
+)
 for number in range(7):
-    case("STATE-002", f"after-{number}", f"a state after {number} batches", program(6, 2),
-         [*[loop(take=1) for _ in range(number)], SAVE, *LATER, loop(on="b"), loop(on="b")])
-case("STATE-002", "pad", "a state after a filled batch", program(5, 2, "pad"),
-     [step(3), SAVE, *LATER, step(4, on="b"), loop(on="b")])
-case("STATE-002", "end-of-loop", "a state at the end of a loop starts the next epoch", program(4, 2, seed=2),
-     [loop(), SAVE, loop(note="next"), *LATER, loop(on="b", expect=same_rows("next"))])
-case("STATE-002", "run-on", "a state after a batch that ran on", program(5, 3),
-     [step(2), SAVE, *LATER, loop(on="b"), loop(on="b")])
-case("STATE-003", "in-loop", "a state in the loop's body counts what was handed out", program(8, 2),
-     [do("iter"), do("next"), SAVE, do("next"), *LATER, loop(on="b")])
-case("STATE-003", "each", "whatever the batch", program(6, 1),
-     [do("iter"), do("next", n=3), SAVE, do("next"), do("next"), *LATER, loop(on="b", take=2)])
-case("STATE-004", "snapshot", "a state stays while the stream moves", program(8, 2),
-     [loop(take=1), SAVE, loop(take=2), *LATER, loop(on="b")])
-case("STATE-004", "stages", "so does the state of a stage in it", chain(8, 2, "keep", "count"),
-     [loop(take=1), SAVE, loop(take=2), *LATER, loop(on="b")])
-case("STATE-005", "untouched", "saving moves nothing", program(8, 2),
-     [do("iter"), do("next"), SAVE, do("save", to="t"), do("next"), SAVE, loop()])
-case("STATE-006", "back", "a stream goes back", program(10, 3),
-     [loop(take=1), SAVE, loop(), do("restore", origin="s"), loop(), do("restore", origin="s"), loop(take=2)])
-case("STATE-006", "back-shuffled", "also to an earlier epoch", program(6, 4, seed=1),
-     [loop(take=1), SAVE, loop(note="rest"), loop(), loop(), do("restore", origin="s"), loop(expect=same_rows("rest"))])
-case("STATE-007", "wider", "another batch size goes on at the same record", program(12, 2),
-     [loop(take=2), SAVE, build(to="b", batch_size=5), restore(), loop(on="b"), loop(on="b", take=1)])
-case("STATE-007", "shuffled", "also when shuffled", program(12, 3, seed=6),
-     [loop(take=1), SAVE, loop(note="rest"), build(to="b", batch_size=4), restore(), loop(on="b", expect=same_rows("rest"))])
-case("STATE-008", "keep-pad", "from keep to pad", program(10, 4),
-     [loop(take=1), SAVE, build(to="b", last_batch="pad"), restore(), loop(on="b")])
-case("STATE-008", "pad-keep", "from pad to keep", program(10, 4, "pad"),
-     [loop(take=1), SAVE, build(to="b", last_batch="keep"), restore(), loop(on="b")])
-case("STATE-008", "keep-drop", "from keep to drop, past the last whole batch", program(10, 4),
-     [loop(take=2), SAVE, build(to="b", last_batch="drop"), restore(), loop(on="b", take=1)])
+    case(
+        "STATE-002",
+        f"after-{number}",
+        f"a state after {number} batches",
+        program(6, 2),
+        [*[loop(take=1) for _ in range(number)], SAVE, *LATER, loop(on="b"), loop(on="b")],
+    )
+case(
+    "STATE-002",
+    "pad",
+    "a state after a filled batch",
+    program(5, 2, "pad"),
+    [step(3), SAVE, *LATER, step(4, on="b"), loop(on="b")],
+)
+case(
+    "STATE-002",
+    "end-of-loop",
+    "a state at the end of a loop starts the next epoch",
+    program(4, 2, seed=2),
+    [loop(), SAVE, loop(note="next"), *LATER, loop(on="b", expect=same_rows("next"))],
+)
+case(
+    "STATE-002",
+    "run-on",
+    "a state after a batch that ran on",
+    program(5, 3),
+    [step(2), SAVE, *LATER, loop(on="b"), loop(on="b")],
+)
+case(
+    "STATE-003",
+    "in-loop",
+    "a state in the loop's body counts what was handed out",
+    program(8, 2),
+    [do("iter"), do("next"), SAVE, do("next"), *LATER, loop(on="b")],
+)
+case(
+    "STATE-003",
+    "each",
+    "whatever the batch",
+    program(6, 1),
+    [do("iter"), do("next", n=3), SAVE, do("next"), do("next"), *LATER, loop(on="b", take=2)],
+)
+case(
+    "STATE-004",
+    "snapshot",
+    "a state stays while the stream moves",
+    program(8, 2),
+    [loop(take=1), SAVE, loop(take=2), *LATER, loop(on="b")],
+)
+case(
+    "STATE-004",
+    "stages",
+    "so does the state of a stage in it",
+    chain(8, 2, "keep", "count"),
+    [loop(take=1), SAVE, loop(take=2), *LATER, loop(on="b")],
+)
+case(
+    "STATE-005",
+    "untouched",
+    "saving moves nothing",
+    program(8, 2),
+    [do("iter"), do("next"), SAVE, do("save", to="t"), do("next"), SAVE, loop()],
+)
+case(
+    "STATE-006",
+    "back",
+    "a stream goes back",
+    program(10, 3),
+    [
+        loop(take=1),
+        SAVE,
+        loop(),
+        do("restore", origin="s"),
+        loop(),
+        do("restore", origin="s"),
+        loop(take=2),
+    ],
+)
+case(
+    "STATE-006",
+    "back-shuffled",
+    "also to an earlier epoch",
+    program(6, 4, seed=1),
+    [
+        loop(take=1),
+        SAVE,
+        loop(note="rest"),
+        loop(),
+        loop(),
+        do("restore", origin="s"),
+        loop(expect=same_rows("rest")),
+    ],
+)
+case(
+    "STATE-007",
+    "wider",
+    "another batch size goes on at the same record",
+    program(12, 2),
+    [
+        loop(take=2),
+        SAVE,
+        build(to="b", batch_size=5),
+        restore(),
+        loop(on="b"),
+        loop(on="b", take=1),
+    ],
+)
+case(
+    "STATE-007",
+    "shuffled",
+    "also when shuffled",
+    program(12, 3, seed=6),
+    [
+        loop(take=1),
+        SAVE,
+        loop(note="rest"),
+        build(to="b", batch_size=4),
+        restore(),
+        loop(on="b", expect=same_rows("rest")),
+    ],
+)
+case(
+    "STATE-008",
+    "keep-pad",
+    "from keep to pad",
+    program(10, 4),
+    [loop(take=1), SAVE, build(to="b", last_batch="pad"), restore(), loop(on="b")],
+)
+case(
+    "STATE-008",
+    "pad-keep",
+    "from pad to keep",
+    program(10, 4, "pad"),
+    [loop(take=1), SAVE, build(to="b", last_batch="keep"), restore(), loop(on="b")],
+)
+case(
+    "STATE-008",
+    "keep-drop",
+    "from keep to drop, past the last whole batch",
+    program(10, 4),
+    [loop(take=2), SAVE, build(to="b", last_batch="drop"), restore(), loop(on="b", take=1)],
+)
 
 
 def refused(cites: str, slug: str, title: str, first: dict, **changes: object) -> None:
     """A state of `first` offered to a stream that differs in `changes`."""
-    case(cites, slug, title, first, [loop(take=1), SAVE, build(to="b", **changes), restore(expect=error("state"))])
+    case(
+        cites,
+        slug,
+        title,
+        first,
+        [loop(take=1), SAVE, build(to="b", **changes), restore(expect=error("state"))],
+    )
 
 
 refused("STATE-009", "seed", "another seed", program(8, 2, seed=1), seed=2)
-refused("STATE-009", "far-seed", "a seed that differs in the top bit alone", program(8, 2, seed=1), seed=1 + 2**31)
-refused("STATE-010", "unshuffled", "from shuffled to stored order", program(8, 2, seed=0), seed=None)
-case("STATE-010", "shuffled", "from stored order to shuffled", program(8, 2),
-     [loop(take=1), SAVE, build(to="b", seed=0), restore(expect=error("state"))], ["shuffle.valid"])
-refused("STATE-011", "length", "another number of records", program(8, 2), columns=program(9, 2)["columns"])
+refused(
+    "STATE-009",
+    "far-seed",
+    "a seed that differs in the top bit alone",
+    program(8, 2, seed=1),
+    seed=1 + 2**31,
+)
+refused(
+    "STATE-010", "unshuffled", "from shuffled to stored order", program(8, 2, seed=0), seed=None
+)
+case(
+    "STATE-010",
+    "shuffled",
+    "from stored order to shuffled",
+    program(8, 2),
+    [loop(take=1), SAVE, build(to="b", seed=0), restore(expect=error("state"))],
+    ["shuffle.valid"],
+)
+refused(
+    "STATE-011",
+    "length",
+    "another number of records",
+    program(8, 2),
+    columns=program(9, 2)["columns"],
+)
 refused("STATE-011", "shorter", "fewer records", program(8, 2), columns=program(7, 2)["columns"])
 COLUMNS = id_and_x(8)
 for slug, title, columns in (
@@ -79,22 +249,70 @@ for slug, title, columns in (
     ("shape", "another shape of row", COLUMNS | {"x": COLUMNS["x"].reshape(8, 1)}),
     ("type", "another type", COLUMNS | {"x": COLUMNS["x"].astype(np.float16)}),
 ):
-    refused("STATE-012", slug, title, program(8, 2), columns=program(8, 2, columns=columns)["columns"])
+    refused(
+        "STATE-012", slug, title, program(8, 2), columns=program(8, 2, columns=columns)["columns"]
+    )
 CHAIN = chain(8, 2, "keep", "affine(2,1)", "affine(3,0)")
 for slug, title, changes in (
-    ("nodes", "another node name", {"nodes": {"n0": "affine(2,1)", "other": "affine(3,0)"},
-                                   "edges": {"n0": [], "other": ["n0"]}, "sink": "other"}),
-    ("edges", "another edge", {"nodes": {"n0": "affine(2,1)", "n1": "add"}, "edges": {"n0": [], "n1": ["n0", "n0"]}}),
+    (
+        "nodes",
+        "another node name",
+        {
+            "nodes": {"n0": "affine(2,1)", "other": "affine(3,0)"},
+            "edges": {"n0": [], "other": ["n0"]},
+            "sink": "other",
+        },
+    ),
+    (
+        "edges",
+        "another edge",
+        {"nodes": {"n0": "affine(2,1)", "n1": "add"}, "edges": {"n0": [], "n1": ["n0", "n0"]}},
+    ),
     ("none", "no graph", {"nodes": {}, "edges": {}, "sink": None}),
 ):
     refused("STATE-013", slug, title, CHAIN, **changes)
-case("STATE-014", "goes-on", "a refusal leaves the stream where it was", program(8, 2, seed=1),
-     [loop(take=3), SAVE, build(to="c", seed=2), loop(on="c", take=1), loop(on="c", note="rest"),
-      build(to="b", seed=2), loop(on="b", take=1), restore(expect=error("state")), loop(on="b", expect=same_rows("rest"))])
-case("STATE-014", "stages", "and its stages as they were", chain(8, 2, "keep", "count"),
-     [loop(take=3), SAVE, build(to="b", columns=program(9, 2)["columns"]), loop(on="b", take=1), restore(expect=error("state")),
-      loop(on="b", take=2)])
-case("STATE-015", "count", "the count of a stage goes on", chain(6, 2, "keep", "count"),
-     [loop(), loop(take=1), SAVE, *LATER, loop(on="b")])
-case("STATE-015", "back", "also backwards", chain(6, 2, "keep", "count"),
-     [loop(take=1), SAVE, loop(), do("restore", origin="s"), loop()])
+case(
+    "STATE-014",
+    "goes-on",
+    "a refusal leaves the stream where it was",
+    program(8, 2, seed=1),
+    [
+        loop(take=3),
+        SAVE,
+        build(to="c", seed=2),
+        loop(on="c", take=1),
+        loop(on="c", note="rest"),
+        build(to="b", seed=2),
+        loop(on="b", take=1),
+        restore(expect=error("state")),
+        loop(on="b", expect=same_rows("rest")),
+    ],
+)
+case(
+    "STATE-014",
+    "stages",
+    "and its stages as they were",
+    chain(8, 2, "keep", "count"),
+    [
+        loop(take=3),
+        SAVE,
+        build(to="b", columns=program(9, 2)["columns"]),
+        loop(on="b", take=1),
+        restore(expect=error("state")),
+        loop(on="b", take=2),
+    ],
+)
+case(
+    "STATE-015",
+    "count",
+    "the count of a stage goes on",
+    chain(6, 2, "keep", "count"),
+    [loop(), loop(take=1), SAVE, *LATER, loop(on="b")],
+)
+case(
+    "STATE-015",
+    "back",
+    "also backwards",
+    chain(6, 2, "keep", "count"),
+    [loop(take=1), SAVE, loop(), do("restore", origin="s"), loop()],
+)

@@ -40,7 +40,11 @@ def semantic_row(mutant: Mutant) -> list[str]:
 
 def survives(mutant: Mutant) -> bool:
     light, heavy = cases_by_weight()
-    return next(noticing(mutant, light), None) is None and not misses_vectors(mutant) and next(noticing(mutant, heavy), None) is None
+    return (
+        next(noticing(mutant, light), None) is None
+        and not misses_vectors(mutant)
+        and next(noticing(mutant, heavy), None) is None
+    )
 
 
 def matrix(pool: multiprocessing.pool.Pool, only: str = "") -> dict[str, list[str]]:
@@ -49,7 +53,9 @@ def matrix(pool: multiprocessing.pool.Pool, only: str = "") -> dict[str, list[st
     return {mutant.name: row for mutant, row in zip(mutants, rows, strict=True)}
 
 
-def check_semantic(pool: multiprocessing.pool.Pool, only: str, findings: Findings) -> dict[str, list[str]]:
+def check_semantic(
+    pool: multiprocessing.pool.Pool, only: str, findings: Findings
+) -> dict[str, list[str]]:
     rows = matrix(pool, only)
     cases = {case.id: case for case in stored_cases()}
     faults = []
@@ -61,7 +67,12 @@ def check_semantic(pool: multiprocessing.pool.Pool, only: str, findings: Finding
         for name in mutant.breaks:
             if not any(name in cases[case].requirements for case in rows[mutant.name]):
                 faults.append(f"{mutant.name!r} breaks {name}, but no case that cites it notices")
-    findings.section("semantic mutants killed by a case that cites what they break", len(rows), len(rows) - len(faults), faults)
+    findings.section(
+        "semantic mutants killed by a case that cites what they break",
+        len(rows),
+        len(rows) - len(faults),
+        faults,
+    )
     return rows
 
 
@@ -92,11 +103,19 @@ def check_automatic(pool: multiprocessing.pool.Pool, findings: Findings) -> None
     alive = pool.map(survives, mutants, chunksize=4)
     survivors = {mutant.name for mutant, lives in zip(mutants, alive, strict=True) if lives}
     explained = automatic.survivors_explained()
-    faults = [f"{name!r} survives and nobody has said why" for name in sorted(survivors - explained.keys())]
-    faults += [f"{name!r} is explained, but does not survive" for name in sorted(explained.keys() - survivors)]
+    faults = [
+        f"{name!r} survives and nobody has said why"
+        for name in sorted(survivors - explained.keys())
+    ]
+    faults += [
+        f"{name!r} is explained, but does not survive"
+        for name in sorted(explained.keys() - survivors)
+    ]
     if len(survivors) > 0.05 * len(mutants):
         faults.append(f"{len(survivors)} of {len(mutants)} survive, which is more than 5 %")
-    findings.section("automatic mutants of the model killed", len(mutants), len(mutants) - len(survivors), faults)
+    findings.section(
+        "automatic mutants of the model killed", len(mutants), len(mutants) - len(survivors), faults
+    )
 
 
 def check(strict: bool, only: str = "") -> int:
@@ -111,5 +130,9 @@ def check(strict: bool, only: str = "") -> int:
         check_benign(findings)
         findings.section("stored values that count", *data.check())
         findings.section("comparators that are noticed", *comparator.check())
-    print(*findings.faults, f"{len(findings.faults)} faults in {time.monotonic() - start:.0f} s", sep="\n")
+    print(
+        *findings.faults,
+        f"{len(findings.faults)} faults in {time.monotonic() - start:.0f} s",
+        sep="\n",
+    )
     return int(strict and bool(findings.faults))

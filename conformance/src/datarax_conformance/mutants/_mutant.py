@@ -38,7 +38,9 @@ class Mutant:
         text = (self.text or model_source()) + "\n" + library_source()
         for old, new in self.edits:
             if text.count(old) != 1:
-                raise ValueError(f"Mutant {self.name!r}: {old!r} stands {text.count(old)} times in the model.")
+                raise ValueError(
+                    f"Mutant {self.name!r}: {old!r} stands {text.count(old)} times in the model."
+                )
             text = text.replace(old, new)
         return text
 

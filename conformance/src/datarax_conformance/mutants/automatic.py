@@ -86,7 +86,9 @@ def automatic() -> list[Mutant]:
             number = sum(other.partition(" #")[0] == name for other in found)
             # `Swap` puts the new node in; swapping back leaves the tree as it was.
             mutated = Swap(node, new).visit(copy_with(tree, node))
-            found[name if not number else f"{name} #{number + 1}"] = ast.unparse(ast.fix_missing_locations(mutated))
+            found[name if not number else f"{name} #{number + 1}"] = ast.unparse(
+                ast.fix_missing_locations(mutated)
+            )
     return [Mutant(name, (), (), text=text) for name, text in found.items()]
 
 

@@ -49,25 +49,75 @@ BY_HAND: list[tuple[Any, Any, Any, bool]] = [
     ({"check": "permutation", "length": 3}, {"value": [ids(0, 1), ids(-1)]}, {}, False),
     ({"check": "permutation", "length": 3}, {"value": [ids(0, 1), ids(2), "stop"]}, {}, True),
     ({"check": "permutation", "length": 2}, {"value": [ids(0, 1), ids(1)]}, {}, False),
-    ({"check": "permutation", "length": 2}, {"value": [ids(1, 0, 0, **masked(True, True, False))]}, {}, True),
-    ({"check": "permutation", "length": 2, "sizes": [1, 1]}, {"value": [ids(1, 0), "stop"]}, {}, False),
+    (
+        {"check": "permutation", "length": 2},
+        {"value": [ids(1, 0, 0, **masked(True, True, False))]},
+        {},
+        True,
+    ),
+    (
+        {"check": "permutation", "length": 2, "sizes": [1, 1]},
+        {"value": [ids(1, 0), "stop"]},
+        {},
+        False,
+    ),
     ({"check": "permutation", "length": 2, "sizes": [2]}, {"value": [ids(1, 0), "stop"]}, {}, True),
     ({"check": "same_rows", "like": "a"}, {"value": [ids(0, 1)]}, {"a": [ids(0), ids(1)]}, True),
-    ({"check": "same_rows", "like": "a"}, {"value": [ids(0, 1), "stop"]}, {"a": [ids(0), ids(1), "stop"]}, True),
+    (
+        {"check": "same_rows", "like": "a"},
+        {"value": [ids(0, 1), "stop"]},
+        {"a": [ids(0), ids(1), "stop"]},
+        True,
+    ),
     ({"check": "same_rows", "like": "a"}, {"value": [ids(0, 2)]}, {"a": [ids(0), ids(1)]}, False),
     ({"check": "same_rows", "like": "a"}, {"value": [ids(0)]}, {"a": [ids(0), ids(1)]}, False),
     ({"check": "same_rows", "like": "a"}, {"value": []}, {"a": []}, True),
-    ({"check": "same_rows", "like": "a"}, {"value": [{"id": {"dtype": "int64", "shape": [1], "data": [0]}}]}, {"a": [ids(0)]}, False),
+    (
+        {"check": "same_rows", "like": "a"},
+        {"value": [{"id": {"dtype": "int64", "shape": [1], "data": [0]}}]},
+        {"a": [ids(0)]},
+        False,
+    ),
     ({"check": "same_order", "like": "a"}, {"value": [ids(0, 2)]}, {"a": [ids(0), ids(1)]}, False),
     ({"check": "other_order", "like": "a"}, {"value": [ids(0, 1)]}, {"a": [ids(0), ids(1)]}, False),
     ({"check": "state_at_most", "size": 3}, {"value": {"base64": "AAAA"}}, {}, True),
     ({"check": "state_at_most", "size": 2}, {"value": {"base64": "AAAA"}}, {}, False),
-    ({"check": "strangers", "steps": 3, "within": 2, "low": 0.3, "high": 0.4}, {"value": [ids(0, 1, 5, 9)]}, {}, True),
-    ({"check": "strangers", "steps": 3, "within": 2, "low": 0.4, "high": 0.5}, {"value": [ids(0, 1, 5, 9)]}, {}, False),
-    ({"check": "strangers", "steps": 3, "within": 2, "low": 0.1, "high": 0.3}, {"value": [ids(0, 1, 5, 9)]}, {}, False),
-    ({"check": "strangers", "steps": 3, "within": 1, "low": 0.0, "high": 0.1}, {"value": [ids(0, 1, 5, 9)]}, {}, True),
-    ({"check": "strangers", "steps": 4, "within": 2, "low": 0.2, "high": 0.4}, {"value": [ids(0, 1, 5, 9)]}, {}, False),
-    ({"check": "strangers", "steps": 2, "within": 2, "low": 0.4, "high": 0.6}, {"value": [ids(0, 1, 5, 6)]}, {}, True),
+    (
+        {"check": "strangers", "steps": 3, "within": 2, "low": 0.3, "high": 0.4},
+        {"value": [ids(0, 1, 5, 9)]},
+        {},
+        True,
+    ),
+    (
+        {"check": "strangers", "steps": 3, "within": 2, "low": 0.4, "high": 0.5},
+        {"value": [ids(0, 1, 5, 9)]},
+        {},
+        False,
+    ),
+    (
+        {"check": "strangers", "steps": 3, "within": 2, "low": 0.1, "high": 0.3},
+        {"value": [ids(0, 1, 5, 9)]},
+        {},
+        False,
+    ),
+    (
+        {"check": "strangers", "steps": 3, "within": 1, "low": 0.0, "high": 0.1},
+        {"value": [ids(0, 1, 5, 9)]},
+        {},
+        True,
+    ),
+    (
+        {"check": "strangers", "steps": 4, "within": 2, "low": 0.2, "high": 0.4},
+        {"value": [ids(0, 1, 5, 9)]},
+        {},
+        False,
+    ),
+    (
+        {"check": "strangers", "steps": 2, "within": 2, "low": 0.4, "high": 0.6},
+        {"value": [ids(0, 1, 5, 6)]},
+        {},
+        True,
+    ),
     ({"value": [0, 1]}, {"value": [0, 1, 2]}, {}, False),
     ({"value": {"a": 0}}, {"value": {"a": 0, "b": 1}}, {}, False),
     ({"value": 1}, {"value": True}, {}, False),
@@ -77,13 +127,20 @@ BY_HAND: list[tuple[Any, Any, Any, bool]] = [
 def mutated() -> dict[str, types.ModuleType]:
     """Every automatic mutant of the comparator that changes a verdict and not just its words."""
     tree = ast.parse(inspect.getsource(compare))
-    spoken = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in ast.walk(node)}
+    spoken = {
+        id(part)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.JoinedStr)
+        for part in ast.walk(node)
+    }
     found: dict[str, types.ModuleType] = {}
     for place, node in list(sites(tree)):
         if id(node) in spoken:
             continue
         for what, new in changes(node):
-            source = ast.unparse(ast.fix_missing_locations(Swap(node, new).visit(copy_with(tree, node))))
+            source = ast.unparse(
+                ast.fix_missing_locations(Swap(node, new).visit(copy_with(tree, node)))
+            )
             module = types.ModuleType("datarax_conformance.compare_mutant")
             module.__package__ = "datarax_conformance"
             exec(compile(source, "mutant.py", "exec"), vars(module))

@@ -68,7 +68,11 @@ def red(expect: Any, answer: Any, notes: Any) -> bool:
 
 def open_ended(path: tuple[Any, ...], expect: Any) -> bool:
     """Bounds and alternatives: changing one leaves others that hold, which is what they are for."""
-    return "any" in path or path[-1] in ("low", "high", "within", "steps") or (path[-1] == "like" and "all" in path)
+    return (
+        "any" in path
+        or path[-1] in ("low", "high", "within", "steps")
+        or (path[-1] == "like" and "all" in path)
+    )
 
 
 def check() -> tuple[int, int, list[str]]:

@@ -45,194 +45,1150 @@ def after_scan(what: str) -> tuple[str, str]:
 
 MUTANTS = [
     # 10 source
-    mutant("a field is lost", "SRC-001",
-           (GATHER, GATHER.replace("columns.items()", "list(columns.items())[:1]"))),
-    mutant("fields of different records", "SRC-002", gathered('np.asarray(column)[records if name == "id" else records[::-1]]')),
-    mutant("float32 becomes float64", "SRC-003", gathered("np.asarray(column)[records].astype(np.float64 if column.dtype == np.float32 else column.dtype)")),
-    mutant("rows are flattened", "SRC-003", gathered("np.asarray(column)[records].reshape(len(records), *([-1] if column.ndim > 2 else column.shape[1:]))")),
-    mutant("integers are cut to 32 bits", "SRC-005", gathered("np.asarray(column)[records].astype(np.int32 if column.dtype == np.int64 else column.dtype)")),
-    mutant("floats overflow", "SRC-006", gathered("np.asarray(column)[records] if column.dtype != np.float64 else np.clip(column[records], -1e39, 1e39).astype(np.float32)")),
-    mutant("the user's columns are written to", "SRC-007", (GATHER, GATHER.replace("return", "batch =") + "    for column in columns.values():\n        column[records] = 0\n    return batch\n")),
-    mutant("the order of columns counts", "SRC-008", (GATHER, '    records = records if next(iter(columns)) == "id" else records[::-1]\n' + GATHER)),
-    mutant("a batch is used again as a buffer", "SRC-009",
-           (GATHER, GATHER.replace("return", "fresh =") + "    key = str({n: (f.shape, f.dtype) for n, f in fresh.items()})\n    batch = BUFFERS.setdefault(key, fresh)\n    for name in batch:\n        batch[name][...] = fresh[name]\n    return batch\n\n\nBUFFERS: dict = {}\n")),
-    mutant("NumPy's global generator is drawn from", "SRC-010", (GATHER, "    np.random.random()\n" + GATHER)),
-    mutant("Python's global generator is drawn from", "SRC-010", (GATHER, '    __import__("random").random()\n' + GATHER)),
-    mutant("streams share their place", "SRC-011", ("        self.cursor = Cursor(0, 0)\n", "        self.cursor = Stream.where = Cursor(0, 0)\n"),
-           ("start, length = self.program, self.cursor, self.length", "start, length = self.program, Stream.where, self.length"),
-           (TAKE, TAKE.replace("        return", "        Stream.where = self.cursor\n        return"))),
+    mutant(
+        "a field is lost",
+        "SRC-001",
+        (GATHER, GATHER.replace("columns.items()", "list(columns.items())[:1]")),
+    ),
+    mutant(
+        "fields of different records",
+        "SRC-002",
+        gathered('np.asarray(column)[records if name == "id" else records[::-1]]'),
+    ),
+    mutant(
+        "float32 becomes float64",
+        "SRC-003",
+        gathered(
+            "np.asarray(column)[records].astype(np.float64 if column.dtype == np.float32 else column.dtype)"
+        ),
+    ),
+    mutant(
+        "rows are flattened",
+        "SRC-003",
+        gathered(
+            "np.asarray(column)[records].reshape(len(records), *([-1] if column.ndim > 2 else column.shape[1:]))"
+        ),
+    ),
+    mutant(
+        "integers are cut to 32 bits",
+        "SRC-005",
+        gathered(
+            "np.asarray(column)[records].astype(np.int32 if column.dtype == np.int64 else column.dtype)"
+        ),
+    ),
+    mutant(
+        "floats overflow",
+        "SRC-006",
+        gathered(
+            "np.asarray(column)[records] if column.dtype != np.float64 else np.clip(column[records], -1e39, 1e39).astype(np.float32)"
+        ),
+    ),
+    mutant(
+        "the user's columns are written to",
+        "SRC-007",
+        (
+            GATHER,
+            GATHER.replace("return", "batch =")
+            + "    for column in columns.values():\n        column[records] = 0\n    return batch\n",
+        ),
+    ),
+    mutant(
+        "the order of columns counts",
+        "SRC-008",
+        (
+            GATHER,
+            '    records = records if next(iter(columns)) == "id" else records[::-1]\n' + GATHER,
+        ),
+    ),
+    mutant(
+        "a batch is used again as a buffer",
+        "SRC-009",
+        (
+            GATHER,
+            GATHER.replace("return", "fresh =")
+            + "    key = str({n: (f.shape, f.dtype) for n, f in fresh.items()})\n    batch = BUFFERS.setdefault(key, fresh)\n    for name in batch:\n        batch[name][...] = fresh[name]\n    return batch\n\n\nBUFFERS: dict = {}\n",
+        ),
+    ),
+    mutant(
+        "NumPy's global generator is drawn from",
+        "SRC-010",
+        (GATHER, "    np.random.random()\n" + GATHER),
+    ),
+    mutant(
+        "Python's global generator is drawn from",
+        "SRC-010",
+        (GATHER, '    __import__("random").random()\n' + GATHER),
+    ),
+    mutant(
+        "streams share their place",
+        "SRC-011",
+        (
+            "        self.cursor = Cursor(0, 0)\n",
+            "        self.cursor = Stream.where = Cursor(0, 0)\n",
+        ),
+        (
+            "start, length = self.program, self.cursor, self.length",
+            "start, length = self.program, Stream.where, self.length",
+        ),
+        (
+            TAKE,
+            TAKE.replace("        return", "        Stream.where = self.cursor\n        return"),
+        ),
+    ),
     # 20 step
-    mutant("one record late", "STEP-001", ("        positions = start.offset + np.arange(count)\n", "        positions = start.offset + 1 + np.arange(count)\n")),
-    mutant("step stops at the epoch's end", "STEP-002", (TAKE, '        if not stay and self.cursor.epoch:\n            raise RuntimeError("over")\n' + TAKE)),
-    mutant("step ends a batch with the epoch", "STEP-003", ('        if stay or program.last_batch == "pad":\n', "        if True:\n")),
-    mutant("a batch is topped up from its own epoch", "STEP-003", ("start.epoch + positions // length, positions % length", "start.epoch + positions * 0, positions % length")),
-    mutant("no more than two epochs in a batch", "STEP-004", ("        count = program.batch_size\n", "        count = min(program.batch_size, 2 * length - start.offset)\n")),
-    mutant("drop is ignored", "STEP-005 ITER-003 SCAN-005", ('    if program.last_batch == "drop" and cursor', '    if program.last_batch == "" and cursor')),
-    mutant("padding repeats a row", "STEP-006 ITER-005", ("np.zeros((batch_size - rows, *leaf.shape[1:]), leaf.dtype)", "leaf[:1].repeat(batch_size - rows, axis=0)")),
-    mutant("the mask is always True", "STEP-007 ITER-005", ("    mask = np.arange(batch_size) < rows\n", "    mask = np.ones(batch_size, bool)\n")),
-    mutant("the mask is a number", "STEP-007", ("    mask = np.arange(batch_size) < rows\n", "    mask = (np.arange(batch_size) < rows).astype(np.int32)\n")),
-    mutant("padding counts as records", "STEP-008", ("divmod(start.offset + count, length)", 'divmod(start.offset + (program.batch_size if program.last_batch == "pad" else count), length)')),
-    mutant("rows of a batch come backwards", "STEP-009 ITER-001", (RECORDS, RECORDS + "        records = records[::-1]\n")),
+    mutant(
+        "one record late",
+        "STEP-001",
+        (
+            "        positions = start.offset + np.arange(count)\n",
+            "        positions = start.offset + 1 + np.arange(count)\n",
+        ),
+    ),
+    mutant(
+        "step stops at the epoch's end",
+        "STEP-002",
+        (
+            TAKE,
+            '        if not stay and self.cursor.epoch:\n            raise RuntimeError("over")\n'
+            + TAKE,
+        ),
+    ),
+    mutant(
+        "step ends a batch with the epoch",
+        "STEP-003",
+        ('        if stay or program.last_batch == "pad":\n', "        if True:\n"),
+    ),
+    mutant(
+        "a batch is topped up from its own epoch",
+        "STEP-003",
+        (
+            "start.epoch + positions // length, positions % length",
+            "start.epoch + positions * 0, positions % length",
+        ),
+    ),
+    mutant(
+        "no more than two epochs in a batch",
+        "STEP-004",
+        (
+            "        count = program.batch_size\n",
+            "        count = min(program.batch_size, 2 * length - start.offset)\n",
+        ),
+    ),
+    mutant(
+        "drop is ignored",
+        "STEP-005 ITER-003 SCAN-005",
+        (
+            '    if program.last_batch == "drop" and cursor',
+            '    if program.last_batch == "" and cursor',
+        ),
+    ),
+    mutant(
+        "padding repeats a row",
+        "STEP-006 ITER-005",
+        (
+            "np.zeros((batch_size - rows, *leaf.shape[1:]), leaf.dtype)",
+            "leaf[:1].repeat(batch_size - rows, axis=0)",
+        ),
+    ),
+    mutant(
+        "the mask is always True",
+        "STEP-007 ITER-005",
+        ("    mask = np.arange(batch_size) < rows\n", "    mask = np.ones(batch_size, bool)\n"),
+    ),
+    mutant(
+        "the mask is a number",
+        "STEP-007",
+        (
+            "    mask = np.arange(batch_size) < rows\n",
+            "    mask = (np.arange(batch_size) < rows).astype(np.int32)\n",
+        ),
+    ),
+    mutant(
+        "padding counts as records",
+        "STEP-008",
+        (
+            "divmod(start.offset + count, length)",
+            'divmod(start.offset + (program.batch_size if program.last_batch == "pad" else count), length)',
+        ),
+    ),
+    mutant(
+        "rows of a batch come backwards",
+        "STEP-009 ITER-001",
+        (RECORDS, RECORDS + "        records = records[::-1]\n"),
+    ),
     # 30 iter
-    mutant("the last batch is lost", "ITER-001 ITER-002", ("        if self.stream.cursor.epoch != self.epoch:\n", "        at = self.stream.cursor\n        if at.epoch != self.epoch or at.offset + self.stream.program.batch_size >= self.stream.length:\n")),
-    mutant("the last batch is topped up", "ITER-002", ("        return self.stream.take(stay=True)\n", "        return self.stream.take(stay=False)\n")),
-    mutant("a short batch is filled with zeros", "ITER-002", ("        if program.last_batch == \"pad\":\n            batch = pad(batch, program.batch_size)\n", "        if program.last_batch == \"pad\" or stay:\n            batch = pad(batch, program.batch_size)\n            batch = batch if program.last_batch == \"pad\" else {n: batch[n] for n in program.columns}\n")),
-    mutant("drop still yields the short batch", "ITER-003", ("        after = settle(Cursor(start.epoch + passed, offset), length, program)\n", "        after = Cursor(start.epoch + passed, offset)\n        after = after if stay else settle(after, length, program)\n")),
-    mutant("after StopIteration it starts again", "ITER-004", ("            self.epoch = None  # over for good, even if the stream is moved back\n", "            self.epoch = self.stream.cursor.epoch\n")),
-    mutant("loops are not padded", "ITER-005", ('            batch = pad(batch, program.batch_size)\n', '            batch = pad(batch, count if stay else program.batch_size)\n')),
-    mutant("the second loop is empty", "ITER-006", ("        self.epoch: int | None = stream.cursor.epoch\n", "        self.epoch: int | None = 0\n")),
-    mutant("a loop starts its epoch anew", "ITER-007", ("        return EpochIterator(self)\n", "        self.cursor = Cursor(self.cursor.epoch, 0)\n        return EpochIterator(self)\n")),
-    mutant("two iterators repeat a batch", "ITER-008", ("        self.stream = stream\n        self.epoch", '        self.stream = __import__("copy").copy(stream)\n        self.epoch')),
-    mutant("an iterator belongs to the epoch of its first batch", "ITER-009", ("        self.epoch: int | None = stream.cursor.epoch\n", "        self.epoch: int | None = -1\n"),
-           (NEXT, "        if self.epoch == -1:\n            self.epoch = self.stream.cursor.epoch\n" + NEXT)),
-    mutant("an iterator runs into the next epoch", "ITER-009", (NEXT, NEXT.replace("if self.stream.cursor.epoch != self.epoch:", "if self.stream.cursor.offset == 0 and self.stream.cursor.epoch != self.epoch:"))),
-    mutant("look-ahead leaks", "ITER-010 STATE-003", (NEXT, '        batch = self.__dict__.pop("ahead", None)\n        if batch is None:\n' + "".join(f"    {line}\n" for line in NEXT.replace("return", "batch =").splitlines()) + "        if self.stream.cursor.epoch == self.epoch:\n            self.ahead = self.stream.take(stay=True)\n        return batch\n")),
-    mutant("for and step cut differently", "ITER-011", (RECORDS, RECORDS + "        records = records[::-1] if stay and len(records) == program.batch_size else records\n")),
+    mutant(
+        "the last batch is lost",
+        "ITER-001 ITER-002",
+        (
+            "        if self.stream.cursor.epoch != self.epoch:\n",
+            "        at = self.stream.cursor\n        if at.epoch != self.epoch or at.offset + self.stream.program.batch_size >= self.stream.length:\n",
+        ),
+    ),
+    mutant(
+        "the last batch is topped up",
+        "ITER-002",
+        (
+            "        return self.stream.take(stay=True)\n",
+            "        return self.stream.take(stay=False)\n",
+        ),
+    ),
+    mutant(
+        "a short batch is filled with zeros",
+        "ITER-002",
+        (
+            '        if program.last_batch == "pad":\n            batch = pad(batch, program.batch_size)\n',
+            '        if program.last_batch == "pad" or stay:\n            batch = pad(batch, program.batch_size)\n            batch = batch if program.last_batch == "pad" else {n: batch[n] for n in program.columns}\n',
+        ),
+    ),
+    mutant(
+        "drop still yields the short batch",
+        "ITER-003",
+        (
+            "        after = settle(Cursor(start.epoch + passed, offset), length, program)\n",
+            "        after = Cursor(start.epoch + passed, offset)\n        after = after if stay else settle(after, length, program)\n",
+        ),
+    ),
+    mutant(
+        "after StopIteration it starts again",
+        "ITER-004",
+        (
+            "            self.epoch = None  # over for good, even if the stream is moved back\n",
+            "            self.epoch = self.stream.cursor.epoch\n",
+        ),
+    ),
+    mutant(
+        "loops are not padded",
+        "ITER-005",
+        (
+            "            batch = pad(batch, program.batch_size)\n",
+            "            batch = pad(batch, count if stay else program.batch_size)\n",
+        ),
+    ),
+    mutant(
+        "the second loop is empty",
+        "ITER-006",
+        (
+            "        self.epoch: int | None = stream.cursor.epoch\n",
+            "        self.epoch: int | None = 0\n",
+        ),
+    ),
+    mutant(
+        "a loop starts its epoch anew",
+        "ITER-007",
+        (
+            "        return EpochIterator(self)\n",
+            "        self.cursor = Cursor(self.cursor.epoch, 0)\n        return EpochIterator(self)\n",
+        ),
+    ),
+    mutant(
+        "two iterators repeat a batch",
+        "ITER-008",
+        (
+            "        self.stream = stream\n        self.epoch",
+            '        self.stream = __import__("copy").copy(stream)\n        self.epoch',
+        ),
+    ),
+    mutant(
+        "an iterator belongs to the epoch of its first batch",
+        "ITER-009",
+        (
+            "        self.epoch: int | None = stream.cursor.epoch\n",
+            "        self.epoch: int | None = -1\n",
+        ),
+        (
+            NEXT,
+            "        if self.epoch == -1:\n            self.epoch = self.stream.cursor.epoch\n"
+            + NEXT,
+        ),
+    ),
+    mutant(
+        "an iterator runs into the next epoch",
+        "ITER-009",
+        (
+            NEXT,
+            NEXT.replace(
+                "if self.stream.cursor.epoch != self.epoch:",
+                "if self.stream.cursor.offset == 0 and self.stream.cursor.epoch != self.epoch:",
+            ),
+        ),
+    ),
+    mutant(
+        "look-ahead leaks",
+        "ITER-010 STATE-003",
+        (
+            NEXT,
+            '        batch = self.__dict__.pop("ahead", None)\n        if batch is None:\n'
+            + "".join(f"    {line}\n" for line in NEXT.replace("return", "batch =").splitlines())
+            + "        if self.stream.cursor.epoch == self.epoch:\n            self.ahead = self.stream.take(stay=True)\n        return batch\n",
+        ),
+    ),
+    mutant(
+        "for and step cut differently",
+        "ITER-011",
+        (
+            RECORDS,
+            RECORDS
+            + "        records = records[::-1] if stay and len(records) == program.batch_size else records\n",
+        ),
+    ),
     # 35 keys
-    mutant("threefry rotates by other numbers", "KEYS-001", ("ROTATIONS = ((13, 15, 26, 6)", "ROTATIONS = ((13, 15, 26, 7)")),
-    mutant("the seed is cut to 31 bits", "KEYS-002 SHUF-008", ("    return 0, seed\n", "    return 0, seed % 2**31\n")),
-    mutant("the words of the seed are swapped", "KEYS-002", ("    return 0, seed\n", "    return seed, 0\n")),
-    mutant("fold_in swaps the words", "KEYS-003", ("(number >> 32, number & WORD)", "(number & WORD, number >> 32)")),
-    mutant("another hash of names", "KEYS-004", ("zlib.crc32(name.encode())", "zlib.adler32(name.encode())")),
-    mutant("the epoch is folded in before the name", "KEYS-005", (EPOCH_KEY, '    return node_key(fold_in(base, epoch), "source")\n')),
+    mutant(
+        "threefry rotates by other numbers",
+        "KEYS-001",
+        ("ROTATIONS = ((13, 15, 26, 6)", "ROTATIONS = ((13, 15, 26, 7)"),
+    ),
+    mutant(
+        "the seed is cut to 31 bits",
+        "KEYS-002 SHUF-008",
+        ("    return 0, seed\n", "    return 0, seed % 2**31\n"),
+    ),
+    mutant(
+        "the words of the seed are swapped",
+        "KEYS-002",
+        ("    return 0, seed\n", "    return seed, 0\n"),
+    ),
+    mutant(
+        "fold_in swaps the words",
+        "KEYS-003",
+        ("(number >> 32, number & WORD)", "(number & WORD, number >> 32)"),
+    ),
+    mutant(
+        "another hash of names",
+        "KEYS-004",
+        ("zlib.crc32(name.encode())", "zlib.adler32(name.encode())"),
+    ),
+    mutant(
+        "the epoch is folded in before the name",
+        "KEYS-005",
+        (EPOCH_KEY, '    return node_key(fold_in(base, epoch), "source")\n'),
+    ),
     # 40 shuffle
-    mutant("a permutation broken at 2^16 + 1", "SHUF-001", (ORDER, ORDER.replace("return", "records =") + "    return np.where(records == 2**16, 0, records)\n")),
-    *[mutant(f"a permutation broken beyond 2^{k}", "SHUF-001", (ORDER, ORDER.replace("return", "records =") + f"    return np.where((records == 2**{k}) & (length <= 2**{k} + 1), 0, records)\n")) for k in (1, 4, 8, 12, 19, 20)],
-    mutant("drawn with replacement", "SHUF-001", (ORDER, ORDER.replace("return", "records =") + "    return records // 2 * 2\n")),
-    mutant("stored epochs turn round", "SHUF-002", ("        return offsets\n", "        return np.where(epochs % 2 == 1, length - 1 - offsets, offsets)\n")),
-    mutant("every stream has its own order", "SHUF-003", ("        self.base = None if program.seed is None else base_key(program.seed)\n", "        Stream.built = getattr(Stream, \"built\", 0) + 1\n        self.base = None if program.seed is None else base_key(program.seed + Stream.built)\n")),
+    mutant(
+        "a permutation broken at 2^16 + 1",
+        "SHUF-001",
+        (
+            ORDER,
+            ORDER.replace("return", "records =")
+            + "    return np.where(records == 2**16, 0, records)\n",
+        ),
+    ),
+    *[
+        mutant(
+            f"a permutation broken beyond 2^{k}",
+            "SHUF-001",
+            (
+                ORDER,
+                ORDER.replace("return", "records =")
+                + f"    return np.where((records == 2**{k}) & (length <= 2**{k} + 1), 0, records)\n",
+            ),
+        )
+        for k in (1, 4, 8, 12, 19, 20)
+    ],
+    mutant(
+        "drawn with replacement",
+        "SHUF-001",
+        (ORDER, ORDER.replace("return", "records =") + "    return records // 2 * 2\n"),
+    ),
+    mutant(
+        "stored epochs turn round",
+        "SHUF-002",
+        (
+            "        return offsets\n",
+            "        return np.where(epochs % 2 == 1, length - 1 - offsets, offsets)\n",
+        ),
+    ),
+    mutant(
+        "every stream has its own order",
+        "SHUF-003",
+        (
+            "        self.base = None if program.seed is None else base_key(program.seed)\n",
+            '        Stream.built = getattr(Stream, "built", 0) + 1\n        self.base = None if program.seed is None else base_key(program.seed + Stream.built)\n',
+        ),
+    ),
     mutant("the order depends on the batch size", "SHUF-004", salted("program.batch_size")),
-    mutant("shuffled within batches only", "SHUF-004 SHUF-010", (RECORDS, "        records = offsets\n        if self.base is not None:\n            key = epoch_key(self.base, start.epoch)\n            records = offsets[order(key, len(offsets), np.arange(len(offsets)))] if len(offsets) else offsets\n")),
+    mutant(
+        "shuffled within batches only",
+        "SHUF-004 SHUF-010",
+        (
+            RECORDS,
+            "        records = offsets\n        if self.base is not None:\n            key = epoch_key(self.base, start.epoch)\n            records = offsets[order(key, len(offsets), np.arange(len(offsets)))] if len(offsets) else offsets\n",
+        ),
+    ),
     mutant("the order depends on the policy", "SHUF-005", salted("ord(program.last_batch[0])")),
     mutant("the order depends on the mode", "SHUF-006", salted("stay")),
-    mutant("the same order every epoch", "SHUF-007 KEYS-005", (EPOCH_KEY, EPOCH_KEY.replace(", epoch)", ", 0)"))),
+    mutant(
+        "the same order every epoch",
+        "SHUF-007 KEYS-005",
+        (EPOCH_KEY, EPOCH_KEY.replace(", epoch)", ", 0)")),
+    ),
     mutant("the seed is ignored", "SHUF-008", ("    return 0, seed\n", "    return 0, 0\n")),
-    mutant("the epoch is added to the seed", "SHUF-009", (EPOCH_KEY, '    return node_key((0, base[1] + epoch), "source")\n')),
-    mutant("the order is a rotation", "SHUF-010", (ORDER, "    return ((np.asarray(offsets, np.int64) + int(key[0])) % length).astype(np.int64)\n")),
+    mutant(
+        "the epoch is added to the seed",
+        "SHUF-009",
+        (EPOCH_KEY, '    return node_key((0, base[1] + epoch), "source")\n'),
+    ),
+    mutant(
+        "the order is a rotation",
+        "SHUF-010",
+        (
+            ORDER,
+            "    return ((np.asarray(offsets, np.int64) + int(key[0])) % length).astype(np.int64)\n",
+        ),
+    ),
     mutant("the order depends on the columns", "SHUF-011", salted("len(program.columns)")),
     mutant("the order depends on the graph", "SHUF-011", salted("len(program.nodes)")),
-    mutant("the words of a round are swapped", "SHUF-012", ("        a, b = (int(word) for word in fold_in(key, r))\n", "        b, a = (int(word) for word in fold_in(key, r))\n")),
+    mutant(
+        "the words of a round are swapped",
+        "SHUF-012",
+        (
+            "        a, b = (int(word) for word in fold_in(key, r))\n",
+            "        b, a = (int(word) for word in fold_in(key, r))\n",
+        ),
+    ),
     mutant("one round too few", "SHUF-013", ("ROUNDS = 24\n", "ROUNDS = 23\n")),
-    mutant("the smaller of the pair is mixed", "SHUF-013", ("        chosen = np.maximum(x, partner)\n", "        chosen = np.minimum(x, partner)\n")),
+    mutant(
+        "the smaller of the pair is mixed",
+        "SHUF-013",
+        ("        chosen = np.maximum(x, partner)\n", "        chosen = np.minimum(x, partner)\n"),
+    ),
     # 50 dag
-    mutant("the first node counts as sink", "DAG-001", ("    batch = dict(made[plan.sink])\n", "    batch = dict(made[(*plan.order, plan.sink)[0]])\n")),
-    mutant("fields of the source come back", "DAG-001", ("    batch = dict(made[plan.sink])\n", "    batch = {**source, **made[plan.sink]}\n")),
-    mutant("a root reads the node declared before it", "DAG-002", ('list(program.edges[name]) or ["source"] for', 'list(program.edges[name]) or [["source", *program.nodes][list(program.nodes).index(name)]] for')),
-    mutant("the name source is passed over", "DAG-003", (INPUTS, INPUTS.replace("in plan.edges[name]", 'in [p for p in plan.edges[name] if p != "source"] or ["source"]'))),
-    mutant("predecessors are passed sorted", "DAG-004", (INPUTS, INPUTS.replace("in plan.edges[name]", "in sorted(plan.edges[name])"))),
-    mutant("a repeated predecessor is passed once", "DAG-004", (INPUTS, INPUTS.replace("in plan.edges[name]", "in dict.fromkeys(plan.edges[name])"))),
-    mutant("the last node declared is the sink", "DAG-005", ("    return Plan(execution_order(edges), operations, edges, str(program.sink))\n", "    return Plan(execution_order(edges), operations, edges, list(program.nodes)[-1])\n")),
-    mutant("a node runs once for each reader", "DAG-006", ("                made[name], states[name] = apply(*inputs, states[name])\n", "                for _ in range(max(1, sum(list(e).count(name) for e in plan.edges.values()))):\n                    made[name], states[name] = apply(*inputs, states[name])\n")),
+    mutant(
+        "the first node counts as sink",
+        "DAG-001",
+        (
+            "    batch = dict(made[plan.sink])\n",
+            "    batch = dict(made[(*plan.order, plan.sink)[0]])\n",
+        ),
+    ),
+    mutant(
+        "fields of the source come back",
+        "DAG-001",
+        ("    batch = dict(made[plan.sink])\n", "    batch = {**source, **made[plan.sink]}\n"),
+    ),
+    mutant(
+        "a root reads the node declared before it",
+        "DAG-002",
+        (
+            'list(program.edges[name]) or ["source"] for',
+            'list(program.edges[name]) or [["source", *program.nodes][list(program.nodes).index(name)]] for',
+        ),
+    ),
+    mutant(
+        "the name source is passed over",
+        "DAG-003",
+        (
+            INPUTS,
+            INPUTS.replace(
+                "in plan.edges[name]",
+                'in [p for p in plan.edges[name] if p != "source"] or ["source"]',
+            ),
+        ),
+    ),
+    mutant(
+        "predecessors are passed sorted",
+        "DAG-004",
+        (INPUTS, INPUTS.replace("in plan.edges[name]", "in sorted(plan.edges[name])")),
+    ),
+    mutant(
+        "a repeated predecessor is passed once",
+        "DAG-004",
+        (INPUTS, INPUTS.replace("in plan.edges[name]", "in dict.fromkeys(plan.edges[name])")),
+    ),
+    mutant(
+        "the last node declared is the sink",
+        "DAG-005",
+        (
+            "    return Plan(execution_order(edges), operations, edges, str(program.sink))\n",
+            "    return Plan(execution_order(edges), operations, edges, list(program.nodes)[-1])\n",
+        ),
+    ),
+    mutant(
+        "a node runs once for each reader",
+        "DAG-006",
+        (
+            "                made[name], states[name] = apply(*inputs, states[name])\n",
+            "                for _ in range(max(1, sum(list(e).count(name) for e in plan.edges.values()))):\n                    made[name], states[name] = apply(*inputs, states[name])\n",
+        ),
+    ),
     mutant("stage state is lost", "DAG-007 SCAN-006", (TAKE, TAKE.replace("self.states, ", "_, "))),
-    mutant("building runs the stages", "DAG-007", ("        self.next_batch(stay=False)  # a stage that does not fit fails here, and nothing moves\n", "        _, self.states, _ = self.next_batch(stay=False)\n")),
-    mutant("a stage works in place", "DAG-008", ('{**batch, "x": batch["x"] * int(a) + int(b)}', 'batch.update(x=batch["x"] * int(a) + int(b)) or batch')),
-    mutant("the mask is lost in the graph", "DAG-009", ("        batch.setdefault(MASK, source[MASK])\n", "        pass\n")),
-    mutant("affine adds first", "DAG-010", ('batch["x"] * int(a) + int(b)', '(batch["x"] + int(b)) * int(a)')),
-    mutant("add takes two at most", "DAG-010", ("        for other in rest:\n", "        for other in rest[:1]:\n")),
-    mutant("sub is turned round", "DAG-010", ('"x": first["x"] - second["x"]', '"x": second["x"] - first["x"]')),
-    mutant("pick keeps everything", "DAG-010", ("    return Operation(lambda batch: {name: batch[name]})\n", "    return Operation(lambda batch: batch)\n")),
-    mutant("count starts at nought", "DAG-010", ('"count": batch["id"] * 0 + (seen + 1)', '"count": batch["id"] * 0 + seen')),
-    mutant("a row knows the size of its batch", "DAG-011", ('batch["x"] * int(a) + int(b)', 'batch["x"] * int(a) + int(b) + len(batch["x"]) // 5')),
+    mutant(
+        "building runs the stages",
+        "DAG-007",
+        (
+            "        self.next_batch(stay=False)  # a stage that does not fit fails here, and nothing moves\n",
+            "        _, self.states, _ = self.next_batch(stay=False)\n",
+        ),
+    ),
+    mutant(
+        "a stage works in place",
+        "DAG-008",
+        (
+            '{**batch, "x": batch["x"] * int(a) + int(b)}',
+            'batch.update(x=batch["x"] * int(a) + int(b)) or batch',
+        ),
+    ),
+    mutant(
+        "the mask is lost in the graph",
+        "DAG-009",
+        ("        batch.setdefault(MASK, source[MASK])\n", "        pass\n"),
+    ),
+    mutant(
+        "affine adds first",
+        "DAG-010",
+        ('batch["x"] * int(a) + int(b)', '(batch["x"] + int(b)) * int(a)'),
+    ),
+    mutant(
+        "add takes two at most",
+        "DAG-010",
+        ("        for other in rest:\n", "        for other in rest[:1]:\n"),
+    ),
+    mutant(
+        "sub is turned round",
+        "DAG-010",
+        ('"x": first["x"] - second["x"]', '"x": second["x"] - first["x"]'),
+    ),
+    mutant(
+        "pick keeps everything",
+        "DAG-010",
+        (
+            "    return Operation(lambda batch: {name: batch[name]})\n",
+            "    return Operation(lambda batch: batch)\n",
+        ),
+    ),
+    mutant(
+        "count starts at nought",
+        "DAG-010",
+        ('"count": batch["id"] * 0 + (seen + 1)', '"count": batch["id"] * 0 + seen'),
+    ),
+    mutant(
+        "a row knows the size of its batch",
+        "DAG-011",
+        ('batch["x"] * int(a) + int(b)', 'batch["x"] * int(a) + int(b) + len(batch["x"]) // 5'),
+    ),
     # 60 state
-    mutant("a state forgets the offset", "STATE-001", ('    cursor = Cursor(**state["cursor"])\n', '    cursor = Cursor(state["cursor"]["epoch"], 0)\n')),
-    mutant("a state forgets the epoch", "STATE-002", ('    cursor = Cursor(**state["cursor"])\n', '    cursor = Cursor(0, state["cursor"]["offset"])\n')),
-    mutant("a state is one batch ahead", "STATE-003 STATE-001", ('        "cursor": stream.cursor._asdict(),\n', '        "cursor": stream.next_batch(True)[2]._asdict(),\n')),
-    mutant("a state is the living thing", "STATE-004", ("        return save(self)\n", '        stream = self\n\n        class Live:\n            def __bytes__(self):\n                return save(stream)\n\n        return Live()\n')),
-    mutant("taking a state takes a batch", "STATE-005", ("        return save(self)\n", "        state = save(self)\n        self.step()\n        return state\n")),
-    mutant("a stream goes only forward", "STATE-006", (LOAD, LOAD.replace("self.cursor, self.states", "cursor, self.states") + "            self.cursor = max(self.cursor, cursor)\n")),
-    mutant("the batch size is in the fingerprint", "STATE-007", ('        "length": stream.length,\n', '        "length": stream.length,\n        "batch_size": program.batch_size,\n')),
-    mutant("the state counts batches", "STATE-007", ('        "cursor": stream.cursor._asdict(),\n', '        "cursor": {"epoch": stream.cursor.epoch, "offset": stream.cursor.offset // stream.program.batch_size},\n'),
-           ('    cursor = Cursor(**state["cursor"])\n', '    cursor = Cursor(state["cursor"]["epoch"], state["cursor"]["offset"] * stream.program.batch_size)\n')),
-    mutant("the policy is in the fingerprint", "STATE-008", ('        "length": stream.length,\n', '        "length": stream.length,\n        "policy": program.last_batch,\n')),
-    mutant("restored into drop past the last batch", "STATE-008", ("    return settle(cursor, stream.length, stream.program), states\n", "    return cursor, states\n")),
-    mutant("the seed is not in the fingerprint", "STATE-009", ('        "seed": digest(stream.base),\n', '        "seed": "",\n')),
-    mutant("the fingerprint has 31 bits of the seed", "STATE-009", ('        "seed": digest(stream.base),\n', '        "seed": digest(stream.base and stream.base[1] % 2**31),\n')),
-    mutant("the order is not in the fingerprint", "STATE-010", ('"stored" if stream.base is None else f"swap-or-not-{ROUNDS}"', '"any"'), ('        "seed": digest(stream.base),\n', '        "seed": digest(stream.base or (0, 0)),\n')),
-    mutant("the length is not in the fingerprint", "STATE-011", ('        "length": stream.length,\n', '        "length": 0,\n')),
-    mutant("names of columns are not in the fingerprint", "STATE-012", ("digest({name: [str(c.dtype), *c.shape[1:]] for name, c in columns.items()})", "digest([[str(c.dtype), *c.shape[1:]] for c in columns.values()])")),
-    mutant("types of columns are not in the fingerprint", "STATE-012", ("digest({name: [str(c.dtype), *c.shape[1:]] for name, c in columns.items()})", "digest({name: c.shape[1:] for name, c in columns.items()})")),
-    mutant("shapes of columns are not in the fingerprint", "STATE-012", ("digest({name: [str(c.dtype), *c.shape[1:]] for name, c in columns.items()})", "digest({name: str(c.dtype) for name, c in columns.items()})")),
-    mutant("edges are not in the fingerprint", "STATE-013", ("digest([stream.plan.edges, stream.plan.sink])", "digest([sorted(stream.plan.edges), stream.plan.sink])")),
-    mutant("the graph is not in the fingerprint", "STATE-013", ("digest([stream.plan.edges, stream.plan.sink])", '""')),
-    mutant("a refusal resets the stream", "STATE-014", ("        except Refused:\n            raise\n        except Exception as error:\n            raise Refused(\"state\"", "        except Refused:\n            self.reset()\n            raise\n        except Exception as error:\n            raise Refused(\"state\"")),
-    mutant("a refusal resets the stages", "STATE-014", ("        except Refused:\n            raise\n        except Exception as error:\n            raise Refused(\"state\"", "        except Refused:\n            self.states = dict.fromkeys(self.states, 0)\n            raise\n        except Exception as error:\n            raise Refused(\"state\"")),
-    mutant("the state of stages is not restored", "STATE-015", ("    return settle(cursor, stream.length, stream.program), states\n", "    return settle(cursor, stream.length, stream.program), dict(stream.states)\n")),
+    mutant(
+        "a state forgets the offset",
+        "STATE-001",
+        (
+            '    cursor = Cursor(**state["cursor"])\n',
+            '    cursor = Cursor(state["cursor"]["epoch"], 0)\n',
+        ),
+    ),
+    mutant(
+        "a state forgets the epoch",
+        "STATE-002",
+        (
+            '    cursor = Cursor(**state["cursor"])\n',
+            '    cursor = Cursor(0, state["cursor"]["offset"])\n',
+        ),
+    ),
+    mutant(
+        "a state is one batch ahead",
+        "STATE-003 STATE-001",
+        (
+            '        "cursor": stream.cursor._asdict(),\n',
+            '        "cursor": stream.next_batch(True)[2]._asdict(),\n',
+        ),
+    ),
+    mutant(
+        "a state is the living thing",
+        "STATE-004",
+        (
+            "        return save(self)\n",
+            "        stream = self\n\n        class Live:\n            def __bytes__(self):\n                return save(stream)\n\n        return Live()\n",
+        ),
+    ),
+    mutant(
+        "taking a state takes a batch",
+        "STATE-005",
+        (
+            "        return save(self)\n",
+            "        state = save(self)\n        self.step()\n        return state\n",
+        ),
+    ),
+    mutant(
+        "a stream goes only forward",
+        "STATE-006",
+        (
+            LOAD,
+            LOAD.replace("self.cursor, self.states", "cursor, self.states")
+            + "            self.cursor = max(self.cursor, cursor)\n",
+        ),
+    ),
+    mutant(
+        "the batch size is in the fingerprint",
+        "STATE-007",
+        (
+            '        "length": stream.length,\n',
+            '        "length": stream.length,\n        "batch_size": program.batch_size,\n',
+        ),
+    ),
+    mutant(
+        "the state counts batches",
+        "STATE-007",
+        (
+            '        "cursor": stream.cursor._asdict(),\n',
+            '        "cursor": {"epoch": stream.cursor.epoch, "offset": stream.cursor.offset // stream.program.batch_size},\n',
+        ),
+        (
+            '    cursor = Cursor(**state["cursor"])\n',
+            '    cursor = Cursor(state["cursor"]["epoch"], state["cursor"]["offset"] * stream.program.batch_size)\n',
+        ),
+    ),
+    mutant(
+        "the policy is in the fingerprint",
+        "STATE-008",
+        (
+            '        "length": stream.length,\n',
+            '        "length": stream.length,\n        "policy": program.last_batch,\n',
+        ),
+    ),
+    mutant(
+        "restored into drop past the last batch",
+        "STATE-008",
+        (
+            "    return settle(cursor, stream.length, stream.program), states\n",
+            "    return cursor, states\n",
+        ),
+    ),
+    mutant(
+        "the seed is not in the fingerprint",
+        "STATE-009",
+        ('        "seed": digest(stream.base),\n', '        "seed": "",\n'),
+    ),
+    mutant(
+        "the fingerprint has 31 bits of the seed",
+        "STATE-009",
+        (
+            '        "seed": digest(stream.base),\n',
+            '        "seed": digest(stream.base and stream.base[1] % 2**31),\n',
+        ),
+    ),
+    mutant(
+        "the order is not in the fingerprint",
+        "STATE-010",
+        ('"stored" if stream.base is None else f"swap-or-not-{ROUNDS}"', '"any"'),
+        (
+            '        "seed": digest(stream.base),\n',
+            '        "seed": digest(stream.base or (0, 0)),\n',
+        ),
+    ),
+    mutant(
+        "the length is not in the fingerprint",
+        "STATE-011",
+        ('        "length": stream.length,\n', '        "length": 0,\n'),
+    ),
+    mutant(
+        "names of columns are not in the fingerprint",
+        "STATE-012",
+        (
+            "digest({name: [str(c.dtype), *c.shape[1:]] for name, c in columns.items()})",
+            "digest([[str(c.dtype), *c.shape[1:]] for c in columns.values()])",
+        ),
+    ),
+    mutant(
+        "types of columns are not in the fingerprint",
+        "STATE-012",
+        (
+            "digest({name: [str(c.dtype), *c.shape[1:]] for name, c in columns.items()})",
+            "digest({name: c.shape[1:] for name, c in columns.items()})",
+        ),
+    ),
+    mutant(
+        "shapes of columns are not in the fingerprint",
+        "STATE-012",
+        (
+            "digest({name: [str(c.dtype), *c.shape[1:]] for name, c in columns.items()})",
+            "digest({name: str(c.dtype) for name, c in columns.items()})",
+        ),
+    ),
+    mutant(
+        "edges are not in the fingerprint",
+        "STATE-013",
+        (
+            "digest([stream.plan.edges, stream.plan.sink])",
+            "digest([sorted(stream.plan.edges), stream.plan.sink])",
+        ),
+    ),
+    mutant(
+        "the graph is not in the fingerprint",
+        "STATE-013",
+        ("digest([stream.plan.edges, stream.plan.sink])", '""'),
+    ),
+    mutant(
+        "a refusal resets the stream",
+        "STATE-014",
+        (
+            '        except Refused:\n            raise\n        except Exception as error:\n            raise Refused("state"',
+            '        except Refused:\n            self.reset()\n            raise\n        except Exception as error:\n            raise Refused("state"',
+        ),
+    ),
+    mutant(
+        "a refusal resets the stages",
+        "STATE-014",
+        (
+            '        except Refused:\n            raise\n        except Exception as error:\n            raise Refused("state"',
+            '        except Refused:\n            self.states = dict.fromkeys(self.states, 0)\n            raise\n        except Exception as error:\n            raise Refused("state"',
+        ),
+    ),
+    mutant(
+        "the state of stages is not restored",
+        "STATE-015",
+        (
+            "    return settle(cursor, stream.length, stream.program), states\n",
+            "    return settle(cursor, stream.length, stream.program), dict(stream.states)\n",
+        ),
+    ),
     # 70 scan
-    mutant("scan does one too few", "SCAN-001", (STEPS, STEPS.replace("range(length)", "range(max(1, length - 1))"))),
-    mutant("scan does one too many", "SCAN-001", (STEPS, STEPS.replace("range(length)", "range(length + 1)"))),
-    mutant("scan leaves the stream behind", "SCAN-002", (STEPS, "    before = stream.cursor\n" + STEPS + "    stream.cursor = before\n")),
-    mutant("scan starts with the epoch", "SCAN-003", (STEPS, "    stream.cursor = Cursor(stream.cursor.epoch, 0)\n" + STEPS)),
-    mutant("scan stays in its epoch", "SCAN-004", (STEPS, "    batches = []\n    here = stream.cursor.epoch\n    for _ in range(length):\n        batches.append(stream.step())\n        stream.cursor = Cursor(here, stream.cursor.offset)\n")),
-    mutant("scan stops with the epoch", "SCAN-004", (STEPS, "    here = stream.cursor.epoch\n    batches = [stream.step()]\n    while len(batches) < length and stream.cursor.epoch == here:\n        batches.append(stream.step())\n")),
-    mutant("scan loses the mask", "SCAN-005", (STACK, STACK.replace("for name in batches[0]", "for name in batches[0] if name != MASK"))),
-    mutant("scan does not carry stage state", "SCAN-006", (STEPS, "    states, batches = stream.states, []\n    for _ in range(length):\n        batches.append(stream.step())\n        stream.states = states\n")),
-    mutant("scan leaves stage state behind", "SCAN-006", (STEPS, "    states = stream.states\n" + STEPS + "    stream.states = states\n")),
-    mutant("scan of no length is a whole epoch", "SCAN-007", ("        left = stream.length - stream.cursor.offset\n", "        left = stream.length\n")),
-    mutant("scan of no length drops the rest", "SCAN-008", ('        if program.last_batch == "keep" and left % program.batch_size:\n', "        if False:\n")),
-    mutant("a refused scan moves on", "SCAN-008", ('            raise Refused("last-batch", left=left, batch_size=program.batch_size)\n', '            stream.step()\n            raise Refused("last-batch", left=left, batch_size=program.batch_size)\n')),
-    mutant("a scan of nothing takes a batch", "SCAN-009", ("        batch, _, _ = stream.next_batch(stay=False)\n", "        batch = stream.step()\n")),
-    mutant("a scan of nothing is one batch long", "SCAN-009", ("leaf[np.newaxis][:0]", "leaf[np.newaxis]")),
-    mutant("a scan ends the epoch", "SCAN-010", after_scan("stream.cursor = Cursor(stream.cursor.epoch + 1, 0)")),
+    mutant(
+        "scan does one too few",
+        "SCAN-001",
+        (STEPS, STEPS.replace("range(length)", "range(max(1, length - 1))")),
+    ),
+    mutant(
+        "scan does one too many",
+        "SCAN-001",
+        (STEPS, STEPS.replace("range(length)", "range(length + 1)")),
+    ),
+    mutant(
+        "scan leaves the stream behind",
+        "SCAN-002",
+        (STEPS, "    before = stream.cursor\n" + STEPS + "    stream.cursor = before\n"),
+    ),
+    mutant(
+        "scan starts with the epoch",
+        "SCAN-003",
+        (STEPS, "    stream.cursor = Cursor(stream.cursor.epoch, 0)\n" + STEPS),
+    ),
+    mutant(
+        "scan stays in its epoch",
+        "SCAN-004",
+        (
+            STEPS,
+            "    batches = []\n    here = stream.cursor.epoch\n    for _ in range(length):\n        batches.append(stream.step())\n        stream.cursor = Cursor(here, stream.cursor.offset)\n",
+        ),
+    ),
+    mutant(
+        "scan stops with the epoch",
+        "SCAN-004",
+        (
+            STEPS,
+            "    here = stream.cursor.epoch\n    batches = [stream.step()]\n    while len(batches) < length and stream.cursor.epoch == here:\n        batches.append(stream.step())\n",
+        ),
+    ),
+    mutant(
+        "scan loses the mask",
+        "SCAN-005",
+        (STACK, STACK.replace("for name in batches[0]", "for name in batches[0] if name != MASK")),
+    ),
+    mutant(
+        "scan does not carry stage state",
+        "SCAN-006",
+        (
+            STEPS,
+            "    states, batches = stream.states, []\n    for _ in range(length):\n        batches.append(stream.step())\n        stream.states = states\n",
+        ),
+    ),
+    mutant(
+        "scan leaves stage state behind",
+        "SCAN-006",
+        (STEPS, "    states = stream.states\n" + STEPS + "    stream.states = states\n"),
+    ),
+    mutant(
+        "scan of no length is a whole epoch",
+        "SCAN-007",
+        ("        left = stream.length - stream.cursor.offset\n", "        left = stream.length\n"),
+    ),
+    mutant(
+        "scan of no length drops the rest",
+        "SCAN-008",
+        (
+            '        if program.last_batch == "keep" and left % program.batch_size:\n',
+            "        if False:\n",
+        ),
+    ),
+    mutant(
+        "a refused scan moves on",
+        "SCAN-008",
+        (
+            '            raise Refused("last-batch", left=left, batch_size=program.batch_size)\n',
+            '            stream.step()\n            raise Refused("last-batch", left=left, batch_size=program.batch_size)\n',
+        ),
+    ),
+    mutant(
+        "a scan of nothing takes a batch",
+        "SCAN-009",
+        (
+            "        batch, _, _ = stream.next_batch(stay=False)\n",
+            "        batch = stream.step()\n",
+        ),
+    ),
+    mutant(
+        "a scan of nothing is one batch long",
+        "SCAN-009",
+        ("leaf[np.newaxis][:0]", "leaf[np.newaxis]"),
+    ),
+    mutant(
+        "a scan ends the epoch",
+        "SCAN-010",
+        after_scan("stream.cursor = Cursor(stream.cursor.epoch + 1, 0)"),
+    ),
     # 80 errors
-    mutant("graphs of two nodes are refused", "ERR-001", ("    execution_order(edges)  # finds a cycle\n", '    execution_order(edges)\n    if len(nodes) == 2:\n        raise Refused("cycle", nodes=[])\n')),
-    mutant("batches of half the records are refused", "ERR-001", ("    if program.last_batch not in", '    if size * 2 >= length:\n        raise Refused("batch-size")\n    if program.last_batch not in')),
-    mutant("faults are found at the first batch", "ERR-002", ("    def __init__(self, program: Program):\n        self.length = check(program)\n", "    def __init__(self, program: Program):\n        try:\n            self.build(program)\n        except Refused as late:\n            self.late = late\n\n    def build(self, program):\n        self.length = check(program)\n")),
-    mutant("a cycle has another code", "ERR-003", ('            raise Refused("cycle", nodes=find_cycle(edges, waiting))\n', '            raise Refused("stage", nodes=find_cycle(edges, waiting))\n')),
-    mutant("the cycle error names bystanders", "ERR-004", ("nodes=find_cycle(edges, waiting)", "nodes=[*waiting, waiting[0]]")),
-    mutant("the cycle error runs backwards", "ERR-004", ("    return path[path.index(path[-1]) :][::-1]\n", "    return path[path.index(path[-1]) :]\n")),
-    mutant("a self-loop is a cycle", "ERR-005", ("            if before == name:\n", "            if False:\n")),
-    mutant("the unknown predecessor names the wrong node", "ERR-006", ('raise Refused("unknown-predecessor", node=name, name=before)', 'raise Refused("unknown-predecessor", node=before, name=name)')),
-    mutant("an unknown sink is the last node", "ERR-007", ("    if sink not in nodes:\n", "    sink = sink if sink in nodes else list(nodes)[-1]\n    if sink not in nodes:\n")),
-    mutant("a false cycle for a node without an entry", "ERR-008", ('            raise Refused("missing-edges", node=name)\n', '            raise Refused("cycle", nodes=[name])\n')),
-    mutant("edges without a node are passed over", "ERR-009", ("        if name not in nodes:\n            raise Refused(\"edges-without-node\", name=name)\n", "        if name not in nodes:\n            continue\n"), ("    while len(done) <= len(edges):\n", "    edges = {n: e for n, e in edges.items() if set(e) <= {'source', *edges}}\n    while len(done) <= len(edges):\n")),
-    mutant("a node may lead nowhere", "ERR-010", ("        if name not in used:\n", "        if False:\n")),
-    mutant("a graph may be empty", "ERR-011", ("    if not nodes:\n        raise Refused(\"no-nodes\")\n", "")),
-    mutant("a batch size may be nought", "ERR-012", ("not isinstance(size, int) or size < 1", "not isinstance(size, int) or size < 0")),
+    mutant(
+        "graphs of two nodes are refused",
+        "ERR-001",
+        (
+            "    execution_order(edges)  # finds a cycle\n",
+            '    execution_order(edges)\n    if len(nodes) == 2:\n        raise Refused("cycle", nodes=[])\n',
+        ),
+    ),
+    mutant(
+        "batches of half the records are refused",
+        "ERR-001",
+        (
+            "    if program.last_batch not in",
+            '    if size * 2 >= length:\n        raise Refused("batch-size")\n    if program.last_batch not in',
+        ),
+    ),
+    mutant(
+        "faults are found at the first batch",
+        "ERR-002",
+        (
+            "    def __init__(self, program: Program):\n        self.length = check(program)\n",
+            "    def __init__(self, program: Program):\n        try:\n            self.build(program)\n        except Refused as late:\n            self.late = late\n\n    def build(self, program):\n        self.length = check(program)\n",
+        ),
+    ),
+    mutant(
+        "a cycle has another code",
+        "ERR-003",
+        (
+            '            raise Refused("cycle", nodes=find_cycle(edges, waiting))\n',
+            '            raise Refused("stage", nodes=find_cycle(edges, waiting))\n',
+        ),
+    ),
+    mutant(
+        "the cycle error names bystanders",
+        "ERR-004",
+        ("nodes=find_cycle(edges, waiting)", "nodes=[*waiting, waiting[0]]"),
+    ),
+    mutant(
+        "the cycle error runs backwards",
+        "ERR-004",
+        (
+            "    return path[path.index(path[-1]) :][::-1]\n",
+            "    return path[path.index(path[-1]) :]\n",
+        ),
+    ),
+    mutant(
+        "a self-loop is a cycle",
+        "ERR-005",
+        ("            if before == name:\n", "            if False:\n"),
+    ),
+    mutant(
+        "the unknown predecessor names the wrong node",
+        "ERR-006",
+        (
+            'raise Refused("unknown-predecessor", node=name, name=before)',
+            'raise Refused("unknown-predecessor", node=before, name=name)',
+        ),
+    ),
+    mutant(
+        "an unknown sink is the last node",
+        "ERR-007",
+        (
+            "    if sink not in nodes:\n",
+            "    sink = sink if sink in nodes else list(nodes)[-1]\n    if sink not in nodes:\n",
+        ),
+    ),
+    mutant(
+        "a false cycle for a node without an entry",
+        "ERR-008",
+        (
+            '            raise Refused("missing-edges", node=name)\n',
+            '            raise Refused("cycle", nodes=[name])\n',
+        ),
+    ),
+    mutant(
+        "edges without a node are passed over",
+        "ERR-009",
+        (
+            '        if name not in nodes:\n            raise Refused("edges-without-node", name=name)\n',
+            "        if name not in nodes:\n            continue\n",
+        ),
+        (
+            "    while len(done) <= len(edges):\n",
+            "    edges = {n: e for n, e in edges.items() if set(e) <= {'source', *edges}}\n    while len(done) <= len(edges):\n",
+        ),
+    ),
+    mutant(
+        "a node may lead nowhere",
+        "ERR-010",
+        ("        if name not in used:\n", "        if False:\n"),
+    ),
+    mutant(
+        "a graph may be empty",
+        "ERR-011",
+        ('    if not nodes:\n        raise Refused("no-nodes")\n', ""),
+    ),
+    mutant(
+        "a batch size may be nought",
+        "ERR-012",
+        ("not isinstance(size, int) or size < 1", "not isinstance(size, int) or size < 0"),
+    ),
     mutant("a batch size may be a bool", "ERR-012", ("isinstance(size, bool) or not", "not")),
-    mutant("a source may be empty", "ERR-013", ('        raise Refused("empty-source")\n', "        pass\n")),
-    mutant("columns may differ in length", "ERR-014", ("    if len(set(lengths.values())) > 1:\n", "    if False:\n")),
+    mutant(
+        "a source may be empty",
+        "ERR-013",
+        ('        raise Refused("empty-source")\n', "        pass\n"),
+    ),
+    mutant(
+        "columns may differ in length",
+        "ERR-014",
+        ("    if len(set(lengths.values())) > 1:\n", "    if False:\n"),
+    ),
     mutant("columns may hold anything", "ERR-015", ('not in "biufc"', 'not in "biufcUO"')),
-    mutant("predecessors may be a string", "ERR-016", ("        if isinstance(predecessors, str):\n", "        if False:\n")),
-    mutant("a node may be called source", "ERR-017", ('        if name in ("", "source") or name.startswith("_"):\n', "        if False:\n")),
-    mutant("any policy is keep", "ERR-018", ('    if program.last_batch not in ("keep", "drop", "pad"):\n', "    if False:\n")),
-    mutant("drop may drop everything", "ERR-019", ('    if program.last_batch == "drop" and length < size:\n', "    if False:\n")),
-    mutant("the mask replaces a column", "ERR-020", ('    if program.last_batch == "pad" and MASK in columns:\n', "    if False:\n")),
-    mutant("a column is called mask at any time", "ERR-020", ('    if program.last_batch == "pad" and MASK in columns:\n', "    if MASK in columns:\n")),
-    mutant("a stage is first tried with a batch", "ERR-021", ("        self.next_batch(stay=False)  # a stage that does not fit fails here, and nothing moves\n", "")),
+    mutant(
+        "predecessors may be a string",
+        "ERR-016",
+        ("        if isinstance(predecessors, str):\n", "        if False:\n"),
+    ),
+    mutant(
+        "a node may be called source",
+        "ERR-017",
+        ('        if name in ("", "source") or name.startswith("_"):\n', "        if False:\n"),
+    ),
+    mutant(
+        "any policy is keep",
+        "ERR-018",
+        ('    if program.last_batch not in ("keep", "drop", "pad"):\n', "    if False:\n"),
+    ),
+    mutant(
+        "drop may drop everything",
+        "ERR-019",
+        ('    if program.last_batch == "drop" and length < size:\n', "    if False:\n"),
+    ),
+    mutant(
+        "the mask replaces a column",
+        "ERR-020",
+        ('    if program.last_batch == "pad" and MASK in columns:\n', "    if False:\n"),
+    ),
+    mutant(
+        "a column is called mask at any time",
+        "ERR-020",
+        ('    if program.last_batch == "pad" and MASK in columns:\n', "    if MASK in columns:\n"),
+    ),
+    mutant(
+        "a stage is first tried with a batch",
+        "ERR-021",
+        (
+            "        self.next_batch(stay=False)  # a stage that does not fit fails here, and nothing moves\n",
+            "",
+        ),
+    ),
     # profile jax
-    mutant("the cursor rests at the end of an epoch", "STEP-010", ("        passed, offset = divmod(start.offset + count, length)\n", "        passed, offset = divmod(start.offset + count, length)\n        if passed and not offset:\n            passed, offset = passed - 1, length\n")),
-    mutant("drop does not skip after seek", "STEP-011", ("        self.cursor = settle(Cursor(epoch, offset), self.length, self.program)\n", "        self.cursor = Cursor(epoch, offset)\n")),
-    mutant("seek forgets the offset", "STEP-013", ("settle(Cursor(epoch, offset), self.length, self.program)\n", "settle(Cursor(epoch, 0), self.length, self.program)\n")),
-    mutant("seek cuts the epoch to 31 bits", "STEP-013", ("settle(Cursor(epoch, offset), self.length, self.program)\n", "settle(Cursor(epoch % 2**31, offset), self.length, self.program)\n")),
-    mutant("reset stays in its epoch", "STEP-014", ("        self.seek(epoch=0, offset=0)\n", "        self.seek(epoch=self.cursor.epoch, offset=0)\n")),
-    mutant("a compiled step moves nothing", "STEP-015", ("        return [self.step() for _ in range(n)]\n", "        return [self.next_batch(stay=False)[0] for _ in range(n)]\n")),
-    mutant("compiled steps keep the first one's order", "STEP-015", ("        return [self.step() for _ in range(n)]\n", "        here, batches = self.cursor.epoch, []\n        for _ in range(n):\n            self.cursor = Cursor(here, self.cursor.offset)\n            batches.append(self.step())\n        return batches\n")),
-    mutant("gradients do not arrive", "STEP-016", ("        self.replace(node, form)\n        batch, _, _ =", "        batch, _, _ =")),
-    mutant("parameters are baked in", "STEP-017", ("        self.replace(node, form)\n\n    def grad", "        pass\n\n    def grad")),
-    mutant("len counts whole batches only", "ITER-012", ('return whole if self.program.last_batch == "drop" else', "return whole if True else")),
-    mutant("len counts what drop drops", "ITER-012", ('return whole if self.program.last_batch == "drop" else', "return whole if False else")),
-    mutant("threads meet in the iterator", "ITER-013", ("        with self.lock:\n            return super().__next__()\n", "        import time\n\n        if self.stream.cursor.epoch != self.epoch:\n            raise StopIteration\n        batch, states, cursor = self.stream.next_batch(stay=True)\n        time.sleep(0)\n        self.stream.cursor = cursor\n        return batch\n")),
-    mutant("keys know nothing of the epoch", "KEYS-006", ("        in_epoch = fold_in(node_key(self.base, name), self.epochs)\n", "        in_epoch = fold_in(node_key(self.base, name), 0)\n")),
-    mutant("keys count rows of the batch", "KEYS-006 KEYS-008", ("        return np.stack(fold_in(in_epoch, self.records), axis=1)", "        return np.stack(fold_in(in_epoch, np.arange(len(self.records))), axis=1)")),
-    mutant("all nodes have one key", "KEYS-009", ("        in_epoch = fold_in(node_key(self.base, name), self.epochs)\n", '        in_epoch = fold_in(node_key(self.base, ""), self.epochs)\n')),
-    mutant("the number of nodes is in the keys", "KEYS-009", ("        keys = StageKeys(self.base, epochs, records)\n", "        keys = StageKeys(self.base and (len(self.plan.order) - 1, self.base[1]), epochs, records)\n")),
-    mutant("a node cannot be replaced", "DAG-013", ("        self.plan = make_plan(self.program)\n\n    def change", "        pass\n\n    def change")),
-    mutant("seek goes anywhere", "ERR-029", ("        if not (0 <= epoch < 2**32 and 0 <= offset < self.length):\n", "        if False:\n")),
-    mutant("a refused seek moves", "ERR-029", ('            raise Refused("seek", epoch', '            self.cursor = Cursor(0, 0)\n            raise Refused("seek", epoch')),
-    mutant("some graphs crash", "ERR-031 ERR-006", ('            if before not in nodes and before != "source":\n', "            if False:\n")),
+    mutant(
+        "the cursor rests at the end of an epoch",
+        "STEP-010",
+        (
+            "        passed, offset = divmod(start.offset + count, length)\n",
+            "        passed, offset = divmod(start.offset + count, length)\n        if passed and not offset:\n            passed, offset = passed - 1, length\n",
+        ),
+    ),
+    mutant(
+        "drop does not skip after seek",
+        "STEP-011",
+        (
+            "        self.cursor = settle(Cursor(epoch, offset), self.length, self.program)\n",
+            "        self.cursor = Cursor(epoch, offset)\n",
+        ),
+    ),
+    mutant(
+        "seek forgets the offset",
+        "STEP-013",
+        (
+            "settle(Cursor(epoch, offset), self.length, self.program)\n",
+            "settle(Cursor(epoch, 0), self.length, self.program)\n",
+        ),
+    ),
+    mutant(
+        "seek cuts the epoch to 31 bits",
+        "STEP-013",
+        (
+            "settle(Cursor(epoch, offset), self.length, self.program)\n",
+            "settle(Cursor(epoch % 2**31, offset), self.length, self.program)\n",
+        ),
+    ),
+    mutant(
+        "reset stays in its epoch",
+        "STEP-014",
+        (
+            "        self.seek(epoch=0, offset=0)\n",
+            "        self.seek(epoch=self.cursor.epoch, offset=0)\n",
+        ),
+    ),
+    mutant(
+        "a compiled step moves nothing",
+        "STEP-015",
+        (
+            "        return [self.step() for _ in range(n)]\n",
+            "        return [self.next_batch(stay=False)[0] for _ in range(n)]\n",
+        ),
+    ),
+    mutant(
+        "compiled steps keep the first one's order",
+        "STEP-015",
+        (
+            "        return [self.step() for _ in range(n)]\n",
+            "        here, batches = self.cursor.epoch, []\n        for _ in range(n):\n            self.cursor = Cursor(here, self.cursor.offset)\n            batches.append(self.step())\n        return batches\n",
+        ),
+    ),
+    mutant(
+        "gradients do not arrive",
+        "STEP-016",
+        ("        self.replace(node, form)\n        batch, _, _ =", "        batch, _, _ ="),
+    ),
+    mutant(
+        "parameters are baked in",
+        "STEP-017",
+        ("        self.replace(node, form)\n\n    def grad", "        pass\n\n    def grad"),
+    ),
+    mutant(
+        "len counts whole batches only",
+        "ITER-012",
+        ('return whole if self.program.last_batch == "drop" else', "return whole if True else"),
+    ),
+    mutant(
+        "len counts what drop drops",
+        "ITER-012",
+        ('return whole if self.program.last_batch == "drop" else', "return whole if False else"),
+    ),
+    mutant(
+        "threads meet in the iterator",
+        "ITER-013",
+        (
+            "        with self.lock:\n            return super().__next__()\n",
+            "        import time\n\n        if self.stream.cursor.epoch != self.epoch:\n            raise StopIteration\n        batch, states, cursor = self.stream.next_batch(stay=True)\n        time.sleep(0)\n        self.stream.cursor = cursor\n        return batch\n",
+        ),
+    ),
+    mutant(
+        "keys know nothing of the epoch",
+        "KEYS-006",
+        (
+            "        in_epoch = fold_in(node_key(self.base, name), self.epochs)\n",
+            "        in_epoch = fold_in(node_key(self.base, name), 0)\n",
+        ),
+    ),
+    mutant(
+        "keys count rows of the batch",
+        "KEYS-006 KEYS-008",
+        (
+            "        return np.stack(fold_in(in_epoch, self.records), axis=1)",
+            "        return np.stack(fold_in(in_epoch, np.arange(len(self.records))), axis=1)",
+        ),
+    ),
+    mutant(
+        "all nodes have one key",
+        "KEYS-009",
+        (
+            "        in_epoch = fold_in(node_key(self.base, name), self.epochs)\n",
+            '        in_epoch = fold_in(node_key(self.base, ""), self.epochs)\n',
+        ),
+    ),
+    mutant(
+        "the number of nodes is in the keys",
+        "KEYS-009",
+        (
+            "        keys = StageKeys(self.base, epochs, records)\n",
+            "        keys = StageKeys(self.base and (len(self.plan.order) - 1, self.base[1]), epochs, records)\n",
+        ),
+    ),
+    mutant(
+        "a node cannot be replaced",
+        "DAG-013",
+        (
+            "        self.plan = make_plan(self.program)\n\n    def change",
+            "        pass\n\n    def change",
+        ),
+    ),
+    mutant(
+        "seek goes anywhere",
+        "ERR-029",
+        (
+            "        if not (0 <= epoch < 2**32 and 0 <= offset < self.length):\n",
+            "        if False:\n",
+        ),
+    ),
+    mutant(
+        "a refused seek moves",
+        "ERR-029",
+        (
+            '            raise Refused("seek", epoch',
+            '            self.cursor = Cursor(0, 0)\n            raise Refused("seek", epoch',
+        ),
+    ),
+    mutant(
+        "some graphs crash",
+        "ERR-031 ERR-006",
+        ('            if before not in nodes and before != "source":\n', "            if False:\n"),
+    ),
 ]
 
 BENIGN = [
-    mutant("read-only arrays", "", (GATHER, GATHER.replace("return", "batch =") + "    for field in batch.values():\n        field.setflags(write=False)\n    return batch\n")),
+    mutant(
+        "read-only arrays",
+        "",
+        (
+            GATHER,
+            GATHER.replace("return", "batch =")
+            + "    for field in batch.values():\n        field.setflags(write=False)\n    return batch\n",
+        ),
+    ),
     mutant("Fortran order", "", gathered("np.asfortranarray(np.asarray(column)[records])")),
-    Mutant("another permutation", (), [("ROUNDS = 24\n", "ROUNDS = 31\n")], drops=["shuffle.exact"]),
-    mutant("a large state", "", ("    return json.dumps(state).encode()\n", '    return json.dumps({**state, "more": "x" * 100_000}).encode()\n')),
-    mutant("another order among equals", "", ("        done[ready[0]] = None\n", "        done[ready[-1]] = None\n")),
-    mutant("other exception classes", "", ("class Refused(ValueError):\n", "class Refused(ArithmeticError):\n")),
-    mutant("generators as iterators", "", ("        return EpochIterator(self)\n", "        return (batch for batch in EpochIterator(self))\n")),
-    mutant("a mapping that is no dict", "", (TAKE, TAKE.replace("return batch", 'return __import__("types").MappingProxyType(batch)'))),
-    mutant("64-bit integers narrowed where they fit", "",
-           gathered("(lambda c: c.astype(np.int32) if c.dtype == np.int64 else c)(np.asarray(column)[records])"),
-           ("    lengths = {name: len(column) for name, column in columns.items()}\n", '    for name, column in columns.items():\n        if column.dtype == np.int64 and (np.abs(column.astype(object) * 2 + 1) > 2**32).any():\n            raise Refused("field-type", field=name)\n    lengths = {name: len(column) for name, column in columns.items()}\n')),
+    Mutant(
+        "another permutation", (), [("ROUNDS = 24\n", "ROUNDS = 31\n")], drops=["shuffle.exact"]
+    ),
+    mutant(
+        "a large state",
+        "",
+        (
+            "    return json.dumps(state).encode()\n",
+            '    return json.dumps({**state, "more": "x" * 100_000}).encode()\n',
+        ),
+    ),
+    mutant(
+        "another order among equals",
+        "",
+        ("        done[ready[0]] = None\n", "        done[ready[-1]] = None\n"),
+    ),
+    mutant(
+        "other exception classes",
+        "",
+        ("class Refused(ValueError):\n", "class Refused(ArithmeticError):\n"),
+    ),
+    mutant(
+        "generators as iterators",
+        "",
+        (
+            "        return EpochIterator(self)\n",
+            "        return (batch for batch in EpochIterator(self))\n",
+        ),
+    ),
+    mutant(
+        "a mapping that is no dict",
+        "",
+        (TAKE, TAKE.replace("return batch", 'return __import__("types").MappingProxyType(batch)')),
+    ),
+    mutant(
+        "64-bit integers narrowed where they fit",
+        "",
+        gathered(
+            "(lambda c: c.astype(np.int32) if c.dtype == np.int64 else c)(np.asarray(column)[records])"
+        ),
+        (
+            "    lengths = {name: len(column) for name, column in columns.items()}\n",
+            '    for name, column in columns.items():\n        if column.dtype == np.int64 and (np.abs(column.astype(object) * 2 + 1) > 2**32).any():\n            raise Refused("field-type", field=name)\n    lengths = {name: len(column) for name, column in columns.items()}\n',
+        ),
+    ),
     mutant("another version of the state", "", ("VERSION = 1\n", "VERSION = 7\n")),
 ]

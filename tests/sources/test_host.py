@@ -1,0 +1,196 @@
+"""What a source on the host is made of, by a user too, and how far it counts."""
+
+import dataclasses
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from datarax_conformance import model
+from flax import nnx
+
+from datarax import Pipeline
+from datarax.errors import FieldTypeError, SourceError
+from datarax.sources import (
+    HostSource,
+    HostSourceConfig,
+    RandomAccessSource,
+    RandomAccessSourceConfig,
+    Reader,
+    StreamingDiskSource,
+    StreamingDiskSourceConfig,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Squares(Reader):
+    """A user's own reader."""
+
+    n: int
+
+    def __len__(self):
+        return self.n
+
+    @property
+    def stored_spec(self):
+        return {"square": jax.ShapeDtypeStruct((), np.dtype(np.int32))}
+
+    def read(self, records):
+        return {"square": records.astype(np.int32) ** 2}
+
+
+@pytest.mark.spec("SRC-019")
+def test_a_reader_of_your_own_is_ten_lines():
+    pipeline = Pipeline(source=HostSource(Squares(10), HostSourceConfig()), batch_size=4)
+    assert [np.asarray(b["square"]).tolist() for b in pipeline] == [
+        [0, 1, 4, 9],
+        [16, 25, 36, 49],
+        [64, 81],
+    ]
+
+
+class Numbers:
+    """As many records as one likes; the number of a record is its value, in two words."""
+
+    def __init__(self, n):
+        self.n = n
+
+    def __len__(self):
+        return self.n
+
+    def __getitem__(self, i):
+        return {"high": np.uint32(i >> 32), "low": np.uint32(i & 0xFFFFFFFF)}
+
+
+@pytest.mark.spec("SHUF-014")
+def test_more_than_2_to_the_32_records():
+    n, seed = 2**32 + 11, 3
+    source = RandomAccessSource(RandomAccessSourceConfig(shuffle=True), Numbers(n))
+    with pytest.raises(SourceError, match="jax_enable_x64"):
+        Pipeline(source=source, batch_size=2, rngs=nnx.Rngs(seed))
+    offsets = [n - 3, n - 2, n - 1]
+    base = model.base_key(seed)
+    expected = [
+        *model.order(model.epoch_key(base, 0), n, offsets).tolist(),
+        *model.order(model.epoch_key(base, 1), n, [0, 1, 2]).tolist(),
+    ]
+    with jax.enable_x64(True):
+        for mode in ("step", "scan"):
+            pipeline = Pipeline(source=source, batch_size=3, rngs=nnx.Rngs(seed))
+            pipeline.seek(epoch=0, offset=n - 3)
+            if mode == "step":
+                batches = [pipeline.step(), pipeline.step()]
+                batch = {k: np.concatenate([x[k] for x in batches]) for k in batches[0]}
+            else:
+                batch = {
+                    k: np.concatenate(x) for k, x in pipeline.scan(lambda batch: batch, 2).items()
+                }
+            found = [
+                int(h) << 32 | int(x) for h, x in zip(batch["high"], batch["low"], strict=True)
+            ]
+            assert found == expected, mode
+            assert pipeline.cursor == (1, 3)
+
+
+@pytest.mark.spec("SRC-005")
+def test_a_value_that_does_not_fit_is_an_error_with_its_record():
+    data = [{"id": np.int64(i)} for i in range(6)]
+    data[4] = {"id": np.int64(2**40)}
+    pipeline = Pipeline(source=RandomAccessSource(RandomAccessSourceConfig(), data), batch_size=2)
+    assert pipeline.step()["id"].dtype == jnp.int32
+    pipeline.step()
+    with pytest.raises(ValueError, match=r"record 4 .*does not fit"):
+        pipeline.step()
+
+
+@pytest.mark.spec("SRC-005")
+def test_records_that_jax_cannot_hold_are_refused_when_the_source_is_built():
+    with pytest.raises(FieldTypeError, match="'name' holds str"):
+        RandomAccessSource(RandomAccessSourceConfig(), [{"name": "a"}])
+
+
+@pytest.mark.spec("SRC-003")
+def test_files_of_any_layout_arrive_as_they_are(tmp_path):
+    data = np.arange(60, dtype=np.float64).reshape(10, 3, 2)
+    for name, x in {
+        "c": data,
+        "fortran": np.asfortranarray(data),
+        "big": data.astype(">f4"),
+        "flag": data[:, 0, 0] > 4,
+        "empty": np.zeros((10, 0), np.float32),
+    }.items():
+        np.save(tmp_path / f"{name}.npy", x)
+    source = StreamingDiskSource(StreamingDiskSourceConfig(path=tmp_path))
+    batch = source.get_batch_at(7, 5, None)
+    order = [7, 8, 9, 0, 1]
+    for name in ("c", "fortran", "big"):
+        assert batch[name].dtype == jnp.float32
+        np.testing.assert_array_equal(batch[name], data[order].astype(np.float32))
+    np.testing.assert_array_equal(batch["flag"], data[order, 0, 0] > 4)
+    assert batch["empty"].shape == (5, 0)
+
+
+@pytest.mark.spec("SRC-009")
+def test_a_batch_is_not_a_buffer(tmp_path):
+    np.save(tmp_path / "x.npy", np.arange(4000, dtype=np.int32))
+    source = StreamingDiskSource(StreamingDiskSourceConfig(path=tmp_path / "x.npy"))
+    batches = list(Pipeline(source=source, batch_size=100))
+    np.testing.assert_array_equal(
+        np.concatenate([batch["data"] for batch in batches]), np.arange(4000)
+    )
+
+
+@pytest.mark.spec("SRC-030")
+def test_threads_share_one_cursor():
+    source = RandomAccessSource(RandomAccessSourceConfig(), [{"id": i} for i in range(200)])
+    pipeline = Pipeline(source=source, batch_size=4)
+    iterator, taken = iter(pipeline), []
+
+    def take():
+        for batch in iterator:
+            taken.append(np.asarray(batch["id"]).tolist())
+
+    threads = [threading.Thread(target=take) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(sum(taken, [])) == list(range(200))  # noqa: RUF017  (fifty short lists)
+
+
+@pytest.mark.spec("SRC-030")
+def test_reading_ahead_is_bounded():
+    class Counted:
+        reads = 0
+
+        def __len__(self):
+            return 1000
+
+        def __getitem__(self, i):
+            type(self).reads += 1
+            return {"x": np.zeros(2**18, np.float32)}  # 1 MB
+
+    source = RandomAccessSource(RandomAccessSourceConfig(), Counted())
+    pipeline = Pipeline(source=source, batch_size=8)
+    pipeline.step()
+    for _ in range(20):
+        threading.Event().wait(0.02)
+    assert Counted.reads <= 1 + 8 + 64 + 8
+
+
+@pytest.mark.internal
+def test_equal_pipelines_share_what_is_compiled(tmp_path):
+    np.save(tmp_path / "x.npy", np.arange(40, dtype=np.int32))
+    traced = []
+
+    def stage(batch):
+        traced.append(1)
+        return batch
+
+    for _ in range(2):
+        source = StreamingDiskSource(StreamingDiskSourceConfig(path=tmp_path / "x.npy"))
+        pipeline = Pipeline(source=source, stages=[stage], batch_size=4)
+        before = len(traced)
+        pipeline.step()
+    assert len(traced) == before
