@@ -42,7 +42,6 @@ def library(asked: argparse.Namespace, folder: Path) -> int:
     """The library beside the same work by hand."""
     import jax
     import pytest
-
     from benchmarks import report
 
     if asked.what == "gpu" and jax.default_backend() != "gpu" and not asked.dry_run:
