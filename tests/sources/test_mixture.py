@@ -193,7 +193,7 @@ def test_specs_that_disagree_are_both_shown():
         ({"num_sources": 1, "stop": "last"}, '"first" or "all"'),
     ],
 )
-def test_a_config_that_means_nothing_is_refused(config, words):
+def test_a_config_that_means_nothing_is_refused(unchecked, config, words):
     with pytest.raises(ValueError, match=words):
         MixDataSourcesConfig(**config)
 

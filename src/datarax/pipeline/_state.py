@@ -93,8 +93,8 @@ def fingerprint(pipeline: "Pipeline") -> dict[str, Any]:
         "length": length_of(source),
         "specs": _digest(_row_specs(record)),
         "order": order,
-        "seed": _digest(keys),
         "graph": _digest([graph, pipeline._sink]),
+        "seed": _digest(keys),  # last, since it also tells which nodes there are
     }
 
 
