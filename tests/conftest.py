@@ -14,7 +14,9 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # costs many more examples than the failure itself.
 PHASES = [phase for phase in hypothesis.Phase if phase is not hypothesis.Phase.explain]
 hypothesis.settings.register_profile("local", deadline=None, phases=PHASES)
-hypothesis.settings.register_profile("ci", deadline=None, phases=PHASES, derandomize=True, database=None)
+hypothesis.settings.register_profile(
+    "ci", deadline=None, phases=PHASES, derandomize=True, database=None
+)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
