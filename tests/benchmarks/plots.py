@@ -8,6 +8,7 @@ import matplotlib
 matplotlib.use("svg")
 
 from matplotlib import pyplot as plt
+from matplotlib.ticker import LogLocator, NullLocator
 
 if TYPE_CHECKING:
     from benchmarks.report import Run
