@@ -20,6 +20,15 @@ test: $(ready)  ## Run the tests; ARGS="-k shuffle" picks some
 soak: $(ready)  ## Kills, damaged files, 4 GB and throughput of the sources (some minutes; prints figures)
 	$(run) -m pytest -c tests/soak/pytest.ini --rootdir tests/soak tests/soak $(ARGS)
 
+bench: $(ready)  ## Measure against the budget, into docs/benchmarks (about 10 minutes on 2 quiet cores)
+	PYTHONPATH=tests $(run) -m benchmarks cpu $(ARGS)
+
+bench-gpu: $(ready)  ## The same on an NVIDIA GPU; ARGS=--dry-run shows that it works without one
+	PYTHONPATH=tests $(run) -m benchmarks gpu $(ARGS)
+
+bench-engines: $(ready)  ## Race other engines, each in its own environment (downloads some GB once)
+	PYTHONPATH=tests:conformance:conformance/src $(run) -m benchmarks engines $(ARGS)
+
 lint: $(ready)  ## Formatting, lint rules and types
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
@@ -53,5 +62,5 @@ clean:  ## Remove all that the other targets made
 $(ready): .ci/venv .ci/requirements.txt pyproject.toml $(wildcard conformance/pyproject.toml)
 	.ci/venv $(PYTHON) $(VENV)
 
-.PHONY: help demo soak test lint trace docs engines results goals mutants test-matrix clean
+.PHONY: help demo soak test bench bench-gpu bench-engines lint trace docs engines results goals mutants test-matrix clean
 .DEFAULT_GOAL := help

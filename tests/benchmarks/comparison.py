@@ -48,11 +48,11 @@ CONTENDERS = (
     Contender("Datarax", "datarax-reference", "for"),
     Contender("Datarax-scan", "datarax-reference", "scan"),
     Contender("datarax 0.1.17", "datarax-0.1.17", "for"),
-    Contender("datarax 0.1.17 scan", "datarax-0.1.17", "scan"),
+    Contender("datarax 0.1.17-scan", "datarax-0.1.17", "scan"),
     Contender("datarax 0.1.4", "datarax-0.1.4", "for"),
-    Contender("datarax 0.1.4 scan", "datarax-0.1.4", "scan"),
+    Contender("datarax 0.1.4-scan", "datarax-0.1.4", "scan"),
     Contender("cyreal", "cyreal", "step"),
-    Contender("cyreal scan", "cyreal", "scan"),
+    Contender("cyreal-scan", "cyreal", "scan"),
     Contender("Grain", "grain", "for"),
     Contender("PyTorch DataLoader", "torch", "for"),
     Contender("tf.data", "tfdata", "for"),
@@ -113,6 +113,7 @@ def tasks() -> list[Task]:
     return [
         Task("NLP-1 small", whole(10_000, 32, tokens), 32),
         Task("TAB-1 small", whole(10_000, 256, rows), 256, {"normalise": "affine(2,-1)"}),
+        Task("TAB-1 small without its stage", whole(10_000, 256, rows), 256),
     ]
 
 
@@ -154,7 +155,7 @@ class Racer:
                 self.fault = self.fault or f"its adapter has no {capability}"
 
     def check(self, told: Mapping[str, Any], task: Task, epoch: int, shuffle: bool) -> None:
-        """Puts it out unless it has handed out an epoch: the first again, or the one that is due."""
+        """Puts it out unless it has handed out an epoch: the first again, or the one due."""
         expected = [task.of_epoch(e, shuffle) for e in {0, epoch}]
         if told["in_order"] in [one["in_order"] for one in expected]:
             self.shown["gave"] = "the oracle's batches"

@@ -8,6 +8,7 @@ import matplotlib
 matplotlib.use("svg")
 
 from matplotlib import pyplot as plt
+from matplotlib.ticker import LogLocator, NullLocator
 
 if TYPE_CHECKING:
     from benchmarks.report import Run
@@ -64,8 +65,9 @@ def modes(run: "Run") -> Any:
             )
         panel.axvline(1, color=BY_HAND, lw=1, ls="--")
         panel.set(xscale="log", title=f"{mode}", xlabel="times the hand-written side")
+        panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         panel.xaxis.set_major_formatter("{x:g}")
-        panel.xaxis.set_minor_formatter("")
+        panel.xaxis.set_minor_locator(NullLocator())
     panels[0].set_yticks(range(len(names)), names)
     panels[0].invert_yaxis()
     panels[0].plot([], [], color="black", lw=2, label="budget")

@@ -6,13 +6,12 @@ measured, and the page says that.
 
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import Estimate, verdict
 
-PAGES = Path(__file__).parents[2] / "docs" / "benchmarks"
 MADE = "<!-- Made by `make bench` from the files of figures beside it: do not edit. -->\n"
 NOT_MEASURED = "not measured"
 MICRO = 1e6
@@ -52,19 +51,14 @@ class Run:
     """All that one run has measured, and on what."""
 
     def __init__(self, path: Path):
-        found = json.loads(path.read_text())
-        self.machine: dict[str, Any] = found["machine_info"]
-        self.when: str = found["datetime"][:10]
-        self.rows = [Row(benchmark) for benchmark in found["benchmarks"]]
+        self.file: dict[str, Any] = json.loads(path.read_text())
+        self.machine: dict[str, Any] = self.file["machine_info"]
+        self.rows = [Row(benchmark) for benchmark in self.file["benchmarks"]]
 
     def of(self, group: str, **wanted: Any) -> list[Row]:
         return [
             row for row in self.rows if row.group == group and wanted.items() <= row.info.items()
         ]
-
-    @property
-    def budget(self) -> list[Row]:
-        return [row for row in self.rows if row.budget is not None]
 
 
 def read(path: Path) -> Run | None:
@@ -88,38 +82,34 @@ def spread(found: Estimate) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines) + "\n"
+    ruled = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in ruled) + "\n"
 
 
-def machine(run: Run) -> str:
-    about = run.machine
+def machine(run: dict[str, Any]) -> str:
+    about = run["machine_info"]
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     return (
         f"{about['cpu']}, {about['cores']} cores; device {about['device']}; "
-        f"Python {about['python']} on {about['system']}; {versions}; {run.when}.\n\n"
+        f"Python {about['python']} on {about['system']}; {versions}; {run['datetime'][:10]}.\n\n"
     )
+
+
+def lines(run: Run) -> Iterator[tuple[str, str, str, str, str]]:
+    """The rows of the budget, as they are shown."""
+    for row in run.rows:
+        if row.budget is not None:
+            found = f"{digits(row.found.value)} {row.unit}"
+            yield row.title, found, spread(row.found), f"{row.budget:g}", row.verdict
 
 
 def budget(run: Run) -> str:
-    return table(
-        ("what", "found", "95 % interval", "budget", "verdict"),
-        (
-            (
-                row.title,
-                f"{digits(row.found.value)} {row.unit}",
-                spread(row.found),
-                f"{row.budget:g}",
-                row.verdict if row.verdict != "EXCEEDED" else "**EXCEEDED**",
-            )
-            for row in run.budget
-        ),
-    )
+    return table(("what", "found", "95 % interval", "budget", "verdict"), lines(run))
 
 
 def batches(run: Run) -> str:
     """Microseconds a batch in every mode, and how much faster `scan` is than `for`."""
-    lines = []
+    rows = []
     for looped in run.of("modes", mode="for"):
         same = {name: looped.info[name] for name in ("workload", "shuffle")}
         others = [row for mode in ("step", "scan") for row in run.of("modes", mode=mode, **same)]
@@ -135,9 +125,9 @@ def batches(run: Run) -> str:
         ]
         gain = looped.batch("ours").value / scanned.batch("ours").value
         cells = [digits(x) for x in (*(time.value for time in times), gain)]
-        lines.append((f"{looped.info['workload']}, {looped.order}", *cells))
+        rows.append((f"{looped.info['workload']}, {looped.order}", *cells))
     head = ("`for`", "`step`", "loop by hand", "`scan`", "scan by hand", "`for` over `scan`")
-    return table(("µs a batch", *head), lines)
+    return table(("µs a batch", *head), rows)
 
 
 def cold(run: Run) -> str:
@@ -152,17 +142,17 @@ def cold(run: Run) -> str:
 
 def slopes(run: Run) -> str:
     """The exponent with which the time of a batch grows, from a line through the logarithms."""
-    lines = []
+    exponents = []
     for axis, mode in sorted({(r.info["axis"], r.info["mode"]) for r in run.of("growth")}):
         rows = run.of("growth", axis=axis, mode=mode)
         sizes = [math.log(row.info["size"]) for row in rows]
-        exponents = (
+        both = (
             f"{_slope(sizes, [math.log(row.batch(side).value) for row in rows]):.2f}"
             for side in ("ours", "floor")
         )
         span = f"{rows[0].info['size']:,} to {rows[-1].info['size']:,}"
-        lines.append((f"{AXES[axis]}, `{mode}`", span, *exponents))
-    return table(("exponent of a batch's time in", "range", "pipeline", "by hand"), lines)
+        exponents.append((f"{AXES[axis]}, `{mode}`", span, *both))
+    return table(("exponent of a batch's time in", "range", "pipeline", "by hand"), exponents)
 
 
 def _slope(x: Sequence[float], y: Sequence[float]) -> float:
@@ -189,7 +179,7 @@ def page(cpu: Run | None, gpu: Run | None) -> str:
         if run is None:
             text += f"**{NOT_MEASURED.capitalize()}.** `{how}` measures it where there is one.\n\n"
             continue
-        text += machine(run)
+        text += machine(run.file)
         for heading, what, made in SECTIONS:
             if any(run.of(group) for group in what):
                 name = heading.format(device=run.machine["platform"])
@@ -229,39 +219,25 @@ SECTIONS: tuple[tuple[str, tuple[str, ...], Callable[[Run], str]], ...] = (
 )
 
 
-def write(folder: Path) -> None:
-    """All pages and plots of what has been measured in that folder."""
-    runs = {name: read(folder / f"{name}.json") for name in ("cpu", "gpu")}
-    (folder / "index.md").write_text(page(**runs))
-    for run in filter(None, runs.values()):
-        from benchmarks import plots
-
-        plots.write(run, folder)
-
-
 # In the terminal.
 
+COLOURS = {"within": None, "met": None, "within noise": "yellow"}
 
-def show(run: Run) -> int:
-    """Prints the budget; how many of its rows are exceeded."""
+
+def show(title: str, found: Iterable[tuple[str, str, str, str, str]]) -> int:
+    """Prints what was found beside what was asked for; how many rows do not hold."""
     from rich.console import Console
     from rich.table import Table
 
-    colours = {"within": "green", "within noise": "yellow", "EXCEEDED": "bold red"}
-    printed = Table(title=f"Budget on {run.machine['device']}")
-    for name in ("what", "found", "95 % interval", "budget", "verdict"):
+    printed, failed = Table(title=title), 0
+    for name in ("what", "found", "95 % interval", "asked", "verdict"):
         printed.add_column(name, justify="left" if name in ("what", "verdict") else "right")
-    for row in run.budget:
-        printed.add_row(
-            row.title.replace("`", ""),
-            f"{digits(row.found.value)} {row.unit}",
-            spread(row.found),
-            f"{row.budget:g}",
-            row.verdict,
-            style=colours[row.verdict] if row.verdict != "within" else None,
-        )
-    exceeded = [row.title for row in run.budget if row.verdict == "EXCEEDED"]
+    for *cells, said in found:
+        bad = said not in COLOURS
+        failed += bad
+        colour = "bold red" if bad else COLOURS[said]
+        printed.add_row(*(cell.replace("`", "") for cell in cells), said, style=colour)
     console = Console()
     console.print(printed)
-    console.print(f"{len(run.budget)} rows, {len(exceeded)} exceeded.")
-    return len(exceeded)
+    console.print(f"{printed.row_count} rows, {failed} of them not as asked.")
+    return failed

@@ -1,0 +1,180 @@
+"""From the figures of the engines to their page, and whether the targets are met."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.harness import Estimate
+from benchmarks.memory import MIB, classify_rss_comparison
+from benchmarks.report import MADE, NOT_MEASURED, digits, machine, spread, table
+
+NEWEST = "datarax 0.1.17"
+"""The newest `datarax` of PyPI."""
+
+OURS = ("Datarax", "Datarax-scan")
+NO_ENGINE = ("naive NumPy engine", "NumPy indexing")
+"""What is shown as the host's floor: nobody releases them."""
+
+
+class Target(NamedTuple):
+    """What the comparison must show: `found` is to be at least `wanted`."""
+
+    title: str
+    found: Estimate
+    wanted: float
+
+    @property
+    def verdict(self) -> str:
+        if self.found.value >= self.wanted:
+            return "met"
+        return "within noise" if self.found.high >= self.wanted else "MISSED"
+
+
+def targets(figures: dict[str, Any]) -> Iterator[Target]:
+    for row in figures["times"]:
+        if row["name"] in (*OURS, *NO_ENGINE) or "ratio" not in row or "fault" in row:
+            continue
+        scan, ratio = row["mode"] == "scan", Estimate(**row["ratio"])
+        where = f"{row['task']}, {order(row)}"
+        newest = row["name"].removesuffix("-scan") == NEWEST
+        kind = "`scan`" if scan else "`for`"
+        title = f"{kind} as fast as that of {row['name'].removesuffix(' scan')}, {where}"
+        if newest and (row["shuffle"] or not scan):
+            wanted = 3.0 if scan else 10.0
+            yield Target(title.replace("as fast", f"{wanted:g} times as fast"), ratio, wanted)
+        else:
+            yield Target(title, ratio, 1.0)
+        if newest:
+            [ours] = [r for r in alike(figures, row) if r["name"] == OURS[scan]]
+            for what, name in (("first", "first result"), ("compiling", "compiling")):
+                found = row[what] / ours[what]
+                yield Target(f"{kind}, {name} no later, {where}", Estimate(found, found, found), 1)
+
+
+def lines(figures: dict[str, Any]) -> Iterator[tuple[str, str, str, str, str]]:
+    """The targets, as they are shown."""
+    for one in targets(figures):
+        yield one.title, digits(one.found.value), spread(one.found), f"{one.wanted:g}", one.verdict
+
+
+def alike(figures: dict[str, Any], row: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of the same race."""
+    key = ("task", "shuffle")
+    return [other for other in figures["times"] if all(other[k] == row[k] for k in key)]
+
+
+def order(row: dict[str, Any]) -> str:
+    return "shuffled" if row["shuffle"] else "stored"
+
+
+def page(figures: dict[str, Any] | None) -> str:
+    text = MADE.replace("make bench", "make bench-engines") + "# Comparison\n\n" + INTRODUCTION
+    if figures is None:
+        return f"{text}**{NOT_MEASURED.capitalize()}.** `make bench-engines` does.\n\n{NOTES}"
+    text += machine(figures)
+    races = {(row["task"], row["shuffle"]): row for row in figures["times"]}
+    for (task, _), first in races.items():
+        text += f"## {task}, {order(first)}\n\n" + race(alike(figures, first))
+    text += "## Memory\n\n" + memory(figures["memory"])
+    text += "## Targets\n\n" + table(
+        ("what", "found", "95 % interval", "wanted", "verdict"),
+        lines(figures),
+    )
+    return text + NOTES + places(figures["times"])
+
+
+def race(rows: list[dict[str, Any]]) -> str:
+    counted = [row for row in rows if "seconds" in row and "fault" not in row]
+    text = table(
+        ("engine", "gave", "ms an epoch", "95 % interval", "times ours", "first", "compiling"),
+        (
+            (
+                row["name"],
+                row["gave"],
+                *milliseconds(row),
+                digits(row["ratio"]["value"]),
+                f"{digits(row['first'])} s",
+                f"{digits(row['compiling'])} s" if row["compiling"] else "none",
+            )
+            for row in sorted(counted, key=lambda row: row["seconds"]["value"])
+        ),
+    )
+    for row in rows:
+        if "fault" in row:
+            text += f"- {row['name']}: not counted, {row['fault']}\n"
+        elif row.get("compiling again"):
+            text += f"- {row['name']}: compiles again in every epoch\n"
+    return text.rstrip() + "\n\n"
+
+
+def milliseconds(row: dict[str, Any]) -> tuple[str, str]:
+    found = Estimate(*(1e3 * row["seconds"][end] for end in Estimate._fields))
+    return digits(found.value), spread(found)
+
+
+def memory(rows: list[dict[str, Any]]) -> str:
+    """Peak memory of every contender, and how ours stands beside it."""
+    ours = {scan: next(r for r in rows if r["name"] == OURS[scan]) for scan in (False, True)}
+
+    def line(row: dict[str, Any]) -> tuple[str, ...]:
+        if "fault" in row or "peak" not in row:
+            return row["name"], NOT_MEASURED, "", row.get("fault", "")
+        our = ours[row["mode"] == "scan"]
+        judged = classify_rss_comparison(our["peak"], row["peak"], size=row["size"])
+        said = "" if row is our else f"{judged.outcome}: {judged.reason}"
+        times = f"{digits(row['peak'] / row['size'])}"
+        return row["name"], f"{row['peak'] / MIB:.0f} MiB", times, said
+
+    return table(("engine", "peak over base", "times the data", "ours beside it"), map(line, rows))
+
+
+def places(rows: list[dict[str, Any]]) -> str:
+    """What each engine hands out, and where it lies."""
+    gives = {row["name"]: row for row in rows if "gives" in row}
+    return "\n" + table(
+        ("engine", "version", "hands out"),
+        ((name, row["version"], row["gives"]) for name, row in gives.items()),
+    )
+
+
+INTRODUCTION = """\
+The engines of the conformance suite, driven through the same adapters, each in a process of its own
+and in turn with the others. A time counts only if the rows that were handed out in that very epoch
+are right: those of the oracle, or, where an engine shuffles in an order of its own, every record
+exactly once. *Times ours* is the median over epochs that were timed one after the other, for a
+`scan` against `Datarax-scan`, for all else against `Datarax`.
+
+"""
+
+NOTES = """\
+## Interpretation Notes
+
+What is equal: the columns, the batch size, the number of batches, that every batch is waited for,
+and that every row is checked. What is not:
+
+- **Where the batches are.** Engines that hand out NumPy arrays or tensors of the host have not put
+  them where a model could use them; those that hand out arrays of JAX have. On an accelerator the
+  former would still have to be sent there. The table at the end says what each hands out.
+- **What runs where.** Datarax, the `datarax` of PyPI and cyreal hold the data as arrays of JAX and
+  gather, shuffle and transform on JAX's default device. Grain, PyTorch, tf.data and the two NumPy
+  entries work on the CPU, whatever device JAX has. Grain and PyTorch run here without worker
+  processes, which would help where reading or decoding takes the time, and cost where it does not.
+- **How a record is read.** Grain reads one record at a time through Python and stacks them: made
+  for records that are files, not for columns in memory.
+- **`scan` is another kind of work.** It makes all batches of an epoch in one compiled program and
+  hands them out stacked; in training, the step would be part of that program. It is compared with
+  other scans only.
+- **Shuffling.** Datarax computes an order that can be entered anywhere; tf.data fills a buffer as
+  large as the data first, and the NumPy entry draws a permutation.
+- **NumPy indexing is no engine**: no state to save, no cursor, no graph, no device. It shows what
+  the host takes to copy the rows, and what an engine costs on top of that.
+
+A ratio here says nothing about data that do not fit in memory, about files, about decoding, about
+other machines, or about a training step so long that any of these engines keeps up with it. See
+[Interpretation](interpretation.md).
+"""
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text()) if path.exists() else None
