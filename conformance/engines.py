@@ -1,7 +1,9 @@
-"""Makes the engines' environments and their results: `python conformance/engines.py make|results|check [NAME ...]`.
+"""Makes the engines' environments and their results.
 
-`results` writes conformance/results/NAME and the matrix of them all; `check` writes nothing and fails where a report
-that is made again differs from the one committed. Without names, `check` takes the engines that install quickly.
+`python conformance/engines.py make|results|check [NAME ...]`: `results` writes
+conformance/results/NAME and the matrix of them all; `check` writes nothing and fails where a report
+that is made again differs from the one committed. Without names, `check` takes the engines that
+install quickly.
 """
 
 import argparse
@@ -80,12 +82,13 @@ def results(names: list[str]) -> int:
     return 0
 
 
-PAGE = """# Results
-
-What the suite found in each engine: a row for each requirement, the worst outcome of its cases in each cell. A cell
-with failures opens: each has its reason and the line that replays it. Made by `make results`; not edited by hand.
-
-"""
+PAGE = (
+    "# Results\n\n"
+    "What the suite found in each engine: a row for each requirement, "
+    "the worst outcome of its cases in each cell. A cell\n"
+    "with failures opens: each has its reason and the line that replays it. "
+    "Made by `make results`; not edited by hand.\n\n"
+)
 
 
 def write_page() -> None:

@@ -10,9 +10,13 @@ import pytest
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# No deadline: the first example of a property compiles, the others do not.
-hypothesis.settings.register_profile("local", deadline=None)
-hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, database=None)
+# No deadline: the first example of a property compiles, the others do not. No explanation: it
+# costs many more examples than the failure itself.
+PHASES = [phase for phase in hypothesis.Phase if phase is not hypothesis.Phase.explain]
+hypothesis.settings.register_profile("local", deadline=None, phases=PHASES)
+hypothesis.settings.register_profile(
+    "ci", deadline=None, phases=PHASES, derandomize=True, database=None
+)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 

@@ -396,7 +396,8 @@ CASES = {
             lambda: pipeline().scan(reaching(), 2),
             "`step_fn` must be given the NNX objects that it uses, but reaches ['model', 'other'] "
             "by itself: compiled, it would hold their present values for ever. "
-            "Pass them in `modules=`; they come as its arguments.",
+            "Pass them in `modules=`; they come as its arguments. "
+            "What is no array can be read before the call.",
             {"names": ["model", "other"]},
         ),
     ],
@@ -540,20 +541,23 @@ CASES = {
         ),
         (
             lambda: padded(lambda batch: {**batch, "mask": batch["x"]}),
-            "Stage 'lambda' failed: the mask 'mask' must stay bool[4], got float32[4]. "
-            f"Leave that field alone.\nIt was called with\n  source: {MASKED}",
+            "Stage 'lambda' failed: the mask 'mask' must be one boolean for each of the 4 rows, "
+            "got float32[4]. Leave that field alone, or keep all rows.\n"
+            f"It was called with\n  source: {MASKED}",
             {"node": "lambda", "predecessors": {"source": MASKED}},
         ),
         (
             lambda: padded(lambda batch: {**batch, "mask": batch["mask"][:, None]}),
-            "Stage 'lambda' failed: the mask 'mask' must stay bool[4], got bool[4,1]. "
-            f"Leave that field alone.\nIt was called with\n  source: {MASKED}",
+            "Stage 'lambda' failed: the mask 'mask' must be one boolean for each of the 4 rows, "
+            "got bool[4,1]. Leave that field alone, or keep all rows.\n"
+            f"It was called with\n  source: {MASKED}",
             {"node": "lambda", "predecessors": {"source": MASKED}},
         ),
         (
             lambda: padded(lambda batch: {**batch, "mask": {"a": batch["mask"]}}),
-            "Stage 'lambda' failed: the mask 'mask' must stay bool[4], got a bool[4]. "
-            f"Leave that field alone.\nIt was called with\n  source: {MASKED}",
+            "Stage 'lambda' failed: the mask 'mask' must be one boolean for each of the 4 rows, "
+            "got .a bool[4]. Leave that field alone, or keep all rows.\n"
+            f"It was called with\n  source: {MASKED}",
             {"node": "lambda", "predecessors": {"source": MASKED}},
         ),
     ],

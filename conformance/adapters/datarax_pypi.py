@@ -86,7 +86,8 @@ MESSAGES = {
     r"DAG contains a cycle; could not resolve nodes: (?P<nodes>.*)": "cycle",
     r"sink '(?P<name>.*?)' is not in nodes": "unknown-sink",
     r"edges key '(?P<name>.*?)' is unknown": "edges-without-node",
-    r"edges\['(?P<node>.*?)'\] references unknown predecessor\s+'(?P<name>.*?)'": "unknown-predecessor",
+    r"edges\['(?P<node>.*?)'\] references unknown predecessor\s+"
+    r"'(?P<name>.*?)'": "unknown-predecessor",
 }
 
 

@@ -29,7 +29,7 @@ class Stream:
         self.iterator = iter(self.epoch.repeat().to_iter_dataset(grain.ReadOptions(num_threads=0)))
 
     def __iter__(self):
-        # Grain ends no epoch by itself once it repeats; its own count of batches says where one ends.
+        # Grain ends no epoch by itself once it repeats; its own count of batches says where.
         while True:
             yield next(self.iterator)
             if self.iterator.get_state()["next_index"] % len(self.epoch) == 0:

@@ -1,7 +1,7 @@
 """A small pipeline engine in NumPy, written from the prose of the spec to be read, not to be fast.
 
-It shares no code with the oracle in the spec's Python blocks, so that a stored value on which both agree
-has two producers.
+It shares no code with the oracle in the spec's Python blocks, so that a stored value on which both
+agree has two producers.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def shuffled(seed, epoch, count):
 
 
 def record_at(seed, epoch, count, place):
-    """The record at one place, in numbers of any size: also for 2**32 records and more (SHUF-014)."""
+    """The record at one place, in numbers of any size, also for 2**32 records (SHUF-014)."""
     epoch_key = fold_in(node_key(seed, "source"), epoch)
     for number in range(24):
         first, second = fold_in(epoch_key, number)
@@ -147,7 +147,7 @@ def find_cycle(waiting, edges):
 
 
 class Naive:
-    """A stream of batches: what is remembered is the place (epoch, offset) and the state of the stages."""
+    """A stream of batches: it remembers the place (epoch, offset) and the state of the stages."""
 
     def __init__(self, columns, batch_size, last_batch, seed, nodes, edges, sink, ops):
         self.columns = {name: np.asarray(column) for name, column in columns.items()}
@@ -249,9 +249,8 @@ class Naive:
             except Exception as exc:
                 raise Refused("stage", f"{name}: {exc!r}", node=name) from exc
         batch = dict(results[self.sink])
-        if self.policy == "pad":
-            if batch.setdefault("mask", mask).dtype != bool:
-                raise Refused("stage", "the mask is spoilt", node=self.sink)
+        if self.policy == "pad" and batch.setdefault("mask", mask).dtype != bool:
+            raise Refused("stage", "the mask is spoilt", node=self.sink)
         self.memory = memory
         return batch
 

@@ -37,7 +37,7 @@ from helpers import (
 )
 
 from datarax import Pipeline
-from datarax.errors import StageError
+from datarax.errors import CapturedError, StageError
 from datarax.operators import ElementOperator, ElementOperatorConfig
 from datarax.sources import MemorySource, MemorySourceConfig
 
@@ -166,7 +166,7 @@ def test_a_batch_that_fails_moves_nothing(mode, broken):
     assert error.value.node == "stage"
     assert error.value.predecessors == {"Count": "count int32[2], id int32[2], x float32[2]"}
     assert "the disk is gone" in str(error.value)
-    assert isinstance(error.value.__cause__, jax.errors.JaxRuntimeError)
+    assert "the disk is gone" in str(error.value.__cause__)  # of JAX's, of one type or another
     assert_same(state_of(stream), before)
 
     disk.broken = False
@@ -204,23 +204,22 @@ def test_a_stage_that_fails_on_a_new_shape_moves_nothing(mode):
 
 @pytest.mark.spec("STEP-015", "SCAN-001")
 def test_a_batch_is_the_same_eagerly_compiled_and_in_a_program_of_the_user():
-    def stream(last_batch):
+    def stream():
         stages = [Affine(2, 1), Count(), jitter(), record_words, batch_words]
-        return pipeline(stages, length=5, batch_size=4, seed=5, last_batch=last_batch)
+        return pipeline(stages, length=5, batch_size=4, seed=5)
 
     @nnx.jit
     def by_user(stream):
         return [stream.step(), *by_scan(stream, 2), stream.step()]
 
-    for last_batch in ("keep", "pad"):
-        alone, eager, inside = (stream(last_batch) for _ in range(3))
-        expected = by_step(alone, 4)
-        with jax.disable_jit():
-            assert_same([eager.step(), *by_scan(eager, 2), eager.step()], expected)
-        assert_same(by_user(inside), expected)
-        for other in (eager, inside):
-            assert_same(state_of(other), state_of(alone))
-            assert_same(other.step(), copy.deepcopy(alone).step())
+    alone, eager, inside = stream(), stream(), stream()
+    expected = by_step(alone, 4)
+    with jax.disable_jit():
+        assert_same([eager.step(), *by_scan(eager, 2), eager.step()], expected)
+    assert_same(by_user(inside), expected)
+    for other in (eager, inside):
+        assert_same(state_of(other), state_of(alone))
+        assert_same(other.step(), copy.deepcopy(alone).step())
 
 
 @pytest.mark.spec("STEP-015", "SCAN-013")
@@ -281,10 +280,15 @@ def test_inside_a_trace_the_cursor_is_traced():
 @pytest.mark.spec("STEP-012", "STEP-015")
 def test_a_pipeline_that_is_no_argument_of_a_trace_cannot_be_moved_in_it():
     stream = pipeline()
-    with pytest.raises(Exception, match="Cannot mutate Position from a different trace level"):
-        jax.jit(lambda: stream.step())()
-    with pytest.raises(Exception, match="Cannot mutate Position from a different trace level"):
-        jax.jit(lambda: stream.scan(whole, 2))()
+    for consume in (stream.step, lambda: stream.scan(whole, 2), lambda: next(iter(stream))):
+        with pytest.raises(CapturedError) as error:
+            jax.jit(consume)()
+        assert error.value.names == ["pipeline"]
+        assert str(error.value).split("\n")[0] == (
+            "A pipeline can be consumed in a traced function only as its argument, but this one "
+            "comes from outside: its cursor could not move. Pass it to the function under "
+            "`nnx.jit` or `nnx.grad`, or take the batch before the call."
+        )
     assert stream.cursor == (0, 0)
     assert ids([stream.step()]) == [0, 1, 2, 3]
 
@@ -693,7 +697,10 @@ def test_the_stages_of_an_override_get_their_keys():
         def __call__(self, batch):
             return super().__call__(super().__call__(batch))
 
-    plain, twice = (pipeline([record_words], seed=1, cls=cls) for cls in (Pipeline, Twice))
+    plain, twice = (
+        pipeline([record_words], shuffle=False, rngs=nnx.Rngs(1), cls=cls)
+        for cls in (Pipeline, Twice)
+    )
     for mode in MODES.values():
         assert_same(mode(twice, 2), mode(plain, 2))
 

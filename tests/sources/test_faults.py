@@ -309,7 +309,7 @@ def test_stats_say_what_the_limit_was():
     assert reading.stats().limit == "reading" and reading.stats().batches == 5
     computing = over(Broken([]))
     for _ in computing:
-        time.sleep(0.02)
+        time.sleep(0.2)  # far more than threads take to start on a machine that is busy
     assert computing.stats().limit == "computing"
 
 

@@ -1,4 +1,4 @@
-"""What an engine's author writes against: a program comes in, a stream of NumPy batches goes out."""
+"""What an engine's author writes against: a program comes in, a stream of NumPy batches out."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PROFILES = (
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A pipeline as plain data. Nothing here is checked: wrong programs are what the errors profile sends."""
+    """A pipeline as plain data, unchecked here: the errors profile sends wrong programs."""
 
     columns: Mapping[str, np.ndarray]
     batch_size: int
@@ -65,21 +65,20 @@ class Stream(Protocol):
     def set_state(self, state: bytes) -> None: ...  # resume
 
     # The rest is profile jax.
-    cursor: tuple[int, int]
-
+    @property
+    def cursor(self) -> tuple[int, int]: ...
     def __len__(self) -> int: ...
     def seek(self, *, epoch: int, offset: int) -> None: ...
     def reset(self) -> None: ...
-    def replace(
-        self, node: str, op: str
-    ) -> None: ...  # from the next batch on, `node` is another operation
-    def change(self, node: str, op: str) -> None: ...  # ... has other parameters
-    def jit_steps(self, n: int) -> list[Batch]: ...  # `n` steps inside one jit of the user's
+    # From the next batch on, `node` is another operation, or has other parameters.
+    def replace(self, node: str, op: str, /) -> None: ...
+    def change(self, node: str, op: str, /) -> None: ...
+    def jit_steps(self, n: int) -> Sequence[Batch]: ...  # `n` steps inside one jit of the user's
     def grad(self, node: str) -> Batch: ...  # d sum(next batch's x) / d parameters of `node`
 
 
 class Adapter(Protocol):
-    """Translates a program into an engine's own calls; it computes, orders and repairs nothing itself."""
+    """Translates a program into an engine's calls; it computes, orders and repairs nothing."""
 
     name: str
     version: str

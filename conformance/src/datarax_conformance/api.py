@@ -34,9 +34,10 @@ def run_conformance(
     python: str = sys.executable,
     command: Sequence[str] = (),
 ) -> report.Report:
-    """The report on `adapter`: an object, `module:Class`, `file.py:Class`, or a `command` that speaks the protocol.
+    """The report on `adapter`, or on a `command` that speaks the protocol.
 
-    `only` names cases, requirements or profiles. `shuffle` seeds another order of the cases.
+    `adapter` is an object, `module:Class` or `file.py:Class`. `only` names cases,
+    requirements or profiles. `shuffle` seeds another order of the cases.
     """
     chosen = selected(stored_cases() if cases is None else cases, only)
     if shuffle is not None:

@@ -27,7 +27,7 @@ def encode(array: Any) -> dict[str, Any]:
 
 
 def decode(data: Mapping[str, Any]) -> np.ndarray:
-    """The array of `{"dtype", "shape", "data" | "base64"}`, or of `{"dtype", "range": n}`: 0, 1, … n-1."""
+    """The array of `{"dtype", "shape", "data" | "base64"}`; `{"dtype", "range": n}` is 0 to n-1."""
     if "range" in data:
         return np.arange(data["range"], dtype=data["dtype"])
     dtype = np.dtype(data["dtype"])

@@ -57,7 +57,7 @@ def stored_cases() -> list[Case]:
 
 
 def selected(cases: Iterable[Case], names: Sequence[str]) -> list[Case]:
-    """The cases whose id, requirement or profile is named; a name that matches nothing is an error."""
+    """The cases whose id, requirement or profile is named; a name that fits nothing is an error."""
     cases = list(cases)
     chosen: dict[str, Case] = {}
     for name in names:

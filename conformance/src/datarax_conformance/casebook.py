@@ -92,7 +92,7 @@ def digest(text: str) -> str:
 
 
 def rebuilt() -> dict[pathlib.Path, str]:
-    """Every file of the case book as a build makes it. A case that exists keeps the revisions it cites."""
+    """Every file of the case book as a build makes it. A case keeps the revisions it cites."""
     cited = {case.id: case.cites for case in stored_cases()}
     files, manifest = {}, {}
     for case in declared_cases():
@@ -126,7 +126,8 @@ def stale_cites() -> Iterator[str]:
             if name not in requirements():
                 yield f"{case.id} cites {cite}, which is no requirement"
             elif cite != requirements()[name].cite:
-                yield f"{case.id} cites {cite}, but the sentence is now {requirements()[name].cite}: read it again"
+                now = requirements()[name].cite
+                yield f"{case.id} cites {cite}, but the sentence is now {now}: read it again"
 
 
 def reread(names: Sequence[str]) -> int:

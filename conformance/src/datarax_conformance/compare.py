@@ -19,7 +19,7 @@ ANYTHING: Mapping[str, Any] = {"check": "no_error"}
 def deviation(
     expect: Mapping[str, Any], answer: Mapping[str, Any], notes: Mapping[str, Any]
 ) -> str | None:
-    """How `answer` deviates from `expect` in one line, or None. `notes` are earlier answers, by name."""
+    """How `answer` deviates from `expect` in a line, or None. `notes`: earlier answers by name."""
     if "any" in expect:
         reasons = [deviation(choice, answer, notes) for choice in expect["any"]]
         return None if None in reasons else " or ".join(str(reason) for reason in reasons)
@@ -133,7 +133,10 @@ def _strangers(value: Any, steps: int, within: int, low: float, high: float) -> 
     share = float(np.mean(np.abs(np.diff(ids)) < within))
     if len(ids) == steps + 1 and low <= share <= high:
         return None
-    return f"{share:.1%} of {len(ids) - 1} steps lead less than {within} records away, expected {low:.0%} to {high:.0%}"
+    return (
+        f"{share:.1%} of {len(ids) - 1} steps lead less than {within} records away, "
+        f"expected {low:.0%} to {high:.0%}"
+    )
 
 
 def _state_at_most(value: Any, size: int) -> str | None:

@@ -1,4 +1,4 @@
-"""Looks for faults that no stored case shows: Hypothesis drives an engine and the model side by side.
+"""Looks for faults that no stored case shows: Hypothesis drives engine and model side by side.
 
 What it finds is printed as a case to be stored; verdicts come from stored cases alone.
 """

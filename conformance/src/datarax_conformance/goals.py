@@ -1,9 +1,13 @@
-"""The eighteen goals of the suite, each with a figure. They are about the project, so they need its checkout."""
+"""The eighteen goals of the suite, each with a figure.
+
+They are about the project, so they need its checkout.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import datetime
+import importlib
 import io
 import json
 import os
@@ -123,7 +127,7 @@ def engines_agree() -> Answer:
 def vectors_hold() -> Answer:
     check = python("-m", "datarax_conformance.vectors", "check")
     sys.path.insert(0, str(suite() / "adapters"))
-    import naive  # the second producer
+    naive = importlib.import_module("naive")  # the second producer
 
     total = agreed = 0
     for path in (pathlib.Path(vectors.__file__).parent / "order").glob("*.json"):
@@ -142,7 +146,8 @@ def vectors_hold() -> Answer:
 
 
 def every_value_counts() -> Answer:
-    listing = python("-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider", "-p", "datarax_conformance.plugin",
+    listing = python("-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider",
+                     "-p", "datarax_conformance.plugin",
                      "--pyargs", "datarax_conformance.suite")  # fmt: skip
     collected = {
         line.partition("[")[2].rstrip("]") for line in listing.stdout.splitlines() if "[" in line
@@ -234,7 +239,8 @@ def honest_skips() -> Answer:
     }
     return (
         refused == 3 and unexpected,
-        f"{refused} of 3 bad entries refused, unexpected pass is {'an error' if unexpected else 'missed'}",
+        f"{refused} of 3 bad entries refused, "
+        f"unexpected pass is {'an error' if unexpected else 'missed'}",
     )
 
 
@@ -270,15 +276,17 @@ def no_cascades() -> Answer:
     summary = run_conformance(BrokenStep())["summary"]
     return (
         summary.get("FAIL", 0) <= 3,
-        f"a broken step gives {summary.get('FAIL', 0)} FAIL and {summary.get('BLOCKED', 0)} BLOCKED",
+        f"a broken step gives {summary.get('FAIL', 0)} FAIL "
+        f"and {summary.get('BLOCKED', 0)} BLOCKED",
     )
 
 
 def same_verdict() -> Answer:
     digests = set()
     for number in range(10):
-        done = python("-m", "datarax_conformance.cli", "run", "adapters/numpy_naive.py:Adapter", "--jobs", "2",
-                      "--shuffle", str(number), PYTHONHASHSEED=str(number))  # fmt: skip
+        done = python("-m", "datarax_conformance.cli", "run", "adapters/numpy_naive.py:Adapter",
+                      "--jobs", "2", "--shuffle", str(number),
+                      PYTHONHASHSEED=str(number))  # fmt: skip
         digests.add(last_line(done.stdout))
     return len(
         digests
@@ -321,7 +329,10 @@ def engines_and_faults() -> Answer:
         )
     ]
     missed = [f"{name} {case}" for name, case in KNOWN_FAULTS if (name, case) not in found]
-    text = f"{len(reports)} engines with results, {len(found)} of {len(KNOWN_FAULTS)} faults of releases replayable"
+    text = (
+        f"{len(reports)} engines with results, "
+        f"{len(found)} of {len(KNOWN_FAULTS)} faults of releases replayable"
+    )
     return len(reports) >= 5 and len(found) >= 3 and not missed, text + (
         f"; missing: {', '.join(missed)}" if missed else ""
     )

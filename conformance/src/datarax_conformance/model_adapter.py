@@ -20,7 +20,7 @@ class Adapter:
     )
     new_program, new_stream, refused = model.Program, library.Library, model.Refused
 
-    def build(self, program: Program, ops: Ops) -> model.Stream:
+    def build(self, program: Program, ops: Ops) -> library.Library:
         del ops  # the model has its own
         fields = {field.name: getattr(program, field.name) for field in dataclasses.fields(program)}
         return self.new_stream(self.new_program(**fields))

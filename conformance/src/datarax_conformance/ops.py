@@ -17,7 +17,7 @@ Fields = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Op:
-    """One operation. `op(*batches)` serves a plain one; `op.run` one with parameters, state or keys."""
+    """One operation: `op(*batches)` if plain; `op.run` if it has parameters, state or keys."""
 
     run: Callable[
         ..., tuple[Fields, Fields]

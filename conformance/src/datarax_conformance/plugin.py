@@ -1,6 +1,7 @@
 """The pytest way: `-p datarax_conformance.plugin` with `--adapter module:Class`.
 
-Options stand here and not in a packaged conftest.py, which pytest would read too late with `--pyargs`.
+Options stand here and not in a packaged conftest.py, which pytest would read too late with
+`--pyargs`.
 """
 
 from __future__ import annotations
@@ -34,15 +35,18 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture(scope="session")
 def conformance_run(request: pytest.FixtureRequest) -> Iterator[Run]:
     config = request.config
-    if not config.getoption("--adapter"):
+    adapter = config.getoption("--adapter")
+    if not adapter:
         raise pytest.UsageError("The conformance suite needs an engine: --adapter module:Class")
     cases = stored_cases()
+    timeout = config.getoption("--case-timeout")
+    assert timeout is not None  # it has a default
     listed = config.getoption("--expected-failures")
     run = Run(
-        engine_for(config.getoption("--adapter")),
+        engine_for(adapter),
         cases,
         expected=expected_failures(listed, cases, datetime.date.today()) if listed else (),
-        timeout=config.getoption("--case-timeout"),
+        timeout=timeout,
     )
     yield run
     run.close()

@@ -1,4 +1,4 @@
-"""One report, written down in several ways: JSON, JUnit, an HTML matrix, a badge, a few lines of text."""
+"""One report, written down as JSON, JUnit, an HTML matrix, a badge, a few lines of text."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def worst(outcomes: Sequence[str]) -> str:
 
 
 def to_html(reports: Sequence[Report], link: str = "../../spec/") -> str:
-    """Requirement × engine; a cell shows the worst of its cases, and on demand each with its replay line."""
+    """Requirement by engine; a cell shows its worst case, on demand each with its replay line."""
     out = ['<div class="conformance">', "<table>", "<thead><tr><th>requirement</th>"]
     out += [
         f"<th>{html.escape(r['engine']['name'])}<br>{html.escape(r['engine']['version'])}</th>"
@@ -221,7 +221,7 @@ def to_json(report: Report) -> str:
 
 
 def write_report(report: Report, folder: pathlib.Path) -> None:
-    """`report.json`, `junit.xml`, `badge.svg`, and each failure as a case of its own under `faults/`."""
+    """`report.json`, `junit.xml`, `badge.svg`, and each failure as a case under `faults/`."""
     faults = folder / "faults"
     faults.mkdir(parents=True, exist_ok=True)
     for old in faults.glob("*.json"):

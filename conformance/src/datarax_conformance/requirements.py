@@ -37,7 +37,7 @@ def requirements() -> Mapping[str, Requirement]:
 
 
 def needed_by(names: Sequence[str]) -> list[str]:
-    """Every requirement that must hold before one of `names` means anything; the nearest come last."""
+    """Every requirement that must hold before one of `names` means anything; the nearest last."""
     seen: dict[str, None] = {}
 
     def visit(name: str) -> None:

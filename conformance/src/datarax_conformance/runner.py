@@ -82,7 +82,7 @@ class ExpectedFailure:
 def expected_failures(
     path: pathlib.Path, known: Sequence[Case], today: datetime.date
 ) -> list[ExpectedFailure]:
-    """The list in the JSON file `path`; an entry that is incomplete, unmatched or expired is an error."""
+    """The list in the JSON file `path`; an incomplete, unmatched or expired entry is an error."""
     entries = []
     for number, entry in enumerate(json.loads(path.read_text(encoding="utf-8")), 1):
         where = f"Expected failure {number} of {path.name}"

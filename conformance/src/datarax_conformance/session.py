@@ -1,8 +1,8 @@
 """Carries out the actions of a case against an adapter, one at a time, beside the engine.
 
 An action and its answer are plain JSON, so a session is the same in this process and behind a pipe.
-The answer is `{"value": …}`, `{"error": {"code", "details", "type", "message"}}` for an exception of
-the engine, or `{"fault": text}` where the adapter itself broke its contract.
+The answer is `{"value": …}`, `{"error": {"code", "details", "type", "message"}}` for an exception
+of the engine, or `{"fault": text}` where the adapter itself broke its contract.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ class Session:
                 raise EngineError("endless", f"the iterator did not stop within {count} batches")
 
     def _batches(self, batches: Any, hold: str) -> list[Any]:
-        # Encoded one by one as they come: a batch that is overwritten later has been seen as it was.
+        # Encoded one by one as they come: a batch overwritten later has been seen as it was.
         raw, seen = [], []
         for batch in batches:
             raw.append(batch)
@@ -181,7 +181,7 @@ class Session:
         self._stream(on).set_state(bytes(state))
 
     def do_threads(self, n: int, on: str = "main") -> list[Any]:
-        """`n` threads take turns at one iterator until it stops; the batches in order of their first id."""
+        """`n` threads take turns at one iterator until it stops; the batches by their first id."""
         iterator, taken, failures = iter(self._stream(on)), [], []
 
         def take() -> None:
@@ -214,5 +214,5 @@ class Session:
         return to_batch(self.columns[of])
 
     def do_global_random(self) -> list[float]:
-        """A draw from NumPy's and from Python's global generator, both seeded when the case began."""
+        """A draw from NumPy's and from Python's global generator, seeded when the case began."""
         return [float(np.random.random_sample()), random.random()]

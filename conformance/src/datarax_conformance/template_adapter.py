@@ -11,7 +11,9 @@ class Stream:
 
     def __init__(self, program):
         # program.columns: dict of NumPy arrays, one row for each record
-        # program.batch_size, program.last_batch ("keep", "drop" or "pad"), program.seed (None: stored order)
+        # program.batch_size
+        # program.last_batch: "keep", "drop" or "pad"
+        # program.seed: None is the stored order
         if program.last_batch != "keep" or program.seed is not None:
             raise NotImplementedError("this engine neither drops, pads nor shuffles yet")
         self.columns, self.size = program.columns, program.batch_size
@@ -32,12 +34,14 @@ class Adapter:
     name = "my-engine"
     version = "0"
     spec = "0.1"  # the version of the spec that you mean to follow
-    # Profiles that you claim: step, iter, shuffle.valid, shuffle.exact, resume, dag, errors, scan, jax.
+    # Profiles that you claim, of: step, iter, shuffle.valid, shuffle.exact, resume, dag, errors,
+    # scan, jax.
     capabilities = frozenset(["iter"])
 
     def build(self, program, ops):
         return Stream(program)
 
     def classify(self, exc):
-        # the spec's code for an exception of your engine, and the names it gives: ("cycle", {"nodes": [...]})
+        # the spec's code for an exception of your engine, and the names it gives:
+        # ("cycle", {"nodes": [...]})
         return "unclassified", {}

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Integer
 
@@ -115,7 +116,10 @@ class EagerSourceBase(nnx.Module):
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batch)
 
     def get_batch_at(
-        self, start: int | Integer[Array, ""], batch_size: int, key: KeyLike | None = None
+        self,
+        start: int | np.integer | Integer[Array, ""],
+        batch_size: int,
+        key: KeyLike | None = None,
     ) -> Batch:
         """Rows `start`, `start + 1`, ... of the endless stream whose order is fixed by `key`.
 

@@ -16,6 +16,10 @@ from ._base import SourceData
 ALIGNMENT = 64
 """Bytes: XLA's CPU client shares memory that starts at a multiple of this, and copies any other."""
 
+WORTH_SHARING = 2**20
+"""Bytes: a smaller array is copied, so that the shapes that programs are compiled for do not depend
+on where it happens to lie."""
+
 
 class Column(nnx.Module):
     """The rows of one field: `take(records)` and `take_range(start, size)`.
@@ -75,7 +79,8 @@ def _is_shareable(values: np.ndarray) -> bool:
     """Whether holding the array flat saves a copy, and its items can be counted in 32 bits."""
     return (
         jax.default_backend() == "cpu"
-        and 0 < values.size < 2**32 - ALIGNMENT
+        and values.nbytes >= WORTH_SHARING
+        and values.size < 2**32 - ALIGNMENT
         and ALIGNMENT % values.itemsize == 0
         and values.ctypes.data % values.itemsize == 0
     )

@@ -1,4 +1,7 @@
-"""The cases as they are declared; `python -m datarax_conformance.cases build` stores them with their values."""
+"""The cases as they are declared.
+
+`datarax-conformance cases build` stores them with their values.
+"""
 
 from . import dag, errors, iter, library, scan, shuffle, state, step
 

@@ -1,4 +1,7 @@
-"""How cases are declared: programs and scripts in a few words. Values that are left out the model fills in."""
+"""How cases are declared: programs and scripts in a few words.
+
+Values that are left out the model fills in.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Profile jax, as far as a program can say it: the cursor, parameters, compilation, gradients, keys, threads."""
+"""Profile jax, as far as a program can say it.
+
+The cursor, parameters, compilation, gradients, keys, threads.
+"""
 
 from ._declare import Table, build, chain, do, error, loop, program, same_rows, step
 

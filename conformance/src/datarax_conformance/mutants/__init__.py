@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import time
 from collections.abc import Sequence
+from multiprocessing.pool import Pool
 
 from ..case import Case, stored_cases
 from . import automatic, comparator, data
@@ -30,7 +31,10 @@ def citing(mutant: Mutant, case: Case) -> bool:
 
 
 def semantic_row(mutant: Mutant) -> list[str]:
-    """The cases that notice a semantic mutant: all the light ones; heavy ones that cite what no light one does."""
+    """The cases that notice a semantic mutant.
+
+    All the light ones; heavy ones that cite what no light one does.
+    """
     light, heavy = cases_by_weight()
     found = list(noticing(mutant, light))
     missing = set(mutant.breaks) - {name for case in found for name in case.requirements}
@@ -47,15 +51,13 @@ def survives(mutant: Mutant) -> bool:
     )
 
 
-def matrix(pool: multiprocessing.pool.Pool, only: str = "") -> dict[str, list[str]]:
+def matrix(pool: Pool, only: str = "") -> dict[str, list[str]]:
     mutants = [mutant for mutant in MUTANTS if only in mutant.name and mutant.source]
     rows = pool.map(semantic_row, mutants, chunksize=1)
     return {mutant.name: row for mutant, row in zip(mutants, rows, strict=True)}
 
 
-def check_semantic(
-    pool: multiprocessing.pool.Pool, only: str, findings: Findings
-) -> dict[str, list[str]]:
+def check_semantic(pool: Pool, only: str, findings: Findings) -> dict[str, list[str]]:
     rows = matrix(pool, only)
     cases = {case.id: case for case in stored_cases()}
     faults = []
@@ -98,7 +100,7 @@ def check_benign(findings: Findings) -> None:
     findings.section("benign variants that pass", len(BENIGN), len(BENIGN) - len(faults), faults)
 
 
-def check_automatic(pool: multiprocessing.pool.Pool, findings: Findings) -> None:
+def check_automatic(pool: Pool, findings: Findings) -> None:
     mutants = automatic.automatic()
     alive = pool.map(survives, mutants, chunksize=4)
     survivors = {mutant.name for mutant, lives in zip(mutants, alive, strict=True) if lives}

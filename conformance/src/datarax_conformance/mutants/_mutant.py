@@ -25,7 +25,7 @@ def library_source() -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Mutant:
-    """`edits` are (old, new) pairs; each old text stands exactly once in the model or the library over it."""
+    """`edits` are (old, new) pairs; each old text stands once in the model or its library."""
 
     name: str
     breaks: Sequence[str]  # the requirements that it violates; none: it is benign and must pass

@@ -14,7 +14,7 @@ from .data import answers_of, leaves, open_ended, with_flip
 
 
 def probes() -> list[tuple[Any, Any, Any, bool]]:
-    """Expectation, answer, notes and verdict, from the stored cases and from their spoilt copies."""
+    """Expectation, answer, notes and verdict, from the stored cases and their spoilt copies."""
     found = []
     for case in cases_by_weight()[0]:
         for expect, answer, notes in answers_of(case):

@@ -1,4 +1,4 @@
-"""Stored values that are wrong: whichever is changed, the case must fail on an engine that is right."""
+"""Stored values that are wrong: whichever is changed, the case must fail on a right engine."""
 
 from __future__ import annotations
 

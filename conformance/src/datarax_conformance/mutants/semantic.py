@@ -1,4 +1,4 @@
-"""Engines that each get one thing wrong, as engines do; every requirement is broken by at least one.
+"""Engines that each get one thing wrong, as engines do; at least one breaks each requirement.
 
 Then variants that get nothing wrong: whoever fails them asks for more than the spec does.
 """
@@ -59,28 +59,32 @@ MUTANTS = [
         "float32 becomes float64",
         "SRC-003",
         gathered(
-            "np.asarray(column)[records].astype(np.float64 if column.dtype == np.float32 else column.dtype)"
+            "np.asarray(column)[records].astype(np.float64 if column.dtype == np.float32 "
+            "else column.dtype)"
         ),
     ),
     mutant(
         "rows are flattened",
         "SRC-003",
         gathered(
-            "np.asarray(column)[records].reshape(len(records), *([-1] if column.ndim > 2 else column.shape[1:]))"
+            "np.asarray(column)[records].reshape(len(records), *([-1] if column.ndim > 2 "
+            "else column.shape[1:]))"
         ),
     ),
     mutant(
         "integers are cut to 32 bits",
         "SRC-005",
         gathered(
-            "np.asarray(column)[records].astype(np.int32 if column.dtype == np.int64 else column.dtype)"
+            "np.asarray(column)[records].astype(np.int32 if column.dtype == np.int64 else "
+            "column.dtype)"
         ),
     ),
     mutant(
         "floats overflow",
         "SRC-006",
         gathered(
-            "np.asarray(column)[records] if column.dtype != np.float64 else np.clip(column[records], -1e39, 1e39).astype(np.float32)"
+            "np.asarray(column)[records] if column.dtype != np.float64 else "
+            "np.clip(column[records], -1e39, 1e39).astype(np.float32)"
         ),
     ),
     mutant(
@@ -88,8 +92,9 @@ MUTANTS = [
         "SRC-007",
         (
             GATHER,
-            GATHER.replace("return", "batch =")
-            + "    for column in columns.values():\n        column[records] = 0\n    return batch\n",
+            GATHER.replace("return", "batch =") + "    for column in columns.values():\n"
+            "        column[records] = 0\n"
+            "    return batch\n",
         ),
     ),
     mutant(
@@ -106,7 +111,12 @@ MUTANTS = [
         (
             GATHER,
             GATHER.replace("return", "fresh =")
-            + "    key = str({n: (f.shape, f.dtype) for n, f in fresh.items()})\n    batch = BUFFERS.setdefault(key, fresh)\n    for name in batch:\n        batch[name][...] = fresh[name]\n    return batch\n\n\nBUFFERS: dict = {}\n",
+            + "    key = str({n: (f.shape, f.dtype) for n, f in fresh.items()})\n"
+            "    batch = BUFFERS.setdefault(key, fresh)\n"
+            "    for name in batch:\n"
+            "        batch[name][...] = fresh[name]\n"
+            "    return batch\n\n\n"
+            "BUFFERS: dict = {}\n",
         ),
     ),
     mutant(
@@ -208,7 +218,8 @@ MUTANTS = [
         "STEP-008",
         (
             "divmod(start.offset + count, length)",
-            'divmod(start.offset + (program.batch_size if program.last_batch == "pad" else count), length)',
+            'divmod(start.offset + (program.batch_size if program.last_batch == "pad" else '
+            "count), length)",
         ),
     ),
     mutant(
@@ -222,7 +233,9 @@ MUTANTS = [
         "ITER-001 ITER-002",
         (
             "        if self.stream.cursor.epoch != self.epoch:\n",
-            "        at = self.stream.cursor\n        if at.epoch != self.epoch or at.offset + self.stream.program.batch_size >= self.stream.length:\n",
+            "        at = self.stream.cursor\n"
+            "        if at.epoch != self.epoch or at.offset + self.stream.program.batch_size "
+            ">= self.stream.length:\n",
         ),
     ),
     mutant(
@@ -237,8 +250,12 @@ MUTANTS = [
         "a short batch is filled with zeros",
         "ITER-002",
         (
-            '        if program.last_batch == "pad":\n            batch = pad(batch, program.batch_size)\n',
-            '        if program.last_batch == "pad" or stay:\n            batch = pad(batch, program.batch_size)\n            batch = batch if program.last_batch == "pad" else {n: batch[n] for n in program.columns}\n',
+            '        if program.last_batch == "pad":\n'
+            "            batch = pad(batch, program.batch_size)\n",
+            '        if program.last_batch == "pad" or stay:\n'
+            "            batch = pad(batch, program.batch_size)\n"
+            '            batch = batch if program.last_batch == "pad" else {n: batch[n] for '
+            "n in program.columns}\n",
         ),
     ),
     mutant(
@@ -246,7 +263,8 @@ MUTANTS = [
         "ITER-003",
         (
             "        after = settle(Cursor(start.epoch + passed, offset), length, program)\n",
-            "        after = Cursor(start.epoch + passed, offset)\n        after = after if stay else settle(after, length, program)\n",
+            "        after = Cursor(start.epoch + passed, offset)\n"
+            "        after = after if stay else settle(after, length, program)\n",
         ),
     ),
     mutant(
@@ -278,7 +296,8 @@ MUTANTS = [
         "ITER-007",
         (
             "        return EpochIterator(self)\n",
-            "        self.cursor = Cursor(self.cursor.epoch, 0)\n        return EpochIterator(self)\n",
+            "        self.cursor = Cursor(self.cursor.epoch, 0)\n"
+            "        return EpochIterator(self)\n",
         ),
     ),
     mutant(
@@ -320,7 +339,9 @@ MUTANTS = [
             NEXT,
             '        batch = self.__dict__.pop("ahead", None)\n        if batch is None:\n'
             + "".join(f"    {line}\n" for line in NEXT.replace("return", "batch =").splitlines())
-            + "        if self.stream.cursor.epoch == self.epoch:\n            self.ahead = self.stream.take(stay=True)\n        return batch\n",
+            + "        if self.stream.cursor.epoch == self.epoch:\n"
+            "            self.ahead = self.stream.take(stay=True)\n"
+            "        return batch\n",
         ),
     ),
     mutant(
@@ -329,7 +350,8 @@ MUTANTS = [
         (
             RECORDS,
             RECORDS
-            + "        records = records[::-1] if stay and len(records) == program.batch_size else records\n",
+            + "        records = records[::-1] if stay and len(records) == program.batch_size "
+            "else records\n",
         ),
     ),
     # 35 keys
@@ -379,8 +401,8 @@ MUTANTS = [
             "SHUF-001",
             (
                 ORDER,
-                ORDER.replace("return", "records =")
-                + f"    return np.where((records == 2**{k}) & (length <= 2**{k} + 1), 0, records)\n",
+                ORDER.replace("return", "records =") + f"    return np.where((records == 2**{k}) & "
+                f"(length <= 2**{k} + 1), 0, records)\n",
             ),
         )
         for k in (1, 4, 8, 12, 19, 20)
@@ -403,7 +425,9 @@ MUTANTS = [
         "SHUF-003",
         (
             "        self.base = None if program.seed is None else base_key(program.seed)\n",
-            '        Stream.built = getattr(Stream, "built", 0) + 1\n        self.base = None if program.seed is None else base_key(program.seed + Stream.built)\n',
+            '        Stream.built = getattr(Stream, "built", 0) + 1\n'
+            "        self.base = None if program.seed is None else base_key(program.seed + "
+            "Stream.built)\n",
         ),
     ),
     mutant("the order depends on the batch size", "SHUF-004", salted("program.batch_size")),
@@ -412,7 +436,11 @@ MUTANTS = [
         "SHUF-004 SHUF-010",
         (
             RECORDS,
-            "        records = offsets\n        if self.base is not None:\n            key = epoch_key(self.base, start.epoch)\n            records = offsets[order(key, len(offsets), np.arange(len(offsets)))] if len(offsets) else offsets\n",
+            "        records = offsets\n"
+            "        if self.base is not None:\n"
+            "            key = epoch_key(self.base, start.epoch)\n"
+            "            records = offsets[order(key, len(offsets), "
+            "np.arange(len(offsets)))] if len(offsets) else offsets\n",
         ),
     ),
     mutant("the order depends on the policy", "SHUF-005", salted("ord(program.last_batch[0])")),
@@ -433,7 +461,8 @@ MUTANTS = [
         "SHUF-010",
         (
             ORDER,
-            "    return ((np.asarray(offsets, np.int64) + int(key[0])) % length).astype(np.int64)\n",
+            "    return ((np.asarray(offsets, np.int64) + int(key[0])) % "
+            "length).astype(np.int64)\n",
         ),
     ),
     mutant("the order depends on the columns", "SHUF-011", salted("len(program.columns)")),
@@ -471,7 +500,8 @@ MUTANTS = [
         "DAG-002",
         (
             'list(program.edges[name]) or ["source"] for',
-            'list(program.edges[name]) or [["source", *program.nodes][list(program.nodes).index(name)]] for',
+            'list(program.edges[name]) or [["source", '
+            "*program.nodes][list(program.nodes).index(name)]] for",
         ),
     ),
     mutant(
@@ -508,7 +538,9 @@ MUTANTS = [
         "DAG-006",
         (
             "                made[name], states[name] = apply(*inputs, states[name])\n",
-            "                for _ in range(max(1, sum(list(e).count(name) for e in plan.edges.values()))):\n                    made[name], states[name] = apply(*inputs, states[name])\n",
+            "                for _ in range(max(1, sum(list(e).count(name) for e in "
+            "plan.edges.values()))):\n"
+            "                    made[name], states[name] = apply(*inputs, states[name])\n",
         ),
     ),
     mutant("stage state is lost", "DAG-007 SCAN-006", (TAKE, TAKE.replace("self.states, ", "_, "))),
@@ -516,7 +548,8 @@ MUTANTS = [
         "building runs the stages",
         "DAG-007",
         (
-            "        self.next_batch(stay=False)  # a stage that does not fit fails here, and nothing moves\n",
+            "        self.next_batch(stay=False)  # a stage that does not fit fails here, "
+            "and nothing moves\n",
             "        _, self.states, _ = self.next_batch(stay=False)\n",
         ),
     ),
@@ -596,7 +629,11 @@ MUTANTS = [
         "STATE-004",
         (
             "        return save(self)\n",
-            "        stream = self\n\n        class Live:\n            def __bytes__(self):\n                return save(stream)\n\n        return Live()\n",
+            "        stream = self\n\n"
+            "        class Live:\n"
+            "            def __bytes__(self):\n"
+            "                return save(stream)\n\n"
+            "        return Live()\n",
         ),
     ),
     mutant(
@@ -629,11 +666,13 @@ MUTANTS = [
         "STATE-007",
         (
             '        "cursor": stream.cursor._asdict(),\n',
-            '        "cursor": {"epoch": stream.cursor.epoch, "offset": stream.cursor.offset // stream.program.batch_size},\n',
+            '        "cursor": {"epoch": stream.cursor.epoch, "offset": stream.cursor.offset '
+            "// stream.program.batch_size},\n",
         ),
         (
             '    cursor = Cursor(**state["cursor"])\n',
-            '    cursor = Cursor(state["cursor"]["epoch"], state["cursor"]["offset"] * stream.program.batch_size)\n',
+            '    cursor = Cursor(state["cursor"]["epoch"], state["cursor"]["offset"] * '
+            "stream.program.batch_size)\n",
         ),
     ),
     mutant(
@@ -720,16 +759,30 @@ MUTANTS = [
         "a refusal resets the stream",
         "STATE-014",
         (
-            '        except Refused:\n            raise\n        except Exception as error:\n            raise Refused("state"',
-            '        except Refused:\n            self.reset()\n            raise\n        except Exception as error:\n            raise Refused("state"',
+            "        except Refused:\n"
+            "            raise\n"
+            "        except Exception as error:\n"
+            '            raise Refused("state"',
+            "        except Refused:\n"
+            "            self.reset()\n"
+            "            raise\n"
+            "        except Exception as error:\n"
+            '            raise Refused("state"',
         ),
     ),
     mutant(
         "a refusal resets the stages",
         "STATE-014",
         (
-            '        except Refused:\n            raise\n        except Exception as error:\n            raise Refused("state"',
-            '        except Refused:\n            self.states = dict.fromkeys(self.states, 0)\n            raise\n        except Exception as error:\n            raise Refused("state"',
+            "        except Refused:\n"
+            "            raise\n"
+            "        except Exception as error:\n"
+            '            raise Refused("state"',
+            "        except Refused:\n"
+            "            self.states = dict.fromkeys(self.states, 0)\n"
+            "            raise\n"
+            "        except Exception as error:\n"
+            '            raise Refused("state"',
         ),
     ),
     mutant(
@@ -766,7 +819,11 @@ MUTANTS = [
         "SCAN-004",
         (
             STEPS,
-            "    batches = []\n    here = stream.cursor.epoch\n    for _ in range(length):\n        batches.append(stream.step())\n        stream.cursor = Cursor(here, stream.cursor.offset)\n",
+            "    batches = []\n"
+            "    here = stream.cursor.epoch\n"
+            "    for _ in range(length):\n"
+            "        batches.append(stream.step())\n"
+            "        stream.cursor = Cursor(here, stream.cursor.offset)\n",
         ),
     ),
     mutant(
@@ -774,7 +831,10 @@ MUTANTS = [
         "SCAN-004",
         (
             STEPS,
-            "    here = stream.cursor.epoch\n    batches = [stream.step()]\n    while len(batches) < length and stream.cursor.epoch == here:\n        batches.append(stream.step())\n",
+            "    here = stream.cursor.epoch\n"
+            "    batches = [stream.step()]\n"
+            "    while len(batches) < length and stream.cursor.epoch == here:\n"
+            "        batches.append(stream.step())\n",
         ),
     ),
     mutant(
@@ -787,7 +847,10 @@ MUTANTS = [
         "SCAN-006",
         (
             STEPS,
-            "    states, batches = stream.states, []\n    for _ in range(length):\n        batches.append(stream.step())\n        stream.states = states\n",
+            "    states, batches = stream.states, []\n"
+            "    for _ in range(length):\n"
+            "        batches.append(stream.step())\n"
+            "        stream.states = states\n",
         ),
     ),
     mutant(
@@ -813,7 +876,9 @@ MUTANTS = [
         "SCAN-008",
         (
             '            raise Refused("last-batch", left=left, batch_size=program.batch_size)\n',
-            '            stream.step()\n            raise Refused("last-batch", left=left, batch_size=program.batch_size)\n',
+            "            stream.step()\n"
+            '            raise Refused("last-batch", left=left, '
+            "batch_size=program.batch_size)\n",
         ),
     ),
     mutant(
@@ -840,7 +905,9 @@ MUTANTS = [
         "ERR-001",
         (
             "    execution_order(edges)  # finds a cycle\n",
-            '    execution_order(edges)\n    if len(nodes) == 2:\n        raise Refused("cycle", nodes=[])\n',
+            "    execution_order(edges)\n"
+            "    if len(nodes) == 2:\n"
+            '        raise Refused("cycle", nodes=[])\n',
         ),
     ),
     mutant(
@@ -848,7 +915,9 @@ MUTANTS = [
         "ERR-001",
         (
             "    if program.last_batch not in",
-            '    if size * 2 >= length:\n        raise Refused("batch-size")\n    if program.last_batch not in',
+            "    if size * 2 >= length:\n"
+            '        raise Refused("batch-size")\n'
+            "    if program.last_batch not in",
         ),
     ),
     mutant(
@@ -856,7 +925,13 @@ MUTANTS = [
         "ERR-002",
         (
             "    def __init__(self, program: Program):\n        self.length = check(program)\n",
-            "    def __init__(self, program: Program):\n        try:\n            self.build(program)\n        except Refused as late:\n            self.late = late\n\n    def build(self, program):\n        self.length = check(program)\n",
+            "    def __init__(self, program: Program):\n"
+            "        try:\n"
+            "            self.build(program)\n"
+            "        except Refused as late:\n"
+            "            self.late = late\n\n"
+            "    def build(self, program):\n"
+            "        self.length = check(program)\n",
         ),
     ),
     mutant(
@@ -913,12 +988,14 @@ MUTANTS = [
         "edges without a node are passed over",
         "ERR-009",
         (
-            '        if name not in nodes:\n            raise Refused("edges-without-node", name=name)\n',
+            "        if name not in nodes:\n"
+            '            raise Refused("edges-without-node", name=name)\n',
             "        if name not in nodes:\n            continue\n",
         ),
         (
             "    while len(done) <= len(edges):\n",
-            "    edges = {n: e for n, e in edges.items() if set(e) <= {'source', *edges}}\n    while len(done) <= len(edges):\n",
+            "    edges = {n: e for n, e in edges.items() if set(e) <= {'source', *edges}}\n"
+            "    while len(done) <= len(edges):\n",
         ),
     ),
     mutant(
@@ -982,7 +1059,8 @@ MUTANTS = [
         "a stage is first tried with a batch",
         "ERR-021",
         (
-            "        self.next_batch(stay=False)  # a stage that does not fit fails here, and nothing moves\n",
+            "        self.next_batch(stay=False)  # a stage that does not fit fails here, "
+            "and nothing moves\n",
             "",
         ),
     ),
@@ -992,7 +1070,9 @@ MUTANTS = [
         "STEP-010",
         (
             "        passed, offset = divmod(start.offset + count, length)\n",
-            "        passed, offset = divmod(start.offset + count, length)\n        if passed and not offset:\n            passed, offset = passed - 1, length\n",
+            "        passed, offset = divmod(start.offset + count, length)\n"
+            "        if passed and not offset:\n"
+            "            passed, offset = passed - 1, length\n",
         ),
     ),
     mutant(
@@ -1040,7 +1120,11 @@ MUTANTS = [
         "STEP-015",
         (
             "        return [self.step() for _ in range(n)]\n",
-            "        here, batches = self.cursor.epoch, []\n        for _ in range(n):\n            self.cursor = Cursor(here, self.cursor.offset)\n            batches.append(self.step())\n        return batches\n",
+            "        here, batches = self.cursor.epoch, []\n"
+            "        for _ in range(n):\n"
+            "            self.cursor = Cursor(here, self.cursor.offset)\n"
+            "            batches.append(self.step())\n"
+            "        return batches\n",
         ),
     ),
     mutant(
@@ -1068,7 +1152,13 @@ MUTANTS = [
         "ITER-013",
         (
             "        with self.lock:\n            return super().__next__()\n",
-            "        import time\n\n        if self.stream.cursor.epoch != self.epoch:\n            raise StopIteration\n        batch, states, cursor = self.stream.next_batch(stay=True)\n        time.sleep(0)\n        self.stream.cursor = cursor\n        return batch\n",
+            "        import time\n\n"
+            "        if self.stream.cursor.epoch != self.epoch:\n"
+            "            raise StopIteration\n"
+            "        batch, states, cursor = self.stream.next_batch(stay=True)\n"
+            "        time.sleep(0)\n"
+            "        self.stream.cursor = cursor\n"
+            "        return batch\n",
         ),
     ),
     mutant(
@@ -1100,7 +1190,8 @@ MUTANTS = [
         "KEYS-009",
         (
             "        keys = StageKeys(self.base, epochs, records)\n",
-            "        keys = StageKeys(self.base and (len(self.plan.order) - 1, self.base[1]), epochs, records)\n",
+            "        keys = StageKeys(self.base and (len(self.plan.order) - 1, "
+            "self.base[1]), epochs, records)\n",
         ),
     ),
     mutant(
@@ -1140,8 +1231,9 @@ BENIGN = [
         "",
         (
             GATHER,
-            GATHER.replace("return", "batch =")
-            + "    for field in batch.values():\n        field.setflags(write=False)\n    return batch\n",
+            GATHER.replace("return", "batch =") + "    for field in batch.values():\n"
+            "        field.setflags(write=False)\n"
+            "    return batch\n",
         ),
     ),
     mutant("Fortran order", "", gathered("np.asfortranarray(np.asarray(column)[records])")),
@@ -1183,11 +1275,16 @@ BENIGN = [
         "64-bit integers narrowed where they fit",
         "",
         gathered(
-            "(lambda c: c.astype(np.int32) if c.dtype == np.int64 else c)(np.asarray(column)[records])"
+            "(lambda c: c.astype(np.int32) if c.dtype == np.int64 else "
+            "c)(np.asarray(column)[records])"
         ),
         (
             "    lengths = {name: len(column) for name, column in columns.items()}\n",
-            '    for name, column in columns.items():\n        if column.dtype == np.int64 and (np.abs(column.astype(object) * 2 + 1) > 2**32).any():\n            raise Refused("field-type", field=name)\n    lengths = {name: len(column) for name, column in columns.items()}\n',
+            "    for name, column in columns.items():\n"
+            "        if column.dtype == np.int64 and (np.abs(column.astype(object) * 2 + 1) "
+            "> 2**32).any():\n"
+            '            raise Refused("field-type", field=name)\n'
+            "    lengths = {name: len(column) for name, column in columns.items()}\n",
         ),
     ),
     mutant("another version of the state", "", ("VERSION = 1\n", "VERSION = 7\n")),

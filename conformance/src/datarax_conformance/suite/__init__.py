@@ -1,1 +1,4 @@
-"""The stored cases as a pytest suite: `pytest -p datarax_conformance.plugin --pyargs datarax_conformance.suite`."""
+"""The stored cases as a pytest suite.
+
+`pytest -p datarax_conformance.plugin --pyargs datarax_conformance.suite`.
+"""

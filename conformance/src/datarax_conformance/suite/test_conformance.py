@@ -10,7 +10,9 @@ from datarax_conformance.runner import BAD, Run
 def test_case(conformance_case: Case, conformance_run: Run, request: pytest.FixtureRequest) -> None:
     verdict = conformance_run.verdict(conformance_case)
     if verdict.outcome in BAD:
-        entry = make_entry(verdict, request.config.getoption("--adapter"))
+        adapter = request.config.getoption("--adapter")
+        assert adapter is not None  # the run has refused to start without one
+        entry = make_entry(verdict, adapter)
         pytest.fail(to_paragraph(entry), pytrace=False)
     if verdict.outcome == "XFAIL":
         pytest.xfail(verdict.reason)
