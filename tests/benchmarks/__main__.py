@@ -66,7 +66,7 @@ def engines(asked: argparse.Namespace, folder: Path) -> int:
     """The library beside other engines."""
     from benchmarks import comparison, comparison_page, report
 
-    figures = comparison.measure(asked.rounds, batches=1024)
+    figures = comparison.measure(asked.rounds, batches=1536)
     (folder / "engines.json").write_text(json.dumps(figures, indent=1) + "\n")
     return int(bool(report.show("Targets, beside other engines", comparison_page.lines(figures))))
 

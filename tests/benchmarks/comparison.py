@@ -18,7 +18,7 @@ from typing import Any
 
 import engines
 import numpy as np
-from benchmarks.engine import Seen
+from benchmarks.engine import CHUNK, Seen
 from benchmarks.harness import median
 from benchmarks.plugin import machine
 from datarax_conformance import model
@@ -242,7 +242,7 @@ def against_ours(racer: Racer, racers: Sequence[Racer]) -> dict[str, float]:
 
 def weights(folder: Path, batches: int) -> list[dict[str, Any]]:
     """Peak memory of a shuffled epoch of images, each contender alone."""
-    task, small = images(batches), images(16)
+    task, small = images(batches), images(CHUNK)
     given, tiny = ({**stored(one, folder), "seed": SEED} for one in (task, small))
     rows = []
     for contender in CONTENDERS:

@@ -4,6 +4,7 @@ It is driven like an engine of the conformance suite, through the same adapter, 
 than NumPy and the engine. Batches are kept while the clock runs and looked at when it has stopped.
 """
 
+import array
 import hashlib
 import sys
 import time
@@ -17,6 +18,10 @@ from datarax_conformance.serve import serve
 from datarax_conformance.session import Session
 
 COMPILING = "/jax/core/compile/"
+CHUNK = 16
+"""Batches that a scan gives at once where memory is measured: all of them would be a copy."""
+SIZE = 16
+"""Bytes of the digest of a row."""
 
 
 class Timer(Session):
@@ -67,7 +72,7 @@ class Timer(Session):
             self._load(mode, one)
             self.stream = self.adapter.build(self.program, self.ops)
             seen = Seen()
-            for batch in self._batches_of_an_epoch(chunks=16):
+            for batch in self._batches_of_an_epoch(CHUNK):
                 seen.add(wait(batch))
         size = sum(column.nbytes for column in self.program.columns.values())
         return {"peak": peak() - base, "size": size, **seen.told()}
@@ -78,14 +83,15 @@ class Timer(Session):
             self.program = Program(columns=dict(columns), **given)
         self.mode = mode
 
-    def _batches_of_an_epoch(self, chunks: int = 1) -> Iterator[Any]:
-        """Batch by batch; a scan gives all of them stacked, in as many chunks as asked."""
+    def _batches_of_an_epoch(self, chunk: int = 0) -> Iterator[Any]:
+        """Batch by batch; a scan gives all of them stacked, or chunks of so many."""
         count = len(self.program.columns["id"]) // self.program.batch_size
         if self.mode == "for":
             return iter(self.stream)
         if self.mode == "step":
             return (self.stream.step() for _ in range(count))
-        return (self.stream.scan(count // chunks) for _ in range(chunks))
+        chunk = chunk or count
+        return (self.stream.scan(chunk) for _ in range(count // chunk))
 
     def _rewind(self) -> None:
         # A second loop over some engines is empty until they are told to start again.
@@ -99,8 +105,8 @@ class Seen:
     """What was handed out: a digest of every row, in the order in which they came."""
 
     def __init__(self):
-        self.ids: list[int] = []
-        self.rows: list[bytes] = []
+        self.ids = array.array("q")
+        self.digests = bytearray()
         self.batches = 0
 
     def add(self, batch: Mapping[str, Any]) -> None:
@@ -108,21 +114,21 @@ class Seen:
         fields = {name: np.asarray(batch[name]) for name in sorted(batch)}
         stacked = fields["id"].ndim
         self.batches += fields["id"].size // fields["id"].shape[-1]
-        flat = [field.reshape(-1, *field.shape[stacked:]) for field in fields.values()]
-        kinds = "".join(
-            f"{name} {x.dtype} {x.shape[1:]} " for name, x in zip(fields, flat, strict=True)
-        )
-        for row in zip(*flat, strict=True):
-            content = b"".join(np.ascontiguousarray(x).tobytes() for x in row)
-            self.rows.append(hashlib.blake2b(kinds.encode() + content, digest_size=16).digest())
         self.ids.extend(fields["id"].ravel().tolist())
+        columns = [field.reshape(-1, *field.shape[stacked:]) for field in fields.values()]
+        kinds = [f"{n} {x.dtype} {x.shape[1:]}" for n, x in zip(fields, columns, strict=True)]
+        for row in zip(*columns, strict=True):
+            digest = hashlib.blake2b("; ".join(kinds).encode(), digest_size=SIZE)
+            for value in row:
+                digest.update(np.ascontiguousarray(value).tobytes())
+            self.digests += digest.digest()
 
     def told(self) -> dict[str, Any]:
-        by_id = [row for _, row in sorted(zip(self.ids, self.rows, strict=True))]
+        by_id = np.frombuffer(self.digests, f"V{SIZE}")[np.argsort(self.ids, kind="stable")]
         return {
             "batches": self.batches,
-            "in_order": hashlib.sha256(b"".join(self.rows)).hexdigest(),
-            "by_id": hashlib.sha256(b"".join(by_id)).hexdigest(),
+            "in_order": hashlib.sha256(self.digests).hexdigest(),
+            "by_id": hashlib.sha256(by_id.tobytes()).hexdigest(),
         }
 
 
