@@ -54,7 +54,8 @@ def test_rows_are_located_as_positions_are_counted(place):
     length, size, policy, cursor = place
     cut = _rows.running_on(size, length, policy)
     with jax.disable_jit():
-        rows = _rows.rows_at(StoredOrder(None, length), on_device(cursor, length), cut)
+        at = jax.tree.map(lambda x: x[None], on_device(cursor, length))
+        rows = _rows.rows_at(StoredOrder(None, length), at, cut)
     expected, _ = expected_rows(*place)
     exists = [place is not None for place in expected]
     if policy == "pad":
@@ -83,6 +84,35 @@ def test_a_cursor_moves_as_positions_are_counted(place):
         device = _rows.advance(on_device(cursor, length), size, length, policy)
     assert tuple(map(int, device)) == after
     assert _rows.settle(host, size, length, policy, _rows.host_where) == host
+
+
+@pytest.mark.spec("STEP-010", "SCAN-001")
+@settings(max_examples=150)
+@given(places(), st.sampled_from([1, 2, 5, 9]))
+@example((2**32 - 1, 60, "keep", Cursor(2**32 - 100, 2**32 - 2)), 9)
+@example((2**32 - 1, 60, "pad", Cursor(2**32 - 100, 2**32 - 2)), 9)
+@example((2**32 - 1, 60, "drop", Cursor(2**32 - 100, 2**32 - 121)), 9)
+def test_batches_in_a_row_start_where_one_after_the_other_would(place, count):
+    length, size, policy, cursor = place
+    assume(cursor.epoch + size * count < 2**32 or length > size * count)
+    with jax.disable_jit():
+        found = _rows.starts(on_device(cursor, length), size, count, length, policy)
+    expected = [cursor]
+    for _ in range(count - 1):
+        expected.append(_rows.advance(expected[-1], size, length, policy, _rows.host_where))
+    assert list(zip(found.epoch.tolist(), found.offset.tolist(), strict=True)) == expected
+    # Beyond the last row of the last batch nothing is touched.
+    last = _rows.advance(expected[-1], size, length, "keep", _rows.host_where)
+    ends = last.epoch - (last.offset == 0) if policy == "keep" else expected[-1].epoch
+    cut = _rows.running_on(size, length, policy)
+    assert ends - cursor.epoch < _rows.touched(cut, count, length, policy)
+
+
+@pytest.mark.internal
+def test_without_an_end_batches_start_one_size_apart():
+    found = _rows.starts(Cursor(jnp.uint32(0), jnp.uint32(7)), 3, 4, None, "keep")
+    assert found.epoch.tolist() == [0] * 4 and found.offset.tolist() == [7, 10, 13, 16]
+    assert _rows.touched(_rows.Cut(3, 1, False), 4, None, "keep") == 1
 
 
 @pytest.mark.spec("STEP-011")

@@ -89,7 +89,7 @@ class SwapOrNot(Order):
                 f"An order of {self.length} records takes offsets of type {word(self.length)}, "
                 f"got {x.dtype}."
             )
-        rows = slice(1) if turn is None else turn
+        rows = slice(1) if turn is None or self.pivots.shape[1] == 1 else turn
         pivots, masks = self.pivots[:, rows], self.masks[:, rows]
         length = x.dtype.type(self.length)
         return _swap_or_not(x, length, lambda r: (pivots[r], masks[r]), reverse)

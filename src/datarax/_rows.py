@@ -87,30 +87,91 @@ def running_on(size: int, length: int | None, last_batch: LastBatch) -> Cut:
     return Cut(size, 1 + -(-(size - 1) // length), False)
 
 
+def touched(cut: Cut, count: int, length: int | None, last_batch: LastBatch) -> int:
+    """How many epochs `count` batches in a row can touch."""
+    if length is None or count == 1:
+        return cut.epochs
+    if last_batch == "keep":
+        return running_on(cut.size * count, length, last_batch).epochs
+    return 1 + -(-(count - 1) // _whole(cut.size, length, last_batch))
+
+
+def _whole(size: int, length: int, last_batch: LastBatch) -> int:
+    """Batches in an epoch that is cut anew."""
+    return -(-length // size) if last_batch == "pad" else length // size
+
+
+def starts(
+    cursor: Cursor, size: int, count: int, length: int | None, last_batch: LastBatch
+) -> Cursor:
+    """Where `count` batches in a row start, the first of them at the settled `cursor`."""
+    i = jnp.arange(count, dtype=cursor.offset.dtype)
+    if length is None:
+        turn, offset = jnp.zeros_like(i), cursor.offset + i * _like(i, size)
+    elif last_batch == "keep":
+        turn, offset = _onward(cursor.offset, i * _like(i, size), length)
+    else:
+        rows, rest = _like(i, size), _like(i, length) - cursor.offset
+        left = rest // rows
+        if last_batch == "pad":
+            left += (rest % rows > 0).astype(rest.dtype)
+        whole = _like(i, _whole(size, length, last_batch))
+        turn = jnp.where(i < left, 0, (i - left) // whole + 1)
+        offset = jnp.where(i < left, cursor.offset + i * rows, (i - left) % whole * rows)
+    return Cursor(cursor.epoch + turn, offset)
+
+
+def _onward(offset: Any, rows: Offsets, length: int) -> tuple[Turns, Offsets]:
+    """The place so many rows after `offset`, as epochs later and an offset there."""
+    length = _like(rows, length)
+    # What is left is compared, not what is reached: a sum could leave the word.
+    left = length - offset
+    inside, past = rows < left, rows - left
+    return (
+        jnp.where(inside, 0, past // length + 1),
+        jnp.where(inside, offset + rows, past % length),
+    )
+
+
 def locate(
-    cursor: Cursor, cut: Cut, length: int | None
+    start: Cursor, cut: Cut, length: int | None
 ) -> tuple[Turns | None, Offsets, Mask | None]:
-    """For each row which of the epochs it stands in, its offset there, and whether it exists.
+    """For each row of a batch how many epochs after its start it stands (None: in the same one),
+    its offset there, and whether it exists.
 
     Rows past the end of a padded batch get offset 0, and False in the mask.
     """
-    i = jnp.arange(cut.size, dtype=cursor.offset.dtype)
+    i = jnp.arange(cut.size, dtype=start.offset.dtype)
     if length is None or (cut.epochs == 1 and not cut.padded):
-        return None, cursor.offset + i, jnp.ones(cut.size, bool) if cut.padded else None
-    rest = _like(cursor.offset, length) - cursor.offset
-    inside = i < rest
+        return None, start.offset + i, jnp.ones(cut.size, bool) if cut.padded else None
     if cut.padded:
-        return None, jnp.where(inside, cursor.offset + i, 0), inside
-    past = i - rest
-    turn = jnp.where(inside, 0, past // _like(past, length) + 1)
-    return turn, jnp.where(inside, cursor.offset + i, past % _like(past, length)), None
+        inside = i < _like(i, length) - start.offset
+        return None, jnp.where(inside, start.offset + i, 0), inside
+    turn, offset = _onward(start.offset, i, length)
+    return turn, offset, None
 
 
-def rows_at(order: Order, cursor: Cursor, cut: Cut) -> Rows:
-    """The rows of a batch under `order`, which is that of the epochs from the cursor's on."""
-    turn, offset, mask = locate(cursor, cut, order.length)
-    epoch = jnp.broadcast_to(cursor.epoch, (cut.size,)) if turn is None else cursor.epoch + turn
-    return Rows(epoch, order(offset, turn), offset, mask)
+def rows_at(order: Order, starts: Cursor, cut: Cut) -> Rows:
+    """The rows of batches that start there, one after the other.
+
+    `order` is that of the epochs from the first batch's on.
+    """
+
+    def each(start: Cursor) -> tuple[Turns, Offsets, Mask | None]:
+        turn, offset, mask = locate(start, cut, order.length)
+        epoch = start.epoch if turn is None else start.epoch + turn
+        return jnp.broadcast_to(epoch, offset.shape), offset, mask
+
+    rows = jax.tree.map(lambda x: x.reshape(-1), jax.vmap(each)(starts))
+    epoch, offset, mask = rows
+    return Rows(epoch, order(offset, epoch - starts.epoch[0]), offset, mask)
+
+
+def rows_from(order: Order, start: Cursor, count: int, masked: bool) -> Rows:
+    """The same for `count` rows of which all are in the epoch of `start`."""
+    offset = start.offset + jnp.arange(count, dtype=start.offset.dtype)
+    epoch = jnp.broadcast_to(start.epoch, offset.shape)
+    return Rows(epoch, order(offset), offset, jnp.ones(count, bool) if masked else None)
 
 
 def take(data: Any, records: Records) -> Any:

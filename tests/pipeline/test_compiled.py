@@ -65,15 +65,27 @@ class Hlo:
                 shape = tuple(map(int, filter(None, size[1].split(",")))) if size else ()
                 operations.append(Operation(name, shape, code, rest))
 
-    def visit(self, name: str | None = None, times: int = 1, fused_into: Operation | None = None):
-        """Every operation that runs, how often, and the fusion that it is part of, if any."""
+    def visit(
+        self,
+        name: str | None = None,
+        times: int = 1,
+        fused_into: Operation | None = None,
+        branch: int | None = None,
+    ):
+        """Every operation that runs, how often, and the fusion that it is part of, if any.
+
+        Where the program branches, all branches are visited, or the one of that number.
+        """
         for operation in self.computations[name or self.entry]:
             yield operation, times, fused_into
             inner = fused_into or (operation if operation.code == "fusion" else None)
             for attribute in ("calls", "to_apply", "branch_computations", "body", "condition"):
-                for called in operation.computations(attribute):
-                    trips = operation.trips or 1 if attribute == "body" else 1
-                    yield from self.visit(called, times * trips, inner)
+                called = operation.computations(attribute)
+                if attribute == "branch_computations" and called and branch is not None:
+                    called = [called[branch]]
+                trips = operation.trips or 1 if attribute == "body" else 1
+                for name in called:
+                    yield from self.visit(name, times * trips, inner, branch)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +112,8 @@ def test_no_loop_of_a_shuffled_scan_depends_on_data(scan_hlo: Hlo):
 
 
 @pytest.mark.internal("fused into the gather, an order is computed again for every element")
-def test_an_order_is_computed_once_a_row(scan_hlo: Hlo):
+@pytest.mark.parametrize("branch", [0, 1], ids=["across epochs", "within one"])
+def test_an_order_is_computed_once_a_row(scan_hlo: Hlo, branch: int):
     factor = FMIX32[0][1]  # each round of each row multiplies by it exactly once
     constants = {
         operation.name
@@ -108,7 +121,7 @@ def test_an_order_is_computed_once_a_row(scan_hlo: Hlo):
         if operation.code == "constant" and operation.text.startswith(f"{factor})")
     }
     rounds = 0
-    for operation, times, fusion in scan_hlo.visit():
+    for operation, times, fusion in scan_hlo.visit(branch=branch):
         if operation.code == "broadcast" and _operands(operation) & constants:
             constants.add(operation.name)
         elif operation.code == "multiply" and _operands(operation) & constants:

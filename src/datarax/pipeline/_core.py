@@ -5,29 +5,33 @@ Programs are compiled once for pipelines of equal structure, and kept with that.
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from flax.errors import TraceContextError
 
 from .._keys import batch_key, node_key, record_keys
 from .._order import word
-from .._rows import Cut, advance, settle, zero_outside
+from .._rows import Cut, advance, settle, starts, touched, zero_outside
 from .._types import Batch, Cursor, Scalar
 from ..errors import CapturedError, MaskNameError
-from ..sources._base import NAME, Fetched, fetch, length_of, order_of
+from ..sources._base import NAME, EagerSourceBase, Fetched, fetch, length_of, order_of
 from ._binding import Changes, Structure, Values, changes, has_tracer, kept, merge
 from ._captured import captured
-from ._graph import check_source_batch, scope, scoped
+from ._graph import check_source_batch, key_wanted, scope, scoped
 
 if TYPE_CHECKING:
     from ._pipeline import Pipeline
 
 CUTS = 8
 """How many ways to cut batches a structure keeps programs for."""
+
+FETCHED_BYTES = 2**18
+"""How many bytes of rows a scan fetches together, if they are of several batches."""
 
 SCANS = 16
 """How many scans a structure keeps, by function and length."""
@@ -45,11 +49,13 @@ class Position(nnx.Variable):
 
 
 def fetched_from(
-    pipeline: "Pipeline", order: Any, cursor: Cursor, cut: Cut, count: int = 1
-) -> list[Fetched]:
-    """The rows of the next `count` batches, under the mark of the source."""
+    pipeline: "Pipeline", order: Any, cursor: Cursor, cut: Cut, count: int = 1, epochs: int = 1
+) -> Fetched:
+    """The rows of the next `count` batches, out of so many epochs, under the mark of the source."""
+    source = pipeline.source
     with jax.named_scope(scope(NAME)):
-        return fetch(pipeline.source, order, cursor, cut, count)
+        first = starts(cursor, cut.size, count, length_of(source), pipeline.last_batch)
+        return fetch(source, order, first, cut, epochs)
 
 
 def draw(
@@ -76,6 +82,34 @@ def draw(
     outputs = pipeline._transform(batch, keyring, mask)
     length = length_of(pipeline.source)
     return outputs, advance(cursor, cut.size, length, pipeline.last_batch)
+
+
+def drawn(
+    structure: Structure, values: Values, fetched: Fetched, cursor: Cursor, cut: Cut
+) -> tuple[Batch, Cursor, Changes]:
+    """`draw` as a function of a pipeline's values: the batch, the cursor after it, new values."""
+
+    def run(values: Values, fetched: Fetched, cursor: Cursor) -> tuple[Batch, Cursor, Changes]:
+        roots = merge(structure, values)
+        outputs, moved = draw(roots[0], fetched, cursor, cut)
+        return outputs[roots[0]._sink], moved, changes(structure, roots, values)
+
+    stages = merge(structure, values)[0].nodes.values()
+    if jax.default_backend() != "cpu" or not any(map(key_wanted, stages)):
+        return run(values, fetched, cursor)
+    # On the CPU, XLA fuses a row's random numbers into the loop over its pixels and draws them for
+    # each pixel again. What it cannot prove to be always taken, it compiles by itself.
+    once = jax.jit(run)  # traced once for the two calls
+    outs = jax.eval_shape(once, values, fetched, cursor)
+    blank = jax.tree.map(lambda x: jax.lax.full_like(x, 0), outs)
+    kind = cursor.offset.dtype
+    always = cursor.offset < kind.type(np.iinfo(kind).max)
+    return jax.lax.cond(always, once, lambda *_: blank, values, fetched, cursor)
+
+
+def updated(values: Values, new: Changes) -> Values:
+    """The values after these changes."""
+    return [new.get(i, x) for i, x in enumerate(values)]
 
 
 def order_at(pipeline: "Pipeline", epoch: Scalar, epochs: int) -> Any:
@@ -149,14 +183,19 @@ def batch_program(structure: Structure, cut: Cut, count: int, position: int | No
     """
 
     def run(values: Values, order: Any, fed: Any = None) -> list[tuple[Batch, Changes]]:
-        roots = merge(structure, values)
-        cursor = start_of(roots[0], cut)
-        ready = fed or [(x, None) for x in fetched_from(roots[0], order, cursor, cut, count)]
-        results = []
-        for fetched, start in ready:
-            outputs, cursor = draw(roots[0], fetched, start or cursor, cut)
+        (pipeline,), size = merge(structure, values), cut.size
+        cursor = start_of(pipeline, cut)
+        if fed is None:
+            whole = fetched_from(pipeline, order, cursor, cut, count, cut.epochs)
+            parts = [slice(k * size, (k + 1) * size) for k in range(count)]
+            fed = [(jax.tree.map(lambda x, part=part: x[part], whole), None) for part in parts]
+        results, after = [], {}
+        for fetched, start in fed:
+            now = updated(values, after)
+            batch, cursor, new = drawn(structure, now, fetched, start or cursor, cut)
+            after = after | new
             moved = {} if position is None else {position: jnp.stack(cursor)}
-            results.append((outputs[roots[0]._sink], changes(structure, roots, values) | moved))
+            results.append((batch, after | moved))
         return results
 
     return Program(run)
@@ -169,65 +208,96 @@ def scan_program(
     length: int,
     cut: Cut,
     carried: bool,
+    fetch: int | None,
+    unroll: int,
 ) -> Program:
     """`length` batches, each handed to `step_fn`, as one compiled loop.
 
-    Given `fed`, batches that the host has read with the cursors before and after each, the loop
-    is over these.
+    Rows are fetched for up to `fetch` batches at a time, in a loop around that. Given `fed`,
+    batches that the host has read with the cursors before and after each, the loop is over these.
     """
     if names := captured(step_fn):
         raise CapturedError(names)
 
-    def one(roots: Any, now: Values, fetched: Any, start: Cursor, end: Any, carry: Any) -> Any:
+    def one(state: tuple[Values, Any], fed: Any) -> tuple[tuple[Values, Any], Any]:
+        (now, carry), (fetched, start, end) = state, fed
+        start = start or start_of(merge(structure, now)[0], cut)
+        batch, moved, new = drawn(structure, now, fetched, start, cut)
+        now = updated(now, new)
+        roots = merge(structure, now)
         pipeline, *modules = roots
-        outputs, moved = draw(pipeline, fetched, start, cut)
         # Before the call, since the pipeline itself may be among the modules.
         pipeline._cursor_state.set_raw_value(jnp.stack(end or moved))
         if carried:
-            carry, out = step_fn(carry, *modules, outputs[pipeline._sink])
+            carry, out = step_fn(carry, *modules, batch)
         else:
-            out = step_fn(*modules, outputs[pipeline._sink])
-        after = changes(structure, roots, now)
-        return [after.get(i, x) for i, x in enumerate(now)], carry, out
+            out = step_fn(*modules, batch)
+        return (updated(now, changes(structure, roots, now)), carry), out
 
     def loop(values: Values, carry: Any) -> tuple[Values, Any, Any]:
-        pipeline, *_ = merge(structure, values)
+        pipeline, *modules = merge(structure, values)
+        count = fetched_at_once(pipeline, modules, length, cut, fetch)
+        epochs = touched(cut, count, length_of(pipeline.source), pipeline.last_batch)
         first = start_of(pipeline, cut).epoch
-        order = order_at(pipeline, first, cut.epochs)
+        order = order_at(pipeline, first, epochs)
 
-        def body(state: Any, _: None) -> tuple[Any, Any]:
+        def batches(state: Any, _: None) -> tuple[Any, Any]:
             now, order, ordered, carry = state
-            roots = merge(structure, now)
-            pipeline, start = roots[0], start_of(roots[0], cut)
+            pipeline = merge(structure, now)[0]
+            start = start_of(pipeline, cut)
             if jax.tree.leaves(order):
                 order = jax.lax.cond(
                     start.epoch == ordered,
                     lambda _: order,
-                    lambda epoch: order_at(pipeline, epoch, cut.epochs),
+                    lambda epoch: order_at(pipeline, epoch, epochs),
                     start.epoch,
                 )
-            [fetched] = fetched_from(pipeline, order, start, cut)
-            now, carry, out = one(roots, now, fetched, start, None, carry)
-            return (now, order, start.epoch, carry), out
+            fetched = fetched_from(pipeline, order, start, cut, count, epochs)
+            each = jax.tree.map(lambda x: x.reshape(count, cut.size, *x.shape[1:]), fetched)
+            (now, carry), outs = loop_over(now, carry, (each, None, None), count)
+            return (now, order, start.epoch, carry), outs
 
         state = (values, order, first, carry)
-        (now, _, _, carry), outs = jax.lax.scan(body, state, length=length)
-        return now, carry, outs
+        (now, _, _, carry), outs = jax.lax.scan(batches, state, length=length // count)
+        return now, carry, jax.tree.map(lambda x: x.reshape(length, *x.shape[2:]), outs)
 
-    def loop_over(values: Values, carry: Any, fed: Any) -> tuple[Values, Any, Any]:
-        def body(state: Any, fed: Any) -> tuple[Any, Any]:
-            now, carry = state
-            now, carry, out = one(merge(structure, now), now, fed[0], fed[1], fed[2], carry)
-            return (now, carry), out
-
-        (now, carry), outs = jax.lax.scan(body, (values, carry), fed, length=length)
-        return now, carry, outs
+    def loop_over(now: Values, carry: Any, fed: Any, count: int) -> tuple[tuple[Values, Any], Any]:
+        if count > 1:
+            return jax.lax.scan(one, (now, carry), fed, length=count, unroll=unroll)
+        state, out = one((now, carry), jax.tree.map(lambda x: x[0], fed))
+        return state, jax.tree.map(lambda x: x[None], out)
 
     def run(values: Values, carry: Any, fed: Any = None) -> tuple[Changes, Any, Any]:
-        now, carry, outs = loop(values, carry) if fed is None else loop_over(values, carry, fed)
+        if fed is None:
+            now, carry, outs = loop(values, carry)
+        else:
+            (now, carry), outs = loop_over(values, carry, fed, length)
         return {i: x for i, x in enumerate(now) if x is not values[i]}, carry, outs
 
     return Program(run)
+
+
+def fetched_at_once(
+    pipeline: "Pipeline", modules: Sequence[Any], length: int, cut: Cut, most: int | None
+) -> int:
+    """For how many batches a scan fetches the rows together: a divisor of `length`.
+
+    One kernel for the rows of several small batches is faster than one for each, and the order is
+    best computed for many rows. Beyond what stays in a cache nothing is gained.
+    """
+    source = pipeline.source
+    if not isinstance(source, EagerSourceBase) or length < 1:
+        return 1
+    # What `step_fn` may move or seed anew has to be looked at before every batch.
+    parts = pipeline.source, pipeline._base, pipeline._cursor_state
+    held = {id(x) for _, x in nnx.iter_graph(parts) if isinstance(x, nnx.Variable)}
+    if any(id(x) in held for _, x in nnx.iter_graph(modules)):
+        return 1
+    if most is None:
+        record = jax.tree.leaves(source.element_spec)
+        row_bytes = sum(math.prod(x.shape) * x.dtype.itemsize for x in record)
+        most = FETCHED_BYTES // max(row_bytes * cut.size, 1)
+    return next(count for count in range(min(max(most, 1), length), 0, -1) if length % count == 0)
 
 
 def start_of(pipeline: "Pipeline", cut: Cut) -> Cursor:

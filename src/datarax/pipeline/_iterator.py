@@ -395,7 +395,7 @@ def _by_hand(binding: Binding, values: Values, order: Any, cut: Cut, fed: Any = 
     """Makes batches stage by stage, so that the stage that fails is known."""
     copy, *_ = merge(binding.structure, values)
     start = start_of(copy, cut)
-    for fetched, at in fed or [(x, start) for x in fetched_from(copy, order, start, cut)]:
+    for fetched, at in fed or [(fetched_from(copy, order, start, cut, 1, cut.epochs), start)]:
         draw(copy, fetched, at, cut)
 
 

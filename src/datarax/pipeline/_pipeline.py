@@ -183,6 +183,8 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
         *,
         modules: Sequence[Any] = (),
         init_carry: Any = None,
+        unroll: int = 1,
+        fetch: int | None = None,
     ) -> Any:
         """`length` times `step_fn(*modules, self.step())` as one compiled loop; stacked results.
 
@@ -190,8 +192,11 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
         `(carry, stacked outs)`. `modules` are NNX objects that `step_fn` may change (a model, an
         optimizer). `length=None` is to the end of the epoch. Compiled once for each `step_fn`
         and `length`: pass the same function, not a fresh lambda.
+
+        `unroll` is that of `jax.lax.scan`. Rows of a source in memory are fetched for several small
+        batches at a time, for at most `fetch`; None chooses. No value depends on either.
         """
-        return _scan.scan(self, step_fn, length, modules, init_carry)
+        return _scan.scan(self, step_fn, length, modules, init_carry, unroll, fetch)
 
     def __len__(self) -> int:
         """Batches in a whole epoch."""
@@ -400,7 +405,7 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
             if isinstance(copy.source, StreamSource):
                 fetched = copy.source.blank(cut)
             else:
-                [fetched] = fetched_from(copy, order, start, cut)
+                fetched = fetched_from(copy, order, start, cut, 1, cut.epochs)
             found, _ = draw(copy, fetched, start, cut)
             changes(binding.structure, (copy,), values)  # raises for what may not change
             return found

@@ -27,8 +27,13 @@ def scan(
     length: int | None,
     modules: Sequence[Any],
     init_carry: Any,
+    unroll: int,
+    fetch: int | None,
 ) -> Any:
     """See `Pipeline.scan`."""
+    for name, value in (("unroll", unroll), ("fetch", fetch)):
+        if value is not None and integer(value, 0) < 1:
+            raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}.")
     runtime, asked = pipeline._runtime, length
     with runtime.lock:
         pipeline._cursor_state.claim()
@@ -46,11 +51,12 @@ def scan(
         _check_end(pipeline, length)
         if feed is not None and length > 0 and not has_tracer([*values, init_carry]):
             after, carry, outs = _scan_fed(
-                pipeline, feed, binding, _hashable(step_fn), length, cut, init_carry
+                pipeline, feed, binding, _hashable(step_fn), length, cut, init_carry, unroll
             )
             binding.write(after, values)
             return (carry, outs) if carried else outs
-        program = scan_program(binding.structure, _hashable(step_fn), length, cut, carried)
+        how = (_hashable(step_fn), length, cut, carried, fetch, unroll)
+        program = scan_program(binding.structure, *how)
         try:
             after, carry, outs = program(values, init_carry)
         except Exception as error:
@@ -68,6 +74,7 @@ def _scan_fed(
     length: int,
     cut: Cut,
     carry: Any,
+    unroll: int,
 ) -> tuple[Changes, Any, Any]:
     """A scan in compiled chunks, while threads read the rows of the next; as if it were one.
 
@@ -86,7 +93,8 @@ def _scan_fed(
             stack = next(stacks)
             meter.waited_since(started)
             meter.fail(stack.failures, max_errors(pipeline))
-            program = scan_program(binding.structure, step_fn, count, cut, carried)
+            how = (step_fn, count, cut, carried, None, unroll)
+            program = scan_program(binding.structure, *how)
             before = [values, carry]
             try:
                 fed = stack.fetched, stack.starts, stack.ends

@@ -11,7 +11,7 @@ from jaxtyping import Array, Integer
 
 from .._keys import BaseKey, base_words, node_key, typed, words
 from .._order import ORDERS, Blocks, Order, Shuffle, SpanWords, StoredOrder, keys_of, word
-from .._rows import Cut, Rows, locate, rows_at, running_on, take
+from .._rows import Cut, Rows, locate, rows_at, rows_from, running_on, take
 from .._types import (
     Batch,
     Cursor,
@@ -145,7 +145,8 @@ class EagerSourceBase(nnx.Module):
             order_key = None
         cut = running_on(batch_size, length, "keep")
         order = order_of(self, order_key, cursor.epoch, cut.epochs)
-        return fetch(self, order, cursor, cut, 1)[0].batch
+        starts = jax.tree.map(lambda x: x[None], cursor)
+        return fetch(self, order, starts, cut, cut.epochs).batch
 
 
 Source: TypeAlias = EagerSourceBase | RandomAccess
@@ -174,32 +175,44 @@ class Fetched(NamedTuple):
 
 
 def fetch(
-    source: Source, order: Order | SpanWords | None, cursor: Cursor, cut: Cut, count: int
-) -> list[Fetched]:
-    """The next `count` batches from the cursor on; more than one only within its epoch."""
-    size = cut.size
-    starts = [
-        Cursor(cursor.epoch, cursor.offset + cursor.offset.dtype.type(size * k))
-        for k in range(count)
-    ]
+    source: Source, order: Order | SpanWords | None, starts: Cursor, cut: Cut, epochs: int
+) -> Fetched:
+    """The rows of the batches that start there, one after the other, out of so many epochs.
+
+    Several batches out of one epoch are whole: whoever asks for them has seen to it.
+    """
+    count = starts.offset.shape[0]
     if not isinstance(source, EagerSourceBase):
-        return [_fetch_by_key(source, order, start, cut) for start in starts]
+        each = [
+            _fetch_by_key(source, order, jax.tree.map(lambda x, i=i: x[i], starts), cut)
+            for i in range(count)
+        ]
+        return jax.tree.map(lambda *x: jnp.concatenate(x), *each)
 
     assert isinstance(order, Order)
-    # One evaluation of the order for all of them: its rounds are a loop, and loops have overhead.
-    rows = rows_at(order, cursor, cut._replace(size=size * count))
-    parts = [jax.tree.map(lambda x, k=k: x[k * size : (k + 1) * size], rows) for k in range(count)]
-    if isinstance(order, StoredOrder) and cut.epochs == 1 and not cut.padded and not source.masks:
-        return [
-            Fetched(source.gather_range(start.offset, size), part)
-            for start, part in zip(starts, parts, strict=True)
-        ]
-    if source.masks:
-        return [_fetch_readable(source, part) for part in parts]
-    return [Fetched(source.gather(part.record), part) for part in parts]
+    start, rows = jax.tree.map(lambda x: x[0], starts), cut.size * count
+
+    def in_a_row() -> Fetched:
+        found = rows_from(order, start, rows, cut.padded)
+        if isinstance(order, StoredOrder) and not source.masks:
+            return Fetched(source.gather_range(start.offset, rows), found)
+        return _gathered(source, found)
+
+    def across() -> Fetched:
+        return _gathered(source, rows_at(order, starts, cut))
+
+    if epochs == 1 and (count > 1 or not cut.padded):
+        return in_a_row()
+    # An accelerator waits for the host at a branch, and has no use for this one.
+    if rows > len(source) or jax.default_backend() != "cpu":
+        return across()
+    left = starts.offset.dtype.type(len(source)) - start.offset
+    return jax.lax.cond(starts.offset.dtype.type(rows) <= left, in_a_row, across)
 
 
-def _fetch_readable(source: EagerSourceBase, rows: Rows) -> Fetched:
+def _gathered(source: EagerSourceBase, rows: Rows) -> Fetched:
+    if not source.masks:
+        return Fetched(source.gather(rows.record), rows)
     batch, readable = source.gather_readable(rows.record)
     mask = readable if rows.mask is None else rows.mask & readable
     return Fetched(batch, rows._replace(mask=mask))
