@@ -101,6 +101,8 @@ def test_batches_in_a_row_start_where_one_after_the_other_would(place, count):
     for _ in range(count - 1):
         expected.append(_rows.advance(expected[-1], size, length, policy, _rows.host_where))
     assert list(zip(found.epoch.tolist(), found.offset.tolist(), strict=True)) == expected
+    for k, start in enumerate(expected):
+        assert _rows.start_after(cursor, size, k, length, policy) == start
     # Beyond the last row of the last batch nothing is touched.
     last = _rows.advance(expected[-1], size, length, "keep", _rows.host_where)
     ends = last.epoch - (last.offset == 0) if policy == "keep" else expected[-1].epoch

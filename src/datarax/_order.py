@@ -27,9 +27,12 @@ SpanWords: TypeAlias = UInt32[Array, "span 2"]
 Shuffle: TypeAlias = Literal[False, True, "permutation", "blocks"]
 
 
+UINT32, UINT64 = np.dtype(np.uint32), np.dtype(np.uint64)
+
+
 def word(length: int) -> np.dtype:
     """The unsigned type that holds an offset of `length` records: 32 bits below 2**32, else 64."""
-    return np.dtype(np.uint32 if length < 2**32 else np.uint64)
+    return UINT32 if length < 2**32 else UINT64
 
 
 class Order(eqx.Module):
@@ -141,6 +144,26 @@ class Permutation(Order):
 
     def __call__(self, offsets: Offsets, turn: Turns | None = None) -> Records:
         return self.records[0 if turn is None else turn, offsets]
+
+
+class Stretch(Order):
+    """An order of one epoch of which the records from offset `start` on have been computed."""
+
+    records: UInt[Array, " stretch"]
+    start: Scalar
+    length: int = eqx.field(static=True)
+
+    def __init__(self, order: Order, start: Scalar, count: int):
+        offsets = start + jnp.arange(count, dtype=start.dtype)
+        # Beyond the end stand rows that nobody asks for, so that all stretches are of one shape.
+        beyond = (offsets < start) | (offsets >= start.dtype.type(order.length))
+        self.records = order(jnp.where(beyond, start, offsets))
+        self.start, self.length = start, order.length
+
+    def __call__(self, offsets: Offsets, turn: Turns | None = None) -> Records:
+        del turn
+        records = self.records.at[offsets - self.start].get(mode="promise_in_bounds")
+        return jax.lax.optimization_barrier(records)
 
 
 class BlockShuffle(Order):

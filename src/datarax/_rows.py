@@ -1,6 +1,6 @@
 """From a cursor to the rows of a batch: where they stand, and what ends an epoch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
@@ -121,6 +121,19 @@ def starts(
     return Cursor(cursor.epoch + turn, offset)
 
 
+def start_after(
+    cursor: Cursor, size: int, count: int, length: int | None, last_batch: LastBatch
+) -> Cursor:
+    """Where the batch after `count` others starts, in plain integers."""
+    if length is None or last_batch == "keep":
+        return advance(cursor, size * count, length, "keep", host_where)
+    left, whole = _whole(size, length - cursor.offset, last_batch), _whole(size, length, last_batch)
+    if count < left:
+        return Cursor(cursor.epoch, cursor.offset + count * size)
+    turn, batches = divmod(count - left, whole)
+    return Cursor(cursor.epoch + 1 + turn, batches * size)
+
+
 def _onward(offset: Any, rows: Offsets, length: int) -> tuple[Turns, Offsets]:
     """The place so many rows after `offset`, as epochs later and an offset there."""
     length = _like(rows, length)
@@ -190,11 +203,18 @@ def zero_outside(batch: Batch, mask: Mask) -> Batch:
 
 def pack(cursor: Cursor, length: int | None) -> np.ndarray:
     """A cursor as the array that a pipeline keeps; read-only, since copies share it."""
-    if max(cursor) > np.iinfo(word(length or 1)).max or cursor.epoch >= 2**32:
+    return pack_each([cursor], length)[0]
+
+
+def pack_each(cursors: Sequence[Cursor], length: int | None) -> list[np.ndarray]:
+    """Cursors, each behind the one before, as arrays."""
+    epoch, offset = cursors[-1]
+    if epoch >= 2**32 or (length is None and offset >= 2**32):
         raise SeekError(
-            f"The stream ends before {tuple(cursor)}: no cursor counts further. "
+            f"The stream ends before {(epoch, offset)}: no cursor counts further. "
             "Start again with `reset()`."
         )
-    packed = np.array(cursor, dtype=word(length or 1))
+    packed = np.empty((len(cursors), 2), word(length or 1))
+    packed[:, 0], packed[:, 1] = zip(*cursors, strict=True)
     packed.flags.writeable = False
-    return packed
+    return list(packed)

@@ -7,14 +7,17 @@ what could have changed: the identity of every attribute and of every Variable's
 import collections
 import dataclasses
 import functools
+import inspect
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from operator import is_
 from typing import Any, TypeVar
 
 import jax
 from flax import nnx
+from jax.extend.core import get_opaque_trace_state
 
 from .._types import is_traced
 
@@ -118,26 +121,37 @@ class Binding:
         self.paths = [tuple(map(str, path)) for path in flat.paths]
         arrays = {i: ".".join(p) for i, p in enumerate(self.paths) if i not in self.variables}
         self.structure = canonical(Structure(graphdef, arrays))
-        self._readers = list(self.variables.items())
-        self._values = leaves
+        self._leaves, self._places = leaves, list(self.variables)
+        self._variables = list(self.variables.values())
         self.position = self.paths.index(("0", "_cursor_state"))
-        self._attributes = [
-            (attributes, list(attributes.values()))
-            for _, node in nnx.iter_graph(roots)
-            if (attributes := _attributes(node)) is not None
-        ]
+        # What could be assigned to: looked at as one row of objects, in C, at every batch.
+        nodes = [x for _, x in nnx.iter_graph(roots)]
+        self._lists = [x for x in nodes if isinstance(x, list)]
+        self._dicts = [x for x in map(_attributes, nodes) if x is not None]
+        self._attributes = list(self._now())
+        self._trace = _trace()
+        self._settable: set[int] = set()
+
+    def _now(self) -> Iterator[Any]:
+        return chain(chain.from_iterable(map(dict.values, self._dicts)), *self._lists)
 
     def is_current(self) -> bool:
         """Whether the graph still has the attributes it was bound with."""
-        return all(
-            len(now) == len(then) and all(map(is_, now.values(), then))
-            for now, then in self._attributes
+        count = sum(map(len, self._dicts)) + sum(map(len, self._lists))
+        return count == len(self._attributes) and all(map(is_, self._now(), self._attributes))
+
+    def is_unchanged(self, values: Values) -> bool:
+        """Whether the graph is as it was bound, holds these values, and no other trace is open."""
+        return (
+            all(map(is_, map(_RAW_VALUE, self._variables), map(values.__getitem__, self._places)))
+            and self._trace == _trace()
+            and self.is_current()
         )
 
     def read(self) -> Values:
         """The value of every leaf, as it is now."""
-        values = self._values.copy()
-        for i, variable in self._readers:
+        values = self._leaves.copy()
+        for i, variable in self.variables.items():
             values[i] = variable.get_raw_value()
         return values
 
@@ -145,41 +159,39 @@ class Binding:
         """Puts new values into the Variables they belong to: all, or on an interrupt none."""
         try:
             for i, value in changes.items():
-                self.variables[i].set_raw_value(value)
+                if i in self._settable:
+                    _SET_RAW_VALUE(self.variables[i], value)
+                else:
+                    self.variables[i].set_raw_value(value)  # raises for one of another trace
+                    self._settable.add(i)
         except BaseException:
             for i in changes:
                 self.variables[i].set_raw_value(before[i])
             raise
 
 
-class _Items(Mapping[int, Any]):
-    """A list seen as a mapping, so that its elements are watched like attributes."""
-
-    def __init__(self, items: list[Any]):
-        self._items = items
-
-    def __getitem__(self, key: int) -> Any:
-        return self._items[key]
-
-    def __iter__(self):
-        return iter(range(len(self._items)))
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def values(self):  # pyright: ignore[reportIncompatibleMethodOverride]
-        return self._items
+def _trace() -> Any:
+    """The trace of JAX's that is open now, if any: nothing but comparing it means anything."""
+    return get_opaque_trace_state(convention="nnx")
 
 
-def _attributes(node: Any) -> Mapping[Any, Any] | None:
-    """What of a node can be assigned to from outside; None if it cannot change in place."""
-    if isinstance(node, list):
-        return _Items(node)
+_RAW_VALUE = nnx.Variable.get_raw_value
+
+
+def _setter() -> Callable[[nnx.Variable, Any], None]:
+    """How a Variable is set: `set_raw_value`, which takes 2 us, or what it comes down to."""
+    slot = vars(nnx.Variable).get("_raw_value")
+    return slot.__set__ if inspect.ismemberdescriptor(slot) else nnx.Variable.set_raw_value
+
+
+_SET_RAW_VALUE = _setter()
+
+
+def _attributes(node: Any) -> dict[Any, Any] | None:
+    """What of a node can be assigned to from outside, by name."""
     if isinstance(node, dict):
         return node
-    if isinstance(node, nnx.Pytree):
-        return vars(node)
-    return None
+    return vars(node) if isinstance(node, nnx.Pytree) else None
 
 
 def merge(structure: Structure, values: Sequence[Any]) -> Any:

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from flax.errors import TraceContextError
 
 from .._keys import batch_key, node_key, record_keys
-from .._order import word
+from .._order import Order, Stretch, word
 from .._rows import Cut, advance, settle, starts, touched, zero_outside
 from .._types import Batch, Cursor, Scalar
+from .._xla import apart
 from ..errors import CapturedError, MaskNameError
 from ..sources._base import NAME, EagerSourceBase, Fetched, fetch, length_of, order_of
 from ._binding import Changes, Structure, Values, changes, has_tracer, kept, merge
@@ -95,16 +95,9 @@ def drawn(
         return outputs[roots[0]._sink], moved, changes(structure, roots, values)
 
     stages = merge(structure, values)[0].nodes.values()
-    if jax.default_backend() != "cpu" or not any(map(key_wanted, stages)):
-        return run(values, fetched, cursor)
-    # On the CPU, XLA fuses a row's random numbers into the loop over its pixels and draws them for
-    # each pixel again. What it cannot prove to be always taken, it compiles by itself.
-    once = jax.jit(run)  # traced once for the two calls
-    outs = jax.eval_shape(once, values, fetched, cursor)
-    blank = jax.tree.map(lambda x: jax.lax.full_like(x, 0), outs)
-    kind = cursor.offset.dtype
-    always = cursor.offset < kind.type(np.iinfo(kind).max)
-    return jax.lax.cond(always, once, lambda *_: blank, values, fetched, cursor)
+    if any(map(key_wanted, stages)):
+        return apart(cursor.offset, run, values, fetched, cursor)
+    return run(values, fetched, cursor)
 
 
 def updated(values: Values, new: Changes) -> Values:
@@ -134,7 +127,7 @@ class Program:
         self._compiled = jax.jit(function)
         self._called = False
 
-    def __call__(self, values: Values, *args: Any) -> Any:
+    def __call__(self, values: Any, *args: Any) -> Any:
         if self._called:
             result = self._compiled(values, *args)
         else:
@@ -169,6 +162,17 @@ def order_program(structure: Structure, epochs: int) -> Program:
 
     def run(values: Values, epoch: Scalar) -> Any:
         return order_at(merge(structure, values)[0], epoch, epochs)
+
+    return Program(run)
+
+
+@kept(CUTS)
+def stretch_program(structure: Structure, count: int) -> Program:
+    """The order of an epoch, computed for `count` places from an offset on."""
+    del structure
+
+    def run(order: Order, start: Scalar) -> Stretch:
+        return Stretch(order, start, count)
 
     return Program(run)
 

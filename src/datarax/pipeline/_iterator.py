@@ -7,20 +7,29 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from operator import is_
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from .._keys import BaseKey
-from .._rows import Cut, advance, host_where, pack, running_on, settle
+from .._order import Order, Permutation, StoredOrder
+from .._rows import Cut, advance, host_where, pack, pack_each, running_on, settle
 from .._types import Batch, Cursor, integer, is_traced, spec_text
 from ..errors import DataraxError, SeekError, StageError
 from ..sources._base import NAME, EagerSourceBase, length_of
 from ..sources._iterable import StreamSource
 from ._binding import Binding, Changes, Values, has_tracer, merge
-from ._core import Program, batch_program, draw, fetched_from, order_program, start_of
+from ._core import (
+    Program,
+    batch_program,
+    draw,
+    fetched_from,
+    order_program,
+    start_of,
+    stretch_program,
+)
 from ._feed import Fed, Feed, Supply, on_host
 from ._meter import Bar, Meter
 
@@ -43,12 +52,13 @@ PATIENCE = 2
 """Batches handed out one at a time before any is computed ahead, so that the first comes early."""
 
 
-class Ready(NamedTuple):
-    """A batch that is computed and not yet handed over; `fed` if the host has read its rows."""
+STRETCH = 2**13
+"""Rows whose order is computed together: the rounds of a few cost as much as those of many."""
 
-    batch: Batch
-    after: Changes
-    fed: Fed | None = None
+
+Ready: TypeAlias = tuple[Batch, Changes, Cursor, Fed | None]
+"""A batch that is computed and not yet handed over; the new values and the cursor once it is; and
+where it comes from if the host has read its rows."""
 
 
 class Runtime:
@@ -66,6 +76,7 @@ class Runtime:
         self._traced = self._mutable = False
         self.start = Cursor(0, 0)
         self._orders: dict[int, tuple[Any, Any]] = {}
+        self._stretch: tuple[Any, int, int, Any] = None, 0, 0, None
         self._ahead: collections.deque[Ready] = collections.deque()
         self._patience = self._next_patience = PATIENCE
         self._feed: tuple[Any, Feed | None] = None, None
@@ -96,18 +107,21 @@ class Runtime:
 
         `start` is the settled cursor: plain integers, unless the user is tracing it.
         """
+        binding = self._binding
+        if binding is not None and binding.is_unchanged(self._values):
+            return binding
+        pipeline._cursor_state.claim()
         binding = self.bind(pipeline)
         values = binding.read()
-        if binding is not self._binding or not _same(values, self._values):
-            if binding is not self._binding:
-                pipeline._check_settings()
-            self._traced = has_tracer(values)
-            self._mutable = any(map(_is_mutable, jax.tree.leaves(values)))
-            where = jnp.where if is_traced(values[binding.position]) else host_where
-            self.start = settle(cursor(pipeline), *policy(pipeline), where)
-            self._binding, self._values = binding, values
-            self._orders.clear()
-            self._discard()
+        if binding is not self._binding:
+            pipeline._check_settings()
+        self._traced = has_tracer(values)
+        self._mutable = any(map(_is_mutable, jax.tree.leaves(values)))
+        where = jnp.where if is_traced(values[binding.position]) else host_where
+        self.start = settle(cursor(pipeline), *policy(pipeline), where)
+        self._binding, self._values = binding, values
+        self._orders.clear()
+        self._discard()
         return binding
 
     def feed(self, pipeline: "Pipeline") -> Feed | None:
@@ -164,17 +178,26 @@ class Runtime:
                 self._compute(pipeline, binding, cut, following)
             else:
                 self._compute_fed(pipeline, binding, feed, cut, loop)
-        batch, after, fed = self._ahead[0]
-        start = self.start
-        if binding.position not in after:
-            size, length, last_batch = policy(pipeline)
-            if fed is None:
-                start = advance(start, cut.size, length, last_batch, host_where)
-            else:
-                start = settle(fed.after, size, length, last_batch, host_where)
-                self.meter.fail(fed.failures, max_errors(pipeline))
-            after = {**after, binding.position: pack(start, length)}
-        binding.write(after, self._values)
+        return self._hand_over(pipeline, binding) or None
+
+    def take_ready(self, pipeline: "Pipeline", epoch: int | None = None) -> Batch | None:
+        """The next batch, if it is computed, of that epoch, and nothing has changed since."""
+        binding = self._binding
+        if (
+            binding is None
+            or not self._ahead
+            or (epoch is not None and self.start.epoch != epoch)
+            or not binding.is_unchanged(self._values)
+        ):
+            return None
+        return self._hand_over(pipeline, binding)
+
+    def _hand_over(self, pipeline: "Pipeline", binding: Binding) -> Batch:
+        batch, after, start, fed = self._ahead[0]
+        values = self._values
+        if fed is not None:
+            self.meter.fail(fed.failures, max_errors(pipeline))
+        binding.write(after, values)
         self._ahead.popleft()
         if fed is not None:
             feed = self._feed[1]
@@ -184,56 +207,71 @@ class Runtime:
                 self.meter.report(self.start.epoch)
         self.start = start
         for i, value in after.items():
-            self._values[i] = value
+            values[i] = value
         if self._traced:
             self._binding = None  # what is known of a trace ends with it: look anew
-        return batch or None
+        return batch
 
     def _compute(self, pipeline: "Pipeline", binding: Binding, cut: Cut, following: int) -> None:
         """Fills `_ahead` with the next batch, or with several if that has proved worth it."""
-        pipeline._cursor_state.claim()
-        values = self._values
-        order = self._order(binding, cut.epochs)
+        values, count = self._values, 1
         asked = binding.position if is_traced(self.start.epoch) else None
-        single = batch_program(binding.structure, cut, 1, asked)
+        program = batch_program(binding.structure, cut, 1, asked)
         self._patience -= 1
         if (
             self._patience < 0
             and following >= AHEAD - 1
             and not self._traced
             and not self._mutable
-            and single.seconds < AHEAD_COMPILE
-            and single.bytes * AHEAD <= AHEAD_BYTES
-            and not single.host_nodes
+            and self.start.epoch < 2**32 - 1  # after the last batch of all comes an error
+            and program.seconds < AHEAD_COMPILE
+            and program.bytes * AHEAD <= AHEAD_BYTES
+            and not program.host_nodes
         ):
-            self._next_patience = PATIENCE
-            several = batch_program(binding.structure, cut, AHEAD, asked)
-            self._ahead.extend(Ready(*x) for x in several(values, order))
-            return
+            self._next_patience, count = PATIENCE, AHEAD
+            program = batch_program(binding.structure, cut, AHEAD, asked)
+        order = self._order(pipeline, binding, cut, count)
         try:
-            [first] = single(values, order)
+            found = program(values, order)
         except Exception as error:
             again = functools.partial(_by_hand, binding, values, order, cut)
-            blame(pipeline, single, error, again)
+            blame(pipeline, program, error, again)
             raise
-        self._ahead.append(Ready(*first))
+        if asked is None:
+            found = self._with_cursors(found, binding.position, cut.size, *policy(pipeline)[1:])
+        else:
+            found = [(batch, after, self.start, None) for batch, after in found]
+        self._ahead.extend(found)
+
+    def _with_cursors(
+        self, found: Sequence[Any], place: int, size: int, length: int | None, last_batch: Any
+    ) -> list[Ready]:
+        """Batches in a row of which all but the last end in the epoch of the first."""
+        (epoch, offset), count = self.start, len(found)
+        starts = [Cursor(epoch, offset + size * k) for k in range(1, count)]
+        before = starts[-1] if starts else self.start
+        starts.append(advance(before, size, length, last_batch, host_where))
+        packed = pack_each(starts, length)
+        return [
+            (batch, {**after, place: position}, start, None)
+            for (batch, after), position, start in zip(found, packed, starts, strict=True)
+        ]
 
     def _compute_fed(
         self, pipeline: "Pipeline", binding: Binding, feed: Feed, cut: Cut, loop: bool
     ) -> None:
         """Fills `_ahead` from rows that were read on the host."""
-        pipeline._cursor_state.claim()
         started = time.perf_counter()
         ready = feed.take(self.start, cut, loop, AHEAD)
         self.meter.waited_since(started)
         if ready[0].fetched is None:
-            self._ahead.append(Ready({}, {}, ready[0]))
+            self._append(pipeline, binding, {}, {}, ready[0])
             return
         cut = ready[0].cut
         if pipeline._sink == NAME:  # no stage: a program would only copy
             batch, rows = ready[0].fetched
             named = {} if rows.mask is None else {pipeline.mask_name: rows.mask}
-            self._ahead.append(Ready({**batch, **named}, {}, ready[0]))
+            self._append(pipeline, binding, {**batch, **named}, {}, ready[0])
             return
         single = batch_program(binding.structure, cut, 1, None)
         self._patience -= 1
@@ -257,7 +295,14 @@ class Runtime:
             blame(pipeline, program, error, again)
             raise
         for (batch, after), fed in zip(results, ready, strict=True):
-            self._ahead.append(Ready(batch, after, fed))
+            self._append(pipeline, binding, batch, after, fed)
+
+    def _append(
+        self, pipeline: "Pipeline", binding: Binding, batch: Batch, after: Changes, fed: Fed
+    ) -> None:
+        size, length, last_batch = policy(pipeline)
+        start = settle(fed.after, size, length, last_batch, host_where)
+        self._ahead.append((batch, {**after, binding.position: pack(start, length)}, start, fed))
 
     def _discard(self) -> None:
         """Forgets what was computed ahead; where most was in vain, the next try waits longer."""
@@ -265,15 +310,27 @@ class Runtime:
             self._patience = self._next_patience = min(2 * self._next_patience, 64)
         self._ahead.clear()
 
-    def _order(self, binding: Binding, epochs: int) -> Any:
-        epoch = self.start.epoch
-        known, order = self._orders.get(epochs, (None, None))
-        if self._traced or known != epoch:
-            word = jnp.asarray(epoch, self._values[binding.position].dtype)
-            order = order_program(binding.structure, epochs)(self._values, word)
+    def _order(self, pipeline: "Pipeline", binding: Binding, cut: Cut, count: int) -> Any:
+        """The order of the epochs that these batches are in, as far as it has to be known."""
+        start = self.start
+        epoch, order = self._orders.get(cut.epochs, (None, None))
+        if self._traced or epoch != start.epoch:
+            word = jnp.asarray(start.epoch, self._values[binding.position].dtype)
+            order = order_program(binding.structure, cut.epochs)(self._values, word)
             if not self._traced:
-                self._orders[epochs] = epoch, order
-        return order
+                self._orders[cut.epochs] = start.epoch, order
+        rows, length = cut.size * count, length_of(pipeline.source)
+        computed = isinstance(order, Order) and not isinstance(order, StoredOrder | Permutation)
+        if self._traced or not computed or cut.epochs > 1 or start.offset + rows > (length or 0):
+            return order
+        whose, first, end, stretch = self._stretch
+        if whose is not order or not first <= start.offset <= end - rows:
+            most = min(max(STRETCH, rows), length or 0)
+            program = stretch_program(binding.structure, most)
+            kind = self._values[binding.position].dtype
+            stretch = program(order, jnp.asarray(start.offset, kind))
+            self._stretch = order, start.offset, start.offset + most, stretch
+        return stretch
 
 
 class BatchIterator(Iterator[Batch]):
@@ -283,10 +340,10 @@ class BatchIterator(Iterator[Batch]):
     """
 
     def __init__(self, pipeline: "Pipeline"):
-        self._pipeline = pipeline
-        with pipeline._runtime.lock:
-            pipeline._runtime.look(pipeline)
-            self._epoch = pipeline._runtime.start.epoch
+        self._pipeline, self._runtime = pipeline, pipeline._runtime
+        with self._runtime.lock:
+            self._runtime.look(pipeline)
+            self._epoch = self._runtime.start.epoch
         if is_traced(self._epoch):
             raise TypeError(
                 "Inside a traced function the end of an epoch is not known. "
@@ -296,10 +353,12 @@ class BatchIterator(Iterator[Batch]):
         self._bar: Bar | None = None
 
     def __next__(self) -> Batch:
-        runtime = self._pipeline._runtime
+        runtime = self._runtime
         with runtime.lock:
             bar = self._bar or self._begin()
-            batch = None if self._ended else self._next()
+            batch = None
+            if not self._ended:
+                batch = runtime.take_ready(self._pipeline, self._epoch) or self._next()
             if batch is None:
                 self._ended = True
                 runtime.meter.end()
@@ -336,8 +395,18 @@ def step(pipeline: "Pipeline") -> Batch:
     """The next `batch_size` rows, across epochs where the policy lets them."""
     runtime = pipeline._runtime
     with runtime.lock:
+        batch = runtime.take_ready(pipeline)
+        if batch is not None:
+            return batch
         runtime.look(pipeline)
-        batch = runtime.take(pipeline, running_on(*policy(pipeline)))
+        size, length, last_batch = policy(pipeline)
+        offset = runtime.start.offset
+        if length is not None and not is_traced(offset) and offset + size <= length:
+            # Inside an epoch it is what `for` does.
+            cut, following = Cut(size, 1, last_batch == "pad"), (length - offset) // size - 1
+        else:
+            cut, following = running_on(size, length, last_batch), 0
+        batch = runtime.take(pipeline, cut, following)
         assert batch is not None
         return batch
 

@@ -1,0 +1,27 @@
+"""What XLA's CPU compiler has to be told, so that it compiles what was meant."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+
+from ._types import Scalar
+
+T = TypeVar("T")
+
+
+def apart(number: Scalar, function: Callable[..., T], *args: Any) -> T:
+    """`function(*args)`, compiled by itself on the CPU; `number` is any that is not the largest.
+
+    That compiler fuses what is computed once a row into the loop over its elements, and computes
+    it again for each of them: an index, a random number. It moves nothing into a branch that it
+    cannot prove to be taken.
+    """
+    if jax.default_backend() != "cpu":
+        return function(*args)
+    once = jax.jit(function)  # traced once for the two calls
+    blank = jax.tree.map(lambda x: jax.lax.full_like(x, 0), jax.eval_shape(once, *args))
+    kind = number.dtype
+    always = number < kind.type(np.iinfo(kind).max)
+    return jax.lax.cond(always, once, lambda *_: blank, *args)
