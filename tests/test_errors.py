@@ -251,7 +251,7 @@ CASES = {
                 source=memory({"mask": np.zeros(3), "a": np.zeros(3)}), last_batch="pad"
             ),
             'Under last_batch="pad" the mask needs a field name of its own, but '
-            "mask_name='mask' and the data has the fields ['mask', 'a']. "
+            "mask_name='mask' and the data has the fields ['a', 'mask']. "
             "Choose another `mask_name`.",
             {},
         ),

@@ -11,7 +11,16 @@ from datarax_conformance import model, vectors
 from hypothesis import example, given, settings, strategies as st
 
 from datarax import _keys
-from datarax._order import ORDERS, ROUNDS, Permutation, StoredOrder, SwapOrNot, epoch_keys, word
+from datarax._order import (
+    ORDERS,
+    ROUNDS,
+    Permutation,
+    StoredOrder,
+    Stretch,
+    SwapOrNot,
+    epoch_keys,
+    word,
+)
 
 LENGTHS = sorted(int(n.split("/")[1][:-5]) for n in vectors.manifest() if n.startswith("order/"))
 
@@ -164,6 +173,18 @@ def test_permutation_is_that_of_jax(length):
     order = Permutation(keys_of(42, 6), length)
     assert order(offsets(range(length), length)).tolist() == expected.tolist()
     assert order.length == length
+
+
+@pytest.mark.internal("what a loop looks up instead of computing it for each batch")
+@pytest.mark.parametrize("kind", [True, "blocks"])
+@pytest.mark.parametrize("start", [0, 3, 96, 2**32 - 30])
+def test_a_stretch_is_the_order_from_a_place_on(kind, start):
+    length = 2**32 - 20 if start > 100 else 100
+    order = ORDERS[kind](keys_of(1, 2), length)
+    stretch = Stretch(order, jnp.uint32(start), 8)
+    there = offsets(range(start, min(start + 8, length)), length)
+    assert stretch(there).tolist() == order(there).tolist()
+    assert stretch.length == length
 
 
 @pytest.mark.spec("SHUF-002")

@@ -189,14 +189,17 @@ class LastBatchError(DataraxError):
 
 
 class ScanLengthError(DataraxError):
-    """The length of a scan is not a number of batches."""
+    """The length of a scan, or what else counts batches in it, is not a number of batches."""
 
     code: ClassVar[str] = "scan-length"
 
-    def __init__(self, value: object):
+    def __init__(self, value: object, name: str = "length"):
+        least, without = (
+            (0, "to scan to the end of the epoch") if name == "length" else (1, "for the default")
+        )
         super().__init__(
-            f"`length` must be an integer of at least 0, got {value!r}. "
-            "Leave it out to scan to the end of the epoch."
+            f"`{name}` must be an integer of at least {least}, got {value!r}. "
+            f"Leave it out {without}."
         )
 
 

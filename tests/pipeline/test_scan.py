@@ -19,21 +19,85 @@ from helpers import (
     Normalise,
     Traces,
     assert_same,
+    batch_words,
     by_for,
     by_scan,
     by_step,
     ids,
     jitter,
     pipeline,
+    record_words,
     state_of,
+    unstack,
     whole,
 )
+from hypothesis import assume, given, settings, strategies as st
 
-from datarax.errors import LastBatchError
+from datarax.errors import LastBatchError, ScanLengthError
 
 
 def total(batch):
     return {"sum": batch["x"].sum(), "ids": batch["id"]}
+
+
+# How it is compiled.
+
+
+@pytest.mark.spec("SCAN-019", "SCAN-001", "SCAN-002")
+@settings(max_examples=25)
+@given(
+    length=st.integers(1, 12),
+    batch_size=st.sampled_from([1, 3, 4]),
+    last_batch=st.sampled_from(["keep", "drop", "pad"]),
+    seed=st.sampled_from([None, 5]),
+    start=st.tuples(st.integers(0, 3), st.integers(0, 11)),
+    how=st.sampled_from(
+        [{"fetch": 1}, {"fetch": 2}, {"fetch": 5, "unroll": 2}, {"unroll": 3}, {"fetch": 99}]
+    ),
+    count=st.sampled_from([6, 7]),
+)
+def test_no_value_depends_on_how_many_batches_are_fetched_at_a_time(
+    length, batch_size, last_batch, seed, start, how, count
+):
+    assume(last_batch != "drop" or batch_size <= length)
+
+    def stream():
+        stages = [Count(), record_words, batch_words] if seed else [Count()]
+        made = pipeline(
+            stages, length=length, batch_size=batch_size, last_batch=last_batch, seed=seed
+        )
+        made.seek(epoch=start[0], offset=start[1] % length)
+        return made
+
+    one_by_one, at_once = stream(), stream()
+    expected = by_step(one_by_one, count)
+    assert_same(unstack(at_once.scan(whole, count, **how)), expected)
+    assert_same(state_of(at_once), state_of(one_by_one))
+
+
+@pytest.mark.spec("SCAN-019", "SCAN-013")
+def test_a_function_that_moves_the_cursor_is_followed():
+    def every_other(stream, batch):
+        stream.step()
+        return whole(batch)
+
+    moved, alone = pipeline(length=7, seed=3), pipeline(length=7, seed=3)
+    outs = moved.scan(every_other, 6, modules=[moved], fetch=6)
+    assert_same(unstack(outs), by_step(alone, 12)[::2])
+    assert moved.cursor == alone.cursor
+
+
+@pytest.mark.spec("SCAN-019", "ERR-023")
+@pytest.mark.parametrize("name", ["unroll", "fetch"])
+@pytest.mark.parametrize("value", [0, -1, 1.5, True, "2"])
+def test_what_counts_no_batches_is_refused(unchecked, name, value):
+    stream = pipeline()
+    with pytest.raises(ScanLengthError) as caught:
+        stream.scan(whole, 2, **{name: value})
+    assert str(caught.value) == (
+        f"`{name}` must be an integer of at least 1, got {value!r}. Leave it out for the default."
+    )
+    assert stream.cursor == (0, 0)
 
 
 # What it returns.

@@ -67,6 +67,8 @@ def draw(
     """
     batch, rows = fetched
     check_source_batch(batch, cut.size)
+    # What has passed a branch or a loop has its fields sorted: so that no stage can tell, all have.
+    batch = jax.tree.map(lambda x: x, batch)
     mask = rows.mask
     if mask is not None:
         if pipeline.mask_name in batch or not isinstance(pipeline.mask_name, str):

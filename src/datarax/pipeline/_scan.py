@@ -33,7 +33,7 @@ def scan(
     """See `Pipeline.scan`."""
     for name, value in (("unroll", unroll), ("fetch", fetch)):
         if value is not None and integer(value, 0) < 1:
-            raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}.")
+            raise ScanLengthError(value, name)
     runtime, asked = pipeline._runtime, length
     with runtime.lock:
         pipeline._cursor_state.claim()

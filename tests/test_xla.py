@@ -1,0 +1,54 @@
+"""What is compiled apart gives what it would give anyway."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from datarax._xla import apart
+
+pytestmark = pytest.mark.internal("XLA's CPU compiler fuses what is computed once a row")
+
+
+def outcome(x, y):
+    keys = jax.random.split(jax.random.key(3), 2)
+    return {"product": x * y, "whole": jnp.int8(7), "keys": keys, "none": None}
+
+
+def test_it_gives_what_the_function_gives():
+    x, y = jnp.arange(3.0), jnp.float32(2)
+    for run in (apart, jax.jit(apart, static_argnums=1)):
+        found = run(jnp.uint32(5), outcome, x, y)
+        assert jax.tree.structure(found) == jax.tree.structure(outcome(x, y))
+        assert found["product"].tolist() == [0, 2, 4] and found["whole"] == 7
+        assert (
+            jax.random.key_data(found["keys"]) == jax.random.key_data(outcome(x, y)["keys"])
+        ).all()
+
+
+@pytest.mark.parametrize("kind", [np.uint32, np.uint8])
+def test_every_number_but_the_largest_takes_the_branch(kind):
+    def run(number):
+        return apart(number, lambda: jnp.int32(1))
+
+    most = np.iinfo(kind).max
+    assert [int(run(jnp.asarray(x, kind))) for x in (0, 1, most - 1)] == [1, 1, 1]
+
+
+def test_gradients_and_maps_go_through():
+    def loss(x, number):
+        return apart(number, lambda x: (x * x).sum(), x)
+
+    assert jax.grad(loss)(jnp.arange(3.0), jnp.uint32(1)).tolist() == [0, 2, 4]
+    mapped = jax.vmap(loss)(jnp.ones((2, 3)), jnp.arange(2, dtype=jnp.uint32))
+    assert mapped.tolist() == [3, 3]
+
+
+def test_on_the_cpu_it_is_a_branch_of_its_own():
+    text = (
+        jax.jit(lambda n, x: apart(n, jnp.sin, x))
+        .lower(jnp.uint32(0), jnp.ones(3))
+        .compile()
+        .as_text()
+    )
+    assert " conditional(" in text
