@@ -259,13 +259,14 @@ MODES: dict[str, Callable[[Any, int], list[Any]]] = {
 
 
 @contextlib.contextmanager
-def ahead(batches: int) -> Iterator[None]:
-    """`for` computes so many batches at a time, from the first one on, however long it compiles."""
+def ahead(batches: int, rolled: bool = False) -> Iterator[None]:
+    """`for` computes so many batches at a time, from the first one on that may be: all of them
+    compiled, or one of them in a loop."""
     from datarax.pipeline import _iterator
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_iterator, "AHEAD", batches)
-        patch.setattr(_iterator, "AHEAD_COMPILE", math.inf if batches > 1 else 0)
+        patch.setattr(_iterator, "AHEAD_COMPILE", 0 if rolled else math.inf)
         patch.setattr(_iterator, "PATIENCE", 0)
         yield
 

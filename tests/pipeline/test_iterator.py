@@ -4,14 +4,17 @@ import itertools
 import threading
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 from helpers import (
+    Affine,
     Count,
     Endless,
     ahead,
     assert_same,
+    by_for,
     by_scan,
     by_step,
     ids,
@@ -115,6 +118,37 @@ def test_two_iterators_share_the_place():
     assert list(first) == list(second) == []
 
 
+@pytest.mark.spec("ITER-010", "STEP-015")
+@pytest.mark.parametrize("rolled", [False, True])
+@pytest.mark.parametrize("stages", ["none", "random", "with state"])
+@pytest.mark.parametrize("mode", [by_for, by_step], ids=["for", "step"])
+def test_batches_computed_together_are_those_computed_one_by_one(mode, stages, rolled):
+    def stream():
+        made = {"none": [], "random": [Affine(2, 1), jitter()], "with state": [Count(), jitter()]}
+        return pipeline(made[stages], length=19, batch_size=2, seed=3, last_batch="pad")
+
+    with ahead(1):
+        expected = mode(stream(), 21)
+    together = stream()
+    with ahead(4, rolled):
+        assert_same(mode(together, 21), expected)
+    assert together.cursor == (2, 2)
+
+
+@pytest.mark.spec("ITER-010", "DAG-007")
+def test_a_step_sees_what_was_changed_after_the_last():
+    affine = Affine(1, 0)
+    stream = pipeline([affine], length=12, batch_size=2)
+    with ahead(4):
+        first = stream.step()
+        affine.a[...] = jnp.float32(10)
+        second = stream.step()
+        stream.nodes["Affine"] = Affine(0, 7)
+        third = stream.step()
+    assert [batch["x"].tolist() for batch in (first, second, third)] == [[1, 2], [30, 40], [7, 7]]
+    assert stream.cursor == (0, 6)
+
+
 @pytest.mark.spec("ITER-009", "STEP-011")
 def test_an_iterator_belongs_to_the_epoch_in_which_its_first_batch_can_start():
     stream = pipeline(length=10, batch_size=4, last_batch="drop")
@@ -204,9 +238,9 @@ def test_looking_ahead_computes_several_batches_in_one_call(monkeypatch):
     calls = []
     original = _iterator.batch_program
 
-    def counting(structure, cut, count, position):
+    def counting(structure, cut, count, *how):
         calls.append(count)
-        return original(structure, cut, count, position)
+        return original(structure, cut, count, *how)
 
     monkeypatch.setattr(_iterator, "batch_program", counting)
     stream = pipeline(length=33, batch_size=2)

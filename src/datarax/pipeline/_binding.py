@@ -12,7 +12,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
-from operator import is_
+from operator import attrgetter, is_, itemgetter
 from typing import Any, TypeVar
 
 import jax
@@ -121,9 +121,11 @@ class Binding:
         self.paths = [tuple(map(str, path)) for path in flat.paths]
         arrays = {i: ".".join(p) for i, p in enumerate(self.paths) if i not in self.variables}
         self.structure = canonical(Structure(graphdef, arrays))
-        self._leaves, self._places = leaves, list(self.variables)
+        self._leaves, self._held = leaves, _taker(list(self.variables))
         self._variables = list(self.variables.values())
         self.position = self.paths.index(("0", "_cursor_state"))
+        place = self.variables[self.position]
+        self.is_cursor_shared = any(x is place for _, x in nnx.iter_graph(roots[1:]))
         # What could be assigned to: looked at as one row of objects, in C, at every batch.
         nodes = [x for _, x in nnx.iter_graph(roots)]
         self._lists = [x for x in nodes if isinstance(x, list)]
@@ -143,7 +145,7 @@ class Binding:
     def is_unchanged(self, values: Values) -> bool:
         """Whether the graph is as it was bound, holds these values, and no other trace is open."""
         return (
-            all(map(is_, map(_RAW_VALUE, self._variables), map(values.__getitem__, self._places)))
+            all(map(is_, map(_RAW_VALUE, self._variables), self._held(values)))
             and self._trace == _trace()
             and self.is_current()
         )
@@ -175,16 +177,19 @@ def _trace() -> Any:
     return get_opaque_trace_state(convention="nnx")
 
 
-_RAW_VALUE = nnx.Variable.get_raw_value
+def _taker(places: Sequence[int]) -> Callable[[Values], tuple[Any, ...]]:
+    """What takes those of the values that stand at these places."""
+    if len(places) == 1:
+        return lambda values: (values[places[0]],)
+    return itemgetter(*places)
 
 
-def _setter() -> Callable[[nnx.Variable, Any], None]:
-    """How a Variable is set: `set_raw_value`, which takes 2 us, or what it comes down to."""
-    slot = vars(nnx.Variable).get("_raw_value")
-    return slot.__set__ if inspect.ismemberdescriptor(slot) else nnx.Variable.set_raw_value
-
-
-_SET_RAW_VALUE = _setter()
+# To set a Variable takes 2 us, and to read it a call; what both come down to is a slot.
+_SLOT = vars(nnx.Variable).get("_raw_value")
+if inspect.ismemberdescriptor(_SLOT):
+    _RAW_VALUE, _SET_RAW_VALUE = attrgetter("_raw_value"), _SLOT.__set__
+else:
+    _RAW_VALUE, _SET_RAW_VALUE = nnx.Variable.get_raw_value, nnx.Variable.set_raw_value
 
 
 def _attributes(node: Any) -> dict[Any, Any] | None:

@@ -127,10 +127,10 @@ class Program:
 
     def __init__(self, function: Callable[..., Any]):
         self._compiled = jax.jit(function)
-        self._called = False
+        self.called = False
 
     def __call__(self, values: Any, *args: Any) -> Any:
-        if self._called:
+        if self.called:
             result = self._compiled(values, *args)
         else:
             start = time.perf_counter()
@@ -139,7 +139,7 @@ class Program:
             result = self._compiled(values, *args)
             self.seconds = time.perf_counter() - start
             self.bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(result))
-            self._called = True
+            self.called = True
         # Only a call to the host fails at run time; whoever makes none is not waited for.
         if self.host_nodes and not has_tracer([result]):
             jax.block_until_ready(result)
@@ -180,12 +180,15 @@ def stretch_program(structure: Structure, count: int) -> Program:
 
 
 @kept(CUTS)
-def batch_program(structure: Structure, cut: Cut, count: int, position: int | None) -> Program:
+def batch_program(
+    structure: Structure, cut: Cut, count: int, position: int | None, rolled: bool = False
+) -> Program:
     """`count` batches one after the other, each with the values that have changed by then.
 
     The cursor is not among these, unless `position` says which of the values it is: on the host
     it is known without asking the device. `fed` are the batches with their cursors, where the
-    host has read them.
+    host has read them. `rolled` compiles the stages, which keep no state, once and not `count`
+    times.
     """
 
     def run(values: Values, order: Any, fed: Any = None) -> list[tuple[Batch, Changes]]:
@@ -193,6 +196,8 @@ def batch_program(structure: Structure, cut: Cut, count: int, position: int | No
         cursor = start_of(pipeline, cut)
         if fed is None:
             whole = fetched_from(pipeline, order, cursor, cut, count, cut.epochs)
+            if rolled:
+                return in_a_loop(values, cursor, whole)
             parts = [slice(k * size, (k + 1) * size) for k in range(count)]
             fed = [(jax.tree.map(lambda x, part=part: x[part], whole), None) for part in parts]
         results, after = [], {}
@@ -203,6 +208,16 @@ def batch_program(structure: Structure, cut: Cut, count: int, position: int | No
             moved = {} if position is None else {position: jnp.stack(cursor)}
             results.append((batch, after | moved))
         return results
+
+    def in_a_loop(values: Values, cursor: Cursor, whole: Fetched) -> list[tuple[Batch, Changes]]:
+        each = jax.tree.map(lambda x: x.reshape(count, cut.size, *x.shape[1:]), whole)
+
+        def one(cursor: Cursor, fetched: Fetched) -> tuple[Cursor, Batch]:
+            batch, cursor, _ = drawn(structure, values, fetched, cursor, cut)
+            return cursor, batch
+
+        _, batches = jax.lax.scan(one, cursor, each)
+        return [(jax.tree.map(lambda x, k=k: x[k], batches), {}) for k in range(count)]
 
     return Program(run)
 
@@ -216,8 +231,11 @@ def scan_program(
     carried: bool,
     fetch: int | None,
     unroll: int,
+    known: int | None,
 ) -> Program:
     """`length` batches, each handed to `step_fn`, as one compiled loop.
+
+    What it returns of the values is what has changed, but for the cursor where that is `known`.
 
     Rows are fetched for up to `fetch` batches at a time, in a loop around that. Given `fed`,
     batches that the host has read with the cursors before and after each, the loop is over these.
@@ -278,7 +296,8 @@ def scan_program(
             now, carry, outs = loop(values, carry)
         else:
             (now, carry), outs = loop_over(values, carry, fed, length)
-        return {i: x for i, x in enumerate(now) if x is not values[i]}, carry, outs
+        after = {i: x for i, x in enumerate(now) if x is not values[i] and i != known}
+        return after, carry, outs
 
     return Program(run)
 

@@ -46,7 +46,7 @@ AHEAD_BYTES = 64 * 2**20
 """The most that batches computed ahead may weigh together."""
 
 AHEAD_COMPILE = 0.3
-"""Seconds: a batch that takes longer to compile is not worth compiling `AHEAD` times over."""
+"""Seconds: a batch that takes longer to compile is compiled once for `AHEAD`, in a loop."""
 
 PATIENCE = 2
 """Batches handed out one at a time before any is computed ahead, so that the first comes early."""
@@ -74,6 +74,7 @@ class Runtime:
         self._binding: Binding | None = None
         self._values: Values = []
         self._traced = self._mutable = False
+        self._keeps_state = True  # for all that is known before the first batch
         self.start = Cursor(0, 0)
         self._orders: dict[int, tuple[Any, Any]] = {}
         self._stretch: tuple[Any, int, int, Any] = None, 0, 0, None
@@ -115,6 +116,7 @@ class Runtime:
         values = binding.read()
         if binding is not self._binding:
             pipeline._check_settings()
+            self._keeps_state = True
         self._traced = has_tracer(values)
         self._mutable = any(map(_is_mutable, jax.tree.leaves(values)))
         where = jnp.where if is_traced(values[binding.position]) else host_where
@@ -123,6 +125,14 @@ class Runtime:
         self._orders.clear()
         self._discard()
         return binding
+
+    def moved(self, start: Cursor) -> None:
+        """Something else has moved the cursor to `start`, and maybe changed other values."""
+        binding, self._binding = self._binding, None
+        if binding is not None and not self._traced:
+            self._binding, self._values, self.start = binding, binding.read(), start
+            self._orders.clear()
+            self._ahead.clear()
 
     def feed(self, pipeline: "Pipeline") -> Feed | None:
         """What reads rows ahead, if the source is on the host. Call it after `look`."""
@@ -217,19 +227,21 @@ class Runtime:
         values, count = self._values, 1
         asked = binding.position if is_traced(self.start.epoch) else None
         program = batch_program(binding.structure, cut, 1, asked)
+        rolled = program.seconds > AHEAD_COMPILE
         self._patience -= 1
         if (
             self._patience < 0
-            and following >= AHEAD - 1
+            and program.called
+            and not (rolled and self._keeps_state)
+            and 0 < AHEAD - 1 <= following
             and not self._traced
             and not self._mutable
             and self.start.epoch < 2**32 - 1  # after the last batch of all comes an error
-            and program.seconds < AHEAD_COMPILE
             and program.bytes * AHEAD <= AHEAD_BYTES
             and not program.host_nodes
         ):
             self._next_patience, count = PATIENCE, AHEAD
-            program = batch_program(binding.structure, cut, AHEAD, asked)
+            program = batch_program(binding.structure, cut, AHEAD, asked, rolled)
         order = self._order(pipeline, binding, cut, count)
         try:
             found = program(values, order)
@@ -237,6 +249,7 @@ class Runtime:
             again = functools.partial(_by_hand, binding, values, order, cut)
             blame(pipeline, program, error, again)
             raise
+        self._keeps_state = any(after for _, after in found)
         if asked is None:
             found = self._with_cursors(found, binding.position, cut.size, *policy(pipeline)[1:])
         else:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from .._rows import Cut, advance, host_where, pack, running_on, settle
-from .._types import integer, is_traced
+from .._rows import host_where, pack, running_on, settle, start_after
+from .._types import Cursor, integer, is_traced
 from ..errors import LastBatchError, ScanLengthError
 from ..sources._base import length_of
 from ._binding import Binding, Changes, has_tracer
@@ -34,35 +34,38 @@ def scan(
     for name, value in (("unroll", unroll), ("fetch", fetch)):
         if value is not None and integer(value, 0) < 1:
             raise ScanLengthError(value, name)
-    runtime, asked = pipeline._runtime, length
+    runtime, asked, carried = pipeline._runtime, length, init_carry is not None
     with runtime.lock:
-        pipeline._cursor_state.claim()
-        runtime.look(pipeline)
+        binding = runtime.look(pipeline)
         length = _rest_of_epoch(pipeline) if length is None else integer(length, -1)
         if length < 0:
             raise ScanLengthError(asked)
         if not isinstance(modules, Sequence):
             raise TypeError(f"`modules` must be a list or tuple of NNX objects, got {modules!r}.")
         feed = runtime.feed(pipeline)
-        binding = runtime.bind(pipeline, tuple(modules))
+        if len(modules) > 0:
+            binding = runtime.bind(pipeline, tuple(modules))
         values = binding.read()
-        cut = running_on(*policy(pipeline))
-        carried = init_carry is not None
-        _check_end(pipeline, length)
+        end = None if binding.is_cursor_shared else _end(pipeline, length)
         if feed is not None and length > 0 and not has_tracer([*values, init_carry]):
             after, carry, outs = _scan_fed(
-                pipeline, feed, binding, _hashable(step_fn), length, cut, init_carry, unroll
+                pipeline, feed, binding, _hashable(step_fn), length, init_carry, unroll
             )
-            binding.write(after, values)
-            return (carry, outs) if carried else outs
-        how = (_hashable(step_fn), length, cut, carried, fetch, unroll)
-        program = scan_program(binding.structure, *how)
-        try:
-            after, carry, outs = program(values, init_carry)
-        except Exception as error:
-            blame(pipeline, program, error, None)
-            raise
+        else:
+            known = None if end is None else binding.position
+            cut = running_on(*policy(pipeline))
+            how = (_hashable(step_fn), length, cut, carried, fetch, unroll, known)
+            program = scan_program(binding.structure, *how)
+            try:
+                after, carry, outs = program(values, init_carry)
+            except Exception as error:
+                blame(pipeline, program, error, None)
+                raise
+            if known is not None and end is not None:
+                after[known] = pack(end, length_of(pipeline.source))
         binding.write(after, values)
+        if end is not None:
+            runtime.moved(end)
     return (carry, outs) if carried else outs
 
 
@@ -72,7 +75,6 @@ def _scan_fed(
     binding: Binding,
     step_fn: Callable[..., Any],
     length: int,
-    cut: Cut,
     carry: Any,
     unroll: int,
 ) -> tuple[Changes, Any, Any]:
@@ -81,6 +83,7 @@ def _scan_fed(
     Nothing is written before the last chunk is through, so an error leaves all as it was.
     """
     runtime, carried = pipeline._runtime, carry is not None
+    cut = running_on(*policy(pipeline))
     meter, epoch = runtime.meter, runtime.start.epoch
     counts = stack_counts(length, feed.batch_bytes)
     values, changed, outs, after = binding.read(), {}, [], runtime.start
@@ -93,7 +96,7 @@ def _scan_fed(
             stack = next(stacks)
             meter.waited_since(started)
             meter.fail(stack.failures, max_errors(pipeline))
-            how = (step_fn, count, cut, carried, None, unroll)
+            how = (step_fn, count, cut, carried, None, unroll, None)
             program = scan_program(binding.structure, *how)
             before = [values, carry]
             try:
@@ -159,12 +162,18 @@ class _ById:
         return isinstance(other, _ById) and self.function is other.function
 
 
-def _check_end(pipeline: "Pipeline", length: int) -> None:
-    """Raises before a scan that would pass the last place that a cursor can count."""
+def _end(pipeline: "Pipeline", length: int) -> Cursor | None:
+    """Where a scan ends that nothing else moves; None if the user is tracing where it starts.
+
+    Raises before a scan that would pass the last place that a cursor can count.
+    """
     start = pipeline._runtime.start
-    if not is_traced(start.epoch):
-        size, records, _ = policy(pipeline)
-        pack(advance(start, length * size, records, "keep", host_where), records)
+    if is_traced(start.epoch):
+        return None
+    size, records, last_batch = policy(pipeline)
+    end = start_after(start, size, length, records, last_batch)
+    pack(end, records)
+    return end
 
 
 def _hashable(function: Callable[..., Any]) -> Callable[..., Any]:
