@@ -7,14 +7,13 @@ import sys
 
 import pytest
 
-BUDGET = 0.15  # seconds
 MEASURE = """
-import json, sys, time
+import json, sys
 import jax, flax.nnx
-loaded = set(sys.modules)
-start = time.process_time()
+before = set(sys.modules)
 import datarax
-print(json.dumps([time.process_time() - start, sorted(set(sys.modules) - loaded)]))
+new = {name.partition(".")[0] for name in set(sys.modules) - before}
+print(json.dumps(sorted(new - sys.stdlib_module_names)))
 """
 
 
@@ -46,16 +45,8 @@ def test_a_name_is_one_object_wherever_it_is_imported_from():
     assert sources.MemorySource is memory_source.MemorySource
 
 
-@pytest.mark.internal
-def test_an_import_costs_little_beyond_jax_and_flax():
-    best = float("inf")
-    for _ in range(5):  # processor time, and the best of some: others use this machine too
-        run = [sys.executable, "-c", MEASURE]
-        output = subprocess.run(run, check=True, capture_output=True, text=True).stdout
-        seconds, modules = json.loads(output)
-        best = min(best, seconds)
-        if best <= BUDGET:
-            break
-    assert best <= BUDGET
-    heavy = {"tensorflow", "torch", "grain", "optax", "orbax", "sklearn", "beartype", "hypothesis"}
-    assert not heavy & {name.partition(".")[0] for name in modules}
+@pytest.mark.internal("what it costs in seconds is measured by `make bench`")
+def test_beyond_jax_and_flax_an_import_loads_equinox_and_jaxtyping_alone():
+    run = [sys.executable, "-c", MEASURE]
+    output = subprocess.run(run, check=True, capture_output=True, text=True).stdout
+    assert json.loads(output) == ["datarax", "equinox", "jaxtyping", "wadler_lindig"]

@@ -1,6 +1,8 @@
 """The rows of the budget that are no workload in a mode: the order, compiling, memory."""
 
 import functools
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -88,6 +90,20 @@ def bench_retrace(benchmark, row):
     benchmark.pedantic(drive, rounds=5)
     title = "`scan` of the same function and length again, whatever else ran in between"
     row(exactly(traces - first), unit="traces", budget=0, title=title)
+
+
+def bench_import(benchmark, row):
+    task = "import time, jax, flax.nnx; t = time.process_time(); import datarax; "
+    task += "print(time.process_time() - t)"
+    took = []
+
+    def drive():
+        run = [sys.executable, "-c", task]
+        took.append(float(subprocess.run(run, check=True, capture_output=True, text=True).stdout))
+
+    benchmark.pedantic(drive, rounds=11)
+    title = "importing `datarax`, over JAX and Flax, in processor time"
+    row(median(took), unit="s", budget=0.15, title=title)
 
 
 def bench_compile_shuffled(benchmark, row):
