@@ -47,6 +47,10 @@ class Order(eqx.Module):
     @abc.abstractmethod
     def __call__(self, offsets: Offsets, turn: Turns | None = None) -> Records: ...
 
+    def run(self, start: Scalar, count: int) -> Records:
+        """The records at `count` offsets from `start` on, all of the first epoch."""
+        return self(start + jnp.arange(count, dtype=start.dtype))
+
 
 class StoredOrder(Order):
     """Records in the order in which they are stored."""
@@ -162,8 +166,10 @@ class Stretch(Order):
 
     def __call__(self, offsets: Offsets, turn: Turns | None = None) -> Records:
         del turn
-        records = self.records.at[offsets - self.start].get(mode="promise_in_bounds")
-        return jax.lax.optimization_barrier(records)
+        return self.records.at[offsets - self.start].get(mode="promise_in_bounds")
+
+    def run(self, start: Scalar, count: int) -> Records:
+        return jax.lax.dynamic_slice_in_dim(self.records, start - self.start, count)
 
 
 class BlockShuffle(Order):

@@ -184,7 +184,8 @@ def rows_from(order: Order, start: Cursor, count: int, masked: bool) -> Rows:
     """The same for `count` rows of which all are in the epoch of `start`."""
     offset = start.offset + jnp.arange(count, dtype=start.offset.dtype)
     epoch = jnp.broadcast_to(start.epoch, offset.shape)
-    return Rows(epoch, order(offset), offset, jnp.ones(count, bool) if masked else None)
+    records = order.run(start.offset, count)
+    return Rows(epoch, records, offset, jnp.ones(count, bool) if masked else None)
 
 
 def take(data: Any, records: Records) -> Any:

@@ -162,8 +162,8 @@ def _callers(jaxpr: Any, outer: str | None) -> Iterator[str | None]:
 def order_program(structure: Structure, epochs: int) -> Program:
     """`order_at`, compiled."""
 
-    def run(values: Values, epoch: Scalar) -> Any:
-        return order_at(merge(structure, values)[0], epoch, epochs)
+    def run(values: Values, epoch: Any) -> Any:
+        return order_at(merge(structure, values)[0], jnp.asarray(epoch), epochs)
 
     return Program(run)
 
@@ -173,8 +173,8 @@ def stretch_program(structure: Structure, count: int) -> Program:
     """The order of an epoch, computed for `count` places from an offset on."""
     del structure
 
-    def run(order: Order, start: Scalar) -> Stretch:
-        return Stretch(order, start, count)
+    def run(order: Order, start: Any) -> Stretch:
+        return Stretch(order, jnp.asarray(start), count)
 
     return Program(run)
 

@@ -6,7 +6,6 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from operator import is_
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
@@ -117,12 +116,14 @@ class Runtime:
         if binding is not self._binding:
             pipeline._check_settings()
             self._keeps_state = True
+            self._orders.clear()
+        elif not _same_but_at(binding.position, values, self._values):
+            self._orders.clear()  # a key has changed, maybe
         self._traced = has_tracer(values)
         self._mutable = any(map(_is_mutable, jax.tree.leaves(values)))
         where = jnp.where if is_traced(values[binding.position]) else host_where
         self.start = settle(cursor(pipeline), *policy(pipeline), where)
         self._binding, self._values = binding, values
-        self._orders.clear()
         self._discard()
         return binding
 
@@ -130,9 +131,11 @@ class Runtime:
         """Something else has moved the cursor to `start`, and maybe changed other values."""
         binding, self._binding = self._binding, None
         if binding is not None and not self._traced:
-            self._binding, self._values, self.start = binding, binding.read(), start
-            self._orders.clear()
+            before, self._values = self._values, binding.read()
+            self._binding, self.start = binding, start
             self._ahead.clear()
+            if not _same_but_at(binding.position, before, self._values):
+                self._orders.clear()
 
     def feed(self, pipeline: "Pipeline") -> Feed | None:
         """What reads rows ahead, if the source is on the host. Call it after `look`."""
@@ -325,11 +328,11 @@ class Runtime:
 
     def _order(self, pipeline: "Pipeline", binding: Binding, cut: Cut, count: int) -> Any:
         """The order of the epochs that these batches are in, as far as it has to be known."""
-        start = self.start
+        start, kind = self.start, self._values[binding.position].dtype.type
         epoch, order = self._orders.get(cut.epochs, (None, None))
         if self._traced or epoch != start.epoch:
-            word = jnp.asarray(start.epoch, self._values[binding.position].dtype)
-            order = order_program(binding.structure, cut.epochs)(self._values, word)
+            epoch = start.epoch if is_traced(start.epoch) else kind(start.epoch)
+            order = order_program(binding.structure, cut.epochs)(self._values, epoch)
             if not self._traced:
                 self._orders[cut.epochs] = start.epoch, order
         rows, length = cut.size * count, length_of(pipeline.source)
@@ -340,8 +343,7 @@ class Runtime:
         if whose is not order or not first <= start.offset <= end - rows:
             most = min(max(STRETCH, rows), length or 0)
             program = stretch_program(binding.structure, most)
-            kind = self._values[binding.position].dtype
-            stretch = program(order, jnp.asarray(start.offset, kind))
+            stretch = program(order, kind(start.offset))
             self._stretch = order, start.offset, start.offset + most, stretch
         return stretch
 
@@ -464,8 +466,9 @@ def _is_it(known: Any, now: Any) -> bool:
     return known is now or (not isinstance(now, np.ndarray | jax.Array | dict) and known == now)
 
 
-def _same(now: Values, then: Values) -> bool:
-    return len(now) == len(then) and all(map(is_, now, then))
+def _same_but_at(place: int, now: Values, then: Values) -> bool:
+    pairs = enumerate(zip(now, then, strict=True))
+    return all(x is y or i == place for i, (x, y) in pairs)
 
 
 def _is_mutable(value: Any) -> bool:

@@ -24,7 +24,6 @@ from .._types import (
     Words,
     integer,
 )
-from .._xla import apart
 from ..errors import RngsError, SeekError
 
 NAME = "source"
@@ -213,7 +212,7 @@ def fetch(
 
 def _gathered(source: EagerSourceBase, rows: Rows) -> Fetched:
     if not source.masks:
-        return Fetched(apart(rows.record[0], source.gather, rows.record), rows)
+        return Fetched(source.gather(rows.record), rows)
     batch, readable = source.gather_readable(rows.record)
     mask = readable if rows.mask is None else rows.mask & readable
     return Fetched(batch, rows._replace(mask=mask))
