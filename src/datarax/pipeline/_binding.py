@@ -10,7 +10,7 @@ import functools
 import inspect
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from operator import attrgetter, is_, itemgetter
 from typing import Any, TypeVar
@@ -111,6 +111,10 @@ def kept(most: int) -> Callable[[Callable[..., P]], Callable[..., P]]:
     return decorate
 
 
+END = object()
+"""What stands behind the last attribute."""
+
+
 class Binding:
     """The leaves of `roots`, in NNX's own order; `position` is the cursor's place among them."""
 
@@ -128,19 +132,16 @@ class Binding:
         self.is_cursor_shared = any(x is place for _, x in nnx.iter_graph(roots[1:]))
         # What could be assigned to: looked at as one row of objects, in C, at every batch.
         nodes = [x for _, x in nnx.iter_graph(roots)]
-        self._lists = [x for x in nodes if isinstance(x, list)]
-        self._dicts = [x for x in map(_attributes, nodes) if x is not None]
-        self._attributes = list(self._now())
+        dicts = [x for x in map(_attributes, nodes) if x is not None]
+        self._rows = [*map(dict.values, dicts), *(x for x in nodes if isinstance(x, list)), [END]]
+        self._attributes = list(chain.from_iterable(self._rows))
         self._trace = _trace()
         self._settable: set[int] = set()
 
-    def _now(self) -> Iterator[Any]:
-        return chain(chain.from_iterable(map(dict.values, self._dicts)), *self._lists)
-
     def is_current(self) -> bool:
         """Whether the graph still has the attributes it was bound with."""
-        count = sum(map(len, self._dicts)) + sum(map(len, self._lists))
-        return count == len(self._attributes) and all(map(is_, self._now(), self._attributes))
+        # `END` stands elsewhere if there is one more, or one less.
+        return all(map(is_, chain.from_iterable(self._rows), self._attributes))
 
     def is_unchanged(self, values: Values) -> bool:
         """Whether the graph is as it was bound, holds these values, and no other trace is open."""
