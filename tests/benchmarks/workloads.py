@@ -36,7 +36,8 @@ class Workload:
 
     A batch is reduced to a number by `scan` and left alone in the other modes; with `learns` it
     trains a small network in all of them. `is_work` says that a batch takes some hundred
-    microseconds to compute, against which calls count little. Of an epoch `timed` batches count, if it has so many.
+    microseconds to compute, against which calls count little. Of an epoch `timed` batches count,
+    if it has so many.
     """
 
     name: str

@@ -39,7 +39,9 @@ class RandomAccess(Protocol):
     """The other way to write a source: any `nnx.Module` with this method.
 
     `start` is the offset in an epoch and `key` fixes that epoch's order. Without `__len__` there
-    is one epoch, and it never ends.
+    is one epoch, and it never ends. Row `i` must be that of offset `start + i`. Rows past the end
+    are asked for and not used; mind that `jax.lax.dynamic_slice` moves a slice that passes the
+    end, and with it the rows before.
     """
 
     def get_batch_at(self, start: Scalar, batch_size: int, key: Any) -> Batch: ...
