@@ -32,6 +32,7 @@ TELLING = (
     "jit_step",
     "grad",
     "cursor",
+    "ask",
 )
 
 

@@ -1,11 +1,14 @@
 """What a case expects against what an engine answered: exact, dtype and shape included.
 
-An expectation is `{"value": …}`, `{"error": code, "details": {…}}`, `{"check": name, …}` or
-`{"any": […]}` or `{"all": […]}` of such. An action without one expects that nothing is raised.
+An expectation is `{"value": …}`, `{"error": code, "details": {…}, "says": {detail: [words]}}`,
+`{"check": name, …}` or `{"any": […]}` or `{"all": […]}` of such.
+An action without one expects that nothing is raised.
 """
 
 from __future__ import annotations
 
+import base64
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -47,9 +50,14 @@ def _error_deviation(expect: Mapping[str, Any], answer: Mapping[str, Any]) -> st
     if expect["error"] not in ("*", error["code"]):
         what = f"{error['type']}: {error['message']}"
         return f"expected the error {expect['error']}, got {error['code']} ({what})"
-    return difference(
-        expect.get("details", {}), {k: error["details"].get(k) for k in expect.get("details", {})}
+    details = expect.get("details", {})
+    silent = (
+        f"{name} does not say {word!r}, got {error['details'].get(name)!r}"
+        for name, words in expect.get("says", {}).items()
+        for word in words
+        if word not in str(error["details"].get(name, ""))
     )
+    return difference(details, {k: error["details"].get(k) for k in details}) or next(silent, None)
 
 
 def difference(expected: Any, got: Any, path: str = "") -> str | None:
@@ -144,6 +152,75 @@ def _state_at_most(value: Any, size: int) -> str | None:
     return None if got <= size else f"expected a state of at most {size} bytes, got {got}"
 
 
+def _same(value: Any, like: Any) -> str | None:
+    return difference(like, value)
+
+
+def _mentions(value: Any, words: Sequence[str]) -> str | None:
+    return next((f"{word!r} is not in {value!r}" for word in words if word not in value), None)
+
+
+def _at_most(value: Any, most: float) -> str | None:
+    return None if value <= most else f"expected at most {most}, got {value}"
+
+
+def _at_least(value: Any, least: Mapping[str, float]) -> str | None:
+    return next(
+        (f"{name} is {value[name]}, expected {n} at least" for name, n in least.items()
+         if not value[name] >= n),
+        None,
+    )  # fmt: skip
+
+
+def _state_form(value: Any, fields: Mapping[str, Sequence[str]], size: int) -> str | None:
+    """JSON with exactly these fields, and these in them, in fewer than `size` bytes."""
+    text = base64.b64decode(value["base64"])
+    state = json.loads(text)
+    if len(text) >= size:
+        return f"expected a state of fewer than {size} bytes, got {len(text)}"
+    for name, inner in fields.items():
+        if sorted(state.get(name, {}) if inner else []) != sorted(inner):
+            return f"expected {name} to have {sorted(inner)}, got {state.get(name)!r}"
+    return difference(sorted(fields), sorted(state))
+
+
+def _owners(ids: np.ndarray, lengths: Sequence[int]) -> np.ndarray:
+    """Which of the sources that stand one after the other each record is of."""
+    return np.searchsorted(np.cumsum(lengths), ids, side="right")
+
+
+def _shares(value: Any, lengths: Sequence[int], quotas: Sequence[int]) -> str | None:
+    """Every period of rows has its share of each source."""
+    owners = _owners(rows(value, "id"), lengths)
+    for start in range(0, len(owners), sum(quotas)):
+        got = np.bincount(owners[start : start + sum(quotas)], minlength=len(quotas)).tolist()
+        if got != list(quotas):
+            return f"the period from row {start} on has {got} rows of the sources, not {quotas}"
+    return None if len(owners) else "no rows came"
+
+
+def _in_turn(value: Any, lengths: Sequence[int]) -> str | None:
+    """The rows of each source come as they are stored, again and again."""
+    ids = rows(value, "id").astype(np.int64)
+    owners, begins = _owners(ids, lengths), np.cumsum([0, *lengths])
+    for source, length in enumerate(lengths):
+        got = ids[owners == source] - begins[source]
+        expected = np.arange(len(got)) % length
+        if not len(got) or not np.array_equal(got, expected):
+            return f"the rows of source {source} came as {got.tolist()}"
+    return None
+
+
+def _few_blocks(value: Any, size: int, window: int) -> str | None:
+    """The rows of each window of blocks come from at most one block more."""
+    ids = rows(value, "id")
+    for start in range(0, len(ids), size * window):
+        blocks = {int(i) // size for i in ids[start : start + size * window]}
+        if len(blocks) > window + 1:
+            return f"the window from row {start} on has rows of {len(blocks)} blocks"
+    return None if len(ids) else "no rows came"
+
+
 CHECKS: Mapping[str, Callable[..., str | None]] = {
     "no_error": _no_error,
     "permutation": _permutation,
@@ -152,4 +229,12 @@ CHECKS: Mapping[str, Callable[..., str | None]] = {
     "other_order": _other_order,
     "strangers": _strangers,
     "state_at_most": _state_at_most,
+    "same": _same,
+    "mentions": _mentions,
+    "at_most": _at_most,
+    "at_least": _at_least,
+    "state_form": _state_form,
+    "shares": _shares,
+    "in_turn": _in_turn,
+    "few_blocks": _few_blocks,
 }

@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import re
 import sys
 import types
 from collections.abc import Sequence
 
-from .. import library, model, model_adapter
+from .. import library, library_sources, model, model_adapter
+
+OWN_IMPORT = re.compile(r"^ *from \.\w* import (\([^)]*\)|[^\n]*)\n", re.MULTILINE)
 
 
 @functools.cache
@@ -19,8 +22,9 @@ def model_source() -> str:
 
 @functools.cache
 def library_source() -> str:
-    """The library's text, to stand below the model's."""
-    return inspect.getsource(library).replace("from .model import", "# from .model import")
+    """The texts of the library, to stand below the model's."""
+    texts = map(inspect.getsource, (library_sources, library))
+    return OWN_IMPORT.sub("", "\n".join(texts))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +60,7 @@ def adapter_of(mutant: Mutant) -> model_adapter.Adapter:
     """The model's adapter over the mutant's text of the model."""
     module = module_of(mutant)
     adapter = model_adapter.Adapter()
-    adapter.new_program, adapter.new_stream = module.Program, module.Library
-    adapter.refused = module.Refused
+    adapter.new_program, adapter.new_stream = module.LibraryProgram, module.open_stream
+    adapter.refused, adapter.described = module.Refused, module.described
     adapter.capabilities = (adapter.capabilities | {"jax"}) - set(mutant.drops)
     return adapter

@@ -5,6 +5,7 @@ Then variants that get nothing wrong: whoever fails them asks for more than the 
 
 from __future__ import annotations
 
+from . import library
 from ._mutant import Mutant
 
 
@@ -1223,6 +1224,7 @@ MUTANTS = [
         "ERR-031 ERR-006",
         ('            if before not in nodes and before != "source":\n', "            if False:\n"),
     ),
+    *library.MUTANTS,
 ]
 
 BENIGN = [
