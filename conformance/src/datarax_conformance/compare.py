@@ -67,9 +67,7 @@ def difference(expected: Any, got: Any, path: str = "") -> str | None:
     if isinstance(expected, dict):
         if expected.keys() != got.keys():
             return f"{path or 'value'}: expected the names {sorted(expected)}, got {sorted(got)}"
-        pairs = [
-            (f"{path}.{name}" if path else name, expected[name], got[name]) for name in expected
-        ]
+        pairs = [(f"{path}.{name}".lstrip("."), expected[name], got[name]) for name in expected]
     elif isinstance(expected, list):
         if len(expected) != len(got):
             return f"{path or 'value'}: expected {len(expected)} items, got {len(got)}"
@@ -99,7 +97,7 @@ def _permutation(value: Any, length: int, sizes: Sequence[int] | None = None) ->
         if got != list(sizes):
             return f"expected batches of {list(sizes)} rows, got {got}"
     ids = rows(value, "id").astype(np.int64)
-    outside = ids[(ids < 0) | (ids >= length)]
+    outside = ids[~((ids >= 0) & (ids < length))]
     if outside.size:
         return f"record {outside[0]} is not one of the {length} records"
     counts = np.bincount(ids, minlength=length)
@@ -120,9 +118,9 @@ def _same_rows(value: Any, like: Any) -> str | None:
         expected, got = rows(like, field), rows(value, field)
         if expected.dtype != got.dtype or expected.shape != got.shape:
             return f"{field}: expected {expected.dtype}{expected.shape}, got {got.dtype}{got.shape}"
-        if not np.array_equal(expected, got):
-            at = int(np.flatnonzero((expected != got).reshape(len(expected), -1).any(axis=1))[0])
-            return f"{field}: row {at} is {got[at].tolist()}, but was {expected[at].tolist()}"
+        pairs = enumerate(zip(expected.tolist(), got.tolist(), strict=True))
+        if other := next(((row, was, now) for row, (was, now) in pairs if was != now), None):
+            return "{}: row {} was {}, but is {}".format(field, *other)
     return None
 
 
@@ -147,9 +145,9 @@ def _strangers(value: Any, steps: int, within: int, low: float, high: float) -> 
     )
 
 
-def _state_at_most(value: Any, size: int) -> str | None:
-    got = len(value["base64"]) * 3 // 4
-    return None if got <= size else f"expected a state of at most {size} bytes, got {got}"
+def _state_at_most(value: Any, most: int) -> str | None:
+    got = len(base64.b64decode(value["base64"]))
+    return None if got <= most else f"expected a state of at most {most} bytes, got {got}"
 
 
 def _same(value: Any, like: Any) -> str | None:
@@ -172,28 +170,30 @@ def _at_least(value: Any, least: Mapping[str, float]) -> str | None:
     )  # fmt: skip
 
 
-def _state_form(value: Any, fields: Mapping[str, Sequence[str]], size: int) -> str | None:
-    """JSON with exactly these fields, and these in them, in fewer than `size` bytes."""
-    text = base64.b64decode(value["base64"])
-    state = json.loads(text)
-    if len(text) >= size:
-        return f"expected a state of fewer than {size} bytes, got {len(text)}"
-    for name, inner in fields.items():
-        if sorted(state.get(name, {}) if inner else []) != sorted(inner):
-            return f"expected {name} to have {sorted(inner)}, got {state.get(name)!r}"
-    return difference(sorted(fields), sorted(state))
+def _state_form(value: Any, form: Mapping[str, Any]) -> str | None:
+    """JSON of exactly these fields, and these values; "*" stands for any."""
+    return _form(form, json.loads(base64.b64decode(value["base64"])))
 
 
-def _owners(ids: np.ndarray, lengths: Sequence[int]) -> np.ndarray:
+def _form(form: Any, got: Any) -> str | None:
+    if not isinstance(form, dict):
+        return None if form == "*" else difference(form, got)
+    if not isinstance(got, dict) or got.keys() != form.keys():
+        return f"expected the fields {sorted(form)}, got {got!r}"
+    return next((found for name in form if (found := _form(form[name], got[name]))), None)
+
+
+def _owners(ids: np.ndarray, begins: Sequence[int]) -> np.ndarray:
     """Which of the sources that stand one after the other each record is of."""
-    return np.searchsorted(np.cumsum(lengths), ids, side="right")
+    return np.searchsorted(begins, ids, side="right") - 1
 
 
-def _shares(value: Any, lengths: Sequence[int], quotas: Sequence[int]) -> str | None:
+def _shares(value: Any, begins: Sequence[int], quotas: Sequence[int]) -> str | None:
     """Every period of rows has its share of each source."""
-    owners = _owners(rows(value, "id"), lengths)
+    owners = _owners(rows(value, "id"), begins)
     for start in range(0, len(owners), sum(quotas)):
-        got = np.bincount(owners[start : start + sum(quotas)], minlength=len(quotas)).tolist()
+        here = owners[start : start + sum(quotas)]
+        got = [int((here == source).sum()) for source in range(len(quotas))]
         if got != list(quotas):
             return f"the period from row {start} on has {got} rows of the sources, not {quotas}"
     return None if len(owners) else "no rows came"
@@ -202,11 +202,11 @@ def _shares(value: Any, lengths: Sequence[int], quotas: Sequence[int]) -> str | 
 def _in_turn(value: Any, lengths: Sequence[int]) -> str | None:
     """The rows of each source come as they are stored, again and again."""
     ids = rows(value, "id").astype(np.int64)
-    owners, begins = _owners(ids, lengths), np.cumsum([0, *lengths])
-    for source, length in enumerate(lengths):
-        got = ids[owners == source] - begins[source]
-        expected = np.arange(len(got)) % length
-        if not len(got) or not np.array_equal(got, expected):
+    begins = [sum(lengths[:i]) for i in range(len(lengths))]
+    owners = _owners(ids, begins)
+    for source, (begin, length) in enumerate(zip(begins, lengths, strict=True)):
+        got = ids[owners == source] - begin
+        if not len(got) or not np.array_equal(got, np.arange(len(got)) % length):
             return f"the rows of source {source} came as {got.tolist()}"
     return None
 

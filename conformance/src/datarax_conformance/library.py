@@ -18,7 +18,6 @@ from .model import (
     MASK,
     Batch,
     Cursor,
-    EpochIterator,
     Key,
     Plan,
     Program,
@@ -61,7 +60,7 @@ class Library(Stream):
         return whole if self.program.last_batch == "drop" else -(-self.length // size)
 
     def __iter__(self) -> "SharedIterator":
-        return SharedIterator(self)
+        return SharedIterator(super().__iter__())
 
     def scan(self, length: int | None = None) -> Batch:
         if length is not None and (type(length) is not int or length < 0):
@@ -225,14 +224,20 @@ def spec_of(batch: Batch) -> dict[str, Any]:
     return {name: [str(x.dtype), *x.shape] for name, x in sorted(batch.items())}
 
 
-class SharedIterator(EpochIterator):
+class SharedIterator:
     """Several threads may take turns at it."""
 
     lock = threading.RLock()
 
+    def __init__(self, inner: Any):
+        self.inner = inner
+
+    def __iter__(self) -> "SharedIterator":
+        return SharedIterator(iter(self.inner))
+
     def __next__(self) -> Batch:
         with self.lock:
-            return super().__next__()
+            return next(self.inner)
 
 
 class Node:
@@ -405,7 +410,7 @@ class Extended(Library):
         self.plan = Plan(execution_order(edges), {}, edges, str(program.sink or "source"))
         self.base = self.base_of("source") if self.shuffled else None
         self.states = {}
-        self.cursor = Cursor(0, 0)
+        self.cursor = Cursor(epoch=0, offset=0)
         self.next_batch(stay=False)
         self.built = True
 

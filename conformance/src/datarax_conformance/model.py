@@ -101,7 +101,7 @@ class Stream:
     def scan(self, length: int | None = None) -> Batch:
         return scan(self, length)
 
-    def seek(self, *, epoch: int, offset: int = 0) -> None:
+    def seek(self, *, epoch: int, offset: int) -> None:
         if not (0 <= epoch < 2**32 and 0 <= offset < self.length):
             raise Refused("seek", epoch=epoch, offset=offset, length=self.length)
         self.cursor = settle(Cursor(epoch, offset), self.length, self.program)

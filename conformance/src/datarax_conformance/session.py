@@ -150,7 +150,9 @@ class Session:
         return self._batches((next(self.iterators[on], STOP) for _ in range(n)), hold)
 
     def do_for(self, on: str = "main", take: int | None = None, hold: str = "") -> list[Any]:
-        return self._batches(self._loop(self._stream(on), take), hold)
+        """A loop over a stream, or over what is left of an iterator."""
+        over = self.iterators[on] if on in self.iterators else self._stream(on)
+        return self._batches(self._loop(over, take), hold)
 
     def _loop(self, stream: Any, take: int | None):
         for count, batch in enumerate(stream, 1):

@@ -299,14 +299,14 @@ case(
 # Mixtures.
 MIX = {"lengths": [9, 6], "weights": [2, 1], "stop": "first"}
 MIXED = over("mixture", 15, 3, seed=4, source=MIX)
-SHARES = {"check": "shares", "lengths": [9, 6], "quotas": [2, 1]}
+SHARES = {"check": "shares", "begins": [0, 9], "quotas": [2, 1]}
 case("SRC-021", "period", "every period has its shares", MIXED, [loop(expect=SHARES)])
 case(
     "SRC-021",
     "nearest",
     "the nearest shares of a short period",
     over("mixture", 40, 8, seed=4, source={**MIX, "lengths": [30, 10], "weights": [0.7, 0.3]}),
-    [loop(expect={"check": "shares", "lengths": [30, 10], "quotas": [7, 3]})],
+    [loop(expect={"check": "shares", "begins": [0, 30], "quotas": [7, 3]})],
 )
 UNSHUFFLED = {**MIX, "lengths": [4, 7], "weights": [1, 1]}
 case(
@@ -322,7 +322,7 @@ case(
     "the same key, the same places; another, others",
     over("mixture", 60, 6, seed=4, source={**MIX, "lengths": [40, 20]}),
     [
-        loop(expect=SHARES | {"lengths": [40, 20]}, note="a"),
+        loop(expect=SHARES | {"begins": [0, 40]}, note="a"),
         build(to="b"),
         loop(on="b", expect=same_rows("a")),
         build(to="c", seed=5),

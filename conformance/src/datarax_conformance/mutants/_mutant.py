@@ -29,24 +29,24 @@ def library_source() -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Mutant:
-    """`edits` are (old, new) pairs; each old text stands once in the model or its library."""
+    """`edits` are (old, new) pairs; each old text stands once in the model, else in the library."""
 
     name: str
     breaks: Sequence[str]  # the requirements that it violates; none: it is benign and must pass
     edits: Sequence[tuple[str, str]]
     drops: Sequence[str] = ()  # profiles that a benign variant does not claim
-    text: str = ""  # the whole source, where it did not come of edits
+    text: str = ""  # the whole source of the model, where it did not come of edits
 
     @property
     def source(self) -> str:
-        text = (self.text or model_source()) + "\n" + library_source()
+        texts = [self.text or model_source(), library_source()]
         for old, new in self.edits:
-            if text.count(old) != 1:
-                raise ValueError(
-                    f"Mutant {self.name!r}: {old!r} stands {text.count(old)} times in the model."
-                )
-            text = text.replace(old, new)
-        return text
+            place = 0 if old in texts[0] else 1
+            if texts[place].count(old) != 1:
+                where = f"stands {texts[place].count(old)} times in the model or its library"
+                raise ValueError(f"Mutant {self.name!r}: {old!r} {where}.")
+            texts[place] = texts[place].replace(old, new)
+        return "\n".join(texts)
 
 
 def module_of(mutant: Mutant) -> types.ModuleType:

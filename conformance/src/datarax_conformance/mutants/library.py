@@ -8,7 +8,7 @@ from ._mutant import Mutant
 PUBLIC = "        positions = start + np.arange(n)\n"
 WINDOW = "        number = offset // (size * window)\n"
 BEGUN = "        seen = [epoch * self.periods * quota for quota in self.quotas]\n"
-SHARED = "        with self.lock:\n            return super().__next__()\n"
+SHARED = "        with self.lock:\n            return next(self.inner)\n"
 TAKEN = "        batch = super().take(stay)\n        self.counts = self.after\n"
 TWIN = "        twin.states = copy.deepcopy(self.states)\n        return twin\n"
 STORAGE = '    """Records in files, which may be damaged."""\n'
@@ -151,9 +151,9 @@ MUTANTS = [
         "SRC-030",
         SHARED,
         SHARED.replace("return", "batch =")
-        + '            if getattr(self.stream, "options", {}).get("source", {}).get("form") == '
-        '"storage":\n'
-        "                self.stream.take(stay=True)\n"
+        + '            asked = getattr(self.inner.stream, "options", {}).get("source", {})\n'
+        '            if asked.get("form") == "storage":\n'
+        "                self.inner.stream.take(stay=True)\n"
         "            return batch\n",
     ),
     mutant(
