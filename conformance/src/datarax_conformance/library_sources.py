@@ -150,8 +150,15 @@ class Mixture(Rows):
         if self.periods == 0:
             raise Refused("empty-source")
         self.length = sum(self.quotas) * self.periods
+        self.known: dict[Any, np.ndarray] = {}  # orders of epochs
 
     def epoch_order(self, order_key: Key, epoch: int) -> Callable[[Any], np.ndarray]:
+        if (order_key, epoch) not in self.known:
+            self.known[order_key, epoch] = np.array(self.places(order_key, epoch), np.int64)
+        return lambda offsets: self.known[order_key, epoch][offsets]
+
+    def places(self, order_key: Key, epoch: int) -> list[int]:
+        """The records of an epoch, period by period."""
         period, places = sum(self.quotas), []
         seen = [epoch * self.periods * quota for quota in self.quotas]
         owner = np.repeat(np.arange(len(self.quotas)), self.quotas)
@@ -161,7 +168,7 @@ class Mixture(Rows):
             for source in owner[order(key, period, np.arange(period))].tolist():
                 places.append(int(begins[source]) + seen[source] % self.lengths[source])
                 seen[source] += 1
-        return lambda offsets: np.array(places, np.int64)[offsets]
+        return places
 
 
 def quotas(weights: Sequence[float]) -> list[int]:
