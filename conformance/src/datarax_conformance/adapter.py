@@ -112,6 +112,11 @@ class Adapter(Protocol):
     version: str
     spec: str
     capabilities: frozenset[str]
+    # What the engine cannot be asked within a profile that it claims, each with the reason: names
+    # of actions ("replace", "ask replay"), "last_batch pad", "op keys", "source mixture",
+    # "option kinds"; "*" stands for any. Such cases are UNSUPPORTED, which is never a pass.
+    # An adapter without limits needs no such attribute.
+    limits: Mapping[str, str]
 
     def build(self, program: Program, ops: Ops) -> Stream: ...
     def classify(self, exc: BaseException) -> tuple[str, Mapping[str, object]]: ...

@@ -172,7 +172,11 @@ def _at_least(value: Any, least: Mapping[str, float]) -> str | None:
 
 def _state_form(value: Any, form: Mapping[str, Any]) -> str | None:
     """JSON of exactly these fields, and these values; "*" stands for any."""
-    return _form(form, json.loads(base64.b64decode(value["base64"])))
+    try:
+        state = json.loads(base64.b64decode(value["base64"]))
+    except ValueError:
+        return "the state is not JSON"
+    return _form(form, state)
 
 
 def _form(form: Any, got: Any) -> str | None:

@@ -115,6 +115,7 @@ class Session:
             "version": adapter.version,
             "spec": adapter.spec,
             "capabilities": sorted(adapter.capabilities),
+            "limits": dict(getattr(adapter, "limits", {})),
         }
 
     def do_begin(self, program: Mapping[str, Any]) -> None:

@@ -226,6 +226,13 @@ case(
     "DAG-017",
     "modes",
     "in every mode",
+    chain(12, 4, "keep", "affine(2,1)", options={"override": True}),
+    [step(2), loop(), scan(3)],
+)
+case(
+    "DAG-017",
+    "pad",
+    "under pad",
     chain(10, 4, "pad", "affine(2,1)", options={"override": True}),
     [step(2), loop(), scan(3)],
 )

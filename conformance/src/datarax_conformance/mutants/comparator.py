@@ -92,6 +92,7 @@ BY_HAND: list[tuple[Any, Any, Any, bool]] = [
     ({"check": "at_least", "least": {"a": 1, "b": 2}}, {"value": {"a": 1, "b": 2}}, {}, True),
     ({"check": "at_least", "least": {"a": 1, "b": 2}}, {"value": {"a": 1, "b": 1}}, {}, False),
     ({"check": "at_least", "least": {"a": 1, "b": 2}}, {"value": {"a": 0, "b": 2}}, {}, False),
+    ({"check": "state_form", "form": "*"}, {"value": {"base64": "AAAA"}}, {}, False),
     *[
         ({"check": "state_form", "form": form}, {"value": {"base64": STATE}}, {}, agree)
         for form, agree in (
