@@ -255,6 +255,21 @@ class Gather(EagerSourceBase):
         return {name: x[...][records] for name, x in self.columns.items()}
 
 
+class Numbers(EagerSourceBase):
+    """Columns that count from 0: a source without data."""
+
+    def __init__(self, columns, **options):
+        super().__init__(**options)
+        self.length = len(next(iter(columns.values())))
+        self.types = tuple((name, str(column.dtype)) for name, column in columns.items())
+
+    def __len__(self):
+        return self.length
+
+    def gather(self, records):
+        return {name: records.astype(dtype) for name, dtype in self.types}
+
+
 class RandomAccess(nnx.Module):
     """`get_batch_at` alone: its rows show what it was called with; past the end they are -1."""
 
@@ -378,6 +393,8 @@ def source_of(program, options, own):
             del sys.modules["pyarrow"]
     if form == "none":
         return columns
+    if not all(isinstance(column, np.ndarray) for column in columns.values()):
+        return Numbers(columns, shuffle=shuffle, rngs=rngs)
     config = MemorySourceConfig(shuffle=shuffle, copy=options.get("copy", False))
     return MemorySource(config, data_in(columns, options.get("data", "dict")), rngs=rngs)
 

@@ -21,7 +21,10 @@ class Stream:
         return len(self.dataset)
 
 
-LIMITS = {"last_batch pad": "there are no batches with a mask"}
+LIMITS = {
+    "last_batch pad": "there are no batches with a mask",
+    "records *": "records and their order are held in memory",
+}
 
 
 class Adapter:

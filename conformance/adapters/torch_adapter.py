@@ -44,7 +44,10 @@ class Stream:
         self.loader.load_state_dict(pickle.loads(state))
 
 
-LIMITS = {"last_batch pad": "there are no batches with a mask"}
+LIMITS = {
+    "last_batch pad": "there are no batches with a mask",
+    "records *": "records and their order are held in memory",
+}
 
 
 class Adapter:

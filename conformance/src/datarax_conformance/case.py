@@ -8,6 +8,8 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from .arrays import FAR
+
 HOME = pathlib.Path(__file__).parent / "cases"
 
 
@@ -46,6 +48,8 @@ class Case:
             options = program.get("options", {})
             source = options.get("source", {})
             found.add(f"last_batch {program['last_batch']}")
+            rows = (column.get("range", 0) for column in program["columns"].values())
+            found |= {f"records {n}" for n in rows if n > FAR}
             found |= {f"op {form.partition('(')[0]}" for form in program["nodes"].values()}
             found |= {f"option {name}" for name in options.keys() - {"source"}}
             found |= {f"source {source['form']}"} if source else set()

@@ -14,7 +14,7 @@ def mutant(name: str, breaks: str, *edits: tuple[str, str]) -> Mutant:
 
 
 # Places in the model at which several mutants work.
-GATHER = "    return {name: np.asarray(column)[records] for name, column in columns.items()}\n"
+GATHER = "    return {name: column[records] for name, column in columns.items()}\n"
 TAKE = "        batch, self.states, self.cursor = self.next_batch(stay)\n        return batch\n"
 RECORDS = "        records = order_of(self.base, epochs, offsets, length)\n"
 NEXT = """        if self.stream.cursor.epoch != self.epoch:
@@ -31,7 +31,7 @@ STACK = "    return {name: np.stack([batch[name] for batch in batches]) for name
 
 
 def gathered(what: str) -> tuple[str, str]:
-    return GATHER, GATHER.replace("np.asarray(column)[records]", what)
+    return GATHER, GATHER.replace("column[records]", what)
 
 
 def salted(salt: str) -> tuple[str, str]:
