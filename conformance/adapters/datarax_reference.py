@@ -11,7 +11,7 @@ import datarax_reference_parts as parts
 import jax
 import jax.numpy as jnp
 import numpy as np
-from datarax_reference_parts import flat, form_of, stage
+from datarax_reference_parts import flat, stage
 from flax import nnx
 
 from datarax import Pipeline
@@ -273,6 +273,3 @@ class Adapter:
         known = {k: v for k, v in vars(exc).items() if isinstance(v, (str, int, list, tuple, dict))}
         of = {"class": type(exc).__name__, "is_value_error": isinstance(exc, ValueError)}
         return exc.code, {**said, **of, **known}
-
-
-__all__ = ["Adapter", "form_of"]

@@ -5,6 +5,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import TypedDict
 
 import equinox as eqx
 import jax
@@ -19,7 +20,6 @@ from datarax.sources import (
     ArrowSourceConfig,
     Blocks,
     EagerSourceBase,
-    HostSourceConfig,
     IterableSource,
     IterableSourceConfig,
     MemorySource,
@@ -134,9 +134,8 @@ def axes(field, names):
     def stage(batch):
         return batch
 
-    kind = dict[str, object]
-    typed = __import__("typing").TypedDict("typed", {field: Shaped[jax.Array, names]})
-    stage.__annotations__ = {"batch": typed, "return": kind}
+    typed = TypedDict("typed", {field: Shaped[jax.Array, names]})
+    stage.__annotations__ = {"batch": typed}
     return stage
 
 
@@ -397,6 +396,3 @@ def source_of(program, options, own):
         return Numbers(columns, shuffle=shuffle, rngs=rngs)
     config = MemorySourceConfig(shuffle=shuffle, copy=options.get("copy", False))
     return MemorySource(config, data_in(columns, options.get("data", "dict")), rngs=rngs)
-
-
-__all__ = ["HostSourceConfig", "entry", "flat", "form_of", "rngs_of", "source_of", "stage"]

@@ -106,17 +106,18 @@ FOLDS: Mapping[str, str] = {
 
 
 class Adapter(Protocol):
-    """Translates a program into an engine's calls; it computes, orders and repairs nothing."""
+    """Translates a program into an engine's calls; it computes, orders and repairs nothing.
+
+    It may have `limits` too: what the engine cannot be asked within a profile that it claims, each
+    with the reason. They name actions ("replace", "ask replay"), "last_batch pad", "op keys",
+    "source mixture" or "option kinds", and "*" stands for any; see `Case.features`. Such cases
+    are UNSUPPORTED, which is never a pass.
+    """
 
     name: str
     version: str
     spec: str
     capabilities: frozenset[str]
-    # What the engine cannot be asked within a profile that it claims, each with the reason: names
-    # of actions ("replace", "ask replay"), "last_batch pad", "op keys", "source mixture",
-    # "option kinds"; "*" stands for any. Such cases are UNSUPPORTED, which is never a pass.
-    # An adapter without limits needs no such attribute.
-    limits: Mapping[str, str]
 
     def build(self, program: Program, ops: Ops) -> Stream: ...
     def classify(self, exc: BaseException) -> tuple[str, Mapping[str, object]]: ...

@@ -23,7 +23,9 @@ from .model import (
     Program,
     Refused,
     Stream,
+    base_key,
     check_graph,
+    epoch_key,
     execution_order,
     fold_in,
     make_plan,
@@ -52,7 +54,8 @@ def open_stream(program: LibraryProgram) -> "Library":
 
 
 class Library(Stream):
-    traced: set[Any]  # functions of scans that have been traced
+    traced: frozenset[Any] = frozenset()  # functions of scans, each with the length
+    counted = 0  # calls of the module of scans
 
     def __len__(self) -> int:
         size = self.program.batch_size
@@ -140,7 +143,7 @@ class Library(Stream):
         made: dict[str, Batch] = {}
         for name in ("source", *self.plan.order):
             stream = copy.copy(self)
-            stream.plan = dataclasses_free(self.plan, name)
+            stream.plan = self.plan._replace(sink=name)
             made[name] = stream.next_batch(stay=False)[0]
         return made
 
@@ -163,13 +166,13 @@ class Library(Stream):
         self, length: int, seed: int, epoch: int, offsets: Sequence[int], how: str
     ) -> list[int]:
         """The records at these offsets; eagerly, compiled and mapped are one to NumPy."""
-        key = model_epoch_key(seed, epoch)
+        key = epoch_key(base_key(seed), epoch)
         return order(key, length, offsets).tolist()
 
     def ask_places(
         self, length: int, seed: int, epoch: int, records: Sequence[int], how: str
     ) -> list[int]:
-        return place_of(model_epoch_key(seed, epoch), length, records).tolist()
+        return place_of(epoch_key(base_key(seed), epoch), length, records).tolist()
 
     def ask_fold(
         self, fn: str, length: int, carry: float | None = None, modules: Sequence[str] = ()
@@ -177,11 +180,9 @@ class Library(Stream):
         """`length` batches through a function, its results stacked."""
         if fn == "captures":
             raise Refused("captured", names=["held"])
-        known = vars(self).setdefault("traced", set())
-        new = (fn, length) not in known
-        known.add((fn, length))
-        counted = vars(self).setdefault("counted", 0)
-        total, outs = np.float32(carry or 0), []
+        new = (fn, length) not in self.traced
+        self.traced |= {(fn, length)}
+        counted, total, outs = self.counted, np.float32(carry or 0), []
         for batch in [self.step() for _ in range(length)]:
             here = batch["x"].sum(dtype=np.float32)
             if modules:
@@ -203,21 +204,9 @@ class Library(Stream):
         """How many of those functions are still alive."""
         return 0
 
-    def ask_traces(self) -> int:
-        return 0
-
     def ask_counters(self) -> list[int]:
         """How often the streams of the pipeline's generator have been drawn from."""
         return [0]
-
-
-def dataclasses_free(plan: Plan, name: str) -> Plan:
-    """The plan with another sink."""
-    return plan._replace(sink=name)
-
-
-def model_epoch_key(seed: int, epoch: int) -> Key:
-    return fold_in(node_key((0, seed), "source"), epoch)
 
 
 def spec_of(batch: Batch) -> dict[str, Any]:
@@ -480,8 +469,8 @@ class Extended(Library):
 
         counts = dict(self.counts)
         try:
-            made = self.through(Fetched(batch, start, epochs, records))
-            batch, self.after = made[self.plan.sink], self.counts
+            self.made = self.through(Fetched(batch, start, epochs, records))
+            batch, self.after = self.made[self.plan.sink], self.counts
         finally:
             self.counts = counts  # a batch that fails or is only looked at moves nothing
         passed, offset = divmod(start.offset + count, length)
@@ -567,22 +556,8 @@ class Extended(Library):
         return twin
 
     def _outputs(self) -> Mapping[str, Batch]:
-        return self._through_one(self.cursor)
-
-    def _through_one(self, start: Cursor) -> Mapping[str, Batch]:
-        size = self.program.batch_size
-        offsets = np.arange(start.offset, start.offset + size) % self.length
-        return self._made(start, offsets)
-
-    def _made(self, start: Cursor, offsets: np.ndarray) -> Mapping[str, Batch]:
-        key = None if self.base is None else node_key(self.base, "source")
-        epochs = offsets * 0 + start.epoch
-        records = self.source.records(key, epochs, offsets)
-        counts = dict(self.counts)
-        fetched = Fetched(self.source.read(records, epochs, key), start, epochs, records)
-        made = self.through(fetched)
-        self.counts = counts
-        return made
+        self.next_batch(stay=False)
+        return self.made
 
     def ask_replay(self, record: int, epoch: int) -> Batch:
         """What every node gives for one record."""

@@ -11,8 +11,6 @@ from .model import (
     Key,
     Refused,
     block_order,
-    check,
-    epoch_key,
     fold_in,
     gather,
     order,
@@ -236,6 +234,3 @@ SOURCES: Mapping[str, Callable[[Any, Mapping[str, Any]], Rows]] = {
 
 def source_of(program: Any, options: Mapping[str, Any]) -> Rows:
     return SOURCES[options.get("form", "memory")](program, options)
-
-
-__all__ = ["FAR", "Rows", "check", "epoch_key", "source_of"]

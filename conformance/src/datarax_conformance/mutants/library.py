@@ -231,8 +231,8 @@ MUTANTS = [
     mutant(
         "a mapped order has one epoch",
         "SHUF-017",
-        "        key = model_epoch_key(seed, epoch)\n",
-        '        key = model_epoch_key(seed, epoch if how != "vmap" else 0)\n',
+        "        key = epoch_key(base_key(seed), epoch)\n",
+        '        key = epoch_key(base_key(seed), epoch if how != "vmap" else 0)\n',
     ),
     mutant(
         "rows behind the short block are lost",
@@ -460,7 +460,7 @@ MUTANTS = [
         "            total = np.float32(carry or 0) + here\n",
     ),
     mutant("modules of a scan are copies", "SCAN-013", "        self.counted = counted\n", ""),
-    mutant("every scan is traced", "SCAN-014", "        known.add((fn, length))\n", ""),
+    mutant("every scan is traced", "SCAN-014", "        self.traced |= {(fn, length)}\n", ""),
     mutant(
         "new functions are taken for the first",
         "SCAN-015",
