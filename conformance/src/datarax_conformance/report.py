@@ -169,8 +169,8 @@ def worst(outcomes: Sequence[str]) -> str:
         "XPASS",
         "XFAIL",
         "BLOCKED",
-        "PASS",
         "UNSUPPORTED",
+        "PASS",
         "N/A",
     )
     return min(outcomes, key=order.index)
@@ -208,6 +208,10 @@ def _cell(entries: Sequence[Mapping[str, Any]]) -> str:
     outcome = worst([entry["outcome"] for entry in entries])
     notes = [entry for entry in entries if "replay" in entry]
     css = outcome.lower().replace("/", "").replace("-", "")
+    if outcome == "UNSUPPORTED":
+        limits = [entry["reason"] for entry in entries if entry["outcome"] == outcome]
+        title = html.escape("\n".join(dict.fromkeys(limits)), quote=True)
+        return f'<td class="{css}" title="{title}">{outcome} {len(limits)}/{len(entries)}</td>'
     if not notes:
         return f'<td class="{css}">{outcome}</td>'
     items = "".join(
