@@ -4,12 +4,18 @@ import importlib.metadata
 import inspect
 import pickle
 import re
+from typing import ClassVar
 
 import jax.numpy as jnp
 from flax import nnx
 
 from datarax.pipeline import Pipeline
-from datarax.sources import MemorySource, MemorySourceConfig
+from datarax.sources import (
+    MemorySource,
+    MemorySourceConfig,
+    MixDataSourcesConfig,
+    MixDataSourcesNode,
+)
 
 
 class Stage(nnx.Module):
@@ -31,28 +37,51 @@ class Stage(nnx.Module):
         return batch
 
 
+class Overriding(Pipeline):
+    """What a user writes who wants the batch of the source in hand."""
+
+    def __call__(self, batch):
+        batch = super().__call__(batch)
+        return {**batch, "called": jnp.ones_like(batch["id"])}
+
+
+DROPS = "drop_last" in inspect.signature(Pipeline.__init__).parameters
+
+
+def memory(columns, seed):
+    config = MemorySourceConfig(shuffle=seed is not None)
+    return MemorySource(config, data=dict(columns), rngs=nnx.Rngs(seed or 0))
+
+
+def mixture(program, options):
+    sources, begin = [], 0
+    for length in options["lengths"]:
+        part = {name: x[begin : begin + length] for name, x in program.columns.items()}
+        sources.append(memory(part, None))
+        begin += length
+    config = MixDataSourcesConfig(num_sources=len(sources), weights=tuple(options["weights"]))
+    return MixDataSourcesNode(config, sources, rngs=nnx.Rngs(program.seed))
+
+
 class Stream:
     def __init__(self, program, ops):
         options = {"batch_size": program.batch_size, "rngs": nnx.Rngs(program.seed or 0)}
-        if (
-            program.last_batch == "drop"
-            and "drop_last" in inspect.signature(Pipeline.__init__).parameters
-        ):
+        if program.last_batch == "drop" and DROPS:
             options["drop_last"] = True
         elif program.last_batch != "keep":
-            raise NotImplementedError(f"last_batch={program.last_batch!r}")
-        config = MemorySourceConfig(shuffle=program.seed is not None)
-        source = MemorySource(config, data=dict(program.columns), rngs=nnx.Rngs(program.seed or 0))
+            options["last_batch"] = program.last_batch  # which it does not take
+        asked = program.options.get("source", {"form": "memory"})
+        mixed = asked["form"] == "mixture"
+        source = mixture(program, asked) if mixed else memory(program.columns, program.seed)
+        kind = Overriding if program.options.get("override") else Pipeline
         if program.nodes or program.edges or program.sink:
-            self.ops, self.nodes = (
-                ops,
-                {name: Stage(ops(form)) for name, form in program.nodes.items()},
-            )
-            self.pipeline = Pipeline.from_dag(
+            self.ops = ops
+            self.nodes = {name: Stage(ops(form)) for name, form in program.nodes.items()}
+            self.pipeline = kind.from_dag(
                 source=source, nodes=self.nodes, edges=program.edges, sink=program.sink, **options
             )
         else:
-            self.pipeline = Pipeline(source=source, stages=[], **options)
+            self.pipeline = kind(source=source, stages=[], **options)
 
     def step(self):
         return self.pipeline.step()
@@ -63,9 +92,17 @@ class Stream:
     def __len__(self):
         return len(self.pipeline)
 
+    @property
+    def cursor(self):
+        state = self.pipeline.get_state()
+        return state["_epoch"], state["_position"]
+
     def change(self, node, op):
         for name, value in self.ops(op).params.items():
             self.nodes[node].params[name][...] = jnp.float32(value)
+
+    def jit_steps(self, n):
+        return nnx.jit(lambda pipeline: [pipeline.step() for _ in range(n)])(self.pipeline)
 
     def scan(self, length):
         return self.pipeline.scan(dict, length=length)
@@ -99,6 +136,39 @@ class Adapter:
         ["step", "iter", "scan", "shuffle.valid", "dag", "errors", "jax"]
         + (["resume"] if hasattr(Pipeline, "get_state") else [])
     )
+    limits: ClassVar = {
+        "last_batch [!kd]*": "`drop_last` is true or false: there is no other policy",
+        "last_batch ": "`drop_last` is true or false: there is no other policy",
+        "replace": "the stages of a pipeline are fixed",
+        "seek": "a pipeline goes to no place but the next epoch",
+        "reset": "`reset` starts the next epoch, not the first",
+        "grad": "a step inside `nnx.grad` cannot be taken back",
+        "ask *": "it has no such question",
+        "copy": "a pipeline is not meant to be copied",
+        "overwrite": "its source takes no private copy",
+        "restore edit": "its states are no JSON",
+        "save nnx": "a state is what get_state gives",
+        "op key": "stages get no keys",
+        "op keys": "stages get no keys",
+        "op element*": "operators have another form",
+        "op update": "operators have another form",
+        "op draws": "stages with a generator of their own are not compared",
+        "op fails*": "stages that fail are not compared",
+        "op returns": "stages that fail are not compared",
+        "op captures": "functions are no stages",
+        "op mask": "there are no batches with a mask",
+        "op axes": "annotations of stages are not read",
+        "op both-keys": "stages get no keys",
+        "source [!m]*": "only sources in memory are compared",
+        "source memory": "only sources in memory are compared",
+        "option [!o]*": "there is no such setting",
+    }
+    if not DROPS:
+        limits["last_batch drop"] = "there is no policy for the last batch"
+    if not hasattr(Pipeline, "__len__"):
+        limits["len"] = "a pipeline has no length"
+    if not hasattr(Pipeline, "get_state"):
+        limits["cursor"] = "it has no place that can be asked"
 
     def build(self, program, ops):
         return Stream(program, ops)

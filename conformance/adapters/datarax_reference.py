@@ -1,65 +1,83 @@
 """Adapter of the reference, `datarax`."""
 
+import copy
+import gc
 import importlib.metadata
 import json
+import pickle
+import weakref
 
+import datarax_reference_parts as parts
 import jax
+import jax.numpy as jnp
+import numpy as np
+from datarax_reference_parts import flat, stage
 from flax import nnx
 
 from datarax import Pipeline
+from datarax._keys import node_key
+from datarax._order import SwapOrNot, epoch_keys, word
 from datarax.errors import DataraxError
-from datarax.sources import MemorySource, MemorySourceConfig
+from datarax.sources import SourceData
 
 
-class Stage(nnx.Module):
-    def __init__(self, op):
-        self.op = op
-        self.params = nnx.Dict(
-            {name: nnx.Param(jax.numpy.float32(v)) for name, v in op.params.items()}
-        )
-        self.memory = nnx.Dict(
-            {name: nnx.Variable(jax.numpy.int32(v)) for name, v in op.state.items()}
-        )
-
-    def __call__(self, *batches):
-        params = {name: param[...] for name, param in self.params.items()}
-        memory = {name: variable[...] for name, variable in self.memory.items()}
-        batch, memory = self.op.run(params, memory, *batches)
-        for name, value in memory.items():
-            self.memory[name][...] = value
-        return batch
+class Overriding(Pipeline):
+    def __call__(self, batch):
+        batch = super().__call__(batch)
+        return {**batch, "called": jnp.ones_like(batch["id"])}
 
 
-class Key(Stage):
-    def __call__(self, *batches, keys):
-        batch, _ = self.op.run({}, {}, *batches, jax.random.key_data(keys))
-        return batch
+def total(*arguments):
+    """A function of a scan: the sum of x, times 3 plus the count of a module's calls."""
+    *carry, batch = arguments
+    module = carry.pop() if carry and isinstance(carry[-1], nnx.Module) else None
+    here = batch["x"].sum()
+    if module is not None:
+        module.calls[...] += 1
+        here = here * module.factor[...] + module.calls[...]
+    return (carry[0] + here, carry[0]) if carry else here
 
 
-def stage(op):
-    return Key(op) if op.keys else Stage(op)
+class Triple(nnx.Module):
+    def __init__(self):
+        self.factor, self.calls = nnx.Param(jnp.float32(3)), nnx.Variable(jnp.float32(0))
 
 
 class Stream:
     def __init__(self, program, ops):
-        self.ops = ops
-        options = {"batch_size": program.batch_size, "last_batch": program.last_batch}
-        if program.seed is not None:
-            options["rngs"] = nnx.Rngs(program.seed)
-        config = MemorySourceConfig(shuffle=program.seed is not None)
-        source = MemorySource(config, program.columns)
+        self.ops, self.program, options = ops, program, dict(program.options)
+        self.named = options.get("named") == "functions"
+        self.kinds, self.own, self.streams = (
+            options.get(name, {}) for name in ("kinds", "rngs_of", "streams")
+        )
+        self.rngs = parts.rngs_of(options.get("rngs"), program.seed)
+        settings = {"batch_size": program.batch_size, "last_batch": program.last_batch}
+        if self.rngs is not None:
+            settings["rngs"] = self.rngs
+        if "mask_name" in options:
+            settings["mask_name"] = options["mask_name"]
+        self.source = parts.source_of(program, options.get("source", {}), self.own.get("source"))
+        graph = {}
         if program.nodes or program.edges or program.sink is not None:
-            nodes = {name: stage(ops(form)) for name, form in program.nodes.items()}
+            nodes = {name: self.stage(name, form) for name, form in program.nodes.items()}
             graph = {"nodes": nodes, "edges": program.edges, "sink": program.sink}
-            self.pipeline = Pipeline.from_dag(source=source, **graph, **options)
-        else:
-            self.pipeline = Pipeline(source=source, stages=[], **options)
+        if "chain" in options or not graph:
+            graph["stages"] = [parts.entry(ops, text) for text in options.get("chain", ())]
+        kind = Overriding if options.get("override") else Pipeline
+        self.pipeline = kind(source=self.source, **graph, **settings)
+        self.modules, self.folds, self.fresh = {}, {}, []
+
+    def stage(self, name, form):
+        own = parts.rngs_of(self.own.get(name), None)
+        kind = "function" if self.named else self.kinds.get(name, "nnx")
+        return stage(self.ops, form, kind, name if self.named else None, own,
+                     self.streams.get(name))  # fmt: skip
 
     def step(self):
-        return self.pipeline.step()
+        return flat(self.pipeline.step())
 
     def __iter__(self):
-        return iter(self.pipeline)
+        return map(flat, self.pipeline) if self.program.options else iter(self.pipeline)
 
     def __len__(self):
         return len(self.pipeline)
@@ -75,7 +93,7 @@ class Stream:
         self.pipeline.reset()
 
     def replace(self, node, op):
-        self.pipeline.nodes[node] = stage(self.ops(op))
+        self.pipeline.nodes[node] = self.stage(node, op)
 
     def change(self, node, op):
         for name, value in self.ops(op).params.items():
@@ -84,23 +102,155 @@ class Stream:
     def jit_steps(self, n):
         return nnx.jit(lambda pipeline: [pipeline.step() for _ in range(n)])(self.pipeline)
 
-    def grad(self, node):
+    def grad(self, node, length=None):
+        def loss(pipeline):
+            return (pipeline.step() if length is None else pipeline.scan(dict, length))["x"].sum()
+
         before = self.pipeline.get_state()
-        chosen = nnx.DiffState(0, nnx.All(nnx.Param, nnx.PathContains(node)))
-        slopes = nnx.grad(lambda pipeline: pipeline.step()["x"].sum(), argnums=chosen)(
-            self.pipeline
-        )
+        state = nnx.state(self.pipeline)
+        chosen = nnx.DiffState(0, nnx.All(is_float, nnx.PathContains(node)))
+        slopes = nnx.grad(loss, argnums=chosen)(self.pipeline)
+        nnx.update(self.pipeline, state)
         self.pipeline.set_state(before)
-        return {path[-1]: leaf[...] for path, leaf in nnx.to_flat_state(slopes)}
+        # The leaves of an Equinox module have numbers, in the order of its fields.
+        names = {0: "a", 1: "b"}
+        return {names.get(path[-1], path[-1]): value(x) for path, x in nnx.to_flat_state(slopes)}
 
     def scan(self, length):
-        return self.pipeline.scan(dict, length)
+        return flat(self.pipeline.scan(dict, length))
 
     def get_state(self):
         return json.dumps(self.pipeline.get_state()).encode()
 
     def set_state(self, state):
         self.pipeline.set_state(state)
+
+    def save_nnx(self):
+        return pickle.dumps(
+            jax.tree.map(
+                np.asarray, nnx.to_pure_dict(nnx.state(self.pipeline, nnx.Not(SourceData)))
+            )
+        )
+
+    def load_nnx(self, state):
+        own = nnx.state(self.pipeline, nnx.Not(SourceData))
+        nnx.replace_by_pure_dict(own, pickle.loads(state))
+        nnx.update(self.pipeline, own)
+
+    def copy(self, how):
+        twin = copy.copy(self)
+        twin.pipeline = (
+            copy.deepcopy(self.pipeline)
+            if how == "deepcopy"
+            else pickle.loads(pickle.dumps(self.pipeline))
+        )
+        return twin
+
+    def ask(self, what, **arguments):
+        return getattr(self, f"ask_{what}")(**arguments)
+
+    def ask_names(self):
+        names = list(self.pipeline.nodes)
+        assert [self.pipeline.nodes[name] for name in names] == self.pipeline.stages
+        return names
+
+    def ask_specs(self):
+        specs = {**self.pipeline.node_specs, "batch": self.pipeline.element_spec}
+        return {
+            node: {name: [str(x.dtype), *x.shape] for name, x in sorted(flat(spec).items())}
+            for node, spec in specs.items()
+        }
+
+    def ask_show(self, how):
+        forms = {"mermaid": self.pipeline.to_mermaid, "html": self.pipeline._repr_html_}
+        return forms[how]() if how in forms else str(self.pipeline)
+
+    def ask_program(self):
+        graph, state = nnx.split(self.pipeline)
+        return str(jax.make_jaxpr(lambda state: nnx.merge(graph, state).step())(state))
+
+    def ask_order(self, length, seed, epoch, offsets, how):
+        def records(epoch, offsets):
+            key = node_key(jnp.array([0, seed], jnp.uint32), "source")
+            return SwapOrNot(epoch_keys(key, epoch, 1), length)(offsets)
+
+        with jax.enable_x64(length >= 2**32):
+            places = jnp.asarray(offsets, word(length))
+            if how == "vmap":
+                each = jnp.full(len(offsets), epoch, places.dtype)
+                return jax.vmap(records)(each, places[:, None])[:, 0].tolist()
+            function = jax.jit(records) if how == "jit" else records
+            return function(jnp.asarray(epoch, places.dtype), places).tolist()
+
+    def ask_places(self, length, seed, epoch, records, how):
+        key = node_key(jnp.array([0, seed], jnp.uint32), "source")
+        order = SwapOrNot(epoch_keys(key, jnp.uint32(epoch), 1), length)
+        return order.inverse(jnp.asarray(records, word(length))).tolist()
+
+    def ask_read(self, start, n, seed):
+        return self.source.get_batch_at(start, n, jax.random.key(seed, impl="threefry2x32"))
+
+    def ask_replay(self, record, epoch):
+        nodes = self.pipeline.replay(record, epoch)
+        return {f"{node}.{name}": x for node, batch in nodes.items() for name, x in batch.items()}
+
+    def ask_fold(self, fn, length, carry=None, modules=()):
+        if fn == "captures":
+            held = Triple()
+            return self.pipeline.scan(lambda batch: batch["x"].sum() * held.factor[...], length)
+        if fn not in self.folds:
+
+            def counted(*arguments):
+                counted.traces += 1
+                return total(*arguments)
+
+            counted.traces = 0
+            self.folds[fn] = counted
+        function = self.folds[fn]
+        before = function.traces
+        given = [self.modules.setdefault(name, Triple()) for name in modules]
+        start = {} if carry is None else {"init_carry": jnp.float32(carry)}
+        result = self.pipeline.scan(function, length, modules=given, **start)
+        found = {"traced": np.array(function.traces > before)}
+        if given:
+            found["module"] = np.int32(given[0].calls[...])
+        if carry is None:
+            return {**found, "out": result}
+        return {**found, "carry": result[0], "out": result[1]}
+
+    def ask_fresh(self, n):
+        def new(k):
+            def function(batch):
+                return batch["x"].sum() * k
+
+            self.fresh.append(weakref.ref(function))
+            return function
+
+        return [float(self.pipeline.scan(new(k), 1)[0]) for k in range(n)]
+
+    def ask_kept(self):
+        gc.collect()
+        return sum(reference() is not None for reference in self.fresh)
+
+    def ask_counters(self):
+        return [int(stream.count[...]) for _, stream in self.rngs.items()]
+
+    def ask_mend(self):
+        self.source.reader.rows_of.bad.clear()
+
+    def ask_stats(self):
+        stats = self.pipeline.stats()
+        return {"waited": stats.waited, "computed": stats.computed}
+
+
+def is_float(path, leaf):
+    """What a gradient can be taken of: parameters of NNX modules, arrays of others."""
+    array = leaf.get_raw_value() if isinstance(leaf, nnx.Variable) else leaf
+    return hasattr(array, "dtype") and jnp.issubdtype(array.dtype, jnp.floating)
+
+
+def value(leaf):
+    return leaf[...] if isinstance(leaf, nnx.Variable) else leaf
 
 
 class Adapter:
@@ -115,8 +265,11 @@ class Adapter:
         return Stream(program, ops)
 
     def classify(self, exc):
-        if isinstance(exc, DataraxError):
-            return exc.code, {
-                k: v for k, v in vars(exc).items() if isinstance(v, (str, int, list, tuple))
-            }
-        return "unclassified", {}
+        said = {"text": str(exc), "cause": type(exc.__cause__).__name__}
+        if isinstance(exc, ImportError):
+            return "missing-package", said
+        if not isinstance(exc, DataraxError):
+            return "unclassified", said
+        known = {k: v for k, v in vars(exc).items() if isinstance(v, (str, int, list, tuple, dict))}
+        of = {"class": type(exc).__name__, "is_value_error": isinstance(exc, ValueError)}
+        return exc.code, {**said, **of, **known}

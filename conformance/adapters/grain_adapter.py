@@ -20,8 +20,6 @@ class Records:
 
 class Stream:
     def __init__(self, program):
-        if program.last_batch == "pad":
-            raise NotImplementedError("batches with a mask")
         dataset = grain.MapDataset.source(Records(program.columns))
         if program.seed is not None:
             dataset = dataset.shuffle(seed=program.seed)
@@ -45,11 +43,15 @@ class Stream:
         self.iterator.set_state(json.loads(state))
 
 
+LIMITS = {"last_batch pad": "there are no batches with a mask"}
+
+
 class Adapter:
     name = "grain"
     version = grain.__version__
     spec = "0.1"
     capabilities = frozenset(["iter", "shuffle.valid", "resume"])
+    limits = LIMITS
 
     def build(self, program, ops):
         return Stream(program)

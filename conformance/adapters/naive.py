@@ -6,6 +6,7 @@ agree has two producers.
 
 from __future__ import annotations
 
+import functools
 import json
 import zlib
 
@@ -68,11 +69,15 @@ def shuffled(seed, epoch, count):
     return place
 
 
+@functools.lru_cache
+def rounds(seed, epoch):
+    epoch_key = fold_in(node_key(seed, "source"), epoch)
+    return [fold_in(epoch_key, number) for number in range(24)]
+
+
 def record_at(seed, epoch, count, place):
     """The record at one place, in numbers of any size, also for 2**32 records (SHUF-014)."""
-    epoch_key = fold_in(node_key(seed, "source"), epoch)
-    for number in range(24):
-        first, second = fold_in(epoch_key, number)
+    for first, second in rounds(seed, epoch):
         if count < 2**32:
             partner, chosen = (
                 (first - place) % count,
@@ -150,7 +155,7 @@ class Naive:
     """A stream of batches: it remembers the place (epoch, offset) and the state of the stages."""
 
     def __init__(self, columns, batch_size, last_batch, seed, nodes, edges, sink, ops):
-        self.columns = {name: np.asarray(column) for name, column in columns.items()}
+        self.columns = dict(columns)
         self.size, self.policy, self.seed, self.ops = batch_size, last_batch, seed, ops
         self.nodes, self.edges, self.sink = dict(nodes), dict(edges), sink
         self.check()
@@ -196,6 +201,8 @@ class Naive:
     def record(self, epoch, offset):
         if self.seed is None:
             return offset
+        if self.count > 2**24:
+            return record_at(self.seed, epoch, self.count, offset)
         if self.records[0] != epoch:
             self.records = (epoch, shuffled(self.seed, epoch, self.count).tolist())
         return self.records[1][offset]
@@ -231,7 +238,7 @@ class Naive:
         source = {}
         for name, column in self.columns.items():
             source[name] = np.zeros((len(places) + len(padding), *column.shape[1:]), column.dtype)
-            source[name][: len(places)] = column[records]
+            source[name][: len(places)] = column[np.array(records, np.int64)]
         mask = np.arange(len(places) + len(padding)) < len(places)
         if self.policy == "pad":
             source["mask"] = mask

@@ -5,8 +5,6 @@ import tensorflow as tf
 
 class Stream:
     def __init__(self, program):
-        if program.last_batch == "pad":
-            raise NotImplementedError("batches with a mask")
         dataset = tf.data.Dataset.from_tensor_slices(dict(program.columns))
         if program.seed is not None:
             dataset = dataset.shuffle(
@@ -23,11 +21,18 @@ class Stream:
         return len(self.dataset)
 
 
+LIMITS = {
+    "last_batch pad": "there are no batches with a mask",
+    "records *": "records and their order are held in memory",
+}
+
+
 class Adapter:
     name = "tf.data"
     version = tf.__version__
     spec = "0.1"
     capabilities = frozenset(["iter", "shuffle.valid"])
+    limits = LIMITS
 
     def build(self, program, ops):
         return Stream(program)

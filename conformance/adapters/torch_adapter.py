@@ -19,8 +19,6 @@ class Rows(torch.utils.data.Dataset):
 
 class Stream:
     def __init__(self, program):
-        if program.last_batch == "pad":
-            raise NotImplementedError("batches with a mask")
         generator = None
         if program.seed is not None:
             generator = torch.Generator().manual_seed(program.seed)
@@ -46,11 +44,18 @@ class Stream:
         self.loader.load_state_dict(pickle.loads(state))
 
 
+LIMITS = {
+    "last_batch pad": "there are no batches with a mask",
+    "records *": "records and their order are held in memory",
+}
+
+
 class Adapter:
     name = "torch"
     version = torch.__version__
     spec = "0.1"
     capabilities = frozenset(["iter", "shuffle.valid", "resume"])
+    limits = LIMITS
 
     def build(self, program, ops):
         return Stream(program)

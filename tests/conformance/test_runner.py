@@ -64,6 +64,34 @@ def test_an_unexpected_pass_is_an_error(tmp_path):
     assert report.failed(result)
 
 
+LIMITS = {"last_batch pad": "it has no mask", "step": "it has none either"}
+
+
+class Limited(NoEpochs):
+    """Says what it has not, in a profile that it claims."""
+
+    limits = LIMITS
+
+
+def test_what_an_adapter_says_cannot_be_asked_is_neither_failed_nor_passed():
+    result = run_conformance(Limited(), only=["step", "ITER-005", "ITER-001"])
+    assert set(result["summary"]) == {"PASS", "UNSUPPORTED"}
+    assert result["profiles"]["step"] == {"UNSUPPORTED": 22}
+    verdicts = {entry["case"]: entry for entry in result["verdicts"]}
+    assert verdicts["ITER-001-one-epoch"]["outcome"] == "PASS"
+    assert verdicts["ITER-005-filled"]["reason"] == "last_batch pad: it has no mask"
+    assert result["engine"]["limits"] == LIMITS
+    assert not report.failed(result)
+
+
+@pytest.mark.parametrize("limits", [{"teleport": "no"}, {"step": ""}])
+def test_a_limit_is_asked_for_and_has_a_reason(monkeypatch, limits):
+    monkeypatch.setattr(Limited, "limits", limits)
+    result = run_conformance(Limited(), only=["ITER-001"])
+    assert set(result["summary"]) == {"ADAPTER-ERROR"}
+    assert next(iter(limits)) in result["verdicts"][0]["reason"]
+
+
 def test_the_digest_does_not_depend_on_the_order_of_the_run():
     digests = {
         run_conformance(Adapter(), only=["iter"], shuffle=seed)["digest"] for seed in range(3)

@@ -41,6 +41,7 @@ class Program:
     nodes: Mapping[str, str] = dataclasses.field(default_factory=dict)
     edges: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     sink: str | None = None
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of profile jax alone
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Program:
@@ -50,7 +51,7 @@ class Program:
     def to_json(self) -> dict[str, Any]:
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {
-            **fields,
+            **{name: x for name, x in fields.items() if name != "options" or x},
             "columns": {name: encode(column) for name, column in self.columns.items()},
         }
 
@@ -74,11 +75,44 @@ class Stream(Protocol):
     def replace(self, node: str, op: str, /) -> None: ...
     def change(self, node: str, op: str, /) -> None: ...
     def jit_steps(self, n: int) -> Sequence[Batch]: ...  # `n` steps inside one jit of the user's
-    def grad(self, node: str) -> Batch: ...  # d sum(next batch's x) / d parameters of `node`
+    # d sum(x) / d parameters of `node`: of the next batch, or of a scan of that length
+    def grad(self, node: str, length: int | None = None) -> Batch: ...
+    def copy(self, how: str, /) -> Stream: ...  # "deepcopy", or "pickle" and back
+    def ask(self, what: str, /, **arguments: Any) -> Any: ...  # see QUESTIONS
+
+
+QUESTIONS: Mapping[str, str] = {
+    "names": "the names of the nodes in the order in which they run",
+    "specs": "type and shape of each field of each node and of the batch",
+    "show": "the pipeline as a text; `how` is print, mermaid or html",
+    "program": "the text of the compiled step",
+    "order": "records at offsets of an epoch; `how` is eager, jit or vmap",
+    "places": "offsets at which records stand in an epoch: the inverse of `order`",
+    "read": "`n` rows from `start` on by random access to the source, under the key of `seed`",
+    "replay": "what every node gives for one record",
+    "fold": "`length` batches through a function of the closed vocabulary FOLDS",
+    "fresh": "batches through `n` new functions, one after the other",
+    "kept": "how many of those functions are still in memory",
+    "counters": "how often the streams of the generator given by the user were drawn from",
+    "mend": "from now on every record can be read",
+    "stats": "seconds `waited` for rows and `computed`",
+}
+
+# The functions of `fold`. With `modules`, "total" is times 3 plus the number of calls.
+FOLDS: Mapping[str, str] = {
+    "total": "the sum of x",
+    "captures": "reaches a module that it was not given",
+}
 
 
 class Adapter(Protocol):
-    """Translates a program into an engine's calls; it computes, orders and repairs nothing."""
+    """Translates a program into an engine's calls; it computes, orders and repairs nothing.
+
+    It may have `limits` too: what the engine cannot be asked within a profile that it claims, each
+    with the reason. They name actions ("replace", "ask replay"), "last_batch pad", "op keys",
+    "source mixture" or "option kinds", and "*" stands for any; see `Case.features`. Such cases
+    are UNSUPPORTED, which is never a pass.
+    """
 
     name: str
     version: str
@@ -100,6 +134,7 @@ def load_adapter(target: str) -> Adapter:
         spec = importlib.util.spec_from_file_location(path.stem, path)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
+        sys.modules[path.stem] = module  # where pickle looks its classes up
         spec.loader.exec_module(module)
     else:
         module = importlib.import_module(place)

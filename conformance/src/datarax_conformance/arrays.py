@@ -9,6 +9,27 @@ from typing import Any
 import numpy as np
 
 READABLE = 1024  # elements
+FAR = 2**24  # rows from which on a range is not held in memory
+
+
+class Range:
+    """The column 0, 1, 2, ... of a number of rows that no engine needs to hold: indexed only."""
+
+    ndim = 1
+
+    def __init__(self, length: int, dtype: str):
+        self.length, self.dtype, self.shape = length, np.dtype(dtype), (length,)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, records: Any) -> Any:
+        if isinstance(records, slice):
+            return np.arange(*records.indices(self.length), dtype=self.dtype)
+        return np.asarray(records).astype(self.dtype)
+
+    def __array__(self, *arguments: Any, **options: Any) -> np.ndarray:
+        raise TypeError(f"a range of {self.length} records is not to be held in memory: index it")
 
 
 def encode(array: Any) -> dict[str, Any]:
@@ -26,8 +47,11 @@ def encode(array: Any) -> dict[str, Any]:
     }
 
 
-def decode(data: Mapping[str, Any]) -> np.ndarray:
-    """The array of `{"dtype", "shape", "data" | "base64"}`; `{"dtype", "range": n}` is 0 to n-1."""
+def decode(data: Mapping[str, Any]) -> Any:
+    """The array of `{"dtype", "shape", "data" | "base64"}`; `{"dtype", "range": n}` is 0 to n-1,
+    and a `Range` where n is very large."""
+    if data.get("range", 0) > FAR:
+        return Range(data["range"], data["dtype"])
     if "range" in data:
         return np.arange(data["range"], dtype=data["dtype"])
     dtype = np.dtype(data["dtype"])

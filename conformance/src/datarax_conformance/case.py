@@ -8,6 +8,8 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from .arrays import FAR
+
 HOME = pathlib.Path(__file__).parent / "cases"
 
 
@@ -31,6 +33,28 @@ class Case:
     @property
     def requirements(self) -> list[str]:
         return [cite.partition("@")[0] for cite in self.cites]
+
+    @property
+    def features(self) -> frozenset[str]:
+        """What it asks of an engine besides its profiles: what an adapter's `limits` may name."""
+        found: set[str] = set()
+        programs = [self.program]
+        for action in self.script:
+            found.add(f"ask {action['what']}" if action["do"] == "ask" else action["do"])
+            found |= {f"{action['do']} {action['way']}"} if "way" in action else set()
+            found |= {"restore edit"} if "edit" in action else set()
+            programs += [{**self.program, **action}] if action["do"] == "build" else []
+        for program in programs:
+            options = program.get("options", {})
+            source = options.get("source", {})
+            found.add(f"last_batch {program['last_batch']}")
+            rows = (column.get("range", 0) for column in program["columns"].values())
+            found |= {f"records {n}" for n in rows if n > FAR}
+            found |= {f"op {form.partition('(')[0]}" for form in program["nodes"].values()}
+            found |= {f"option {name}" for name in options.keys() - {"source"}}
+            found |= {f"source {source['form']}"} if source else set()
+            found |= {f"source.{name}" for name in source.keys() - {"form"}}
+        return frozenset(found)
 
     def until(self, action: int) -> Case:
         """The same case, ended after the action at which an engine deviated."""

@@ -32,6 +32,7 @@ TELLING = (
     "jit_step",
     "grad",
     "cursor",
+    "ask",
 )
 
 
@@ -60,7 +61,8 @@ def with_values(case: Case) -> Case:
     script = []
     for action in case.script:
         answer = {} if action["do"] == "restart" else next(answers)
-        if "expect" not in action and action["do"] in TELLING and not any_order:
+        told = action["do"] in TELLING and answer.get("value") is not None
+        if "expect" not in action and told and not any_order:
             action = {**action, "expect": {"value": answer["value"]}}
         script.append(action)
     return dataclasses.replace(case, script=script)

@@ -1,11 +1,14 @@
 """What a case expects against what an engine answered: exact, dtype and shape included.
 
-An expectation is `{"value": …}`, `{"error": code, "details": {…}}`, `{"check": name, …}` or
-`{"any": […]}` or `{"all": […]}` of such. An action without one expects that nothing is raised.
+An expectation is `{"value": …}`, `{"error": code, "details": {…}, "says": {detail: [words]}}`,
+`{"check": name, …}` or `{"any": […]}` or `{"all": […]}` of such.
+An action without one expects that nothing is raised.
 """
 
 from __future__ import annotations
 
+import base64
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -47,9 +50,14 @@ def _error_deviation(expect: Mapping[str, Any], answer: Mapping[str, Any]) -> st
     if expect["error"] not in ("*", error["code"]):
         what = f"{error['type']}: {error['message']}"
         return f"expected the error {expect['error']}, got {error['code']} ({what})"
-    return difference(
-        expect.get("details", {}), {k: error["details"].get(k) for k in expect.get("details", {})}
+    details = expect.get("details", {})
+    silent = (
+        f"{name} does not say {word!r}, got {error['details'].get(name)!r}"
+        for name, words in expect.get("says", {}).items()
+        for word in words
+        if word not in str(error["details"].get(name, ""))
     )
+    return difference(details, {k: error["details"].get(k) for k in details}) or next(silent, None)
 
 
 def difference(expected: Any, got: Any, path: str = "") -> str | None:
@@ -59,9 +67,7 @@ def difference(expected: Any, got: Any, path: str = "") -> str | None:
     if isinstance(expected, dict):
         if expected.keys() != got.keys():
             return f"{path or 'value'}: expected the names {sorted(expected)}, got {sorted(got)}"
-        pairs = [
-            (f"{path}.{name}" if path else name, expected[name], got[name]) for name in expected
-        ]
+        pairs = [(f"{path}.{name}".lstrip("."), expected[name], got[name]) for name in expected]
     elif isinstance(expected, list):
         if len(expected) != len(got):
             return f"{path or 'value'}: expected {len(expected)} items, got {len(got)}"
@@ -91,7 +97,7 @@ def _permutation(value: Any, length: int, sizes: Sequence[int] | None = None) ->
         if got != list(sizes):
             return f"expected batches of {list(sizes)} rows, got {got}"
     ids = rows(value, "id").astype(np.int64)
-    outside = ids[(ids < 0) | (ids >= length)]
+    outside = ids[~((ids >= 0) & (ids < length))]
     if outside.size:
         return f"record {outside[0]} is not one of the {length} records"
     counts = np.bincount(ids, minlength=length)
@@ -112,9 +118,9 @@ def _same_rows(value: Any, like: Any) -> str | None:
         expected, got = rows(like, field), rows(value, field)
         if expected.dtype != got.dtype or expected.shape != got.shape:
             return f"{field}: expected {expected.dtype}{expected.shape}, got {got.dtype}{got.shape}"
-        if not np.array_equal(expected, got):
-            at = int(np.flatnonzero((expected != got).reshape(len(expected), -1).any(axis=1))[0])
-            return f"{field}: row {at} is {got[at].tolist()}, but was {expected[at].tolist()}"
+        pairs = enumerate(zip(expected.tolist(), got.tolist(), strict=True))
+        if other := next(((row, was, now) for row, (was, now) in pairs if was != now), None):
+            return "{}: row {} was {}, but is {}".format(field, *other)
     return None
 
 
@@ -139,9 +145,84 @@ def _strangers(value: Any, steps: int, within: int, low: float, high: float) -> 
     )
 
 
-def _state_at_most(value: Any, size: int) -> str | None:
-    got = len(value["base64"]) * 3 // 4
-    return None if got <= size else f"expected a state of at most {size} bytes, got {got}"
+def _state_at_most(value: Any, most: int) -> str | None:
+    got = len(base64.b64decode(value["base64"]))
+    return None if got <= most else f"expected a state of at most {most} bytes, got {got}"
+
+
+def _same(value: Any, like: Any) -> str | None:
+    return difference(like, value)
+
+
+def _mentions(value: Any, words: Sequence[str]) -> str | None:
+    return next((f"{word!r} is not in {value!r}" for word in words if word not in value), None)
+
+
+def _at_most(value: Any, most: float) -> str | None:
+    return None if value <= most else f"expected at most {most}, got {value}"
+
+
+def _at_least(value: Any, least: Mapping[str, float]) -> str | None:
+    return next(
+        (f"{name} is {value[name]}, expected {n} at least" for name, n in least.items()
+         if not value[name] >= n),
+        None,
+    )  # fmt: skip
+
+
+def _state_form(value: Any, form: Mapping[str, Any]) -> str | None:
+    """JSON of exactly these fields, and these values; "*" stands for any."""
+    try:
+        state = json.loads(base64.b64decode(value["base64"]))
+    except ValueError:
+        return "the state is not JSON"
+    return _form(form, state)
+
+
+def _form(form: Any, got: Any) -> str | None:
+    if not isinstance(form, dict):
+        return None if form == "*" else difference(form, got)
+    if not isinstance(got, dict) or got.keys() != form.keys():
+        return f"expected the fields {sorted(form)}, got {got!r}"
+    return next((found for name in form if (found := _form(form[name], got[name]))), None)
+
+
+def _owners(ids: np.ndarray, begins: Sequence[int]) -> np.ndarray:
+    """Which of the sources that stand one after the other each record is of."""
+    return np.searchsorted(begins, ids, side="right") - 1
+
+
+def _shares(value: Any, begins: Sequence[int], quotas: Sequence[int]) -> str | None:
+    """Every period of rows has its share of each source."""
+    owners = _owners(rows(value, "id"), begins)
+    for start in range(0, len(owners), sum(quotas)):
+        here = owners[start : start + sum(quotas)]
+        got = [int((here == source).sum()) for source in range(len(quotas))]
+        if got != list(quotas):
+            return f"the period from row {start} on has {got} rows of the sources, not {quotas}"
+    return None if len(owners) else "no rows came"
+
+
+def _in_turn(value: Any, lengths: Sequence[int]) -> str | None:
+    """The rows of each source come as they are stored, again and again."""
+    ids = rows(value, "id").astype(np.int64)
+    begins = [sum(lengths[:i]) for i in range(len(lengths))]
+    owners = _owners(ids, begins)
+    for source, (begin, length) in enumerate(zip(begins, lengths, strict=True)):
+        got = ids[owners == source] - begin
+        if not len(got) or not np.array_equal(got, np.arange(len(got)) % length):
+            return f"the rows of source {source} came as {got.tolist()}"
+    return None
+
+
+def _few_blocks(value: Any, size: int, window: int) -> str | None:
+    """The rows of each window of blocks come from at most one block more."""
+    ids = rows(value, "id")
+    for start in range(0, len(ids), size * window):
+        blocks = {int(i) // size for i in ids[start : start + size * window]}
+        if len(blocks) > window + 1:
+            return f"the window from row {start} on has rows of {len(blocks)} blocks"
+    return None if len(ids) else "no rows came"
 
 
 CHECKS: Mapping[str, Callable[..., str | None]] = {
@@ -152,4 +233,12 @@ CHECKS: Mapping[str, Callable[..., str | None]] = {
     "other_order": _other_order,
     "strangers": _strangers,
     "state_at_most": _state_at_most,
+    "same": _same,
+    "mentions": _mentions,
+    "at_most": _at_most,
+    "at_least": _at_least,
+    "state_form": _state_form,
+    "shares": _shares,
+    "in_turn": _in_turn,
+    "few_blocks": _few_blocks,
 }

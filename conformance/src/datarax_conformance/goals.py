@@ -33,14 +33,21 @@ Answer = tuple[bool, str]
 
 # Faults of released engines that ordinary cases found: committed report, case.
 KNOWN_FAULTS = (
-    ("grain", "SHUF-001-around-2-16"),
-    ("grain", "SHUF-009-next"),
+    ("grain", "SHUF-001-around-2-16"),  # of 65 537 records one never comes
+    ("grain", "SHUF-009-next"),  # the second epoch of seed 0 is the first of seed 1
+    ("grain", "SHUF-010-n1000000000"),  # neighbours among a billion records
+    ("datarax-0.1.3", "SHUF-001-cut"),  # a new order at every step
+    ("datarax-0.1.3", "ERR-004-after"),  # the cycle error names bystanders
+    ("datarax-0.1.3", "ERR-008-none"),  # a node without an entry
     ("datarax-0.1.4", "SHUF-001-cut"),
-    ("datarax-0.1.4", "ERR-004-after"),
-    ("datarax-0.1.4", "ERR-008-none"),
-    ("datarax-0.1.17", "ITER-006-again"),
-    ("datarax-0.1.17", "SRC-005-above"),
-    ("datarax-0.1.17", "STATE-009-seed"),
+    ("datarax-0.1.4", "STEP-017-for"),  # a changed parameter is not seen
+    ("datarax-0.1.17", "ITER-006-again"),  # the second loop is empty
+    ("datarax-0.1.17", "ITER-013-four"),  # threads lose batches
+    ("datarax-0.1.17", "STEP-017-for"),
+    ("datarax-0.1.17", "SRC-005-above"),  # 64-bit values cut
+    ("datarax-0.1.17", "SRC-022-turns"),  # mixed sources draw with replacement
+    ("datarax-0.1.17", "STATE-009-seed"),  # a state of another seed
+    ("datarax-0.1.17", "DAG-017-modes"),  # an overridden call
 )
 
 

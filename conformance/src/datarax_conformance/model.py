@@ -40,7 +40,7 @@ class Refused(ValueError):
 
 def gather(columns: Mapping[str, np.ndarray], records: np.ndarray) -> Batch:
     """The rows of the given records, as fresh arrays."""
-    return {name: np.asarray(column)[records] for name, column in columns.items()}
+    return {name: column[records] for name, column in columns.items()}
 
 
 class Cursor(NamedTuple):
@@ -101,7 +101,7 @@ class Stream:
     def scan(self, length: int | None = None) -> Batch:
         return scan(self, length)
 
-    def seek(self, *, epoch: int, offset: int = 0) -> None:
+    def seek(self, *, epoch: int, offset: int) -> None:
         if not (0 <= epoch < 2**32 and 0 <= offset < self.length):
             raise Refused("seek", epoch=epoch, offset=offset, length=self.length)
         self.cursor = settle(Cursor(epoch, offset), self.length, self.program)
@@ -408,7 +408,7 @@ def digest(value: Any) -> str:
 
 def fingerprint(stream: Stream) -> dict[str, Any]:
     program = stream.program
-    columns = {name: np.asarray(column) for name, column in program.columns.items()}
+    columns = program.columns
     return {
         "length": stream.length,
         "specs": digest({name: [str(c.dtype), *c.shape[1:]] for name, c in columns.items()}),
@@ -480,7 +480,7 @@ def scan(stream: Stream, length: int | None = None) -> Batch:
 
 def check(program: Program) -> int:
     """The number of records of a program that has no fault, else the first fault found."""
-    columns = {name: np.asarray(column) for name, column in program.columns.items()}
+    columns = program.columns
     for name, column in columns.items():
         if column.dtype.kind not in "biufc" or column.ndim == 0:
             raise Refused("field-type", field=name, type=str(column.dtype))

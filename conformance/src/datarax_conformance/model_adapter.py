@@ -18,7 +18,8 @@ class Adapter:
     capabilities = frozenset(
         ["step", "iter", "shuffle.valid", "shuffle.exact", "resume", "dag", "errors", "scan"]
     )
-    new_program, new_stream, refused = model.Program, library.Library, model.Refused
+    new_program, new_stream = library.LibraryProgram, staticmethod(library.open_stream)
+    refused, described = model.Refused, staticmethod(library.described)
 
     def build(self, program: Program, ops: Ops) -> library.Library:
         del ops  # the model has its own
@@ -27,5 +28,5 @@ class Adapter:
 
     def classify(self, exc: BaseException) -> tuple[str, Mapping[str, object]]:
         if isinstance(exc, self.refused):
-            return exc.code, exc.details
+            return exc.code, self.described(exc)
         return "unclassified", {}

@@ -29,6 +29,8 @@ def make_report(run: Run, verdicts: Sequence[Verdict], target: str) -> Report:
     )
     lines = "".join(f"{verdict.case.id} {verdict.outcome}\n" for verdict in verdicts)
     engine = {name: run.identity[name] for name in ("name", "version", "spec", "capabilities")}
+    if run.identity.get("limits"):
+        engine["limits"] = run.identity["limits"]
     profiles = {
         profile: count_outcomes(v for v in verdicts if v.case.profiles[0] == profile)
         for profile in PROFILES
@@ -142,7 +144,7 @@ def to_badge(report: Report) -> str:
     good = [
         p
         for p in claimed
-        if not any(report["profiles"][p].get(o) for o in (*BAD, "BLOCKED", "XFAIL"))
+        if not any(report["profiles"][p].get(o) for o in (*BAD, "BLOCKED", "UNSUPPORTED", "XFAIL"))
     ]
     label, text = "datarax spec " + report["spec"], f"{len(good)}/{len(claimed)} profiles"
     colour = "#2e7d32" if claimed and good == claimed else "#b26a00"
@@ -167,6 +169,7 @@ def worst(outcomes: Sequence[str]) -> str:
         "XPASS",
         "XFAIL",
         "BLOCKED",
+        "UNSUPPORTED",
         "PASS",
         "N/A",
     )
@@ -205,6 +208,10 @@ def _cell(entries: Sequence[Mapping[str, Any]]) -> str:
     outcome = worst([entry["outcome"] for entry in entries])
     notes = [entry for entry in entries if "replay" in entry]
     css = outcome.lower().replace("/", "").replace("-", "")
+    if outcome == "UNSUPPORTED":
+        limits = [entry["reason"] for entry in entries if entry["outcome"] == outcome]
+        title = html.escape("\n".join(dict.fromkeys(limits)), quote=True)
+        return f'<td class="{css}" title="{title}">{outcome} {len(limits)}/{len(entries)}</td>'
     if not notes:
         return f'<td class="{css}">{outcome}</td>'
     items = "".join(

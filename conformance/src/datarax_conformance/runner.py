@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import datetime
+import fnmatch
 import json
 import pathlib
 import threading
@@ -12,13 +13,25 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from .case import Case
+from .case import Case, stored_cases
 from .compare import ANYTHING, deviation
 from .engine import Engine, Lost
 from .requirements import needed_by
 
 BAD = ("FAIL", "CRASH", "TIMEOUT", "ADAPTER-ERROR", "XPASS")
-OUTCOMES = ("PASS", "FAIL", "BLOCKED", "N/A", "CRASH", "TIMEOUT", "ADAPTER-ERROR", "XFAIL", "XPASS")
+OUTCOMES = (
+    "PASS",
+    "FAIL",
+    "BLOCKED",
+    "UNSUPPORTED",
+    "N/A",
+    "CRASH",
+    "TIMEOUT",
+    "ADAPTER-ERROR",
+    "XFAIL",
+    "XPASS",
+)
+MET = ("PASS", "N/A", "UNSUPPORTED")  # what blocks no case that needs it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +152,20 @@ class Run:
         if "value" not in answer:
             reason = answer.get("fault") or answer["error"]["message"]
             return {**unknown, "lost": ["ADAPTER-ERROR", reason]}
-        return answer["value"]
+        identity = answer["value"]
+        limits = identity.get("limits", {})
+        asked = {feature for case in stored_cases() if limits for feature in case.features}
+        for limit, reason in limits.items():
+            if not reason or not fnmatch.filter(asked, limit):
+                why = "says nothing" if not reason else "is nothing that a case asks for"
+                identity = {**identity, "lost": ["ADAPTER-ERROR", f"the limit {limit!r} {why}"]}
+        return identity
+
+    def limit(self, case: Case) -> str:
+        """Why the engine, by its adapter's word, cannot be asked this; empty where it can."""
+        limits = self.identity.get("limits", {})
+        found = [limit for limit in limits if fnmatch.filter(case.features, limit)]
+        return "; ".join(f"{limit}: {limits[limit]}" for limit in found)
 
     def needs(self, case: Case) -> list[str]:
         """What must hold before the case says anything of its requirement."""
@@ -156,8 +182,10 @@ class Run:
             return Verdict(case, *self.identity["lost"])
         if unclaimed := sorted(set(case.profiles) - set(self.identity["capabilities"])):
             return Verdict(case, "N/A", f"does not claim {', '.join(unclaimed)}")
+        if limit := self.limit(case):
+            return Verdict(case, "UNSUPPORTED", limit)
         for name in self.needs(case):
-            if name in self.basic and self.verdict(self.basic[name]).outcome not in ("PASS", "N/A"):
+            if name in self.basic and self.verdict(self.basic[name]).outcome not in MET:
                 return Verdict(case, "BLOCKED", f"needs {name}")
         verdict = play(case, self._engine(), self.timeout)
         if case.id in self.expected:

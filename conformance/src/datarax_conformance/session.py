@@ -8,11 +8,12 @@ of the engine, or `{"fault": text}` where the adapter itself broke its contract.
 from __future__ import annotations
 
 import base64
+import json
 import random
 import re
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,30 @@ def to_batch(batch: Any) -> dict[str, Any]:
             "not-a-batch", f"a batch is a mapping of arrays, got {type(batch).__name__}"
         )
     return {str(name): encode(batch[name]) for name in sorted(batch)}
+
+
+FORMS: Mapping[str, Callable[[bytes], Any]] = {
+    "bytes": bytes,
+    "text": bytes.decode,
+    "dict": json.loads,
+}
+
+
+def edited(state: bytes, path: Sequence[Any], value: Any) -> bytes:
+    data = json.loads(state)
+    part = data
+    for name in path[:-1]:
+        part = part[name]
+    if value is None:
+        del part[path[-1]]
+    else:
+        part[path[-1]] = value
+    return json.dumps(data).encode()
+
+
+def answered(value: Any) -> Any:
+    arrays = isinstance(value, Mapping) and any(hasattr(x, "shape") for x in value.values())
+    return to_batch(value) if arrays else value
 
 
 class Session:
@@ -90,6 +115,7 @@ class Session:
             "version": adapter.version,
             "spec": adapter.spec,
             "capabilities": sorted(adapter.capabilities),
+            "limits": dict(getattr(adapter, "limits", {})),
         }
 
     def do_begin(self, program: Mapping[str, Any]) -> None:
@@ -125,7 +151,9 @@ class Session:
         return self._batches((next(self.iterators[on], STOP) for _ in range(n)), hold)
 
     def do_for(self, on: str = "main", take: int | None = None, hold: str = "") -> list[Any]:
-        return self._batches(self._loop(self._stream(on), take), hold)
+        """A loop over a stream, or over what is left of an iterator."""
+        over = self.iterators[on] if on in self.iterators else self._stream(on)
+        return self._batches(self._loop(over, take), hold)
 
     def _loop(self, stream: Any, take: int | None):
         for count, batch in enumerate(stream, 1):
@@ -148,11 +176,23 @@ class Session:
     def do_scan(self, length: int | None, on: str = "main") -> dict[str, Any]:
         return to_batch(self._stream(on).scan(length))
 
+    def do_ask(self, what: str, on: str = "main", **arguments: Any) -> Any:
+        """One of the questions of profile jax; an answer of arrays is encoded like a batch."""
+        return answered(self._stream(on).ask(what, **arguments))
+
+    def do_copy(self, how: str, to: str, on: str = "main") -> None:
+        self.streams[to] = self._stream(on).copy(how)
+
+    def do_overwrite(self, of: str = "main") -> None:
+        """The user writes into the arrays that the stream was built from."""
+        for column in self.columns[of].values():
+            column[...] = 0
+
     def do_jit_step(self, on: str = "main", n: int = 1) -> list[Any]:
         return self._batches(self._stream(on).jit_steps(n), "")
 
-    def do_grad(self, node: str, on: str = "main") -> dict[str, Any]:
-        return to_batch(self._stream(on).grad(node))
+    def do_grad(self, node: str, on: str = "main", **arguments: Any) -> dict[str, Any]:
+        return to_batch(self._stream(on).grad(node, **arguments))
 
     def do_len(self, on: str = "main") -> int:
         return len(self._stream(on))
@@ -172,13 +212,28 @@ class Session:
     def do_replace(self, node: str, op: str, on: str = "main") -> None:
         self._stream(on).replace(node, op)
 
-    def do_save(self, to: str, on: str = "main") -> dict[str, Any]:
-        self.states[to] = self._stream(on).get_state()
+    def do_save(self, to: str, on: str = "main", way: str = "") -> dict[str, Any]:
+        stream = self._stream(on)
+        self.states[to] = getattr(stream, f"save_{way}")() if way else stream.get_state()
         return {"base64": base64.b64encode(bytes(self.states[to])).decode()}
 
-    def do_restore(self, origin: str, on: str = "main", base64_: str = "") -> None:
+    def do_restore(
+        self,
+        origin: str,
+        on: str = "main",
+        base64_: str = "",
+        way: str = "",
+        form: str = "bytes",
+        edit: Sequence[Any] = (),
+    ) -> None:
+        """`edit`: path and new value of one entry of a state that is JSON; None removes it."""
         state = self.states[origin] if origin in self.states else base64.b64decode(base64_)
-        self._stream(on).set_state(bytes(state))
+        state = edited(bytes(state), *edit) if edit else bytes(state)
+        stream = self._stream(on)
+        if way:
+            getattr(stream, f"load_{way}")(state)
+        else:
+            stream.set_state(FORMS[form](state))
 
     def do_threads(self, n: int, on: str = "main") -> list[Any]:
         """`n` threads take turns at one iterator until it stops; the batches by their first id."""

@@ -3,7 +3,18 @@
 `datarax-conformance cases build` stores them with their values.
 """
 
-from . import dag, errors, iter, library, scan, shuffle, state, step
+from . import (
+    dag,
+    errors,
+    iter,
+    library,
+    library_sources,
+    library_stages,
+    scan,
+    shuffle,
+    state,
+    step,
+)
 
 TABLES = (
     step.table,
@@ -14,6 +25,8 @@ TABLES = (
     scan.table,
     errors.table,
     library.table,
+    library_sources.table,
+    library_stages.table,
 )
 
 

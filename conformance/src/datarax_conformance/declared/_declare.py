@@ -38,6 +38,7 @@ def program(
     edges: Mapping[str, Any] | None = None,
     sink: str | None = None,
     columns: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """`count` records with the fields `id` and `x` unless `columns` says otherwise."""
     if columns is None:
@@ -53,6 +54,7 @@ def program(
         "nodes": dict(nodes or {}),
         "edges": dict(edges or {}),
         "sink": sink,
+        **({"options": dict(options)} if options else {}),
     }
 
 
@@ -62,7 +64,7 @@ def id_and_x(count: int) -> dict[str, np.ndarray]:
 
 
 def chain(
-    count: int, batch_size: int, last_batch: str = "keep", *ops: str, seed: int | None = None
+    count: int, batch_size: int, last_batch: str = "keep", *ops: str, **more: Any
 ) -> dict[str, Any]:
     """A program whose nodes n0, n1, … follow one another."""
     names = [f"n{i}" for i in range(len(ops))]
@@ -71,10 +73,10 @@ def chain(
         count,
         batch_size,
         last_batch,
-        seed=seed,
         nodes=dict(zip(names, ops, strict=True)),
         edges=edges,
         sink=names[-1],
+        **more,
     )
 
 

@@ -32,6 +32,13 @@ case(
     program(4, 2),
     [do("iter"), do("next", n=3), do("iter", to="other"), do("next", on="other"), do("next", n=2)],
 )
+case(
+    "ITER-004",
+    "loop",
+    "a loop over an iterator is its rest, a second one nothing",
+    program(7, 2),
+    [do("iter"), do("next"), loop(on="it"), loop(on="it"), loop(take=1)],
+)
 case("ITER-005", "filled", "the last batch is filled", program(10, 4, "pad"), [loop()])
 case("ITER-005", "wide", "one filled batch", program(2, 5, "pad"), [loop(), loop()])
 case("ITER-006", "again", "three loops are three epochs", program(4, 2), [loop(), loop(), loop()])

@@ -258,7 +258,7 @@ case(
         )
     ],
 )
-for count in (20_000, 100_000, 2**20):
+for count in (20_000, 100_000, 2**20, 10**9):
     case(
         "SHUF-010",
         f"n{count}",

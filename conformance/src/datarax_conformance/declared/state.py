@@ -316,3 +316,16 @@ case(
     chain(6, 2, "keep", "count"),
     [loop(take=1), SAVE, loop(), do("restore", origin="s"), loop()],
 )
+case(
+    "STATE-015",
+    "names",
+    "whatever characters the names have",
+    program(
+        6,
+        2,
+        nodes={"a/b": "count", "a": "affine(2,0)"},
+        edges={"a/b": [], "a": ["a/b"]},
+        sink="a",
+    ),
+    [loop(take=2), SAVE, *LATER, loop(on="b")],
+)

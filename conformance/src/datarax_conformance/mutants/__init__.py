@@ -31,15 +31,21 @@ def citing(mutant: Mutant, case: Case) -> bool:
 
 
 def semantic_row(mutant: Mutant) -> list[str]:
-    """The cases that notice a semantic mutant.
+    """The cases that notice a semantic mutant, of those that cite what it breaks.
 
-    All the light ones; heavy ones that cite what no light one does.
+    All the light ones; the heavy ones that cite what no light one does.
     """
-    light, heavy = cases_by_weight()
+    light, heavy = ([case for case in cases if citing(mutant, case)] for cases in cases_by_weight())
     found = list(noticing(mutant, light))
     missing = set(mutant.breaks) - {name for case in found for name in case.requirements}
     found += noticing(mutant, [case for case in heavy if missing & set(case.requirements)])
     return [case.id for case in found]
+
+
+def bites(case: Case) -> bool:
+    """Whether some mutant is noticed by this case; those of what it cites are tried first."""
+    mutants = sorted(MUTANTS, key=lambda mutant: not citing(mutant, case))
+    return any(list(noticing(mutant, [case])) for mutant in mutants)
 
 
 def survives(mutant: Mutant) -> bool:
@@ -78,25 +84,23 @@ def check_semantic(pool: Pool, only: str, findings: Findings) -> dict[str, list[
     return rows
 
 
-def check_teeth(rows: dict[str, list[str]], findings: Findings) -> None:
-    """Every case must notice some mutant; the heavy ones are tried until one is found."""
+def check_teeth(pool: Pool, rows: dict[str, list[str]], findings: Findings) -> None:
+    """Every case must notice some mutant."""
     biting = {case for row in rows.values() for case in row}
-    faults = []
-    for case in stored_cases():
-        if case.id not in biting:
-            mutants = sorted(MUTANTS, key=lambda mutant: not citing(mutant, case))
-            if not any(list(noticing(mutant, [case])) for mutant in mutants):
-                faults.append(f"{case.id} notices no mutant")
+    others = [case for case in stored_cases() if case.id not in biting]
+    toothless = zip(others, pool.map(bites, others, chunksize=1), strict=True)
+    faults = [f"{case.id} notices no mutant" for case, found in toothless if not found]
     total = len(stored_cases())
     findings.section("cases with teeth", total, total - len(faults), faults)
 
 
-def check_benign(findings: Findings) -> None:
-    faults = [
-        f"{mutant.name!r} is fine, but {', '.join(found)} fails"
-        for mutant in BENIGN
-        if (found := [case.id for case in noticing(mutant, cases_by_weight()[0])])
-    ]
+def failing(mutant: Mutant) -> list[str]:
+    return [case.id for case in noticing(mutant, cases_by_weight()[0])]
+
+
+def check_benign(pool: Pool, findings: Findings) -> None:
+    found = zip(BENIGN, pool.map(failing, BENIGN, chunksize=1), strict=True)
+    faults = [f"{m.name!r} is fine, but {', '.join(cases)} fails" for m, cases in found if cases]
     findings.section("benign variants that pass", len(BENIGN), len(BENIGN) - len(faults), faults)
 
 
@@ -127,9 +131,9 @@ def check(strict: bool, only: str = "") -> int:
         rows = check_semantic(pool, only, findings)
         if not only:
             check_automatic(pool, findings)
+            check_teeth(pool, rows, findings)
+            check_benign(pool, findings)
     if not only:
-        check_teeth(rows, findings)
-        check_benign(findings)
         findings.section("stored values that count", *data.check())
         findings.section("comparators that are noticed", *comparator.check())
     print(

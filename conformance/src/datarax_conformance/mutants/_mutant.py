@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import re
 import sys
 import types
 from collections.abc import Sequence
 
-from .. import library, model, model_adapter
+from .. import library, library_sources, model, model_adapter
+
+OWN_IMPORT = re.compile(r"^ *from \.\w* import (\([^)]*\)|[^\n]*)\n", re.MULTILINE)
 
 
 @functools.cache
@@ -19,30 +22,31 @@ def model_source() -> str:
 
 @functools.cache
 def library_source() -> str:
-    """The library's text, to stand below the model's."""
-    return inspect.getsource(library).replace("from .model import", "# from .model import")
+    """The texts of the library, to stand below the model's."""
+    texts = map(inspect.getsource, (library_sources, library))
+    return OWN_IMPORT.sub("", "\n".join(texts))
 
 
 @dataclasses.dataclass(frozen=True)
 class Mutant:
-    """`edits` are (old, new) pairs; each old text stands once in the model or its library."""
+    """`edits` are (old, new) pairs; each old text stands once in the model, else in the library."""
 
     name: str
     breaks: Sequence[str]  # the requirements that it violates; none: it is benign and must pass
     edits: Sequence[tuple[str, str]]
     drops: Sequence[str] = ()  # profiles that a benign variant does not claim
-    text: str = ""  # the whole source, where it did not come of edits
+    text: str = ""  # the whole source of the model, where it did not come of edits
 
     @property
     def source(self) -> str:
-        text = (self.text or model_source()) + "\n" + library_source()
+        texts = [self.text or model_source(), library_source()]
         for old, new in self.edits:
-            if text.count(old) != 1:
-                raise ValueError(
-                    f"Mutant {self.name!r}: {old!r} stands {text.count(old)} times in the model."
-                )
-            text = text.replace(old, new)
-        return text
+            place = 0 if old in texts[0] else 1
+            if texts[place].count(old) != 1:
+                where = f"stands {texts[place].count(old)} times in the model or its library"
+                raise ValueError(f"Mutant {self.name!r}: {old!r} {where}.")
+            texts[place] = texts[place].replace(old, new)
+        return "\n".join(texts)
 
 
 def module_of(mutant: Mutant) -> types.ModuleType:
@@ -56,7 +60,7 @@ def adapter_of(mutant: Mutant) -> model_adapter.Adapter:
     """The model's adapter over the mutant's text of the model."""
     module = module_of(mutant)
     adapter = model_adapter.Adapter()
-    adapter.new_program, adapter.new_stream = module.Program, module.Library
-    adapter.refused = module.Refused
+    adapter.new_program, adapter.new_stream = module.LibraryProgram, module.open_stream
+    adapter.refused, adapter.described = module.Refused, module.described
     adapter.capabilities = (adapter.capabilities | {"jax"}) - set(mutant.drops)
     return adapter

@@ -70,7 +70,8 @@ def open_ended(path: tuple[Any, ...], expect: Any) -> bool:
     """Bounds and alternatives: changing one leaves others that hold, which is what they are for."""
     return (
         "any" in path
-        or path[-1] in ("low", "high", "within", "steps")
+        or path[-1] in ("low", "high", "within", "steps", "most")
+        or "least" in path
         or (path[-1] == "like" and "all" in path)
     )
 

@@ -5,6 +5,7 @@ Then variants that get nothing wrong: whoever fails them asks for more than the 
 
 from __future__ import annotations
 
+from . import library
 from ._mutant import Mutant
 
 
@@ -13,7 +14,7 @@ def mutant(name: str, breaks: str, *edits: tuple[str, str]) -> Mutant:
 
 
 # Places in the model at which several mutants work.
-GATHER = "    return {name: np.asarray(column)[records] for name, column in columns.items()}\n"
+GATHER = "    return {name: column[records] for name, column in columns.items()}\n"
 TAKE = "        batch, self.states, self.cursor = self.next_batch(stay)\n        return batch\n"
 RECORDS = "        records = order_of(self.base, epochs, offsets, length)\n"
 NEXT = """        if self.stream.cursor.epoch != self.epoch:
@@ -30,7 +31,7 @@ STACK = "    return {name: np.stack([batch[name] for batch in batches]) for name
 
 
 def gathered(what: str) -> tuple[str, str]:
-    return GATHER, GATHER.replace("np.asarray(column)[records]", what)
+    return GATHER, GATHER.replace("column[records]", what)
 
 
 def salted(salt: str) -> tuple[str, str]:
@@ -1130,7 +1131,7 @@ MUTANTS = [
     mutant(
         "gradients do not arrive",
         "STEP-016",
-        ("        self.replace(node, form)\n        batch, _, _ =", "        batch, _, _ ="),
+        ("        self.replace(node, form)\n        twin =", "        twin ="),
     ),
     mutant(
         "parameters are baked in",
@@ -1151,13 +1152,14 @@ MUTANTS = [
         "threads meet in the iterator",
         "ITER-013",
         (
-            "        with self.lock:\n            return super().__next__()\n",
+            "        with self.lock:\n            return next(self.inner)\n",
             "        import time\n\n"
-            "        if self.stream.cursor.epoch != self.epoch:\n"
+            "        stream = self.inner.stream\n"
+            "        if stream.cursor.epoch != self.inner.epoch:\n"
             "            raise StopIteration\n"
-            "        batch, states, cursor = self.stream.next_batch(stay=True)\n"
+            "        batch, states, cursor = stream.next_batch(stay=True)\n"
             "        time.sleep(0)\n"
-            "        self.stream.cursor = cursor\n"
+            "        stream.cursor = cursor\n"
             "        return batch\n",
         ),
     ),
@@ -1223,6 +1225,7 @@ MUTANTS = [
         "ERR-031 ERR-006",
         ('            if before not in nodes and before != "source":\n', "            if False:\n"),
     ),
+    *library.MUTANTS,
 ]
 
 BENIGN = [
@@ -1238,20 +1241,27 @@ BENIGN = [
     ),
     mutant("Fortran order", "", gathered("np.asfortranarray(np.asarray(column)[records])")),
     Mutant(
-        "another permutation", (), [("ROUNDS = 24\n", "ROUNDS = 31\n")], drops=["shuffle.exact"]
+        "another permutation",
+        (),
+        [("ROUNDS = 24\n", "ROUNDS = 31\n")],
+        drops=["shuffle.exact", "jax"],
     ),
-    mutant(
+    Mutant(
         "a large state",
-        "",
-        (
-            "    return json.dumps(state).encode()\n",
-            '    return json.dumps({**state, "more": "x" * 100_000}).encode()\n',
-        ),
+        (),
+        [
+            (
+                "    return json.dumps(state).encode()\n",
+                '    return json.dumps({**state, "more": "x" * 100_000}).encode()\n',
+            )
+        ],
+        drops=["jax"],
     ),
-    mutant(
+    Mutant(
         "another order among equals",
-        "",
-        ("        done[ready[0]] = None\n", "        done[ready[-1]] = None\n"),
+        (),
+        [("        done[ready[0]] = None\n", "        done[ready[-1]] = None\n")],
+        drops=["jax"],
     ),
     mutant(
         "other exception classes",

@@ -1,0 +1,538 @@
+"""Profile jax: the sources of the library, and the orders that only it has."""
+
+from typing import Any
+
+from ._declare import (
+    Script,
+    Table,
+    build,
+    chain,
+    do,
+    error,
+    loop,
+    other_order,
+    permutation,
+    program,
+    same_rows,
+    step,
+)
+
+table = Table()
+case = table.case
+EXACT = ["shuffle.exact"]
+
+
+def over(form: str, count: int, size: int, policy: str = "keep", **more: Any) -> dict[str, Any]:
+    """A program over a source of that form; `source` has what else is to be said of it."""
+    source = {"form": form, **more.pop("source", {})}
+    options = {"source": source, **more.pop("options", {})}
+    return program(count, size, policy, options=options, **more)
+
+
+def ask(what: str, **arguments: Any) -> dict[str, Any]:
+    return do("ask", what=what, **arguments)
+
+
+def at_least(**least: float) -> dict[str, Any]:
+    return {"check": "at_least", "least": least}
+
+
+def scan(length: int | None, **arguments: Any) -> dict[str, Any]:
+    return do("scan", length=length, **arguments)
+
+
+MODES: Script = [loop(), step(2), build(to="c"), scan(3, on="c"), loop(on="c")]
+
+# A source of one's own.
+case("SRC-012", "all", "a length and a gather are enough", over("gather", 10, 4), [*MODES])
+case(
+    "SRC-012",
+    "shuffled",
+    "the order is the pipeline's business",
+    over("gather", 10, 4, "pad", seed=5),
+    [*MODES],
+    EXACT,
+)
+case(
+    "SRC-013",
+    "called",
+    "offset and key of each epoch",
+    over("random-access", 10, 4, seed=5),
+    [loop(), step(3), do("seek", epoch=7, offset=8), step()],
+    EXACT,
+)
+case(
+    "SRC-013",
+    "scan",
+    "also in a scan that runs over the end",
+    over("random-access", 6, 4, seed=1),
+    [scan(5), do("cursor")],
+    EXACT,
+)
+case(
+    "SRC-014",
+    "on",
+    "one epoch without an end",
+    over("endless", 3, 4, seed=5),
+    [step(2), loop(take=3), do("cursor"), scan(2)],
+    EXACT,
+)
+case(
+    "SRC-014",
+    "length",
+    "it has no length",
+    over("endless", 3, 4, seed=5),
+    [do("len", expect=error("*")), step()],
+    EXACT,
+)
+READ = over("memory", 10, 4, seed=5)
+case(
+    "SRC-015",
+    "places",
+    "any place of the stream, by position and key",
+    READ,
+    [ask("read", start=start, n=n, seed=9) for start, n in ((0, 4), (27, 4))],
+    EXACT,
+)
+case(
+    "SRC-015",
+    "stored",
+    "stored order needs no key",
+    over("memory", 10, 4, source={"shuffle": False}),
+    [ask("read", start=8, n=5, seed=9)],
+)
+case(
+    "SRC-016",
+    "chunks",
+    "chunks of one key are an epoch",
+    READ,
+    [
+        ask("read", start=20, n=5, seed=3),
+        ask("read", start=25, n=5, seed=3),
+    ],
+    EXACT,
+)
+for form in ("dict", "nested", "records", "array"):
+    case(
+        "SRC-017",
+        form,
+        f"data given as {form}",
+        over("memory", 5, 2, source={"data": form}),
+        [loop()],
+    )
+case(
+    "SRC-018",
+    "copied",
+    "a private copy does not see a later write",
+    over("memory", 6, 2, source={"copy": True}),
+    [step(), do("overwrite"), step(3)],
+)
+
+# In storage.
+case("SRC-019", "modes", "all modes, stored order", over("storage", 10, 4), [*MODES])
+case(
+    "SRC-019",
+    "shuffled",
+    "all modes, shuffled and padded",
+    over("storage", 10, 4, "pad", seed=3),
+    [*MODES, do("jit_step", n=2, on="c")],
+    EXACT,
+)
+for how in ("deepcopy", "pickle"):
+    case(
+        "SRC-020",
+        how,
+        f"a {how} goes on where the original is",
+        over("storage", 10, 4, seed=3),
+        [step(2), do("copy", how=how, to="b"), step(2), step(2, on="b"), loop(on="b")],
+        EXACT,
+    )
+case(
+    "SRC-030",
+    "cursor",
+    "what was read ahead is not in the cursor",
+    over("storage", 20, 2, source={"delay": 0.002}),
+    [do("iter"), do("next", n=3), do("cursor"), do("seek", epoch=0, offset=15), do("next", n=2)],
+)
+case(
+    "SRC-030",
+    "state",
+    "nor in a state",
+    over("storage", 20, 2, seed=2),
+    [
+        do("iter"),
+        do("next", n=3),
+        do("save", to="s"),
+        do("next", n=2, note="rest"),
+        build(to="b"),
+        do("restore", origin="s", on="b"),
+        step(2, on="b"),
+    ],
+    EXACT,
+)
+BROKEN = over("storage", 12, 3, source={"unreadable": [7]})
+UNREADABLE = {
+    **error("read", record=7, stage="source"),
+    "says": {"source": [""], "file": [""], "text": ["7"]},
+}
+case(
+    "SRC-031",
+    "record",
+    "the batches before it, then its name",
+    BROKEN,
+    [do("iter"), do("next", n=2), do("next", expect=UNREADABLE), do("cursor")],
+)
+case("SRC-031", "step", "in a step", BROKEN, [step(2), step(expect=UNREADABLE), do("cursor")])
+for damage in ("missing", "text"):
+    case(
+        "SRC-031",
+        damage,
+        "a file that is none is named",
+        over("storage", 6, 2, source={"damage": damage}),
+        [build(expect={**error("file"), "says": {"file": ["id.npy"]}})],
+    )
+case(
+    "SRC-032",
+    "again",
+    "asked again it is read again",
+    BROKEN,
+    [
+        step(2),
+        step(expect=UNREADABLE),
+        step(expect=UNREADABLE),
+        do("cursor"),
+        ask("mend"),
+        step(),
+        loop(),
+    ],
+)
+case(
+    "SRC-032",
+    "scan",
+    "a scan that fails has moved nothing",
+    BROKEN,
+    [step(), scan(3, expect=UNREADABLE), do("cursor"), ask("mend"), scan(3)],
+)
+case(
+    "STEP-012",
+    "stages",
+    "nor has a stage counted it",
+    chain(12, 3, "keep", "count", options={"source": {"form": "storage", "unreadable": [4]}}),
+    [step(), step(expect=error("read", record=4)), do("cursor"), ask("mend"), step(2)],
+)
+case(
+    "STEP-012",
+    "stage",
+    "a stage that fails leaves all as it was",
+    chain(12, 3, "keep", "count", "fails-at(7)"),
+    [step(2), step(expect=error("stage", node="n1")), do("cursor"), do("seek", epoch=1, offset=0),
+     step()],
+)  # fmt: skip
+MASKING = {"unreadable": [2, 7], "on_error": "mask"}
+case(
+    "SRC-033",
+    "zero",
+    "zero, and False in the mask",
+    over("storage", 10, 4, source={**MASKING, "max_errors": 2}),
+    [loop(), loop()],
+)
+case(
+    "SRC-033",
+    "most",
+    "as long as there are not too many",
+    over("storage", 10, 4, "pad", source={**MASKING, "max_errors": 1}),
+    [step(), step(expect=error("read", record=7)), do("cursor")],
+)
+SEEN = chain(10, 4, "keep", "affine(2,1)", "keys", seed=4, options={"source": {"form": "gather"}})
+case(
+    "SRC-034",
+    "nodes",
+    "every node's values of one record",
+    SEEN,
+    [step(2), ask("replay", record=7, epoch=3), do("cursor"), step()],
+    EXACT,
+)
+case(
+    "SRC-034",
+    "state",
+    "and nothing has moved",
+    chain(10, 4, "keep", "count", options={"source": {"form": "gather"}}),
+    [step(), ask("replay", record=2, epoch=0), step()],
+)
+case(
+    "SRC-035",
+    "objects",
+    "a file of pickled objects is refused",
+    over("storage", 4, 2, source={"damage": "pickled"}),
+    [build(expect={"any": [error("field-type"), error("file")]})],
+)
+case(
+    "SRC-036",
+    "cut",
+    "a file that is cut is named",
+    over("storage", 40, 4, source={"damage": "cut"}),
+    [build(expect=error("file"))],
+)
+case(
+    "SRC-036",
+    "grown",
+    "one that has grown gives its rows",
+    over("storage", 40, 4, source={"damage": "grown"}),
+    [build(), loop()],
+)
+case(
+    "SRC-037",
+    "extra",
+    "the extra that brings the package is named",
+    over("package", 4, 2, source={"extra": "arrow"}),
+    [build(expect={**error("missing-package"), "says": {"text": ["pip install", "[arrow]"]}})],
+)
+case(
+    "SRC-038",
+    "waited",
+    "seconds of waiting for a slow source",
+    over("storage", 12, 2, source={"delay": 0.02}),
+    [loop(), ask("stats", expect=at_least(waited=0.02, computed=1e-9))],
+)
+
+# Mixtures.
+MIX = {"lengths": [9, 6], "weights": [2, 1], "stop": "first"}
+MIXED = over("mixture", 15, 3, seed=4, source=MIX)
+SHARES = {"check": "shares", "begins": [0, 9], "quotas": [2, 1]}
+case("SRC-021", "period", "every period has its shares", MIXED, [loop(expect=SHARES)])
+case(
+    "SRC-021",
+    "nearest",
+    "the nearest shares of a short period",
+    over("mixture", 40, 8, seed=4, source={**MIX, "lengths": [30, 10], "weights": [0.7, 0.3]}),
+    [loop(expect={"check": "shares", "begins": [0, 30], "quotas": [7, 3]})],
+)
+UNSHUFFLED = {**MIX, "lengths": [4, 7], "weights": [1, 1]}
+case(
+    "SRC-022",
+    "turns",
+    "each source in its own order to its end, over epochs",
+    over("mixture", 11, 4, seed=4, source=UNSHUFFLED),
+    [step(9, expect={"check": "in_turn", "lengths": [4, 7]})],
+)
+case(
+    "SRC-023",
+    "key",
+    "the same key, the same places; another, others",
+    over("mixture", 30, 6, seed=4, source={**MIX, "lengths": [20, 10]}),
+    [
+        loop(expect=SHARES | {"begins": [0, 20]}, note="a"),
+        build(to="b"),
+        loop(on="b", expect=same_rows("a")),
+        build(to="c", seed=5),
+        loop(on="c", expect=other_order("a")),
+        loop(expect=other_order("a")),
+    ],
+)
+case(
+    "SRC-023",
+    "traced",
+    "inside the user's jit",
+    MIXED,
+    [step(3, note="a"), build(to="b"), do("jit_step", n=3, on="b", expect=same_rows("a"))],
+)
+for stop, batches in (("first", 4), ("all", 6)):
+    case(
+        "SRC-024",
+        stop,
+        f"an epoch that stops with {stop}",
+        over("mixture", 15, 3, seed=4, source={**MIX, "stop": stop}),
+        [
+            do("len", expect={"value": batches}),
+            loop(expect=SHARES, note="a"),
+        ],
+    )
+case(
+    "SRC-025",
+    "same",
+    "on the host, on the device, one of each",
+    MIXED,
+    [
+        loop(expect=SHARES, note="a"),
+        *[
+            action
+            for name, hosts in (("b", [0, 1]), ("c", [1]))
+            for action in (
+                build(to=name, options={"source": {"form": "mixture", **MIX, "hosts": hosts}}),
+                loop(on=name, expect=same_rows("a")),
+            )
+        ],
+    ],
+)
+case(
+    "SRC-026",
+    "specs",
+    "records of different shapes",
+    over("mixture", 15, 3, seed=4, source={**MIX, "differ": True}),
+    [build(expect={**error("specs"), "says": {"text": ["[3]", "[4]"]}})],
+)
+case(
+    "SRC-026",
+    "none",
+    "shares that no period has, an epoch without a period",
+    over("mixture", 15, 3, seed=4, source={**MIX, "weights": [1000, 1]}),
+    [
+        build(expect=error("*")),
+        build(options={"source": {"form": "mixture", **MIX, "weights": [20, 1]}},
+              expect=error("empty-source")),
+    ],
+)  # fmt: skip
+
+# Streams.
+PASSES = over("iterable", 10, 4)
+case("SRC-027", "for", "an epoch a pass", PASSES, [loop(), do("cursor"), loop(), step(4)])
+for policy in ("drop", "pad"):
+    case(
+        "SRC-027",
+        policy,
+        f"under {policy}",
+        over("iterable", 10, 4, policy),
+        [loop(), loop(), scan(3)],
+    )
+case(
+    "SRC-027",
+    "length",
+    "which nobody knows",
+    PASSES,
+    [do("len", expect=error("*")), scan(None, expect=error("last-batch")), scan(2)],
+)
+case(
+    "SRC-028",
+    "skips",
+    "it goes on at the record",
+    PASSES,
+    [
+        step(4),
+        do("save", to="s"),
+        step(2),
+        build(to="b", batch_size=3),
+        do("restore", origin="s", on="b"),
+        step(on="b"),
+        loop(on="b"),
+    ],
+)
+case(
+    "SRC-029",
+    "jit",
+    "no random access",
+    PASSES,
+    [step(), do("jit_step", n=1, expect=error("random-access")), step()],
+)
+case(
+    "SRC-029",
+    "nothing",
+    "a pass without a batch",
+    over("iterable", 3, 4, "drop"),
+    [build(), loop(expect=error("empty-source"))],
+)
+
+# Orders.
+case(
+    "SHUF-014",
+    "far",
+    "2**40 records",
+    program(4, 2),
+    [
+        ask("order", length=2**40, seed=seed, epoch=1, offsets=[0, 1, 2**39], how="eager")
+        for seed in (42, 7)
+    ],
+    EXACT,
+)
+case(
+    "SHUF-014",
+    "edge",
+    "the first length of 64-bit words, and the last of 32",
+    program(4, 2),
+    [
+        ask("order", length=length, seed=9, epoch=0, offsets=[0, 1, 2**31], how="eager")
+        for length in (2**32 - 1, 2**32)
+    ],
+    EXACT,
+)
+case(
+    "SHUF-015",
+    "back",
+    "from records to offsets",
+    program(4, 2),
+    [
+        ask("places", length=n, seed=3, epoch=epoch, records=records, how="eager")
+        for n, epoch, records in (
+            (10, 0, list(range(10))),
+            (1000, 3, [0, 1, 500, 999]),
+            (65537, 1, [65536, 65535]),
+        )
+    ],
+    EXACT,
+)
+for count in (1, 33, 100):
+    case(
+        "SHUF-016",
+        f"n{count}",
+        f"JAX's own permutation of {count}",
+        over("memory", count, 32, seed=3, source={"shuffle": "permutation"}),
+        [loop(), loop()],
+        EXACT,
+    )
+case(
+    "SHUF-017",
+    "traced",
+    "eagerly, compiled and mapped",
+    program(4, 2),
+    [
+        ask("order", length=101, seed=3, epoch=2, offsets=[0, 50, 100], how=how)
+        for how in ("eager", "jit", "vmap")
+    ],
+    EXACT,
+)
+
+
+def blocks(count: int, size: int, window: int) -> dict[str, Any]:
+    sizes = {"shuffle": "blocks", "block_size": size, "window": window}
+    return over("gather", count, 64, seed=6, source=sizes)
+
+
+for count, size, window in ((1, 1, 1), (10, 3, 2), (40, 7, 4), (32, 8, 2), (33, 8, 100)):
+    name = f"{count}-{size}-{window}"
+    case(
+        "SHUF-018",
+        name,
+        f"{count} records in blocks of {size}, windows of {window}",
+        blocks(count, size, window),
+        [loop(expect=permutation(count))],
+    )
+case(
+    "SHUF-019",
+    "records",
+    "which record stands where",
+    blocks(33, 7, 2),
+    [loop(), loop()],
+    EXACT,
+)
+case(
+    "SHUF-019",
+    "even",
+    "blocks of one size",
+    blocks(32, 4, 2),
+    [loop()],
+    EXACT,
+)
+case(
+    "SHUF-020",
+    "few",
+    "a window has few blocks",
+    blocks(64, 4, 3),
+    [loop(expect={"check": "few_blocks", "size": 4, "window": 3})],
+)
+case(
+    "KEYS-015",
+    "offset",
+    "the offset in the place of the record",
+    over("random-access", 6, 4, seed=5, nodes={"n0": "keys"}, edges={"n0": []}, sink="n0"),
+    [loop(), step(2)],
+    EXACT,
+)
