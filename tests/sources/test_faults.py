@@ -20,13 +20,20 @@ from datarax.sources import (
     ArrayRecordSourceConfig,
     ArrowSource,
     ArrowSourceConfig,
+    HFEagerSource,
+    HFEagerSourceConfig,
+    HFStreamingSource,
+    HFStreamingSourceConfig,
     RandomAccessSource,
     RandomAccessSourceConfig,
     StreamingDiskSource,
     StreamingDiskSourceConfig,
+    TFDSEagerSource,
+    TFDSEagerSourceConfig,
+    TFDSStreamingSource,
+    TFDSStreamingSourceConfig,
     encode,
 )
-from datarax.sources._host import require
 
 from . import cases
 from .cases import N
@@ -247,9 +254,35 @@ def test_page_checksums_of_parquet_are_verified(tmp_path):
 
 
 @pytest.mark.spec("SRC-037")
-def test_a_missing_package_is_named_with_its_extra():
-    with pytest.raises(ImportError, match=r"pip install 'datarax-reference\[arrow\]'"):
-        require("a_package_that_is_not_there", "arrow")
+@pytest.mark.parametrize(
+    "extra, package, build",
+    [
+        (
+            "array_record",
+            "array_record.python.array_record_module",
+            lambda path: ArrayRecordSource(ArrayRecordSourceConfig(paths=path)),
+        ),
+        ("arrow", "pyarrow", lambda path: ArrowSource(ArrowSourceConfig(paths=path))),
+        ("hf", "datasets", lambda path: HFEagerSource(HFEagerSourceConfig(path=path))),
+        ("hf", "datasets", lambda path: HFStreamingSource(HFStreamingSourceConfig(path=path))),
+        (
+            "tfds",
+            "tensorflow_datasets",
+            lambda path: TFDSEagerSource(TFDSEagerSourceConfig(path=path)),
+        ),
+        (
+            "tfds",
+            "tensorflow_datasets",
+            lambda path: TFDSStreamingSource(TFDSStreamingSourceConfig(path=path)),
+        ),
+    ],
+)
+def test_a_missing_package_is_named_with_its_extra(extra, package, build, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)  # to `import` the same as not installed
+    path = tmp_path / "file.parquet"
+    path.write_bytes(b"")
+    with pytest.raises(ImportError, match=rf"pip install 'datarax-reference\[{extra}\]'"):
+        build(path)
 
 
 @pytest.mark.spec("SRC-037")
