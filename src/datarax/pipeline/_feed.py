@@ -232,14 +232,15 @@ class Feed:
         rows, inside, starts, after = plan
         reader, spec = self.supply.reader, self.supply.spec
         assert isinstance(reader, Reader)
-        there = slice(None) if inside is None else inside
+        wanted, epochs = (
+            np.asarray(x if inside is None else x[inside]) for x in (rows.record, rows.epoch)
+        )
         failures: Failures = ()
         if self.supply.masks:
-            batch, readable, errors = reader.rows_and_holes(rows.record[there], spec)
-            epochs = rows.epoch[there][~readable].tolist()
-            failures = list(zip(epochs, errors, strict=True))
+            batch, readable, errors = reader.rows_and_holes(wanted, spec)
+            failures = list(zip(epochs[~readable].tolist(), errors, strict=True))
         else:
-            batch, readable = reader.rows(rows.record[there], spec), True
+            batch, readable = reader.rows(wanted, spec), True
         if inside is not None:
             batch = jax.tree.map(lambda x: _spread(x, inside), batch)
         if self.supply.masks or cut.padded:
@@ -410,7 +411,7 @@ def _stack(whole: Fetched, starts: list[Cursor], after: Cursor, failures: Failur
         Cursor(*(np.array(x, kind) for x in zip(*cursors, strict=True)))
         for cursors in (starts, [*starts[1:], after])
     )
-    return Stack(jax.device_put(fetched), before, behind, after, failures)
+    return Stack(_placed(fetched), before, behind, after, failures)
 
 
 def _placed(fetched: Fetched) -> Fetched:

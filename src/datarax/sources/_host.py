@@ -23,8 +23,10 @@ OnError: TypeAlias = Literal["raise", "mask"]
 ALIGNMENT = 64
 """JAX takes a NumPy array over without a copy, on a CPU, if it begins at a multiple of this."""
 
-SPARE_BYTES = 64 * 2**20
-"""The most that buffers of one size weigh which are kept to be used again."""
+SPARE_BYTES = 96 * 2**20
+"""The most that buffers of one size weigh which are kept to be used again: what is read ahead, and
+what the consumer is at.
+"""
 
 SPARE_FROM = 2**17
 """Bytes from which a buffer is kept: what is smaller the allocator keeps itself."""
