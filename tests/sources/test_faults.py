@@ -138,6 +138,19 @@ def test_a_policy_that_means_nothing_is_refused(config):
         RandomAccessSourceConfig(**config)
 
 
+@pytest.mark.spec("SRC-033", "SRC-030")
+@pytest.mark.parametrize("mode", ["step", "for"])
+def test_a_masked_record_counts_when_its_batch_comes(mode):
+    # Several epochs are read in one go, and in each of them the record is masked.
+    pipeline = over(Broken([6], n=10), batch_size=4, on_error="mask", max_errors=1)
+    batches = iter(pipeline) if mode == "for" else iter(pipeline.step, None)
+    counts = []
+    for _ in range(3):
+        next(batches)
+        counts.append(pipeline.stats().masked)
+    assert counts == [0, 1, 0]
+
+
 @pytest.mark.spec("SRC-034")
 def test_replay_gives_the_values_of_the_run():
     def noise(batch, *, keys):

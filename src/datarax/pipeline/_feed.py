@@ -209,7 +209,7 @@ class Feed:
             offsets = np.arange(offset, offset + rows_in_all, dtype=kind)
             records = self._records.at(epoch, offset, rows_in_all)
             rows = _host_rows(np.full(rows_in_all, epoch, kind), records, offsets)
-            return _Plan(rows, None, starts, after)
+            return _Plan(rows, np.ones(rows_in_all, bool), starts, after)
         rows = _host_rows(*(np.zeros(rows_in_all, kind) for _ in range(3)))
         inside = np.ones(rows_in_all, bool)
         for i, (epoch, offset) in enumerate(starts):
@@ -225,38 +225,37 @@ class Feed:
                     rows.epoch[at:end], rows.record[at:end] = epoch, self._records.at(epoch, 0, 1)
                     inside[at:end], at = False, end
                 epoch, offset = epoch + 1, 0
-        return _Plan(rows, None if inside.all() else inside, starts, after)
+        return _Plan(rows, inside, starts, after)
 
     def _read_plan(self, plan: "_Plan", cut: Cut, stacked: bool) -> Any:
         """Runs in a thread: reads, and places on the device."""
         rows, inside, starts, after = plan
         reader, spec = self.supply.reader, self.supply.spec
         assert isinstance(reader, Reader)
-        wanted, epochs = (
-            np.asarray(x if inside is None else x[inside]) for x in (rows.record, rows.epoch)
-        )
-        failures: Failures = ()
+        wanted = np.asarray(rows.record)[inside]
         if self.supply.masks:
             batch, readable, errors = reader.rows_and_holes(wanted, spec)
-            failures = list(zip(epochs[~readable].tolist(), errors, strict=True))
         else:
-            batch, readable = reader.rows(wanted, spec), True
-        if inside is not None:
+            batch, readable, errors = reader.rows(wanted, spec), True, []
+        if len(wanted) < len(inside):
             batch = jax.tree.map(lambda x: _spread(x, inside), batch)
+        mask = inside.copy()
+        mask[inside] = readable
         if self.supply.masks or cut.padded:
-            mask = np.ones(len(rows.record), bool) if inside is None else inside.copy()
-            mask[mask] = readable
             rows = rows._replace(mask=mask)
+        failures: list[list[tuple[int, ReadError]]] = [[] for _ in starts]
+        for row, error in zip(np.flatnonzero(inside & ~mask).tolist(), errors, strict=True):
+            failures[row // cut.size].append((int(rows.epoch[row]), error))
         if stacked:
-            return _stack(Fetched(batch, rows), starts, after, failures)
+            return _stack(
+                Fetched(batch, rows), starts, after, [x for some in failures for x in some]
+            )
         ends = [*starts[1:], after]
         fed = []
         for i, (start, end) in enumerate(zip(starts, ends, strict=True)):
             part = slice(i * cut.size, (i + 1) * cut.size)
             fetched = jax.tree.map(lambda x, part=part: x[part], Fetched(batch, rows))
-            mine = set() if not failures else set(rows.record[part].tolist())
-            here = [x for x in failures if x[1].record in mine]
-            fed.append(Fed(_placed(fetched), cut, start, end, here))
+            fed.append(Fed(_placed(fetched), cut, start, end, failures[i]))
         return fed
 
     # For streams.
@@ -321,12 +320,10 @@ def _host_rows(epoch: Any, record: Any, offset: Any, mask: Any = None) -> Rows:
 
 
 class _Plan(NamedTuple):
-    """The rows of some batches, which of them exist (None is all of them), and the cursors before
-    each and after all.
-    """
+    """The rows of some batches, which of them exist, and the cursors before each and after all."""
 
     rows: Rows
-    inside: np.ndarray | None
+    inside: np.ndarray
     starts: list[Cursor]
     after: Cursor
 
