@@ -139,21 +139,26 @@ def test_throughput(data, shuffle):
             found[name] = way(data, shuffle)
         except ImportError:
             absent.append(name)
-    best = dict.fromkeys(found, float("inf"))
+    best, cores = dict.fromkeys(found, float("inf")), {}
     for _ in range(ROUNDS):
         for name, way in found.items():
             # Grain goes record by record: some batches say what all would.
             count = max(batches // 100, 5) if name == "grain" else batches
-            start = time.perf_counter()
+            start, busy = time.perf_counter(), time.process_time()
             for _ in way(count):
                 pass
-            best[name] = min(best[name], (time.perf_counter() - start) / count)
+            seconds, busy = time.perf_counter() - start, time.process_time() - busy
+            if seconds / count < best[name]:
+                best[name], cores[name] = seconds / count, busy / seconds
     size = BATCH * data.shape[1] * 4
     print(f"\n  {size >> 20} MiB a batch, {'shuffled' if shuffle else 'sequential'}", end="")
     print(f"{', without ' + ' and '.join(absent) if absent else ''}:")
     for name, seconds in best.items():
         speed, share = size / seconds / 2**30, best["numpy"] / seconds
-        print(f"  {name:8} {speed:6.2f} GiB/s, {share:5.2f} of numpy, {seconds * 1e6:6.0f} us each")
+        print(
+            f"  {name:8} {speed:6.2f} GiB/s, {share:5.2f} of numpy, {seconds * 1e6:6.0f} us each, "
+            f"on {cores[name]:.1f} cores"
+        )
     # What `for` pays for each batch, however small, is measured by `make bench`.
     mine = ["scan"] if size == 2**20 else ["for", "scan"]
     for name in mine:
