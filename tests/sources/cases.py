@@ -88,7 +88,7 @@ def arrow_file(path: Path, n: int = N) -> Path:
 def prepared_tfds(folder: Path, n: int = N) -> Path:
     tfds = pytest.importorskip("tensorflow_datasets", reason="needs the extra 'tfds'")
 
-    with tfds.core.registered.skip_registering():
+    with tfds.core.registered.skip_registration():
 
         class Numbers(tfds.core.GeneratorBasedBuilder):
             VERSION = tfds.core.Version("1.0.0")

@@ -20,13 +20,20 @@ from datarax.sources import (
     ArrayRecordSourceConfig,
     ArrowSource,
     ArrowSourceConfig,
+    HFEagerSource,
+    HFEagerSourceConfig,
+    HFStreamingSource,
+    HFStreamingSourceConfig,
     RandomAccessSource,
     RandomAccessSourceConfig,
     StreamingDiskSource,
     StreamingDiskSourceConfig,
+    TFDSEagerSource,
+    TFDSEagerSourceConfig,
+    TFDSStreamingSource,
+    TFDSStreamingSourceConfig,
     encode,
 )
-from datarax.sources._host import require
 
 from . import cases
 from .cases import N
@@ -129,6 +136,19 @@ def test_more_than_max_errors_are_an_error_that_leaves_the_cursor():
 def test_a_policy_that_means_nothing_is_refused(config):
     with pytest.raises((ValueError, TypeError)):
         RandomAccessSourceConfig(**config)
+
+
+@pytest.mark.spec("SRC-033", "SRC-030")
+@pytest.mark.parametrize("mode", ["step", "for"])
+def test_a_masked_record_counts_when_its_batch_comes(mode):
+    # Several epochs are read in one go, and in each of them the record is masked.
+    pipeline = over(Broken([6], n=10), batch_size=4, on_error="mask", max_errors=1)
+    batches = iter(pipeline) if mode == "for" else iter(pipeline.step, None)
+    counts = []
+    for _ in range(3):
+        next(batches)
+        counts.append(pipeline.stats().masked)
+    assert counts == [0, 1, 0]
 
 
 @pytest.mark.spec("SRC-034")
@@ -247,9 +267,35 @@ def test_page_checksums_of_parquet_are_verified(tmp_path):
 
 
 @pytest.mark.spec("SRC-037")
-def test_a_missing_package_is_named_with_its_extra():
-    with pytest.raises(ImportError, match=r"pip install 'datarax-reference\[arrow\]'"):
-        require("a_package_that_is_not_there", "arrow")
+@pytest.mark.parametrize(
+    "extra, package, build",
+    [
+        (
+            "array_record",
+            "array_record.python.array_record_module",
+            lambda path: ArrayRecordSource(ArrayRecordSourceConfig(paths=path)),
+        ),
+        ("arrow", "pyarrow", lambda path: ArrowSource(ArrowSourceConfig(paths=path))),
+        ("hf", "datasets", lambda path: HFEagerSource(HFEagerSourceConfig(path=path))),
+        ("hf", "datasets", lambda path: HFStreamingSource(HFStreamingSourceConfig(path=path))),
+        (
+            "tfds",
+            "tensorflow_datasets",
+            lambda path: TFDSEagerSource(TFDSEagerSourceConfig(path=path)),
+        ),
+        (
+            "tfds",
+            "tensorflow_datasets",
+            lambda path: TFDSStreamingSource(TFDSStreamingSourceConfig(path=path)),
+        ),
+    ],
+)
+def test_a_missing_package_is_named_with_its_extra(extra, package, build, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)  # to `import` the same as not installed
+    path = tmp_path / "file.parquet"
+    path.write_bytes(b"")
+    with pytest.raises(ImportError, match=rf"pip install 'datarax-reference\[{extra}\]'"):
+        build(path)
 
 
 @pytest.mark.spec("SRC-037")

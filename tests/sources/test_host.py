@@ -2,6 +2,7 @@
 
 import dataclasses
 import threading
+import types
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from datarax.sources import (
     Reader,
     StreamingDiskSource,
     StreamingDiskSourceConfig,
+    _host,
 )
 
 
@@ -132,13 +134,43 @@ def test_files_of_any_layout_arrive_as_they_are(tmp_path):
 
 
 @pytest.mark.spec("SRC-009")
-def test_a_batch_is_not_a_buffer(tmp_path):
-    np.save(tmp_path / "x.npy", np.arange(4000, dtype=np.int32))
-    source = StreamingDiskSource(StreamingDiskSourceConfig(path=tmp_path / "x.npy"))
-    batches = list(Pipeline(source=source, batch_size=100))
-    np.testing.assert_array_equal(
-        np.concatenate([batch["data"] for batch in batches]), np.arange(4000)
-    )
+@pytest.mark.parametrize("width", [1, 1000], ids=["small", "large"])
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_a_batch_is_not_a_buffer(tmp_path, width, shuffle):
+    data = np.repeat(np.arange(2000, dtype=np.int32)[:, None], width, axis=1)
+    np.save(tmp_path / "x.npy", data)
+    config = StreamingDiskSourceConfig(path=tmp_path / "x.npy", shuffle=shuffle)
+    pipeline = Pipeline(source=StreamingDiskSource(config), batch_size=100, rngs=nnx.Rngs(0))
+    rows, kept, views = [], [], []
+    for i, batch in enumerate(pipeline):
+        rows.append(np.array(batch["data"][:, 0]))
+        if i % 3 == 0:  # the memory of the others is free again
+            kept.append((i, batch))
+        if i % 3 == 1:
+            views.append((i, np.asarray(batch["data"])[10:20]))
+    assert sorted(np.concatenate(rows)) == list(range(2000))
+    for i, batch in kept:
+        np.testing.assert_array_equal(batch["data"], data[rows[i]])
+    for i, view in views:
+        np.testing.assert_array_equal(view, data[rows[i][10:20]])
+
+
+@pytest.mark.internal
+def test_memory_of_batches_that_are_gone_is_used_again(tmp_path, monkeypatch):
+    made = []
+
+    def empty(*args):
+        made.append(args)
+        return np.empty(*args)
+
+    # A hole in the file, which reads as zero: 40 batches of 2 MB.
+    np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.int32, (20_000, 1000))
+    config = StreamingDiskSourceConfig(path=tmp_path / "x.npy")
+    pipeline = Pipeline(source=StreamingDiskSource(config), batch_size=500, num_threads=1)
+    monkeypatch.setattr(_host, "np", types.SimpleNamespace(**vars(np) | {"empty": empty}))
+    for batch in pipeline:
+        jax.block_until_ready(batch)
+    assert 0 < len(made) <= 10
 
 
 @pytest.mark.spec("SRC-030")

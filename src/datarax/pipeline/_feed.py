@@ -30,7 +30,7 @@ CHUNK_BATCHES = 8
 STACK_BYTES = 8 * 2**20
 """What a thread reads in one go for `scan`."""
 
-BLOCK = 8192
+BLOCK = 2**15
 """Records whose order is computed in one call."""
 
 Failures: TypeAlias = Sequence[tuple[int, ReadError]]
@@ -196,18 +196,26 @@ class Feed:
 
     def _plan(self, start: Cursor, cut: Cut, count: int) -> "_Plan":
         """Which rows the batches have: what `_rows.locate` says, in numbers."""
-        supply = self.supply
-        assert supply.length is not None
-        kind, rows_in_all = word(supply.length), cut.size * count
+        size, length, last_batch = self.supply.size, self.supply.length, self.supply.last_batch
+        assert length is not None
+        after = settle(start, size, length, last_batch, host_where)
+        starts = []
+        for _ in range(count):
+            starts.append(after)
+            after = advance(after, cut.size, length, last_batch, host_where)
+        kind, rows_in_all = word(length), cut.size * count
+        epoch, offset = starts[0]
+        if offset + rows_in_all <= length:
+            offsets = np.arange(offset, offset + rows_in_all, dtype=kind)
+            records = self._records.at(epoch, offset, rows_in_all)
+            rows = _host_rows(np.full(rows_in_all, epoch, kind), records, offsets)
+            return _Plan(rows, np.ones(rows_in_all, bool), starts, after)
         rows = _host_rows(*(np.zeros(rows_in_all, kind) for _ in range(3)))
         inside = np.ones(rows_in_all, bool)
-        starts = []
-        for at in range(0, rows_in_all, cut.size):
-            start = settle(start, supply.size, supply.length, supply.last_batch, host_where)
-            starts.append(start)
-            end, (epoch, offset) = at + cut.size, start
+        for i, (epoch, offset) in enumerate(starts):
+            at, end = i * cut.size, (i + 1) * cut.size
             while at < end:
-                n = min(end - at, supply.length - offset)
+                n = min(end - at, length - offset)
                 rows.epoch[at : at + n] = epoch
                 rows.offset[at : at + n] = np.arange(offset, offset + n, dtype=kind)
                 rows.record[at : at + n] = self._records.at(epoch, offset, n)
@@ -217,38 +225,37 @@ class Feed:
                     rows.epoch[at:end], rows.record[at:end] = epoch, self._records.at(epoch, 0, 1)
                     inside[at:end], at = False, end
                 epoch, offset = epoch + 1, 0
-            start = advance(start, cut.size, supply.length, supply.last_batch, host_where)
-        return _Plan(rows, inside, starts, start)
+        return _Plan(rows, inside, starts, after)
 
     def _read_plan(self, plan: "_Plan", cut: Cut, stacked: bool) -> Any:
         """Runs in a thread: reads, and places on the device."""
         rows, inside, starts, after = plan
         reader, spec = self.supply.reader, self.supply.spec
         assert isinstance(reader, Reader)
-        wanted = np.asarray(rows.record if inside.all() else rows.record[inside])
-        failures: Failures = ()
+        wanted = np.asarray(rows.record)[inside]
         if self.supply.masks:
             batch, readable, errors = reader.rows_and_holes(wanted, spec)
-            epochs = rows.epoch[inside][~readable].tolist()
-            failures = list(zip(epochs, errors, strict=True))
         else:
-            batch, readable = reader.rows(wanted, spec), True
+            batch, readable, errors = reader.rows(wanted, spec), True, []
         if len(wanted) < len(inside):
             batch = jax.tree.map(lambda x: _spread(x, inside), batch)
+        mask = inside.copy()
+        mask[inside] = readable
         if self.supply.masks or cut.padded:
-            mask = inside.copy()
-            mask[inside] = readable
             rows = rows._replace(mask=mask)
+        failures: list[list[tuple[int, ReadError]]] = [[] for _ in starts]
+        for row, error in zip(np.flatnonzero(inside & ~mask).tolist(), errors, strict=True):
+            failures[row // cut.size].append((int(rows.epoch[row]), error))
         if stacked:
-            return _stack(Fetched(batch, rows), starts, after, failures)
+            return _stack(
+                Fetched(batch, rows), starts, after, [x for some in failures for x in some]
+            )
         ends = [*starts[1:], after]
         fed = []
         for i, (start, end) in enumerate(zip(starts, ends, strict=True)):
             part = slice(i * cut.size, (i + 1) * cut.size)
             fetched = jax.tree.map(lambda x, part=part: x[part], Fetched(batch, rows))
-            mine = set() if not failures else set(rows.record[part].tolist())
-            here = [x for x in failures if x[1].record in mine]
-            fed.append(Fed(jax.device_put(fetched), cut, start, end, here))
+            fed.append(Fed(_placed(fetched), cut, start, end, failures[i]))
         return fed
 
     # For streams.
@@ -271,7 +278,7 @@ class Feed:
         while len(fed) < count and not (loop and fed and fed[-1].after.epoch != start.epoch):
             fed.append(self._next_of_stream(fed[-1].after if fed else start, cut, loop))
         if not stacked:
-            return [x._replace(fetched=jax.device_put(x.fetched)) for x in fed]
+            return [x._replace(fetched=x.fetched and _placed(x.fetched)) for x in fed]
         whole = jax.tree.map(lambda *x: np.concatenate(x), *(x.fetched for x in fed))
         return _stack(whole, [x.start for x in fed], fed[-1].after, ())
 
@@ -355,13 +362,13 @@ class _Records:
         order = _kept(self._orders, epoch, lambda: self._order(epoch))
         if isinstance(order, StoredOrder):
             return np.arange(offset, offset + count, dtype=word(self._length))
-        first = offset // BLOCK
-        blocks = [
-            _kept(self._blocks, (epoch, i), lambda i=i: self._block(order, i))
-            for i in range(first, (offset + count - 1) // BLOCK + 1)
-        ]
-        start = offset - first * BLOCK
-        return np.concatenate(blocks)[start : start + count]
+        parts, end = [], offset + count
+        while offset < end:
+            i, start = divmod(offset, BLOCK)
+            block = _kept(self._blocks, (epoch, i), lambda i=i: self._block(order, i))
+            parts.append(block[start : start + end - offset])
+            offset += len(parts[-1])
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def _block(self, order: Order, i: int) -> np.ndarray:
         assert self._length is not None
@@ -401,7 +408,14 @@ def _stack(whole: Fetched, starts: list[Cursor], after: Cursor, failures: Failur
         Cursor(*(np.array(x, kind) for x in zip(*cursors, strict=True)))
         for cursors in (starts, [*starts[1:], after])
     )
-    return Stack(jax.device_put(fetched), before, behind, after, failures)
+    return Stack(_placed(fetched), before, behind, after, failures)
+
+
+def _placed(fetched: Fetched) -> Fetched:
+    """The batch on the device. What says which rows it has goes there if a stage asks for it."""
+    batch, rows = fetched
+    mask = None if rows.mask is None else jax.device_put(rows.mask)
+    return Fetched(jax.tree.map(jax.device_put, batch), rows._replace(mask=mask))
 
 
 def _spread(x: np.ndarray, inside: np.ndarray) -> np.ndarray:

@@ -53,6 +53,10 @@ class NpyReader(Reader):
     files: tuple[tuple[str, str], ...]
 
     def __len__(self) -> int:
+        return self._length
+
+    @functools.cached_property
+    def _length(self) -> int:
         lengths = {field: len(x.rows) for field, x in self._columns.items()}
         if len(set(lengths.values())) > 1:
             raise UnequalLengthsError(lengths)

@@ -123,7 +123,7 @@ def load(config: Any, dataset: Any, streaming: bool) -> Any:
         raise ValueError("Give either a data set or `path` in the config, and not both.")
     if dataset is None:
         path = os.fspath(config.path)
-        if (os.path.isdir(path) and not streaming) or os.path.isdir(path):
+        if os.path.isdir(path):
             dataset = datasets.load_from_disk(path)
         else:
             dataset = datasets.load_dataset(path, split=config.split, streaming=streaming)

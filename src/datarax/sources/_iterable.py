@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from .._rows import Cut, Rows
-from .._types import Batch, Scalar, Spec
+from .._types import Batch, Spec
 from ..errors import EmptySourceError, RandomAccessError, ReadError
 from ._base import Fetched
 from ._host import conform, held_spec, spec_of, stack
@@ -49,7 +49,7 @@ class StreamSource(nnx.Module):
         mask = jnp.zeros(cut.size, bool) if cut.padded else None
         return Fetched(batch, Rows(where, where, where, mask))
 
-    def get_batch_at(self, start: Scalar, batch_size: int, key: Any) -> Batch:
+    def get_batch_at(self, start: Any, batch_size: int, key: Any = None) -> Batch:
         """A stream has no random access: raises a `RandomAccessError`."""
         raise RandomAccessError(
             f"{self.stream.label} is a stream and gives its records in order, so it cannot be read "
