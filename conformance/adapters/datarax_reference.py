@@ -194,7 +194,7 @@ class Stream:
         nodes = self.pipeline.replay(record, epoch)
         return {f"{node}.{name}": x for node, batch in nodes.items() for name, x in batch.items()}
 
-    def ask_fold(self, fn, length, carry=None, modules=()):
+    def ask_fold(self, fn, length, carry=None, modules=(), unroll=1, fetch=None):
         if fn == "captures":
             held = Triple()
             return self.pipeline.scan(lambda batch: batch["x"].sum() * held.factor[...], length)
@@ -209,8 +209,9 @@ class Stream:
         function = self.folds[fn]
         before = function.traces
         given = [self.modules.setdefault(name, Triple()) for name in modules]
-        start = {} if carry is None else {"init_carry": jnp.float32(carry)}
-        result = self.pipeline.scan(function, length, modules=given, **start)
+        how = {} if carry is None else {"init_carry": jnp.float32(carry)}
+        how |= {"unroll": unroll, "fetch": fetch}
+        result = self.pipeline.scan(function, length, modules=given, **how)
         found = {"traced": np.array(function.traces > before)}
         if given:
             found["module"] = np.int32(given[0].calls[...])

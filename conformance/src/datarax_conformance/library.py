@@ -175,13 +175,22 @@ class Library(Stream):
         return place_of(epoch_key(base_key(seed), epoch), length, records).tolist()
 
     def ask_fold(
-        self, fn: str, length: int, carry: float | None = None, modules: Sequence[str] = ()
+        self,
+        fn: str,
+        length: int,
+        carry: float | None = None,
+        modules: Sequence[str] = (),
+        unroll: int = 1,
+        fetch: int | None = None,
     ) -> Batch:
         """`length` batches through a function, its results stacked."""
+        for count in (unroll, 1 if fetch is None else fetch):
+            if type(count) is not int or count < 1:
+                raise Refused("scan-length")
         if fn == "captures":
             raise Refused("captured", names=["held"])
-        new = (fn, length) not in self.traced
-        self.traced |= {(fn, length)}
+        new = (fn, length, unroll, fetch) not in self.traced
+        self.traced |= {(fn, length, unroll, fetch)}
         counted, total, outs = self.counted, np.float32(carry or 0), []
         for batch in [self.step() for _ in range(length)]:
             here = batch["x"].sum(dtype=np.float32)

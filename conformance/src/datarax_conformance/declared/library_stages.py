@@ -486,6 +486,21 @@ case(
         step(),
     ],
 )
+case(
+    "SCAN-019",
+    "values",
+    "the same results, however many batches at a time",
+    CHAIN,
+    [fold(6, fetch=4), fold(6, fetch=1, unroll=2), fold(6), step()],
+)
+for name in ("unroll", "fetch"):
+    case(
+        "SCAN-019",
+        name,
+        f"no batch, and half of one, for {name}",
+        CHAIN,
+        [fold(**{name: count}, expect=error("scan-length")) for count in (0, 1.5)] + [step()],
+    )
 case("SCAN-012", "carry", "the sum so far", CHAIN, [fold(carry=10.0), fold(2, carry=0.0), step()])
 case(
     "SCAN-012",

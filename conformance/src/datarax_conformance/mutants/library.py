@@ -460,7 +460,24 @@ MUTANTS = [
         "            total = np.float32(carry or 0) + here\n",
     ),
     mutant("modules of a scan are copies", "SCAN-013", "        self.counted = counted\n", ""),
-    mutant("every scan is traced", "SCAN-014", "        self.traced |= {(fn, length)}\n", ""),
+    mutant(
+        "batches fetched together come in another order",
+        "SCAN-019",
+        "[self.step() for _ in range(length)]:",
+        "[self.step() for _ in range(length)][:: -1 if fetch else 1]:",
+    ),
+    mutant(
+        "half a batch may be fetched",
+        "SCAN-019",
+        "type(count) is not int or count < 1",
+        "count < 1",
+    ),
+    mutant(
+        "every scan is traced",
+        "SCAN-014",
+        "        self.traced |= {(fn, length, unroll, fetch)}\n",
+        "",
+    ),
     mutant(
         "new functions are taken for the first",
         "SCAN-015",
