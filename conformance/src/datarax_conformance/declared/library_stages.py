@@ -499,7 +499,7 @@ for name in ("unroll", "fetch"):
         name,
         f"no batch, and half of one, for {name}",
         CHAIN,
-        [fold(**{name: count}, expect=error("scan-length")) for count in (0, 1.5)] + [step()],
+        [fold(expect=error("scan-length")) | {name: count} for count in (0, 1.5)] + [step()],
     )
 case("SCAN-012", "carry", "the sum so far", CHAIN, [fold(carry=10.0), fold(2, carry=0.0), step()])
 case(
