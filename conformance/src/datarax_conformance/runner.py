@@ -131,7 +131,8 @@ class Run:
         self.expected = {entry.case for entry in expected}
         self.timeout = timeout
         self.basic = {case.requirement: case for case in cases if case.basic} if blocking else {}
-        self.verdicts: dict[str, Verdict] = {}
+        self.verdicts: dict[str, concurrent.futures.Future[Verdict]] = {}
+        self.lock = threading.Lock()
         self.new_engine = new_engine
         self.engines: list[Engine] = []
         self.local = threading.local()
@@ -173,9 +174,16 @@ class Run:
         return [*needed_by(case.requirements), *case.needs, *own]
 
     def verdict(self, case: Case) -> Verdict:
-        if case.id not in self.verdicts:
-            self.verdicts[case.id] = self._work_out(case)
-        return self.verdicts[case.id]
+        """Worked out by whoever asks first; needs go in no circle, so nobody waits for ever."""
+        with self.lock:
+            known = case.id in self.verdicts
+            verdict = self.verdicts.setdefault(case.id, concurrent.futures.Future())
+        if not known:
+            try:
+                verdict.set_result(self._work_out(case))
+            except BaseException as error:
+                verdict.set_exception(error)
+        return verdict.result()
 
     def _work_out(self, case: Case) -> Verdict:
         if "lost" in self.identity:
@@ -194,11 +202,12 @@ class Run:
         return verdict
 
     def all(self, jobs: int = 1) -> list[Verdict]:
-        for case in self.basic.values():
-            self.verdict(case)
-        if jobs == 1:
-            return [self.verdict(case) for case in self.cases]
+        """Basic cases first, since the others may wait for them."""
+        if jobs == 1:  # in this thread, for a debugger
+            verdicts = [self.verdict(case) for case in (*self.basic.values(), *self.cases)]
+            return verdicts[len(self.basic) :]
         with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+            list(pool.map(self.verdict, self.basic.values()))
             return list(pool.map(self.verdict, self.cases))
 
     def close(self) -> None:
