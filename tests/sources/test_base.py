@@ -211,7 +211,7 @@ def test_a_source_of_no_records_is_refused():
         (jnp.zeros(4), "must return a dict of arrays, got"),
     ],
 )
-def test_a_source_that_gives_no_batch_is_refused(batch, text):
+def test_a_source_that_gives_no_batch_is_refused(unchecked, batch, text):
     class Odd(EagerSourceBase):
         def __len__(self):
             return 10
