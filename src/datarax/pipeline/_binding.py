@@ -154,8 +154,8 @@ class Binding:
     def read(self) -> Values:
         """The value of every leaf, as it is now."""
         values = self._leaves.copy()
-        for i, variable in self.variables.items():
-            values[i] = variable.get_raw_value()
+        for i, value in zip(self.variables, map(_RAW_VALUE, self._variables), strict=True):
+            values[i] = value
         return values
 
     def write(self, changes: Changes, before: Values) -> None:

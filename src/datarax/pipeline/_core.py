@@ -104,7 +104,10 @@ def drawn(
 
 def updated(values: Values, new: Changes) -> Values:
     """The values after these changes."""
-    return [new.get(i, x) for i, x in enumerate(values)]
+    values = values.copy()
+    for i, value in new.items():
+        values[i] = value
+    return values
 
 
 def order_at(pipeline: "Pipeline", epoch: Scalar, epochs: int) -> Any:
@@ -322,6 +325,7 @@ def fetched_at_once(
         record = jax.tree.leaves(source.element_spec)
         row_bytes = sum(math.prod(x.shape) * x.dtype.itemsize for x in record)
         most = FETCHED_BYTES // max(row_bytes * cut.size, 1)
+        most = most if most > 3 else 1  # to gather two or three together gains nothing
     return next(count for count in range(min(max(most, 1), length), 0, -1) if length % count == 0)
 
 

@@ -6,6 +6,8 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from itertools import compress
+from operator import is_not
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
@@ -113,29 +115,40 @@ class Runtime:
         pipeline._cursor_state.claim()
         binding = self.bind(pipeline)
         values = binding.read()
-        if binding is not self._binding:
+        if binding is self._binding:
+            changed = list(compress(values, map(is_not, values, self._values)))
+            if len(changed) > (values[binding.position] is not self._values[binding.position]):
+                self._orders.clear()  # a key has changed, maybe
+        else:
             pipeline._check_settings()
-            self._keeps_state = True
+            changed, self._mutable, self._keeps_state = values, False, True
             self._orders.clear()
-        elif not _same_but_at(binding.position, values, self._values):
-            self._orders.clear()  # a key has changed, maybe
-        self._traced = has_tracer(values)
-        self._mutable = any(map(_is_mutable, jax.tree.leaves(values)))
+        self._traced = has_tracer(changed)
+        new = jax.tree.leaves(values if self._mutable else changed)
+        self._mutable = any(map(_is_mutable, new))
         where = jnp.where if is_traced(values[binding.position]) else host_where
         self.start = settle(cursor(pipeline), *policy(pipeline), where)
         self._binding, self._values = binding, values
         self._discard()
         return binding
 
-    def moved(self, start: Cursor) -> None:
-        """Something else has moved the cursor to `start`, and maybe changed other values."""
-        binding, self._binding = self._binding, None
-        if binding is not None and not self._traced:
-            before, self._values = self._values, binding.read()
-            self._binding, self.start = binding, start
-            self._ahead.clear()
-            if not _same_but_at(binding.position, before, self._values):
-                self._orders.clear()
+    def moved(self, binding: Binding, values: Values, start: Cursor) -> None:
+        """A scan over `binding` has moved the cursor to `start`, and left these values."""
+        mine = self._binding
+        if mine is None or self._traced:
+            self._binding = None  # what is known of a trace ends with it: look anew
+            return
+        if binding is not mine:
+            values = mine.read()
+        if sum(map(is_not, values, self._values)) > 1:  # more than the cursor: a key, maybe
+            self._orders.clear()
+        self._values, self.start = values, start
+        self._ahead.clear()
+
+    @property
+    def values(self) -> Values:
+        """The pipeline's values as of the last look."""
+        return self._values.copy()
 
     def feed(self, pipeline: "Pipeline") -> Feed | None:
         """What reads rows ahead, if the source is on the host. Call it after `look`."""
@@ -464,11 +477,6 @@ def max_errors(pipeline: "Pipeline") -> int:
 def _is_it(known: Any, now: Any) -> bool:
     # Arrays have no equality that answers with one bool, readers may be equal and not the same.
     return known is now or (not isinstance(now, np.ndarray | jax.Array | dict) and known == now)
-
-
-def _same_but_at(place: int, now: Values, then: Values) -> bool:
-    pairs = enumerate(zip(now, then, strict=True))
-    return all(x is y or i == place for i, (x, y) in pairs)
 
 
 def _is_mutable(value: Any) -> bool:

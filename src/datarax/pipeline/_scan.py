@@ -12,7 +12,7 @@ from .._types import Cursor, integer, is_traced
 from ..errors import LastBatchError, ScanLengthError
 from ..sources._base import length_of
 from ._binding import Binding, Changes, has_tracer
-from ._core import scan_program
+from ._core import scan_program, updated
 from ._feed import Feed, stack_counts
 from ._iterator import blame, max_errors, policy
 from ._meter import Bar
@@ -43,9 +43,10 @@ def scan(
         if not isinstance(modules, Sequence):
             raise TypeError(f"`modules` must be a list or tuple of NNX objects, got {modules!r}.")
         feed = runtime.feed(pipeline)
+        values = runtime.values
         if len(modules) > 0:
             binding = runtime.bind(pipeline, tuple(modules))
-        values = binding.read()
+            values = binding.read()
         end = None if binding.is_cursor_shared else _end(pipeline, length)
         if feed is not None and length > 0 and not has_tracer([*values, init_carry]):
             after, carry, outs = _scan_fed(
@@ -65,7 +66,7 @@ def scan(
                 after[known] = pack(end, length_of(pipeline.source))
         binding.write(after, values)
         if end is not None:
-            runtime.moved(end)
+            runtime.moved(binding, updated(values, after), end)
     return (carry, outs) if carried else outs
 
 
