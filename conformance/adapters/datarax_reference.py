@@ -4,12 +4,8 @@ import copy
 import gc
 import importlib.metadata
 import json
-import os
 import pickle
 import weakref
-
-# Most of a run is compiling small programs. XLA reads this when the first one is.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import datarax_reference_parts as parts
 import jax
