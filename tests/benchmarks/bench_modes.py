@@ -6,15 +6,11 @@ from benchmarks.workloads import MODES, WORKLOADS, Mode, Workload, check, floor,
 
 BUDGET = {"for": 0.6, "step": 2.0, "scan": 1.1}
 SHUFFLED_SCAN = 1.3
-WORK = 1.1
-"""A loop whose batches are all work has no calls to save: it may be no slower."""
 
 
 def budget(work: Workload, mode: Mode, shuffle: bool) -> float | None:
     if work.learns and mode != "scan":
         return None  # a training step takes its time, in whichever loop it stands
-    if work.is_work and mode == "for":
-        return WORK
     return SHUFFLED_SCAN if shuffle and mode == "scan" else BUDGET[mode]
 
 

@@ -35,9 +35,7 @@ class Workload:
     work, where `keys(name)` are the keys of the batch's records for the stage of that name.
 
     A batch is reduced to a number by `scan` and left alone in the other modes; with `learns` it
-    trains a small network in all of them. `is_work` says that a batch takes some hundred
-    microseconds to compute, against which calls count little. Of an epoch `timed` batches count,
-    if it has so many.
+    trains a small network in all of them. Of an epoch `timed` batches count, if it has so many.
     """
 
     name: str
@@ -47,7 +45,6 @@ class Workload:
     stages: Callable[[Any], dict[str, Any]] = lambda parameters: {"stages": []}
     by_hand: Callable[[Any, Batch, Keys], Batch] = lambda parameters, batch, keys: batch
     learns: bool = False
-    is_work: bool = False
     timed: int = 100
 
     def __str__(self) -> str:
@@ -370,7 +367,6 @@ WORKLOADS = (
         batch_size=64,
         stages=augmented,
         by_hand=augmented_by_hand,
-        is_work=True,
     ),
     Workload(
         name="branching DAG",
