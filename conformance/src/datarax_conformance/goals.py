@@ -277,6 +277,7 @@ def no_cascades() -> Answer:
     class BrokenStep(Adapter):
         def build(self, program: Any, ops: Any) -> Any:
             stream = super().build(program, ops)
+            # An engine that is broken on purpose: a method of this one stream always fails.
             stream.take = lambda stay: 1 / 0  # type: ignore[method-assign]
             return stream
 

@@ -76,6 +76,7 @@ class Library(Stream):
         cursor = json.loads(state).get("cursor", {})
         if not all(type(number) is int for number in cursor.values()):
             raise Refused("state", field="cursor")
+        # Text and bytes alike, which the model's own signature does not promise.
         super().set_state(state)  # pyright: ignore[reportArgumentType]
 
     def jit_steps(self, n: int) -> list[Batch]:

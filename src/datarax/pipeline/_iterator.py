@@ -41,7 +41,7 @@ BINDINGS = 8
 """How many sets of `modules` a pipeline remembers."""
 
 AHEAD = 8
-"""Batches that `for` computes in one call of compiled code, and then hands out one by one."""
+"""Batches that `for` and `step` compute in one call of compiled code, and hand out one by one."""
 
 AHEAD_BYTES = 64 * 2**20
 """The most that batches computed ahead may weigh together."""

@@ -98,6 +98,7 @@ class PartsReader(Reader):
     def __len__(self) -> int:
         return int(self.ends[-1]) if self.parts else 0
 
+    # A cached property where the base has a property: it, too, is only ever read.
     @functools.cached_property
     def stored_spec(self) -> Spec:  # pyright: ignore[reportIncompatibleMethodOverride]
         return spec_of(self._decoded(self._raw(np.zeros(1, np.int64))[0]))

@@ -77,6 +77,7 @@ class ArrowReader(Reader):
     def __len__(self) -> int:
         return int(self._ends[-1]) if self._chunks else 0
 
+    # A cached property where the base has a property: it, too, is only ever read.
     @functools.cached_property
     def stored_spec(self) -> Spec:  # pyright: ignore[reportIncompatibleMethodOverride]
         if not self._chunks:

@@ -95,6 +95,7 @@ class EagerSourceBase(nnx.Module):
         """
         keys = None if order_key is None else keys_of(order_key, epochs)
         make = self.shuffle if isinstance(self.shuffle, Blocks) else ORDERS[self.shuffle]
+        # No keys only in stored order, which takes none: a shuffle without a seed was refused.
         return make(keys, len(self))  # pyright: ignore[reportArgumentType]
 
     @property

@@ -66,6 +66,7 @@ class NpyReader(Reader):
     def _columns(self) -> dict[str, _Column]:
         return {field: _open(file) for field, file in self.files}
 
+    # A cached property where the base has a property: it, too, is only ever read.
     @functools.cached_property
     def stored_spec(self) -> Spec:  # pyright: ignore[reportIncompatibleMethodOverride]
         return {

@@ -99,6 +99,7 @@ class HFReader(Reader):
         # Not "numpy": that format makes float32 of float64.
         return self.dataset.with_format("arrow")
 
+    # A cached property where the base has a property: it, too, is only ever read.
     @functools.cached_property
     def stored_spec(self) -> Spec:  # pyright: ignore[reportIncompatibleMethodOverride]
         fields, _ = columns_of(self._arrow[:1])

@@ -133,7 +133,8 @@ class MixDataSourcesNode(EagerSourceBase):
         self.plan = Plan(quotas, periods, lengths, tuple(source.shuffle for source in sources))
         readers = [source.reader for source in sources]
         if all(reader is not None for reader in readers):
-            self.reader = MixReader(tuple(readers), self.plan)  # pyright: ignore
+            # `all` has seen that none of them is None, which pyright cannot.
+            self.reader = MixReader(tuple(readers), self.plan)  # pyright: ignore[reportArgumentType]
 
     def __len__(self) -> int:
         return self.plan.length

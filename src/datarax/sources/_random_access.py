@@ -57,6 +57,7 @@ class ObjectReader(Reader):
     def __len__(self) -> int:
         return len(self.data)
 
+    # A cached property where the base has a property: it, too, is only ever read.
     @functools.cached_property
     def stored_spec(self) -> Spec:  # pyright: ignore[reportIncompatibleMethodOverride]
         return spec_of(as_record(self.data[0], self.fields))
