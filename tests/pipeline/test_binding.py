@@ -24,6 +24,7 @@ from helpers import (
 )
 
 from datarax import Pipeline
+from datarax.pipeline._binding import Binding
 from datarax.sources import MemorySource, MemorySourceConfig, SourceData
 
 
@@ -208,3 +209,20 @@ def test_a_structure_that_cannot_be_hashed_is_a_structure():
     for mode in MODES.values():
         stream.reset()
         assert [b["x"].tolist() for b in mode(stream, 2)] == [[7, 13], [19, 25]]
+
+
+@pytest.mark.internal("attributes are compared as one row of objects")
+def test_an_attribute_more_less_or_replaced_is_noticed_wherever_it_stands():
+    stage = Affine(1, 0)
+    stream = pipeline([stage], length=6)
+    for node in (stream, stage, stream.source):
+        binding = Binding((stream,))
+        assert binding.is_current()
+        node.note = "new"
+        assert not binding.is_current()
+        binding = Binding((stream,))
+        node.note = "".join(["n", "ew"])  # equal, and another object
+        assert not binding.is_current()
+        binding = Binding((stream,))
+        del node.note
+        assert not binding.is_current()
