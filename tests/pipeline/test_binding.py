@@ -226,3 +226,20 @@ def test_an_attribute_more_less_or_replaced_is_noticed_wherever_it_stands():
         binding = Binding((stream,))
         del node.note
         assert not binding.is_current()
+
+
+@pytest.mark.internal("attributes are compared as one row of objects")
+def test_one_more_at_the_very_end_is_noticed():
+    class Parts(nnx.Module):
+        def __init__(self):
+            self.parts = nnx.data([Affine(1, 0)])
+
+        def __call__(self, batch):
+            return self.parts[-1](batch)
+
+    stage = Parts()
+    stream = pipeline([stage], length=6)
+    binding = Binding((stream,))
+    assert binding.is_current()
+    stage.parts.append(Affine(2, 0))
+    assert not binding.is_current()
