@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -259,14 +258,13 @@ MODES: dict[str, Callable[[Any, int], list[Any]]] = {
 
 
 @contextlib.contextmanager
-def ahead(batches: int, rolled: bool = False) -> Iterator[None]:
-    """`for` computes so many batches at a time, from the first one on that may be: all of them
-    compiled, or one of them in a loop."""
+def ahead(batches: int) -> Iterator[None]:
+    """`for` and `step` compute so many batches at a time, from the first one on that may be."""
     from datarax.pipeline import _iterator
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_iterator, "AHEAD", batches)
-        patch.setattr(_iterator, "AHEAD_COMPILE", 0 if rolled else math.inf)
+        patch.setattr(_iterator, "AHEAD_COMPILE", 1e9)
         patch.setattr(_iterator, "PATIENCE", 0)
         yield
 

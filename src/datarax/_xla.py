@@ -16,7 +16,8 @@ def apart(number: Scalar, function: Callable[..., T], *args: Any) -> T:
 
     That compiler fuses what is computed once a row into the loop over its elements, and computes
     it again for each of them: an index, a random number. It moves nothing into a branch that it
-    cannot prove to be taken.
+    cannot prove to be taken. And where more than a few kernels stand side by side, they are shared
+    out among threads, which takes longer than small ones themselves; a branch counts as one.
     """
     if jax.default_backend() != "cpu":
         return function(*args)

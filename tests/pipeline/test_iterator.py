@@ -26,6 +26,9 @@ from helpers import (
 )
 from hypothesis import given, settings, strategies as st
 
+from datarax.pipeline import _iterator
+from datarax.pipeline._core import Program
+
 # What a loop hands out.
 
 
@@ -119,18 +122,22 @@ def test_two_iterators_share_the_place():
 
 
 @pytest.mark.spec("ITER-010", "STEP-015")
-@pytest.mark.parametrize("rolled", [False, True])
-@pytest.mark.parametrize("stages", ["none", "random", "with state"])
+@pytest.mark.parametrize("stages", ["none", "fixed", "random", "with state"])
 @pytest.mark.parametrize("mode", [by_for, by_step], ids=["for", "step"])
-def test_batches_computed_together_are_those_computed_one_by_one(mode, stages, rolled):
+def test_batches_computed_together_are_those_computed_one_by_one(mode, stages):
     def stream():
-        made = {"none": [], "random": [Affine(2, 1), jitter()], "with state": [Count(), jitter()]}
+        made = {
+            "none": [],
+            "fixed": [Affine(2, 1)],
+            "random": [Affine(2, 1), jitter()],
+            "with state": [Count(), jitter()],
+        }
         return pipeline(made[stages], length=19, batch_size=2, seed=3, last_batch="pad")
 
     with ahead(1):
         expected = mode(stream(), 21)
     together = stream()
-    with ahead(4, rolled):
+    with ahead(4):
         assert_same(mode(together, 21), expected)
     assert together.cursor == (2, 2)
 
@@ -232,9 +239,8 @@ def test_looking_ahead_is_not_seen(last_batch, script):
 
 
 @pytest.mark.internal
-def test_looking_ahead_computes_several_batches_in_one_call(monkeypatch):
-    from datarax.pipeline import _iterator
-
+@pytest.mark.parametrize("stages, calls_for_four", [([], 4), ([Count()], 3)])
+def test_looking_ahead_computes_several_batches_in_one_call(monkeypatch, stages, calls_for_four):
     calls = []
     original = _iterator.batch_program
 
@@ -243,10 +249,25 @@ def test_looking_ahead_computes_several_batches_in_one_call(monkeypatch):
         return original(structure, cut, count, *how)
 
     monkeypatch.setattr(_iterator, "batch_program", counting)
-    stream = pipeline(length=33, batch_size=2)
+    stream = pipeline(stages, length=33, batch_size=2)
     with ahead(4):
         assert ids(stream) == list(range(33))
-    assert calls.count(4) == 3  # of 17 batches the first, and four that have no four after them
+    # Of 17 batches one comes first, and one at the end is short. Of the three that are left after
+    # twelve none is computed alone: the one before is computed again, unless a stage would notice.
+    assert calls.count(4) == calls_for_four
+
+
+@pytest.mark.internal
+@pytest.mark.parametrize("seconds, count", [(0.1, 8), (0.25, 8), (0.7, 2), (2, 1), (9, 1)])
+def test_the_longer_one_takes_to_compile_the_fewer_are_compiled_together(
+    monkeypatch, seconds, count
+):
+    monkeypatch.setattr(_iterator, "AHEAD", 8)
+    monkeypatch.setattr(_iterator, "AHEAD_COMPILE", 2)
+    program = Program(lambda values: values)
+    assert _iterator.at_once(program) == 1  # before it is known
+    program.seconds = seconds
+    assert _iterator.at_once(program) == count
 
 
 @pytest.mark.internal
@@ -343,8 +364,6 @@ def test_threads_in_all_modes_receive_every_batch_once():
 @pytest.mark.internal
 def test_threads_that_come_first_at_once_meet_one_lock(monkeypatch):
     import time
-
-    from datarax.pipeline import _iterator
 
     created = _iterator.Runtime.__init__
 

@@ -15,7 +15,7 @@ from flax.errors import TraceContextError
 
 from .._keys import batch_key, node_key, record_keys
 from .._order import Order, Stretch, word
-from .._rows import Cut, advance, settle, starts, touched, zero_outside
+from .._rows import Cut, advance, settle, touched, zero_outside
 from .._types import Batch, Cursor, Scalar
 from .._xla import apart
 from ..errors import CapturedError, MaskNameError
@@ -54,8 +54,7 @@ def fetched_from(
     """The rows of the next `count` batches, out of so many epochs, under the mark of the source."""
     source = pipeline.source
     with jax.named_scope(scope(NAME)):
-        first = starts(cursor, cut.size, count, length_of(source), pipeline.last_batch)
-        return fetch(source, order, first, cut, epochs)
+        return fetch(source, order, cursor, cut, epochs, count, pipeline.last_batch)
 
 
 def draw(
@@ -87,17 +86,29 @@ def draw(
 
 
 def drawn(
-    structure: Structure, values: Values, fetched: Fetched, cursor: Cursor, cut: Cut
+    structure: Structure,
+    values: Values,
+    fetched: Fetched,
+    cursor: Cursor,
+    cut: Cut,
+    place: int | None = None,
 ) -> tuple[Batch, Cursor, Changes]:
-    """`draw` as a function of a pipeline's values: the batch, the cursor after it, new values."""
+    """`draw` as a function of a pipeline's values: the batch, the cursor after it, new values.
+
+    With a `place`, of several batches that `fetched` holds one after the other.
+    """
 
     def run(values: Values, fetched: Fetched, cursor: Cursor) -> tuple[Batch, Cursor, Changes]:
+        if place is not None:
+            rows = slice(place * cut.size, (place + 1) * cut.size)
+            fetched = jax.tree.map(lambda x: x[rows], fetched)
         roots = merge(structure, values)
         outputs, moved = draw(roots[0], fetched, cursor, cut)
         return outputs[roots[0]._sink], moved, changes(structure, roots, values)
 
     stages = merge(structure, values)[0].nodes.values()
-    if any(map(key_wanted, stages)):
+    many = place is not None and len(fetched.batch) > 1
+    if many or any(map(key_wanted, stages)):
         return apart(cursor.offset, run, values, fetched, cursor)
     return run(values, fetched, cursor)
 
@@ -183,44 +194,30 @@ def stretch_program(structure: Structure, count: int) -> Program:
 
 
 @kept(CUTS)
-def batch_program(
-    structure: Structure, cut: Cut, count: int, position: int | None, rolled: bool = False
-) -> Program:
+def batch_program(structure: Structure, cut: Cut, count: int, position: int | None) -> Program:
     """`count` batches one after the other, each with the values that have changed by then.
 
     The cursor is not among these, unless `position` says which of the values it is: on the host
     it is known without asking the device. `fed` are the batches with their cursors, where the
-    host has read them. `rolled` compiles the stages, which keep no state, once and not `count`
-    times.
+    host has read them.
     """
 
     def run(values: Values, order: Any, fed: Any = None) -> list[tuple[Batch, Changes]]:
-        (pipeline,), size = merge(structure, values), cut.size
+        (pipeline,) = merge(structure, values)
         cursor = start_of(pipeline, cut)
         if fed is None:
             whole = fetched_from(pipeline, order, cursor, cut, count, cut.epochs)
-            if rolled:
-                return in_a_loop(values, cursor, whole)
-            parts = [slice(k * size, (k + 1) * size) for k in range(count)]
-            fed = [(jax.tree.map(lambda x, part=part: x[part], whole), None) for part in parts]
+            each = [(whole, None, k if count > 1 else None) for k in range(count)]
+        else:
+            each = [(fetched, start, None) for fetched, start in fed]
         results, after = [], {}
-        for fetched, start in fed:
+        for fetched, start, place in each:
             now = updated(values, after)
-            batch, cursor, new = drawn(structure, now, fetched, start or cursor, cut)
+            batch, cursor, new = drawn(structure, now, fetched, start or cursor, cut, place)
             after = after | new
             moved = {} if position is None else {position: jnp.stack(cursor)}
             results.append((batch, after | moved))
         return results
-
-    def in_a_loop(values: Values, cursor: Cursor, whole: Fetched) -> list[tuple[Batch, Changes]]:
-        each = jax.tree.map(lambda x: x.reshape(count, cut.size, *x.shape[1:]), whole)
-
-        def one(cursor: Cursor, fetched: Fetched) -> tuple[Cursor, Batch]:
-            batch, cursor, _ = drawn(structure, values, fetched, cursor, cut)
-            return cursor, batch
-
-        _, batches = jax.lax.scan(one, cursor, each)
-        return [(jax.tree.map(lambda x, k=k: x[k], batches), {}) for k in range(count)]
 
     return Program(run)
 

@@ -30,6 +30,7 @@ from ._core import (
     order_program,
     start_of,
     stretch_program,
+    updated,
 )
 from ._feed import Fed, Feed, Supply, on_host
 from ._meter import Bar, Meter
@@ -46,8 +47,8 @@ AHEAD = 8
 AHEAD_BYTES = 64 * 2**20
 """The most that batches computed ahead may weigh together."""
 
-AHEAD_COMPILE = 0.3
-"""Seconds: a batch that takes longer to compile is compiled once for `AHEAD`, in a loop."""
+AHEAD_COMPILE = 2.4
+"""Seconds that compiling these may take: where one takes longer than its part, they are fewer."""
 
 PATIENCE = 2
 """Batches handed out one at a time before any is computed ahead, so that the first comes early."""
@@ -240,30 +241,24 @@ class Runtime:
 
     def _compute(self, pipeline: "Pipeline", binding: Binding, cut: Cut, following: int) -> None:
         """Fills `_ahead` with the next batch, or with several if that has proved worth it."""
-        values, count = self._values, 1
         asked = binding.position if is_traced(self.start.epoch) else None
         program = batch_program(binding.structure, cut, 1, asked)
-        rolled = program.seconds > AHEAD_COMPILE
+        start, values, due = self.start, self._values, max(1, following + 1)
         self._patience -= 1
-        if (
-            self._patience < 0
-            and program.called
-            and not (rolled and self._keeps_state)
-            and 0 < AHEAD - 1 <= following
-            and not self._traced
-            and not self._mutable
-            and self.start.epoch < 2**32 - 1  # after the last batch of all comes an error
-            and program.bytes * AHEAD <= AHEAD_BYTES
-            and not program.host_nodes
-        ):
-            self._next_patience, count = PATIENCE, AHEAD
-            program = batch_program(binding.structure, cut, AHEAD, asked, rolled)
-        order = self._order(pipeline, binding, cut, count)
+        count = self._computed_at_once(program, cut, due) if self._patience < 0 else 1
+        if count > 1:
+            self._next_patience = PATIENCE
+            program = batch_program(binding.structure, cut, count, asked)
+        again, length = max(0, count - due), length_of(pipeline.source)
+        if again:
+            start = Cursor(start.epoch, start.offset - again * cut.size)
+            values = updated(values, {binding.position: pack(start, length)})
+        order = self._order(pipeline, binding, start, cut, count)
         try:
-            found = program(values, order)
+            found = program(values, order)[again:]
         except Exception as error:
-            again = functools.partial(_by_hand, binding, values, order, cut)
-            blame(pipeline, program, error, again)
+            retry = functools.partial(_by_hand, binding, values, order, cut)
+            blame(pipeline, program, error, retry)
             raise
         self._keeps_state = any(after for _, after in found)
         if asked is None:
@@ -271,6 +266,23 @@ class Runtime:
         else:
             found = [(batch, after, self.start, None) for batch, after in found]
         self._ahead.extend(found)
+
+    def _computed_at_once(self, single: Program, cut: Cut, due: int) -> int:
+        """How many batches the next call computes, if `due` are left of that cut."""
+        count = at_once(single)
+        missing = max(0, count - due)
+        worth_it = (
+            not self._traced
+            and not self._mutable
+            and self.start.epoch < 2**32 - 1  # after the last batch of all comes an error
+            and single.bytes * count <= AHEAD_BYTES
+            and not single.host_nodes
+            # Near the end of an epoch, a few that were handed out before are computed once more.
+            and missing < count // 2
+            and missing * cut.size <= self.start.offset
+            and not (missing and self._keeps_state)
+        )
+        return count if worth_it else 1
 
     def _with_cursors(
         self, found: Sequence[Any], place: int, size: int, length: int | None, last_batch: Any
@@ -307,10 +319,9 @@ class Runtime:
         # As many as were read in one go or one, so that there are two programs to compile.
         if not (
             self._patience < 0
-            and len(ready) == feed.count
+            and len(ready) == feed.count <= at_once(single)
             and all(fed.fetched is not None and fed.cut == cut for fed in ready)
             and not self._mutable
-            and single.seconds < AHEAD_COMPILE
             and not single.host_nodes
         ):
             ready = ready[:1]
@@ -339,9 +350,11 @@ class Runtime:
             self._patience = self._next_patience = min(2 * self._next_patience, 64)
         self._ahead.clear()
 
-    def _order(self, pipeline: "Pipeline", binding: Binding, cut: Cut, count: int) -> Any:
+    def _order(
+        self, pipeline: "Pipeline", binding: Binding, start: Cursor, cut: Cut, count: int
+    ) -> Any:
         """The order of the epochs that these batches are in, as far as it has to be known."""
-        start, kind = self.start, self._values[binding.position].dtype.type
+        kind = self._values[binding.position].dtype.type
         epoch, order = self._orders.get(cut.epochs, (None, None))
         if self._traced or epoch != start.epoch:
             epoch = start.epoch if is_traced(start.epoch) else kind(start.epoch)
@@ -437,6 +450,11 @@ def step(pipeline: "Pipeline") -> Batch:
         batch = runtime.take(pipeline, cut, following)
         assert batch is not None
         return batch
+
+
+def at_once(single: Program) -> int:
+    """How many batches are worth compiling together, by what compiling one has taken."""
+    return max(1, int(min(AHEAD, AHEAD_COMPILE / single.seconds)))
 
 
 def cursor(pipeline: "Pipeline") -> Cursor:

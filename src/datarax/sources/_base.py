@@ -11,7 +11,17 @@ from jaxtyping import Array, Integer
 
 from .._keys import BaseKey, base_words, node_key, typed, words
 from .._order import ORDERS, Blocks, Order, Shuffle, SpanWords, StoredOrder, keys_of, word
-from .._rows import Cut, Rows, locate, rows_at, rows_from, running_on, take
+from .._rows import (
+    Cut,
+    LastBatch,
+    Rows,
+    locate,
+    rows_at,
+    rows_from,
+    running_on,
+    starts,
+    take,
+)
 from .._types import (
     Batch,
     Cursor,
@@ -148,8 +158,7 @@ class EagerSourceBase(nnx.Module):
             order_key = None
         cut = running_on(batch_size, length, "keep")
         order = order_of(self, order_key, cursor.epoch, cut.epochs)
-        starts = jax.tree.map(lambda x: x[None], cursor)
-        return fetch(self, order, starts, cut, cut.epochs).batch
+        return fetch(self, order, cursor, cut, cut.epochs).batch
 
 
 Source: TypeAlias = EagerSourceBase | RandomAccess
@@ -178,22 +187,28 @@ class Fetched(NamedTuple):
 
 
 def fetch(
-    source: Source, order: Order | SpanWords | None, starts: Cursor, cut: Cut, epochs: int
+    source: Source,
+    order: Order | SpanWords | None,
+    start: Cursor,
+    cut: Cut,
+    epochs: int,
+    count: int = 1,
+    last_batch: LastBatch = "keep",
 ) -> Fetched:
-    """The rows of the batches that start there, one after the other, out of so many epochs.
+    """The rows of `count` batches from the settled cursor `start` on, out of so many epochs.
 
     Several batches out of one epoch are whole: whoever asks for them has seen to it.
     """
-    count = starts.offset.shape[0]
+    length, rows = length_of(source), cut.size * count
     if not isinstance(source, EagerSourceBase):
-        each = [
-            _fetch_by_key(source, order, jax.tree.map(lambda x, i=i: x[i], starts), cut)
+        each = starts(start, cut.size, count, length, last_batch)
+        parts = [
+            _fetch_by_key(source, order, jax.tree.map(lambda x, i=i: x[i], each), cut)
             for i in range(count)
         ]
-        return jax.tree.map(lambda *x: jnp.concatenate(x), *each)
+        return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
 
     assert isinstance(order, Order)
-    start, rows = jax.tree.map(lambda x: x[0], starts), cut.size * count
 
     def in_a_row() -> Fetched:
         found = rows_from(order, start, rows, cut.padded)
@@ -202,15 +217,16 @@ def fetch(
         return _gathered(source, found)
 
     def across() -> Fetched:
-        return _gathered(source, rows_at(order, starts, cut))
+        each = starts(start, cut.size, count, length, last_batch)
+        return _gathered(source, rows_at(order, each, cut))
 
     if epochs == 1 and (count > 1 or not cut.padded):
         return in_a_row()
     # An accelerator waits for the host at a branch, and has no use for this one.
     if rows > len(source) or jax.default_backend() != "cpu":
         return across()
-    left = starts.offset.dtype.type(len(source)) - start.offset
-    return jax.lax.cond(starts.offset.dtype.type(rows) <= left, in_a_row, across)
+    number = start.offset.dtype.type
+    return jax.lax.cond(number(rows) <= number(len(source)) - start.offset, in_a_row, across)
 
 
 def _gathered(source: EagerSourceBase, rows: Rows) -> Fetched:
