@@ -133,15 +133,18 @@ class Runtime:
         self._discard()
         return binding
 
-    def moved(self, binding: Binding, values: Values, start: Cursor) -> None:
-        """A scan over `binding` has moved the cursor to `start`, and left these values."""
+    def moved(self, binding: Binding, before: Values, after: Changes, start: Cursor) -> None:
+        """A scan over `binding` has moved the cursor to `start`, and changed these values."""
         mine = self._binding
         if mine is None or self._traced:
             self._binding = None  # what is known of a trace ends with it: look anew
             return
-        if binding is not mine:
+        if binding is mine:
+            values, others = updated(before, after), after.keys() - {mine.position}
+        else:
             values = mine.read()
-        if sum(map(is_not, values, self._values)) > 1:  # more than the cursor: a key, maybe
+            others = sum(map(is_not, values, self._values)) > 1
+        if others:  # a key, maybe
             self._orders.clear()
         self._values, self.start = values, start
         self._ahead.clear()

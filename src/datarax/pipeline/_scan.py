@@ -12,7 +12,7 @@ from .._types import Cursor, integer, is_traced
 from ..errors import LastBatchError, ScanLengthError
 from ..sources._base import length_of
 from ._binding import Binding, Changes, has_tracer
-from ._core import scan_program, updated
+from ._core import scan_program
 from ._feed import Feed, stack_counts
 from ._iterator import blame, max_errors, policy
 from ._meter import Bar
@@ -66,7 +66,7 @@ def scan(
                 after[known] = pack(end, length_of(pipeline.source))
         binding.write(after, values)
         if end is not None:
-            runtime.moved(binding, updated(values, after), end)
+            runtime.moved(binding, values, after, end)
     return (carry, outs) if carried else outs
 
 
