@@ -263,7 +263,9 @@ def scan_program(
         count = fetched_at_once(pipeline, modules, length, cut, fetch)
         epochs = touched(cut, count, length_of(pipeline.source), pipeline.last_batch)
         first = start_of(pipeline, cut).epoch
-        order = order_at(pipeline, first, epochs)
+        # Computed in the first turn of the loop, so that it is compiled in one place.
+        specs = jax.eval_shape(lambda epoch: order_at(pipeline, epoch, epochs), first)
+        order = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), specs)
 
         def batches(state: Any, _: None) -> tuple[Any, Any]:
             now, order, ordered, carry = state
@@ -281,7 +283,7 @@ def scan_program(
             (now, carry), outs = loop_over(now, carry, (each, None, None), count)
             return (now, order, start.epoch, carry), outs
 
-        state = (values, order, first, carry)
+        state = (values, order, first - first.dtype.type(1), carry)
         (now, _, _, carry), outs = jax.lax.scan(batches, state, length=length // count)
         return now, carry, jax.tree.map(lambda x: x.reshape(length, *x.shape[2:]), outs)
 

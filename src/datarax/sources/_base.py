@@ -210,23 +210,27 @@ def fetch(
 
     assert isinstance(order, Order)
 
-    def in_a_row() -> Fetched:
-        found = rows_from(order, start, rows, cut.padded)
-        if isinstance(order, StoredOrder) and not source.masks:
-            return Fetched(source.gather_range(start.offset, rows), found)
-        return _gathered(source, found)
+    def in_a_row() -> Rows:
+        return rows_from(order, start, rows, cut.padded)
 
-    def across() -> Fetched:
+    def across() -> Rows:
         each = starts(start, cut.size, count, length, last_batch)
-        return _gathered(source, rows_at(order, each, cut))
+        return rows_at(order, each, cut)
 
+    def as_stored() -> Fetched:
+        return Fetched(source.gather_range(start.offset, rows), in_a_row())
+
+    stored = isinstance(order, StoredOrder) and not source.masks
     if epochs == 1 and (count > 1 or not cut.padded):
-        return in_a_row()
+        return as_stored() if stored else _gathered(source, in_a_row())
     # An accelerator waits for the host at a branch, and has no use for this one.
     if rows > len(source) or jax.default_backend() != "cpu":
-        return across()
+        return _gathered(source, across())
     number = start.offset.dtype.type
-    return jax.lax.cond(number(rows) <= number(len(source)) - start.offset, in_a_row, across)
+    inside = number(rows) <= number(len(source)) - start.offset
+    if stored:
+        return jax.lax.cond(inside, as_stored, lambda: _gathered(source, across()))
+    return _gathered(source, jax.lax.cond(inside, in_a_row, across))
 
 
 def _gathered(source: EagerSourceBase, rows: Rows) -> Fetched:
