@@ -1,8 +1,8 @@
 """Engines side by side, through the adapters of the conformance suite; each in its own process.
 
-All engines of one workload live at the same time and take turns, an epoch each, so that a drift of
-the machine's speed meets all of them. A time counts only if what was handed out in that very epoch
-is right: the rows of the oracle in its order, or, for an order of the engine's own, all of them.
+All engines of one workload live at the same time and take turns, some epochs each, so that a drift
+of the machine's speed meets all of them. A time counts only if what was handed out in those very
+epochs is right: the rows of the oracle in its order, or, for an order of the engine's own, all.
 """
 
 import contextlib
@@ -10,6 +10,7 @@ import dataclasses
 import datetime
 import functools
 import os
+import statistics
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +31,10 @@ CONFORMANCE = HERE.parents[1] / "conformance"
 SEED = 0
 ENOUGH = 5.0
 """Seconds that a contender is timed for at most, once it has run three times."""
+
+EPOCHS = 3
+"""Epochs in a row that an engine runs when its turn comes: one alone would be timed in caches that
+the others have filled."""
 
 PATIENCE = 600.0
 """Seconds for one answer of an engine."""
@@ -208,7 +213,7 @@ def stored(task: Task, folder: Path) -> dict[str, Any]:
 
 
 def times(task: Task, shuffle: bool, folder: Path, rounds: int) -> list[dict[str, Any]]:
-    """An epoch each, in turn, several times over."""
+    """Some epochs in a row each, of which the median counts, in turn, several times over."""
     given = {**stored(task, folder), "seed": SEED if shuffle else None}
     with race(task) as racers:
         for racer in racers:
@@ -218,12 +223,13 @@ def times(task: Task, shuffle: bool, folder: Path, rounds: int) -> list[dict[str
                 # Slow ones take part in fewer rounds: theirs is no close race.
                 if len(racer.seconds) >= 3 and sum(racer.seconds.values()) > ENOUGH:
                     continue
-                if (told := racer.ask("epoch")) is None:
+                if (told := racer.ask("epochs", count=EPOCHS)) is None:
                     continue
-                racer.check(told, task, turn + 2, shuffle)
+                for epoch, one in enumerate(told, 1 + (turn + 1) * EPOCHS):
+                    racer.check(one, task, epoch, shuffle)
                 if turn >= 0:  # the first one warms what the build has not
-                    racer.seconds[turn] = told["seconds"]
-                    racer.shown["compiling again"] = told["compiling"]
+                    racer.seconds[turn] = statistics.median(one["seconds"] for one in told)
+                    racer.shown["compiling again"] = sum(one["compiling"] for one in told)
         for racer in racers:
             if racer.seconds:
                 racer.shown["seconds"] = median(list(racer.seconds.values()))._asdict()

@@ -25,7 +25,7 @@ SIZE = 16
 
 
 class Timer(Session):
-    """The actions `build`, `epoch` and `weigh`, beside those of the suite."""
+    """The actions `build`, `epochs` and `weigh`, beside those of the suite."""
 
     def __init__(self, adapter: Adapter):
         super().__init__(adapter)
@@ -51,19 +51,24 @@ class Timer(Session):
         gives = f"{kind} on {device_of(array)}"
         return {"version": self.adapter.version, "gives": gives, **told}
 
-    def do_epoch(self) -> dict[str, Any]:
-        """The time of an epoch, every batch waited for, and what was in it."""
+    def do_epochs(self, count: int) -> list[dict[str, Any]]:
+        """The time of each of so many epochs in a row, every batch waited for, and its content."""
+        runs = [self._epoch() for _ in range(count)]
+        told = []
+        for seconds, compiling, kept in runs:
+            seen = Seen()
+            for batch in kept:
+                seen.add(batch)
+            told.append({"seconds": seconds, "compiling": compiling, **seen.told()})
+        return told
+
+    def _epoch(self) -> tuple[float, float, list[Any]]:
         self._rewind()
         kept: list[Any] = []
         before, start = self.compiling, time.perf_counter()
-        batches = self._batches_of_an_epoch()
-        for batch in batches:
+        for batch in self._batches_of_an_epoch():
             kept.append(wait(batch))
-        seconds = time.perf_counter() - start
-        seen = Seen()
-        for batch in kept:
-            seen.add(batch)
-        return {"seconds": seconds, "compiling": self.compiling - before, **seen.told()}
+        return time.perf_counter() - start, self.compiling - before, kept
 
     def do_weigh(self, mode: str, small: Mapping[str, Any], **given: Any) -> dict[str, Any]:
         """Peak memory of an epoch over that of a small one of the same kind; data included."""
