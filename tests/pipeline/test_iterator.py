@@ -27,6 +27,7 @@ from helpers import (
 )
 from hypothesis import given, settings, strategies as st
 
+from datarax.pipeline import _feed
 from datarax.sources import (
     IterableSource,
     IterableSourceConfig,
@@ -253,7 +254,8 @@ STEPS_AND_LOOPS = [
 @pytest.mark.parametrize("last_batch", ["keep", "drop", "pad"])
 @pytest.mark.parametrize("staged", [False, True], ids=["bare", "staged"])
 @pytest.mark.parametrize("storage", ["records", "stream"])
-def test_reading_ahead_is_not_seen(storage, staged, last_batch):
+def test_reading_ahead_is_not_seen(storage, staged, last_batch, monkeypatch):
+    monkeypatch.setattr(_feed, "BLOCK", 10)
     data = columns(33)
     records = [{name: x[i] for name, x in data.items()} for i in range(33)]
 

@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,6 +11,7 @@ from itertools import islice, repeat, takewhile
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from .._order import Order, StoredOrder, word
@@ -384,16 +386,17 @@ class _Records:
 
     def _block(self, order: Order, i: int) -> np.ndarray:
         assert self._length is not None
-        # The last block is as long as the others, so that all share one program.
-        offsets = np.arange(min(BLOCK, self._length), dtype=np.uint64) + np.uint64(i * BLOCK)
-        offsets = np.minimum(offsets, np.uint64(self._length - 1)).astype(word(self._length))
+        # The last block begins earlier, so that it is as long as the others: all share one program.
+        count = min(BLOCK, self._length)
+        start = min(i * BLOCK, self._length - count)
         with on_host():
-            return np.asarray(_records_of(order, offsets))
+            records = np.asarray(_records_of(order, word(self._length).type(start), count))
+        return records[i * BLOCK - start :]
 
 
-@jax.jit
-def _records_of(order: Order, offsets: Any) -> Any:
-    return order(offsets)
+@functools.partial(jax.jit, static_argnames="count")
+def _records_of(order: Order, start: Any, count: int) -> Any:
+    return order.run(jnp.asarray(start), count)
 
 
 def on_host() -> Any:
