@@ -217,6 +217,19 @@ def _equations(jaxpr):
             yield from _equations(inner)
 
 
+@pytest.mark.internal("why a block shuffle has a way of its own for rows in a row")
+def test_rows_in_a_row_share_the_round_keys_of_their_window():
+    order, count = ORDERS["blocks"](keys_of(0, 0), 10**6), 4096
+
+    def ciphers(function, x):
+        """Of how many keys or counters the round keys are made: nothing else rotates words."""
+        eqns = _equations(jax.make_jaxpr(function)(x).jaxpr)
+        return max(e.outvars[0].aval.size for e in eqns if e.primitive.name == "shift_left")
+
+    assert ciphers(order, offsets(range(count), 10**6)) == count
+    assert ciphers(lambda start: order.run(start, count), jnp.uint32(5)) <= count // 50
+
+
 @pytest.mark.internal
 def test_a_word_holds_every_offset():
     assert [word(n) for n in (1, 2**32 - 1, 2**32)] == [np.uint32, np.uint32, np.uint64]

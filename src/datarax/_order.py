@@ -19,6 +19,9 @@ from ._keys import split_word, threefry2x32, typed
 from ._types import Offsets, Records, RowWords, Scalar, Turns, Words
 
 ROUNDS = 24
+PIECE = 64
+"""Rows of a window whose rounds are computed with one key, which is read or made once for them."""
+
 FMIX32 = ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, None))
 SPLITMIX64 = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, None))
 
@@ -48,8 +51,8 @@ class Order(eqx.Module):
     def __call__(self, offsets: Offsets, turn: Turns | None = None) -> Records: ...
 
     def run(self, start: Scalar, count: int) -> Records:
-        """The records at `count` offsets from `start` on, all of the first epoch."""
-        return self(start + jnp.arange(count, dtype=start.dtype))
+        """The records at `count` offsets from `start` on, all inside the first epoch."""
+        return self(_row(start, count))
 
 
 class StoredOrder(Order):
@@ -102,9 +105,14 @@ class SwapOrNot(Order):
         return _swap_or_not(x, length, lambda r: (pivots[r], masks[r]), reverse)
 
 
-def swap_or_not_each(keys: RowWords, lengths: Offsets, x: Offsets) -> Records:
-    """`SwapOrNot(keys[i:i+1], lengths[i])(x[i:i+1])` for every row, without a table of rounds."""
-    return _swap_or_not(x, lengths, lambda r: _round(keys, jnp.full_like(keys[:, 0], r), lengths))
+def swap_or_not_each(
+    keys: UInt32[Array, "*#rows 2"], lengths: UInt[Array, "*#rows"], x: UInt[Array, "*rows"]
+) -> UInt[Array, "*rows"]:
+    """`SwapOrNot(keys[i:i+1], lengths[i])(x[i:i+1])` for every row, without a table of rounds.
+
+    Rows along an axis on which keys and lengths have size 1 share these, and their rounds.
+    """
+    return _swap_or_not(x, lengths, lambda r: _round(keys, jnp.full_like(keys[..., 0], r), lengths))
 
 
 def _round(keys: Array, r: Array, length: Any) -> tuple[Array, Array]:
@@ -118,8 +126,11 @@ def _round(keys: Array, r: Array, length: Any) -> tuple[Array, Array]:
 
 
 def _swap_or_not(
-    x: Offsets, length: Any, words: Callable[[Array], tuple[Array, Array]], reverse: bool = False
-) -> Records:
+    x: UInt[Array, "*rows"],
+    length: Any,
+    words: Callable[[Array], tuple[Array, Array]],
+    reverse: bool = False,
+) -> UInt[Array, "*rows"]:
     """The rounds; `words(r)` gives the pivot and the mask of each row in round `r`."""
 
     def one(i: Any, x: Array) -> Array:
@@ -151,18 +162,16 @@ class Permutation(Order):
 
 
 class Stretch(Order):
-    """An order of one epoch of which the records from offset `start` on have been computed."""
+    """An order of one epoch of which `count` records from offset `start` on have been computed."""
 
     records: UInt[Array, " stretch"]
     start: Scalar
     length: int = eqx.field(static=True)
 
     def __init__(self, order: Order, start: Scalar, count: int):
-        offsets = start + jnp.arange(count, dtype=start.dtype)
-        # Beyond the end stand rows that nobody asks for, so that all stretches are of one shape.
-        beyond = (offsets < start) | (offsets >= start.dtype.type(order.length))
-        self.records = order(jnp.where(beyond, start, offsets))
-        self.start, self.length = start, order.length
+        # So that all stretches are of one shape, the last begins earlier.
+        self.start = jnp.minimum(start, start.dtype.type(order.length - count))
+        self.records, self.length = order.run(self.start, count), order.length
 
     def __call__(self, offsets: Offsets, turn: Turns | None = None) -> Records:
         del turn
@@ -197,22 +206,60 @@ class BlockShuffle(Order):
         self.short = self.blocks.inverse(last, jnp.arange(keys.shape[0], dtype=jnp.uint32))
 
     def __call__(self, offsets: Offsets, turn: Turns | None = None) -> Records:
+        most = offsets.dtype.type(self._most)
         keys = self.windows[jnp.zeros_like(offsets) if turn is None else turn]
-        return self._block(self._within_window(offsets, keys), turn)
+        x = self._within_windows(offsets // most, (offsets % most)[:, None], keys)[:, 0]
+        return self._records(x, turn, lambda place: self.blocks(place, turn))
 
-    def _within_window(self, x: Offsets, keys: RowWords) -> Offsets:
-        number, most = x.dtype.type, min(self.size * self.window, self.length)
-        window = x // number(most)
-        start = window * number(most)
-        sizes = jnp.minimum(number(most), number(self.length) - start)
+    def run(self, start: Scalar, count: int) -> Records:
+        """Rows of one window share its rounds, and rows of one block its place."""
+        number = start.dtype.type
+        offsets, most = _row(start, count), number(self._most)
+        piece = min(PIECE, self._most)
+        pieces = -(-self._most // piece)  # of a window, the last one shorter if need be
+        windows = -(-(count - 1) // self._most) + 1  # that so many rows can touch
+
+        def piece_of(x: Array) -> Array:
+            return x // most * number(pieces) + x % most // number(piece)
+
+        first, touched = piece_of(start), -(-(count - 1) // piece) + windows
+        each = _row(first, min(touched, windows * pieces))
+        inside = (each % number(pieces) * number(piece))[:, None] + _row(number(0), piece)[None]
+        keys = jnp.broadcast_to(self.windows[:1], (each.size, 2))
+        found = self._within_windows(each // number(pieces), inside, keys)
+        x = found[piece_of(offsets) - first, offsets % most % number(piece)]
+
+        places = windows * self.window + 1
+        if places >= count:
+            return self._records(x, None, self.blocks)
+        before = (start // most).astype(word(self.blocks.length))
+        before *= before.dtype.type(self.window)
+        last = before.dtype.type(self.blocks.length - 1)
+        blocks = self.blocks(jnp.minimum(_row(before, places), last))
+        return self._records(x, None, lambda place: blocks[place - before])
+
+    @property
+    def _most(self) -> int:
+        """Rows of a window; only the last has fewer."""
+        return min(self.size * self.window, self.length)
+
+    def _within_windows(
+        self, window: Offsets, inside: UInt[Array, "b rows"], keys: RowWords
+    ) -> UInt[Array, "b rows"]:
+        """Where in the row of blocks the rows stand that are `inside` these windows."""
+        number = window.dtype.type
+        start = window * number(self._most)
+        sizes = jnp.minimum(number(self._most), number(self.length) - start)
         keys = threefry2x32(keys, *split_word(window))
         # Which rounds they are depends on the length of a window, not of the epoch.
-        kind = word(most)
-        inside = swap_or_not_each(keys, sizes.astype(kind), (x - start).astype(kind))
-        return start + inside.astype(x.dtype)
+        kind = word(self._most)
+        moved = swap_or_not_each(keys[:, None], sizes.astype(kind)[:, None], inside.astype(kind))
+        return start[:, None] + moved.astype(window.dtype)
 
-    def _block(self, x: Offsets, turn: Turns | None) -> Records:
-        """The record at place `x` of the blocks put in a row."""
+    def _records(
+        self, x: Offsets, turn: Turns | None, block_at: Callable[[Array], Array]
+    ) -> Records:
+        """The records at the places `x` of the blocks put in a row."""
         number, places = x.dtype.type, word(self.blocks.length)
         size, rest = number(self.size), number(self.length % self.size)
         place, inside = x // size, x % size
@@ -223,7 +270,7 @@ class BlockShuffle(Order):
             y = jnp.where(behind, x - rest, x)
             place = jnp.where(behind, y // size + number(1), place)
             inside = jnp.where(behind, y % size, inside)
-        block = self.blocks(place.astype(places), turn).astype(x.dtype)
+        block = block_at(place.astype(places)).astype(x.dtype)
         return jax.lax.optimization_barrier(block * size + inside)
 
 
@@ -264,7 +311,12 @@ def keys_of(order_key: Words, epochs: Turns) -> SpanWords:
     return threefry2x32(jnp.asarray(order_key)[None], *split_word(epochs))
 
 
-def _swaps(c: UInt[Array, " b"]) -> Array:
+def _row(start: Any, count: int) -> Array:
+    """`start`, `start + 1`, ... in its own type."""
+    return start + jnp.arange(count, dtype=start.dtype)
+
+
+def _swaps(c: UInt[Array, "*rows"]) -> Array:
     """The top bit of the finaliser of murmur3 (32 bits) or of splitmix64 (64 bits)."""
     word = c.dtype.type
     for shift, factor in FMIX32 if c.dtype.itemsize == 4 else SPLITMIX64:

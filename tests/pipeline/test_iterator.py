@@ -17,6 +17,7 @@ from helpers import (
     by_for,
     by_scan,
     by_step,
+    columns,
     ids,
     jitter,
     pipeline,
@@ -26,8 +27,14 @@ from helpers import (
 )
 from hypothesis import given, settings, strategies as st
 
-from datarax.pipeline import _iterator
+from datarax.pipeline import _feed, _iterator
 from datarax.pipeline._core import Program
+from datarax.sources import (
+    IterableSource,
+    IterableSourceConfig,
+    RandomAccessSource,
+    RandomAccessSourceConfig,
+)
 
 # What a loop hands out.
 
@@ -235,6 +242,41 @@ def test_looking_ahead_is_not_seen(last_batch, script):
     expected = drive(stream(), script)
     with ahead(3):
         got = drive(stream(), script)
+    assert_same(got, expected)
+
+
+STEPS_AND_LOOPS = [
+    *["step"] * 12,
+    *["loop", *["next"] * 6],  # it ends where its epoch does, whatever was read for `step`
+    *["loop", *["next"] * 12],
+    *["step"] * 8,  # they run on, whatever was read for `for`
+    *("loop", "next", "next", "scan", "next", "step", ("seek", 40), "loop"),
+    *("next", "next", "restore", "next", "step"),
+]
+
+
+@pytest.mark.spec("SRC-030", "ITER-001", "ITER-010", "STATE-003")
+@pytest.mark.parametrize("last_batch", ["keep", "drop", "pad"])
+@pytest.mark.parametrize("staged", [False, True], ids=["bare", "staged"])
+@pytest.mark.parametrize("storage", ["records", "stream"])
+def test_reading_ahead_is_not_seen(storage, staged, last_batch, monkeypatch):
+    monkeypatch.setattr(_feed, "BLOCK", 10)
+    data = columns(33)
+    records = [{name: x[i] for name, x in data.items()} for i in range(33)]
+
+    def run(source, **options):
+        stages = [Count(), record_words] if staged else []
+        how = {"batch_size": 2, "seed": 1, "last_batch": last_batch}
+        return drive(pipeline(stages, source=source, **how, **options), STEPS_AND_LOOPS)
+
+    if storage == "records":
+        expected = run(None, length=33)
+        with ahead(8):
+            got = run(RandomAccessSource(RandomAccessSourceConfig(shuffle=True), records))
+    else:
+        expected = run(IterableSource(IterableSourceConfig(), lambda: iter(records)))
+        with ahead(8):
+            got = run(IterableSource(IterableSourceConfig(), lambda: iter(records)))
     assert_same(got, expected)
 
 

@@ -8,7 +8,7 @@ from datarax_conformance import model
 from flax import nnx
 from hypothesis import given, settings, strategies as st
 
-from datarax import Pipeline
+from datarax import Pipeline, _order
 from datarax._order import Blocks, BlockShuffle
 from datarax.sources import StreamingDiskSource, StreamingDiskSourceConfig
 
@@ -73,6 +73,39 @@ def test_rows_of_several_epochs_have_each_their_order():
     for i in range(2):
         alone = order(103, 8, 2, offsets, keys[i : i + 1])
         np.testing.assert_array_equal(both[i::2], alone[i::2])
+
+
+@pytest.mark.spec("SHUF-019")
+@pytest.mark.parametrize(
+    "length, size, window, count",
+    [
+        (103, 8, 2, 20),
+        (103, 8, 2, 103),
+        (60, 1, 7, 9),
+        (97, 13, 1, 30),
+        (50, 60, 3, 50),
+        (9, 2, 2, 1),
+    ],
+)
+def test_rows_in_a_row_are_those_one_by_one(length, size, window, count, monkeypatch):
+    monkeypatch.setattr(_order, "PIECE", 4)
+    shuffled = BlockShuffle(key_of, length, size, window)
+    starts = jnp.arange(length - count + 1, dtype=jnp.uint32)
+    found = jax.jit(jax.vmap(lambda start: shuffled.run(start, count)))(starts)
+    alone = order(length, size, window, jnp.arange(length, dtype=jnp.uint32))
+    np.testing.assert_array_equal(found, np.lib.stride_tricks.sliding_window_view(alone, count))
+
+
+@pytest.mark.spec("SHUF-019")
+def test_rows_in_a_row_beyond_32_bits():
+    length, key = 2**33 + 5, model.epoch_key(model.base_key(1), 0)
+    start = length - 300
+    with jax.enable_x64(True):
+        shuffled = BlockShuffle(jnp.asarray(np.array([key], np.uint32)), length, 100, 1)
+        found = shuffled.run(jnp.asarray(np.uint64(start)), 300)
+    some = [*range(start, length, 23), length - 1]
+    expected = model.block_order(key, length, 100, 1, some)
+    assert np.asarray(found)[np.array(some) - start].tolist() == expected.tolist()
 
 
 @pytest.mark.spec("SHUF-018")

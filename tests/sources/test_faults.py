@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from helpers import ahead
 
 from datarax import Pipeline
 from datarax.errors import FieldTypeError, FileError, ReadError, UnequalLengthsError
@@ -91,6 +92,20 @@ def test_a_scan_that_fails_has_moved_nothing():
     assert pipeline.cursor == (0, 0)
     data.bad.clear()
     assert pipeline.scan(lambda batch: batch["id"].sum()).sum() == N * (N + 1) // 2
+
+
+@pytest.mark.spec("SRC-030", "SRC-032")
+@pytest.mark.parametrize("stages", [[], [dict]], ids=["bare", "staged"])
+def test_a_scan_that_fails_amid_a_loop_loses_none_of_its_batches(stages):
+    source = RandomAccessSource(RandomAccessSourceConfig(), Broken([60], 70))
+    pipeline = Pipeline(source=source, stages=stages, batch_size=5)
+    batches = iter(pipeline)
+    with ahead(8):
+        seen = [next(batches)["id"] for _ in range(5)]
+        with pytest.raises(ReadError, match="record 60"):
+            pipeline.scan(lambda batch: batch["id"], 8)
+        seen += [next(batches)["id"] for _ in range(6)]
+    assert np.concatenate(seen).tolist() == [*range(1, 56)]
 
 
 @pytest.mark.spec("SRC-033")

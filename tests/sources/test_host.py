@@ -136,11 +136,14 @@ def test_files_of_any_layout_arrive_as_they_are(tmp_path):
 @pytest.mark.spec("SRC-009")
 @pytest.mark.parametrize("width", [1, 1000], ids=["small", "large"])
 @pytest.mark.parametrize("shuffle", [False, True])
-def test_a_batch_is_not_a_buffer(tmp_path, width, shuffle):
+@pytest.mark.parametrize("stages", [[], [dict]], ids=["bare", "staged"])
+def test_a_batch_is_not_a_buffer(tmp_path, width, shuffle, stages):
     data = np.repeat(np.arange(2000, dtype=np.int32)[:, None], width, axis=1)
     np.save(tmp_path / "x.npy", data)
-    config = StreamingDiskSourceConfig(path=tmp_path / "x.npy", shuffle=shuffle)
-    pipeline = Pipeline(source=StreamingDiskSource(config), batch_size=100, rngs=nnx.Rngs(0))
+    source = StreamingDiskSource(
+        StreamingDiskSourceConfig(path=tmp_path / "x.npy", shuffle=shuffle)
+    )
+    pipeline = Pipeline(source=source, stages=stages, batch_size=100, rngs=nnx.Rngs(0))
     rows, kept, views = [], [], []
     for i, batch in enumerate(pipeline):
         rows.append(np.array(batch["data"][:, 0]))

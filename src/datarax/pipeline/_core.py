@@ -95,11 +95,11 @@ def drawn(
 ) -> tuple[Batch, Cursor, Changes]:
     """`draw` as a function of a pipeline's values: the batch, the cursor after it, new values.
 
-    With a `place`, of several batches that `fetched` holds one after the other.
+    With a `place` it is one of several in a program; `fetched` may hold all of them.
     """
 
     def run(values: Values, fetched: Fetched, cursor: Cursor) -> tuple[Batch, Cursor, Changes]:
-        if place is not None:
+        if place is not None and len(fetched.rows.record) > cut.size:
             rows = slice(place * cut.size, (place + 1) * cut.size)
             fetched = jax.tree.map(lambda x: x[rows], fetched)
         roots = merge(structure, values)
@@ -207,12 +207,10 @@ def batch_program(structure: Structure, cut: Cut, count: int, position: int | No
         cursor = start_of(pipeline, cut)
         if fed is None:
             whole = fetched_from(pipeline, order, cursor, cut, count, cut.epochs)
-            each = [(whole, None, k if count > 1 else None) for k in range(count)]
-        else:
-            each = [(fetched, start, None) for fetched, start in fed]
+            fed = [(whole, None)] * count
         results, after = [], {}
-        for fetched, start, place in each:
-            now = updated(values, after)
+        for k, (fetched, start) in enumerate(fed):
+            now, place = updated(values, after), k if count > 1 else None
             batch, cursor, new = drawn(structure, now, fetched, start or cursor, cut, place)
             after = after | new
             moved = {} if position is None else {position: jnp.stack(cursor)}

@@ -3,12 +3,15 @@
 import collections
 import contextlib
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice, repeat, takewhile
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from .._order import Order, StoredOrder, word
@@ -16,19 +19,20 @@ from .._rows import Cut, LastBatch, Rows, advance, host_where, settle
 from .._types import Cursor, Spec
 from ..errors import EmptySourceError, ReadError
 from ..sources._base import Fetched
-from ..sources._host import Reader, conform, empty_rows, stack
+from ..sources._host import ALIGNMENT, Reader, conform, empty_rows, stack
 from ..sources._iterable import Stream
 
 BUFFER_BYTES = 64 * 2**20
 """The most that rows read ahead weigh together, unless a single chunk weighs more."""
 
-CHUNK_BYTES = 4 * 2**20
-"""What a thread reads in one go for `for`: a large batch, or up to `CHUNK_BATCHES` small ones."""
+CHUNK_BYTES = 8 * 2**20
+"""What a thread reads in one go: to wake it costs as much as to read some hundred kilobytes."""
 
 CHUNK_BATCHES = 8
+"""The most batches of a chunk for `for`, which come one by one."""
 
-STACK_BYTES = 8 * 2**20
-"""What a thread reads in one go for `scan`."""
+COPIED_FROM = 2**18
+"""Bytes from which it costs more to copy rows than to place them on the device."""
 
 BLOCK = 2**15
 """Records whose order is computed in one call."""
@@ -62,7 +66,10 @@ class Stack(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Supply:
-    """Where rows come from and how they are cut. `order(epoch)` is for a source with a length."""
+    """Where rows come from and how they are cut. `order(epoch)` is for a source with a length.
+
+    `compiled` says that rows only go into compiled programs on a CPU, which read those of NumPy.
+    """
 
     reader: Reader | Stream
     spec: Spec
@@ -70,6 +77,7 @@ class Supply:
     length: int | None
     last_batch: LastBatch
     masks: bool
+    compiled: bool
     order: Callable[[int], Any]
 
 
@@ -97,9 +105,10 @@ class Feed:
         self._depth = min(max(room, 1), 2 * threads + 2)
 
     def take(self, start: Cursor, cut: Cut, loop: bool, several: int) -> list[Fed]:
-        """The next batch from `start` on, or up to `several` where so many have been read.
+        """The next batch from `start` on, and of those read with it up to `several` in all.
 
-        `loop` cuts what follows as `for` does. Call `handed_over` for each batch that is used.
+        `loop` cuts what follows as `for` does; what comes along with the next batch every loop
+        cuts alike. Call `handed_over` for each batch that is used.
         """
         if not (self._ready and self._asked == (cut, loop) and self._ready[0].start == start):
             self._ready.clear()
@@ -115,11 +124,18 @@ class Feed:
             self._asked = cut, loop
             self._singly = max(0, self._singly - chunk.count)
             self._top_up(chunk, loop)
-        return [self._ready[i] for i in range(min(several, len(self._ready)))]
+        return [*islice(takewhile(self._is_inside, self._ready), several)] or [self._ready[0]]
+
+    def _is_inside(self, fed: Fed) -> bool:
+        """Whether the batch is a whole one of one epoch, and another can follow."""
+        (epoch, _), after = fed.start, fed.after
+        ends_inside = after.epoch == epoch or after == (epoch + 1, 0)
+        return fed.cut.size == self.supply.size and ends_inside and after.epoch < 2**32
 
     def handed_over(self) -> None:
         """The first batch of the last `take` is used."""
-        self._ready.popleft()
+        if self._ready:  # unless what was read ahead has been dropped since
+            self._ready.popleft()
 
     def stacks(self, start: Cursor, cut: Cut, counts: Sequence[int]) -> Iterator[Stack]:
         """Chunks of so many batches, in the cut of `scan`; later ones are read meanwhile."""
@@ -250,13 +266,9 @@ class Feed:
             return _stack(
                 Fetched(batch, rows), starts, after, [x for some in failures for x in some]
             )
+        batches = _placed(_cut(Fetched(batch, rows), cut.size), self.supply.compiled)
         ends = [*starts[1:], after]
-        fed = []
-        for i, (start, end) in enumerate(zip(starts, ends, strict=True)):
-            part = slice(i * cut.size, (i + 1) * cut.size)
-            fetched = jax.tree.map(lambda x, part=part: x[part], Fetched(batch, rows))
-            fed.append(Fed(_placed(fetched), cut, start, end, failures[i]))
-        return fed
+        return [Fed(*x) for x in zip(batches, repeat(cut), starts, ends, failures)]
 
     # For streams.
 
@@ -278,7 +290,9 @@ class Feed:
         while len(fed) < count and not (loop and fed and fed[-1].after.epoch != start.epoch):
             fed.append(self._next_of_stream(fed[-1].after if fed else start, cut, loop))
         if not stacked:
-            return [x._replace(fetched=x.fetched and _placed(x.fetched)) for x in fed]
+            batches = [x.fetched for x in fed if x.fetched is not None]
+            placed = iter(_placed(batches, self.supply.compiled))
+            return [x._replace(fetched=x.fetched and next(placed)) for x in fed]
         whole = jax.tree.map(lambda *x: np.concatenate(x), *(x.fetched for x in fed))
         return _stack(whole, [x.start for x in fed], fed[-1].after, ())
 
@@ -302,7 +316,7 @@ class Feed:
             if loop or (found and last_batch == "pad"):
                 break
         if not found:
-            return Fed(None, cut, start, at)
+            return Fed(None, cut._replace(size=0), start, at)
         epoch, offset = np.array(places, np.uint32).T
         batch = conform(stack(found), stream.stored_spec, self.supply.spec, offset)
         rows = _host_rows(epoch, offset, offset)
@@ -372,16 +386,17 @@ class _Records:
 
     def _block(self, order: Order, i: int) -> np.ndarray:
         assert self._length is not None
-        # The last block is as long as the others, so that all share one program.
-        offsets = np.arange(min(BLOCK, self._length), dtype=np.uint64) + np.uint64(i * BLOCK)
-        offsets = np.minimum(offsets, np.uint64(self._length - 1)).astype(word(self._length))
+        # The last block begins earlier, so that it is as long as the others: all share one program.
+        count = min(BLOCK, self._length)
+        start = min(i * BLOCK, self._length - count)
         with on_host():
-            return np.asarray(_records_of(order, offsets))
+            records = np.asarray(_records_of(order, word(self._length).type(start), count))
+        return records[i * BLOCK - start :]
 
 
-@jax.jit
-def _records_of(order: Order, offsets: Any) -> Any:
-    return order(offsets)
+@functools.partial(jax.jit, static_argnames="count")
+def _records_of(order: Order, start: Any, count: int) -> Any:
+    return order.run(jnp.asarray(start), count)
 
 
 def on_host() -> Any:
@@ -394,7 +409,7 @@ def on_host() -> Any:
 
 def stack_counts(length: int, batch_bytes: int) -> list[int]:
     """How a scan of `length` batches is cut into chunks: at least 8, of one size but the last."""
-    count = min(max(STACK_BYTES // batch_bytes, 1), -(-length // 8))
+    count = min(max(CHUNK_BYTES // batch_bytes, 1), -(-length // 8))
     # With a divisor there is one program to compile, and not a second one for what is left.
     count = next((c for c in range(count, count // 2, -1) if length % c == 0), count)
     whole, rest = divmod(length, count)
@@ -408,14 +423,35 @@ def _stack(whole: Fetched, starts: list[Cursor], after: Cursor, failures: Failur
         Cursor(*(np.array(x, kind) for x in zip(*cursors, strict=True)))
         for cursors in (starts, [*starts[1:], after])
     )
-    return Stack(_placed(fetched), before, behind, after, failures)
+    return Stack(_placed([fetched])[0], before, behind, after, failures)
 
 
-def _placed(fetched: Fetched) -> Fetched:
-    """The batch on the device. What says which rows it has goes there if a stage asks for it."""
-    batch, rows = fetched
-    mask = None if rows.mask is None else jax.device_put(rows.mask)
-    return Fetched(jax.tree.map(jax.device_put, batch), rows._replace(mask=mask))
+def _cut(whole: Fetched, size: int) -> list[Fetched]:
+    """A chunk in batches of `size` rows."""
+    leaves, structure = jax.tree.flatten(whole)
+    starts = range(0, len(whole.rows.epoch), size)
+    return [jax.tree.unflatten(structure, [x[i : i + size] for x in leaves]) for i in starts]
+
+
+def _placed(fetched: Sequence[Fetched], compiled: bool = False) -> list[Fetched]:
+    """Batches on the device, or such that a `compiled` program can read them where they are.
+
+    What says which rows they have goes to the device if a stage asks for it.
+    """
+    wanted = [(batch, rows.mask) for batch, rows in fetched]
+    if compiled:
+        placed = jax.tree.map(lambda x: x if _is_readable(x) else jax.device_put(x), wanted)
+    else:
+        placed = jax.device_put(wanted)  # in one call, which costs less than one for each
+    return [
+        Fetched(batch, x.rows._replace(mask=mask))
+        for x, (batch, mask) in zip(fetched, placed, strict=True)
+    ]
+
+
+def _is_readable(x: np.ndarray) -> bool:
+    """Whether a program on a CPU reads the array in its place, or copies it in next to no time."""
+    return x.nbytes < COPIED_FROM or x.ctypes.data % ALIGNMENT == 0
 
 
 def _spread(x: np.ndarray, inside: np.ndarray) -> np.ndarray:

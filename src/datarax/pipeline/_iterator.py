@@ -19,7 +19,7 @@ from .._order import Order, Permutation, StoredOrder
 from .._rows import Cut, advance, host_where, pack, pack_each, running_on, settle
 from .._types import Batch, Cursor, integer, is_traced, spec_text
 from ..errors import DataraxError, SeekError, StageError
-from ..sources._base import NAME, EagerSourceBase, length_of
+from ..sources._base import NAME, EagerSourceBase, Fetched, length_of
 from ..sources._iterable import StreamSource
 from ._binding import Binding, Changes, Values, has_tracer, merge
 from ._core import (
@@ -163,8 +163,10 @@ class Runtime:
             return None
         variables = binding.variables.items()
         keys = [self._values[i] for i, x in variables if isinstance(x, BaseKey)]
+        compiled = pipeline._sink != NAME and jax.default_backend() == "cpu"
         parts = (
             reader,
+            compiled,
             *policy(pipeline),
             pipeline.num_threads,
             jax.config.read("jax_enable_x64"),
@@ -185,7 +187,8 @@ class Runtime:
         size, length, last_batch = policy(pipeline)
         assert isinstance(source, EagerSourceBase | StreamSource)
         masks = isinstance(source, EagerSourceBase) and source.masks
-        supply = Supply(reader, source.element_spec, size, length, last_batch, masks, order)
+        spec = source.element_spec
+        supply = Supply(reader, spec, size, length, last_batch, masks, compiled, order)
         feed = Feed(supply, pipeline.num_threads)
         weakref.finalize(self, feed.close)
         self._feed = parts, feed
@@ -308,22 +311,17 @@ class Runtime:
         started = time.perf_counter()
         ready = feed.take(self.start, cut, loop, AHEAD)
         self.meter.waited_since(started)
-        if ready[0].fetched is None:
-            self._append(pipeline, binding, {}, {}, ready[0])
+        if pipeline._sink == NAME or ready[0].fetched is None:  # a program would only copy
+            batches = [_unstaged(fed.fetched, pipeline.mask_name) for fed in ready]
+            self._append(pipeline, binding, [(batch, {}) for batch in batches], ready)
             return
         cut = ready[0].cut
-        if pipeline._sink == NAME:  # no stage: a program would only copy
-            batch, rows = ready[0].fetched
-            named = {} if rows.mask is None else {pipeline.mask_name: rows.mask}
-            self._append(pipeline, binding, {**batch, **named}, {}, ready[0])
-            return
         single = batch_program(binding.structure, cut, 1, None)
         self._patience -= 1
         # As many as were read in one go or one, so that there are two programs to compile.
         if not (
             self._patience < 0
             and len(ready) == feed.count <= at_once(single)
-            and all(fed.fetched is not None and fed.cut == cut for fed in ready)
             and not self._mutable
             and not single.host_nodes
         ):
@@ -337,15 +335,19 @@ class Runtime:
             again = functools.partial(_by_hand, binding, self._values, None, cut, given)
             blame(pipeline, program, error, again)
             raise
-        for (batch, after), fed in zip(results, ready, strict=True):
-            self._append(pipeline, binding, batch, after, fed)
+        self._append(pipeline, binding, results, ready)
 
     def _append(
-        self, pipeline: "Pipeline", binding: Binding, batch: Batch, after: Changes, fed: Fed
+        self,
+        pipeline: "Pipeline",
+        binding: Binding,
+        results: Sequence[tuple[Batch, Changes]],
+        ready: Sequence[Fed],
     ) -> None:
-        size, length, last_batch = policy(pipeline)
-        start = settle(fed.after, size, length, last_batch, host_where)
-        self._ahead.append((batch, {**after, binding.position: pack(start, length)}, start, fed))
+        """Puts batches in a row into `_ahead`, each with the cursor behind it."""
+        packed = pack_each([fed.after for fed in ready], length_of(pipeline.source))
+        for (batch, after), position, fed in zip(results, packed, ready, strict=True):
+            self._ahead.append((batch, {**after, binding.position: position}, fed.after, fed))
 
     def _discard(self) -> None:
         """Forgets what was computed ahead; where most was in vain, the next try waits longer."""
@@ -500,6 +502,14 @@ def _is_it(known: Any, now: Any) -> bool:
     return known is now or (not isinstance(now, np.ndarray | jax.Array | dict) and known == now)
 
 
+def _unstaged(fetched: Fetched | None, mask_name: str) -> Batch:
+    """What is handed out where no stage stands between; nothing at the end of a pass."""
+    if fetched is None:
+        return {}
+    batch, rows = fetched
+    return {**batch} if rows.mask is None else {**batch, mask_name: rows.mask}
+
+
 def _is_mutable(value: Any) -> bool:
     """Whether a value can change and stay the same object, so that no look can notice."""
     return isinstance(value, np.ndarray) and value.flags.writeable
@@ -510,7 +520,7 @@ def _by_hand(binding: Binding, values: Values, order: Any, cut: Cut, fed: Any = 
     copy, *_ = merge(binding.structure, values)
     start = start_of(copy, cut)
     for fetched, at in fed or [(fetched_from(copy, order, start, cut, 1, cut.epochs), start)]:
-        draw(copy, fetched, at, cut)
+        draw(copy, jax.device_put(fetched), at, cut)  # as a stage sees it in a program
 
 
 def blame(
