@@ -4,6 +4,7 @@ import copy
 import gc
 import importlib.metadata
 import json
+import os
 import pickle
 import weakref
 
@@ -19,6 +20,12 @@ from datarax._keys import node_key
 from datarax._order import SwapOrNot, epoch_keys, word
 from datarax.errors import DataraxError
 from datarax.sources import SourceData
+
+if "DATARAX_CONFORMANCE_SHARED" in os.environ:
+    # What one process of a run has compiled, the others need not: JAX's own cache, empty at first.
+    jax.config.update("jax_compilation_cache_dir", os.environ["DATARAX_CONFORMANCE_SHARED"])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 class Overriding(Pipeline):

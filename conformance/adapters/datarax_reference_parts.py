@@ -37,14 +37,14 @@ class Stage(nnx.Module):
     """An operation of the vocabulary; its parameters and state are NNX's."""
 
     def __init__(self, op):
-        self.op = op
+        self.run = op.run
         self.params = nnx.Dict({name: nnx.Param(jnp.float32(v)) for name, v in op.params.items()})
         self.memory = nnx.Dict({name: nnx.Variable(jnp.int32(v)) for name, v in op.state.items()})
 
     def __call__(self, *batches):
         params = {name: param[...] for name, param in self.params.items()}
         memory = {name: variable[...] for name, variable in self.memory.items()}
-        batch, memory = self.op.run(params, memory, *batches)
+        batch, memory = self.run(params, memory, *batches)
         for name, value in memory.items():
             self.memory[name][...] = value
         return batch
@@ -52,7 +52,7 @@ class Stage(nnx.Module):
 
 class Keys(Stage):
     def __call__(self, *batches, keys):
-        batch, _ = self.op.run({}, {}, *batches, jax.random.key_data(keys))
+        batch, _ = self.run({}, {}, *batches, jax.random.key_data(keys))
         return batch
 
 

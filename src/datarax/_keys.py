@@ -25,6 +25,7 @@ class BaseKey(nnx.Variable):
     """The two words from which all keys of a pipeline, a source or an operator are counted."""
 
 
+@jax.jit  # so that its 20 rounds are traced once, not wherever a key is counted
 def threefry2x32(
     key: UInt32[Array, "*#batch 2"],
     high: UInt32[Array, "*batch"],

@@ -49,20 +49,20 @@ class Contender:
     mode: str
 
 
-CONTENDERS = (
-    Contender("Datarax", "datarax-reference", "for"),
-    Contender("Datarax-scan", "datarax-reference", "scan"),
-    Contender("datarax 0.1.17", "datarax-0.1.17", "for"),
-    Contender("datarax 0.1.17-scan", "datarax-0.1.17", "scan"),
-    Contender("datarax 0.1.4", "datarax-0.1.4", "for"),
-    Contender("datarax 0.1.4-scan", "datarax-0.1.4", "scan"),
-    Contender("cyreal", "cyreal", "step"),
-    Contender("cyreal-scan", "cyreal", "scan"),
-    Contender("Grain", "grain", "for"),
-    Contender("PyTorch DataLoader", "torch", "for"),
-    Contender("tf.data", "tfdata", "for"),
-    Contender("naive NumPy engine", "numpy-naive", "for"),
-    Contender("NumPy indexing", "", "for"),
+CONTENDERS = tuple(
+    Contender(name + ("-scan" if mode == "scan" else ""), environment, mode)
+    for name, environment, *modes in (
+        ("Datarax", "datarax-reference", "for", "scan"),
+        ("datarax 0.1.17", "datarax-0.1.17", "for", "scan"),
+        ("datarax 0.1.4", "datarax-0.1.4", "for", "scan"),
+        ("cyreal", "cyreal", "step", "scan"),
+        ("Grain", "grain", "for"),
+        ("PyTorch DataLoader", "torch", "for"),
+        ("tf.data", "tfdata", "for"),
+        ("naive NumPy engine", "numpy-naive", "for"),
+        ("NumPy indexing", "", "for"),
+    )
+    for mode in modes
 )
 
 

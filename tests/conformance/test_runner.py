@@ -1,7 +1,11 @@
 """Verdicts: what is blocked, what is expected to fail, and that they come out the same."""
 
+import dataclasses
 import datetime
+import itertools
 import json
+import pathlib
+import sys
 
 import pytest
 from datarax_conformance import report, run_conformance
@@ -97,6 +101,63 @@ def test_the_digest_does_not_depend_on_the_order_of_the_run():
         run_conformance(Adapter(), only=["iter"], shuffle=seed)["digest"] for seed in range(3)
     }
     assert len(digests) == 1
+
+
+class Recorded(Adapter):
+    """Remembers the programs that it was asked for."""
+
+    def __init__(self):
+        self.programs = []
+
+    def build(self, program, ops):
+        self.programs.append({**program.to_json(), "seed": None})
+        return super().build(program, ops)
+
+
+def run_order(**how):
+    """The programs of plain cases of loops, in the order in which an engine meets them."""
+    adapter = Recorded()
+    plain = [{"do": "build"}]
+    cases = [
+        case
+        for case in stored_cases()
+        if case.profiles[0] == "iter" and [a for a in case.script if a["do"] == "build"] == plain
+    ]
+    run_conformance(adapter, cases=cases, blocking=False, **how)
+    return [json.dumps(program, sort_keys=True) for program in adapter.programs]
+
+
+def test_equal_programs_are_met_one_after_the_other():
+    order = run_order()
+    assert len(order) > len(set(order)) == len(list(itertools.groupby(order)))
+
+
+def test_shuffled_cases_are_met_in_that_order():
+    one, other = run_order(shuffle=1), run_order(shuffle=2)
+    assert one != other
+    assert len(set(one)) < len(list(itertools.groupby(one)))
+
+
+SHARING = """
+import json, os, sys
+shared = os.environ["DATARAX_CONFORMANCE_SHARED"]
+for line in sys.stdin:
+    mine = os.path.join(shared, str(os.getpid()))
+    open(mine, "w").close()
+    answer = {"name": shared, "version": "1", "spec": "0.1", "capabilities": ["resume"]}
+    answer = answer if "hello" in line else sorted(os.listdir(shared))
+    print(json.dumps({"value": answer}), flush=True)
+"""
+
+
+def test_processes_of_a_run_share_a_folder_that_ends_with_it(tmp_path):
+    (tmp_path / "engine.py").write_text(SHARING)
+    command = [sys.executable, str(tmp_path / "engine.py")]
+    script = [{"do": "build"}, {"do": "restart"}, {"do": "build", "expect": {"value": []}}]
+    case = dataclasses.replace(stored_cases()[0], profiles=["resume"], script=script)
+    result = run_conformance("x", cases=[case], command=command)
+    assert len(result["verdicts"][0]["got"]["value"]) == 2  # the process before, and this one
+    assert not pathlib.Path(result["engine"]["name"]).exists()
 
 
 def test_a_failure_says_everything():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import random
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 
 from . import report
@@ -14,10 +15,16 @@ from .engine import Engine, Local, Piped, serve_command
 from .runner import ExpectedFailure, Run
 
 
-def engine_for(adapter: str | Adapter, python: str = sys.executable) -> Callable[[], Engine]:
-    """A name is run in a process of its own, an object in this one."""
-    if isinstance(adapter, str):
-        return functools.partial(Piped, serve_command(adapter, python))
+def engine_for(
+    adapter: str | Adapter,
+    python: str = sys.executable,
+    command: Sequence[str] = (),
+    shared: str | None = None,
+) -> Callable[[], Engine]:
+    """A name or a command is run in a process of its own, an object in this one."""
+    if command or isinstance(adapter, str):
+        line = command or serve_command(str(adapter), python)
+        return functools.partial(Piped, line, shared)
     return functools.partial(Local, adapter)
 
 
@@ -42,12 +49,19 @@ def run_conformance(
     chosen = selected(stored_cases() if cases is None else cases, only)
     if shuffle is not None:
         chosen = random.Random(shuffle).sample(chosen, len(chosen))
-    new_engine = functools.partial(Piped, command) if command else engine_for(adapter, python)
-    run = Run(new_engine, chosen, expected=expected, timeout=timeout, blocking=blocking)
-    try:
-        verdicts = run.all(jobs if isinstance(adapter, str) else 1)
-    finally:
-        run.close()
+    with tempfile.TemporaryDirectory(prefix="datarax-conformance-") as shared:
+        run = Run(
+            engine_for(adapter, python, command, shared),
+            chosen,
+            expected=expected,
+            timeout=timeout,
+            blocking=blocking,
+            in_order=shuffle is not None,
+        )
+        try:
+            verdicts = run.all(jobs if isinstance(adapter, str) else 1)
+        finally:
+            run.close()
     target = (
         adapter
         if isinstance(adapter, str)

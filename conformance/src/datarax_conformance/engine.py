@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import queue
 import subprocess
 import sys
@@ -47,11 +48,16 @@ class Local:
         pass
 
 
+SHARED = "DATARAX_CONFORMANCE_SHARED"
+"""The variable that names a folder for the processes of one run: of compiled code, say."""
+
+
 class Piped:
     """A process that reads one action and writes one answer per line."""
 
-    def __init__(self, command: Sequence[str]):
+    def __init__(self, command: Sequence[str], shared: str | None = None):
         self.command = list(command)
+        self.environment = {**os.environ} if shared is None else {**os.environ, SHARED: shared}
         self.process: subprocess.Popen[str] | None = None
 
     def restart(self) -> None:
@@ -63,6 +69,7 @@ class Piped:
                 self.command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
+                env=self.environment,
                 text=True,
                 encoding="utf-8",
             )

@@ -43,8 +43,14 @@ def _sub(params: Fields, state: Fields, left: Fields, right: Fields) -> tuple[Fi
     return {**left, "x": left["x"] - right["x"]}, state
 
 
-def _pick(field: str, params: Fields, state: Fields, batch: Fields) -> tuple[Fields, Fields]:
-    return {field: batch[field]}, state
+@dataclasses.dataclass(frozen=True)
+class _Pick:
+    """Equal to another of the same field, so that an engine need not compile it again."""
+
+    field: str
+
+    def __call__(self, params: Fields, state: Fields, batch: Fields) -> tuple[Fields, Fields]:
+        return {self.field: batch[self.field]}, state
 
 
 def _count(params: Fields, state: Fields, batch: Fields) -> tuple[Fields, Fields]:
@@ -60,7 +66,7 @@ VOCABULARY: Mapping[str, Callable[..., Op]] = {
     "affine": lambda a, b: Op(_affine, params={"a": int(a), "b": int(b)}),
     "add": lambda: Op(_add),
     "sub": lambda: Op(_sub),
-    "pick": lambda field: Op(functools.partial(_pick, field)),
+    "pick": lambda field: Op(_Pick(field)),
     "count": lambda: Op(_count, state={"had": 0}),
     "keys": lambda: Op(_keys, keys=True),
 }

@@ -115,6 +115,19 @@ def expected_failures(
     return entries
 
 
+def alike(cases: Sequence[Case]) -> list[list[Case]]:
+    """The cases in groups of equal programs but for the seed, the longest group first.
+
+    An engine that compiles a program has it ready for the rest of the group; and no long group
+    that is begun last keeps one process busy while the others have nothing left to do.
+    """
+    groups: dict[str, list[Case]] = {}
+    for case in cases:
+        program = json.dumps({**case.program, "seed": None}, sort_keys=True)
+        groups.setdefault(program, []).append(case)
+    return sorted(groups.values(), key=lambda group: -sum(len(case.script) for case in group))
+
+
 class Run:
     """Verdicts of one engine, each worked out once, in whatever order they are asked for."""
 
@@ -126,8 +139,10 @@ class Run:
         expected: Sequence[ExpectedFailure] = (),
         timeout: float = 60.0,
         blocking: bool = True,
+        in_order: bool = False,
     ):
         self.cases = cases
+        self.groups = [[case] for case in cases] if in_order else alike(cases)
         self.expected = {entry.case for entry in expected}
         self.timeout = timeout
         self.basic = {case.requirement: case for case in cases if case.basic} if blocking else {}
@@ -135,13 +150,17 @@ class Run:
         self.lock = threading.Lock()
         self.new_engine = new_engine
         self.engines: list[Engine] = []
+        self.idle: list[Engine] = []
         self.local = threading.local()
         self.identity = self._hello()
 
     def _engine(self) -> Engine:
         if not hasattr(self.local, "engine"):
-            self.local.engine = self.new_engine()
-            self.engines.append(self.local.engine)
+            with self.lock:
+                if not self.idle:
+                    self.idle = [self.new_engine()]
+                    self.engines += self.idle
+                self.local.engine = self.idle.pop()
         return self.local.engine
 
     def _hello(self) -> dict[str, Any]:
@@ -202,13 +221,20 @@ class Run:
         return verdict
 
     def all(self, jobs: int = 1) -> list[Verdict]:
-        """Basic cases first, since the others may wait for them."""
+        """All verdicts, in the order of the cases; `groups` says in which they are worked out."""
+
+        def work_out(group: Sequence[Case]) -> None:
+            for case in group:
+                self.verdict(case)
+
         if jobs == 1:  # in this thread, for a debugger
-            verdicts = [self.verdict(case) for case in (*self.basic.values(), *self.cases)]
-            return verdicts[len(self.basic) :]
-        with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-            list(pool.map(self.verdict, self.basic.values()))
-            return list(pool.map(self.verdict, self.cases))
+            for group in self.groups:
+                work_out(group)
+        else:
+            self.idle = list(self.engines)  # the one that has said hello is one of the workers
+            with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+                list(pool.map(work_out, self.groups))
+        return [self.verdict(case) for case in self.cases]
 
     def close(self) -> None:
         for engine in self.engines:

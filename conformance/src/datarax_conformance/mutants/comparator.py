@@ -125,50 +125,23 @@ BY_HAND: list[tuple[Any, Any, Any, bool]] = [
     ({"check": "few_blocks", "size": 2, "window": 1}, {"value": [ids(0, 2, 4, 5)]}, {}, True),
     ({"check": "few_blocks", "size": 2, "window": 2}, {"value": [ids(0, 2, 4, 6)]}, {}, False),
     ({"check": "few_blocks", "size": 2, "window": 1}, {"value": []}, {}, False),
-    (
-        {"check": "strangers", "steps": 3, "within": 2, "low": 0.3, "high": 0.4},
-        {"value": [ids(0, 1, 5, 9)]},
-        {},
-        True,
-    ),
-    (
-        {"check": "strangers", "steps": 3, "within": 2, "low": 0.4, "high": 0.5},
-        {"value": [ids(0, 1, 5, 9)]},
-        {},
-        False,
-    ),
-    (
-        {"check": "strangers", "steps": 3, "within": 2, "low": 0.1, "high": 0.3},
-        {"value": [ids(0, 1, 5, 9)]},
-        {},
-        False,
-    ),
-    (
-        {"check": "strangers", "steps": 3, "within": 1, "low": 0.0, "high": 0.1},
-        {"value": [ids(0, 1, 5, 9)]},
-        {},
-        True,
-    ),
-    (
-        {"check": "strangers", "steps": 4, "within": 2, "low": 0.2, "high": 0.4},
-        {"value": [ids(0, 1, 5, 9)]},
-        {},
-        False,
-    ),
-    (
-        {"check": "strangers", "steps": 2, "within": 2, "low": 0.4, "high": 0.6},
-        {"value": [ids(0, 1, 5, 6)]},
-        {},
-        True,
-    ),
     *[
         (
-            {"check": "strangers", "steps": 2, "within": 2, "low": low, "high": high},
-            {"value": [ids(0, 1, 5, 6)]},
+            {"check": "strangers", "steps": steps, "within": within, "low": low, "high": high},
+            {"value": [ids(*order)]},
             {},
-            True,
+            agree,
         )
-        for low, high in ((0.5, 0.6), (0.4, 0.5))
+        for steps, within, low, high, order, agree in (
+            (3, 2, 0.3, 0.4, (0, 1, 5, 9), True),
+            (3, 2, 0.4, 0.5, (0, 1, 5, 9), False),
+            (3, 2, 0.1, 0.3, (0, 1, 5, 9), False),
+            (3, 1, 0.0, 0.1, (0, 1, 5, 9), True),
+            (4, 2, 0.2, 0.4, (0, 1, 5, 9), False),
+            (2, 2, 0.4, 0.6, (0, 1, 5, 6), True),
+            (2, 2, 0.5, 0.6, (0, 1, 5, 6), True),
+            (2, 2, 0.4, 0.5, (0, 1, 5, 6), True),
+        )
     ],
     ({"value": [0, 1]}, {"value": [0, 1, 2]}, {}, False),
     ({"value": {"a": 0}}, {"value": {"a": 0, "b": 1}}, {}, False),

@@ -7,6 +7,7 @@ from ._mutant import Mutant
 # Places at which several mutants work.
 PUBLIC = "        positions = start + np.arange(n)\n"
 WINDOW = "        number = offset // (size * window)\n"
+NARROW = "        if length < 2**32:\n"
 BEGUN = "        seen = [epoch * self.periods * quota for quota in self.quotas]\n"
 SHARED = "        with self.lock:\n            return next(self.inner)\n"
 TAKEN = "        batch = super().take(stay)\n        self.counts = self.after\n"
@@ -217,13 +218,13 @@ MUTANTS = [
     mutant(
         "64-bit lengths in 32-bit words",
         "SHUF-014",
-        "        if length < 2**32:\n",
+        NARROW,
         "        if length < 2**62:\n",
     ),
     mutant(
         "2**32 records in 32-bit words",
         "SHUF-014",
-        "        if length < 2**32:\n",
+        NARROW,
         "        if length <= 2**32:\n",
     ),
     mutant("the inverse runs forwards", "SHUF-015", "reversed(range(ROUNDS))", "range(ROUNDS)"),

@@ -30,14 +30,19 @@ STEPS = "    batches = [stream.step() for _ in range(length)]\n"
 STACK = "    return {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}\n"
 
 
+def within(place: str, old: str, new: str, then: str = "") -> tuple[str, str]:
+    """An edit of a few words of a place, and of what comes after it."""
+    return place, place.replace(old, new) + then
+
+
 def gathered(what: str) -> tuple[str, str]:
-    return GATHER, GATHER.replace("column[records]", what)
+    return within(GATHER, "column[records]", what)
 
 
 def salted(salt: str) -> tuple[str, str]:
     """An order that also depends on something else."""
     base = f"None if self.base is None else (self.base[0], (self.base[1] + {salt}) % 2**32)"
-    return RECORDS, RECORDS.replace("self.base", base)
+    return within(RECORDS, "self.base", base)
 
 
 def after_scan(what: str) -> tuple[str, str]:
@@ -49,7 +54,7 @@ MUTANTS = [
     mutant(
         "a field is lost",
         "SRC-001",
-        (GATHER, GATHER.replace("columns.items()", "list(columns.items())[:1]")),
+        within(GATHER, "columns.items()", "list(columns.items())[:1]"),
     ),
     mutant(
         "fields of different records",
@@ -91,11 +96,11 @@ MUTANTS = [
     mutant(
         "the user's columns are written to",
         "SRC-007",
-        (
+        within(
             GATHER,
-            GATHER.replace("return", "batch =") + "    for column in columns.values():\n"
-            "        column[records] = 0\n"
-            "    return batch\n",
+            "return",
+            "batch =",
+            "    for column in columns.values():\n        column[records] = 0\n    return batch\n",
         ),
     ),
     mutant(
@@ -109,10 +114,11 @@ MUTANTS = [
     mutant(
         "a batch is used again as a buffer",
         "SRC-009",
-        (
+        within(
             GATHER,
-            GATHER.replace("return", "fresh =")
-            + "    key = str({n: (f.shape, f.dtype) for n, f in fresh.items()})\n"
+            "return",
+            "fresh =",
+            "    key = str({n: (f.shape, f.dtype) for n, f in fresh.items()})\n"
             "    batch = BUFFERS.setdefault(key, fresh)\n"
             "    for name in batch:\n"
             "        batch[name][...] = fresh[name]\n"
@@ -141,10 +147,7 @@ MUTANTS = [
             "start, length = self.program, self.cursor, self.length",
             "start, length = self.program, Stream.where, self.length",
         ),
-        (
-            TAKE,
-            TAKE.replace("        return", "        Stream.where = self.cursor\n        return"),
-        ),
+        within(TAKE, "        return", "        Stream.where = self.cursor\n        return"),
     ),
     # 20 step
     mutant(
@@ -325,12 +328,10 @@ MUTANTS = [
     mutant(
         "an iterator runs into the next epoch",
         "ITER-009",
-        (
+        within(
             NEXT,
-            NEXT.replace(
-                "if self.stream.cursor.epoch != self.epoch:",
-                "if self.stream.cursor.offset == 0 and self.stream.cursor.epoch != self.epoch:",
-            ),
+            "if self.stream.cursor.epoch != self.epoch:",
+            "if self.stream.cursor.offset == 0 and self.stream.cursor.epoch != self.epoch:",
         ),
     ),
     mutant(
@@ -390,20 +391,17 @@ MUTANTS = [
     mutant(
         "a permutation broken at 2^16 + 1",
         "SHUF-001",
-        (
-            ORDER,
-            ORDER.replace("return", "records =")
-            + "    return np.where(records == 2**16, 0, records)\n",
-        ),
+        within(ORDER, "return", "records =", "    return np.where(records == 2**16, 0, records)\n"),
     ),
     *[
         mutant(
             f"a permutation broken beyond 2^{k}",
             "SHUF-001",
-            (
+            within(
                 ORDER,
-                ORDER.replace("return", "records =") + f"    return np.where((records == 2**{k}) & "
-                f"(length <= 2**{k} + 1), 0, records)\n",
+                "return",
+                "records =",
+                f"    return np.where((records == 2**{k}) & (length <= 2**{k} + 1), 0, records)\n",
             ),
         )
         for k in (1, 4, 8, 12, 19, 20)
@@ -411,7 +409,7 @@ MUTANTS = [
     mutant(
         "drawn with replacement",
         "SHUF-001",
-        (ORDER, ORDER.replace("return", "records =") + "    return records // 2 * 2\n"),
+        within(ORDER, "return", "records =", "    return records // 2 * 2\n"),
     ),
     mutant(
         "stored epochs turn round",
@@ -449,7 +447,7 @@ MUTANTS = [
     mutant(
         "the same order every epoch",
         "SHUF-007 KEYS-005",
-        (EPOCH_KEY, EPOCH_KEY.replace(", epoch)", ", 0)")),
+        within(EPOCH_KEY, ", epoch)", ", 0)"),
     ),
     mutant("the seed is ignored", "SHUF-008", ("    return 0, seed\n", "    return 0, 0\n")),
     mutant(
@@ -508,23 +506,21 @@ MUTANTS = [
     mutant(
         "the name source is passed over",
         "DAG-003",
-        (
+        within(
             INPUTS,
-            INPUTS.replace(
-                "in plan.edges[name]",
-                'in [p for p in plan.edges[name] if p != "source"] or ["source"]',
-            ),
+            "in plan.edges[name]",
+            'in [p for p in plan.edges[name] if p != "source"] or ["source"]',
         ),
     ),
     mutant(
         "predecessors are passed sorted",
         "DAG-004",
-        (INPUTS, INPUTS.replace("in plan.edges[name]", "in sorted(plan.edges[name])")),
+        within(INPUTS, "in plan.edges[name]", "in sorted(plan.edges[name])"),
     ),
     mutant(
         "a repeated predecessor is passed once",
         "DAG-004",
-        (INPUTS, INPUTS.replace("in plan.edges[name]", "in dict.fromkeys(plan.edges[name])")),
+        within(INPUTS, "in plan.edges[name]", "in dict.fromkeys(plan.edges[name])"),
     ),
     mutant(
         "the last node declared is the sink",
@@ -544,7 +540,7 @@ MUTANTS = [
             "                    made[name], states[name] = apply(*inputs, states[name])\n",
         ),
     ),
-    mutant("stage state is lost", "DAG-007 SCAN-006", (TAKE, TAKE.replace("self.states, ", "_, "))),
+    mutant("stage state is lost", "DAG-007 SCAN-006", within(TAKE, "self.states, ", "_, ")),
     mutant(
         "building runs the stages",
         "DAG-007",
@@ -648,10 +644,11 @@ MUTANTS = [
     mutant(
         "a stream goes only forward",
         "STATE-006",
-        (
+        within(
             LOAD,
-            LOAD.replace("self.cursor, self.states", "cursor, self.states")
-            + "            self.cursor = max(self.cursor, cursor)\n",
+            "self.cursor, self.states",
+            "cursor, self.states",
+            "            self.cursor = max(self.cursor, cursor)\n",
         ),
     ),
     mutant(
@@ -798,12 +795,12 @@ MUTANTS = [
     mutant(
         "scan does one too few",
         "SCAN-001",
-        (STEPS, STEPS.replace("range(length)", "range(max(1, length - 1))")),
+        within(STEPS, "range(length)", "range(max(1, length - 1))"),
     ),
     mutant(
         "scan does one too many",
         "SCAN-001",
-        (STEPS, STEPS.replace("range(length)", "range(length + 1)")),
+        within(STEPS, "range(length)", "range(length + 1)"),
     ),
     mutant(
         "scan leaves the stream behind",
@@ -841,7 +838,7 @@ MUTANTS = [
     mutant(
         "scan loses the mask",
         "SCAN-005",
-        (STACK, STACK.replace("for name in batches[0]", "for name in batches[0] if name != MASK")),
+        within(STACK, "for name in batches[0]", "for name in batches[0] if name != MASK"),
     ),
     mutant(
         "scan does not carry stage state",
@@ -1232,9 +1229,11 @@ BENIGN = [
     mutant(
         "read-only arrays",
         "",
-        (
+        within(
             GATHER,
-            GATHER.replace("return", "batch =") + "    for field in batch.values():\n"
+            "return",
+            "batch =",
+            "    for field in batch.values():\n"
             "        field.setflags(write=False)\n"
             "    return batch\n",
         ),
@@ -1279,7 +1278,7 @@ BENIGN = [
     mutant(
         "a mapping that is no dict",
         "",
-        (TAKE, TAKE.replace("return batch", 'return __import__("types").MappingProxyType(batch)')),
+        within(TAKE, "return batch", 'return __import__("types").MappingProxyType(batch)'),
     ),
     mutant(
         "64-bit integers narrowed where they fit",
