@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from datarax._xla import apart
+from datarax import _order, _xla
+from datarax._order import SwapOrNot, epoch_keys
+from datarax._xla import apart, on_cpu
 
-pytestmark = pytest.mark.internal("XLA's CPU compiler fuses what is computed once a row")
+pytestmark = pytest.mark.internal("XLA compiles for a device, and each has traps of its own")
 
 
 def outcome(x, y):
@@ -52,3 +54,29 @@ def test_on_the_cpu_it_is_a_branch_of_its_own():
         .as_text()
     )
     assert " conditional(" in text
+
+
+def test_the_device_is_the_one_that_was_chosen(monkeypatch):
+    assert on_cpu()
+    monkeypatch.setattr(_xla.jax, "default_backend", lambda: "gpu")
+    assert not on_cpu()
+    with jax.default_device(jax.devices("cpu")[0]):
+        assert on_cpu()
+    with jax.default_device("cpu"):
+        assert on_cpu()
+
+
+@pytest.mark.parametrize("cpu", [True, False])
+def test_rounds_are_a_loop_on_the_cpu_alone(monkeypatch, cpu):
+    monkeypatch.setattr(_order, "on_cpu", lambda: cpu)
+    order, offsets = (
+        SwapOrNot(epoch_keys(np.zeros(2, np.uint32), jnp.uint32(3), 1), 1000),
+        jnp.arange(1000),
+    )
+
+    def run(offsets):  # traced anew each time
+        return order(offsets.astype(jnp.uint32))
+
+    assert (" while(" in jax.jit(run).lower(offsets).compile().as_text()) == cpu
+    assert jax.jit(run)(offsets).tolist() == order(offsets.astype(jnp.uint32)).tolist()
+    assert sorted(jax.jit(run)(offsets).tolist()) == list(range(1000))

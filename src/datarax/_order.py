@@ -17,6 +17,7 @@ from jaxtyping import Array, UInt, UInt32
 
 from ._keys import split_word, threefry2x32, typed
 from ._types import Offsets, Records, RowWords, Scalar, Turns, Words
+from ._xla import on_cpu
 
 ROUNDS = 24
 PIECE = 64
@@ -139,9 +140,9 @@ def _swap_or_not(
         y = jnp.where(pivot >= x, pivot - x, pivot + (length - x))
         return jnp.where(_swaps(jnp.maximum(x, y) ^ mask), y, x)
 
-    # The loop stays rolled: XLA's CPU compiler takes minutes over 24 rounds unrolled into a
-    # gather. Its trip count is static, so a GPU never waits for the host.
-    x = jax.lax.fori_loop(0, ROUNDS, one, x)
+    # XLA's CPU compiler takes minutes over 24 rounds unrolled into a gather. A GPU has no such
+    # trouble, but starts a kernel for every turn of a loop.
+    x = jax.lax.fori_loop(0, ROUNDS, one, x, unroll=not on_cpu())
     # Without the barrier the whole order is evaluated again for every gathered element.
     return jax.lax.optimization_barrier(x)
 

@@ -1,4 +1,4 @@
-"""What XLA's CPU compiler has to be told, so that it compiles what was meant."""
+"""What XLA has to be told, on one kind of device or another, to compile what was meant."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -11,6 +11,13 @@ from ._types import Scalar
 T = TypeVar("T")
 
 
+def on_cpu() -> bool:
+    """Whether what is traced now is to run on the CPU."""
+    # A device, or the name of a platform; JAX makes the attribute as it runs.
+    chosen = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
+    return (getattr(chosen, "platform", chosen) or jax.default_backend()) == "cpu"
+
+
 def apart(number: Scalar, function: Callable[..., T], *args: Any) -> T:
     """`function(*args)`, compiled by itself on the CPU; `number` is any that is not the largest.
 
@@ -19,7 +26,7 @@ def apart(number: Scalar, function: Callable[..., T], *args: Any) -> T:
     cannot prove to be taken. And where more than a few kernels stand side by side, they are shared
     out among threads, which takes longer than small ones themselves; a branch counts as one.
     """
-    if jax.default_backend() != "cpu":
+    if not on_cpu():
         return function(*args)
     once = jax.jit(function)  # traced once for the two calls
     blank = jax.tree.map(lambda x: jax.lax.full_like(x, 0), jax.eval_shape(once, *args))

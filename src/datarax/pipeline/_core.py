@@ -17,7 +17,7 @@ from .._keys import batch_key, node_key, record_keys
 from .._order import Order, Stretch, word
 from .._rows import Cut, advance, settle, touched, zero_outside
 from .._types import Batch, Cursor, Scalar
-from .._xla import apart
+from .._xla import apart, on_cpu
 from ..errors import CapturedError, MaskNameError
 from ..sources._base import NAME, EagerSourceBase, Fetched, fetch, length_of, order_of
 from ._binding import Changes, Structure, Values, changes, has_tracer, kept, merge
@@ -31,7 +31,11 @@ CUTS = 8
 """How many ways to cut batches a structure keeps programs for."""
 
 FETCHED_BYTES = 2**18
-"""How many bytes of rows a scan fetches together, if they are of several batches."""
+"""How many bytes of rows a scan fetches together, if they are of several batches: what stays in the
+cache of a CPU."""
+
+FETCHED_BYTES_ELSEWHERE = 2**24
+"""The same on an accelerator, where every turn of a loop costs microseconds."""
 
 SCANS = 16
 """How many scans a structure keeps, by function and length."""
@@ -308,7 +312,7 @@ def fetched_at_once(
     """For how many batches a scan fetches the rows together: a divisor of `length`.
 
     One kernel for the rows of several small batches is faster than one for each, and the order is
-    best computed for many rows. Beyond what stays in a cache nothing is gained.
+    best computed for many rows.
     """
     source = pipeline.source
     if not isinstance(source, EagerSourceBase) or length < 1:
@@ -321,7 +325,8 @@ def fetched_at_once(
     if most is None:
         record = jax.tree.leaves(source.element_spec)
         row_bytes = sum(math.prod(x.shape) * x.dtype.itemsize for x in record)
-        most = FETCHED_BYTES // max(row_bytes * cut.size, 1)
+        most = FETCHED_BYTES if on_cpu() else FETCHED_BYTES_ELSEWHERE
+        most //= max(row_bytes * cut.size, 1)
         most = most if most > 3 else 1  # to gather two or three together gains nothing
     return next(count for count in range(min(max(most, 1), length), 0, -1) if length % count == 0)
 

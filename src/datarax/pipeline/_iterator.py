@@ -18,6 +18,7 @@ from .._keys import BaseKey
 from .._order import Order, Permutation, StoredOrder
 from .._rows import Cut, advance, host_where, pack, pack_each, running_on, settle
 from .._types import Batch, Cursor, integer, is_traced, spec_text
+from .._xla import on_cpu
 from ..errors import DataraxError, SeekError, StageError
 from ..sources._base import NAME, EagerSourceBase, Fetched, length_of
 from ..sources._iterable import StreamSource
@@ -163,7 +164,7 @@ class Runtime:
             return None
         variables = binding.variables.items()
         keys = [self._values[i] for i, x in variables if isinstance(x, BaseKey)]
-        compiled = pipeline._sink != NAME and jax.default_backend() == "cpu"
+        compiled = pipeline._sink != NAME and on_cpu()
         parts = (
             reader,
             compiled,

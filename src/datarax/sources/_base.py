@@ -34,6 +34,7 @@ from .._types import (
     Words,
     integer,
 )
+from .._xla import on_cpu
 from ..errors import RngsError, SeekError
 
 NAME = "source"
@@ -224,7 +225,7 @@ def fetch(
     if epochs == 1 and (count > 1 or not cut.padded):
         return as_stored() if stored else _gathered(source, in_a_row())
     # An accelerator waits for the host at a branch, and has no use for this one.
-    if rows > len(source) or jax.default_backend() != "cpu":
+    if rows > len(source) or not on_cpu():
         return _gathered(source, across())
     number = start.offset.dtype.type
     inside = number(rows) <= number(len(source)) - start.offset

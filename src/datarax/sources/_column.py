@@ -11,6 +11,7 @@ from jaxtyping import Array, Shaped, UInt
 
 from .._rows import take
 from .._types import Records, Scalar
+from .._xla import on_cpu
 from ._base import SourceData
 
 ALIGNMENT = 64
@@ -78,7 +79,7 @@ class Column(nnx.Module):
 def _is_shareable(values: np.ndarray) -> bool:
     """Whether holding the array flat saves a copy, and its items can be counted in 32 bits."""
     return (
-        jax.default_backend() == "cpu"
+        on_cpu()
         and values.nbytes >= WORTH_SHARING
         and values.size < 2**32 - ALIGNMENT
         and ALIGNMENT % values.itemsize == 0
