@@ -46,6 +46,9 @@ engines: $(ready)  ## Make a virtual environment for each engine that the suite 
 results: $(ready)  ## Run the suite on every engine and write conformance/results/
 	$(run) conformance/engines.py results
 
+results-check: $(ready)  ## Make the results of the engines that install quickly again, and compare
+	$(run) conformance/engines.py check $(ARGS)
+
 goals: $(ready)  ## The goals of the conformance suite, a line and a figure each
 	$(VENV)/bin/datarax-conformance goals
 
@@ -62,5 +65,5 @@ clean:  ## Remove all that the other targets made
 $(ready): .ci/venv .ci/requirements.txt pyproject.toml $(wildcard conformance/pyproject.toml)
 	.ci/venv $(PYTHON) $(VENV)
 
-.PHONY: help demo soak test bench bench-gpu bench-engines lint trace docs engines results goals mutants test-matrix clean
+.PHONY: help demo soak test bench bench-gpu bench-engines lint trace docs engines results results-check goals mutants test-matrix clean
 .DEFAULT_GOAL := help
