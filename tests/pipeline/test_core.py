@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 from datarax_conformance import model
 from helpers import (
+    MODES,
+    Count,
+    ahead,
     assert_same,
     by_for,
     by_scan,
@@ -218,3 +221,21 @@ def test_the_order_does_not_depend_on_what_is_ordered():
     data = {"number": np.arange(10.0), "id": np.arange(10, dtype=np.int16)}
     other = MemorySource(MemorySourceConfig(shuffle=True), data)
     assert ids(pipeline([record_words], source=other, seed=3)) == ids(pipeline(seed=3))
+
+
+@pytest.mark.internal(
+    "there is no accelerator where the tests run, but a program for one runs anywhere"
+)
+@pytest.mark.parametrize("last_batch", ["keep", "drop", "pad"])
+@pytest.mark.parametrize("mode", MODES)
+def test_what_is_traced_for_an_accelerator_gives_the_same_batches(monkeypatch, mode, last_batch):
+    def batches():
+        stages = [Count(), jitter()]
+        stream = pipeline(stages, length=33, batch_size=4, seed=3, last_batch=last_batch)
+        stream._runtime.bind(stream).structure.programs.clear()  # or they would be taken from there
+        with ahead(3):
+            return MODES[mode](stream, 20)
+
+    expected = batches()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert_same(batches(), expected)
