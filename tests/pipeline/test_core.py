@@ -27,6 +27,7 @@ from helpers import (
 from hypothesis import example, given, settings, strategies as st
 
 from datarax.errors import LastBatchError
+from datarax.pipeline._core import Program
 from datarax.sources import MemorySource, MemorySourceConfig
 
 CHAIN = {
@@ -239,3 +240,15 @@ def test_what_is_traced_for_an_accelerator_gives_the_same_batches(monkeypatch, m
     expected = batches()
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert_same(batches(), expected)
+
+
+@pytest.mark.internal
+@pytest.mark.parametrize("result, compiled", [({"kept": None}, 0), ({"kept": 1.0}, 1)])
+def test_what_gives_no_array_is_not_compiled(result, compiled):
+    program, compiling = Program(lambda values: result), []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, *_, **__: compiling.append(name)
+    )
+    found = program([]), program([])
+    count = compiling.count("/jax/core/compile/backend_compile_duration")
+    assert (found, count) == ((result, result), compiled)

@@ -144,7 +144,7 @@ class Program:
     host_nodes: frozenset[str | None] = frozenset()
 
     def __init__(self, function: Callable[..., Any]):
-        self._compiled = jax.jit(function)
+        self._compiled: Any = jax.jit(function)
         self.called = False
 
     def __call__(self, values: Any, *args: Any) -> Any:
@@ -152,8 +152,11 @@ class Program:
             result = self._compiled(values, *args)
         else:
             start = time.perf_counter()
-            jaxpr = self._compiled.trace(values, *args).jaxpr.jaxpr
-            self.host_nodes = frozenset(_callers(jaxpr, None))
+            traced = self._compiled.trace(values, *args)
+            self.host_nodes = frozenset(_callers(traced.jaxpr.jaxpr, None))
+            if not jax.tree.leaves(traced.out_info) and not self.host_nodes:
+                # There is nothing to compute: the order in which records are stored, say.
+                self._compiled = lambda *_: traced.out_info
             result = self._compiled(values, *args)
             self.seconds = time.perf_counter() - start
             self.bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(result))
