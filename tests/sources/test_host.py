@@ -16,6 +16,8 @@ from datarax.errors import FieldTypeError, SourceError
 from datarax.sources import (
     HostSource,
     HostSourceConfig,
+    IterableSource,
+    IterableSourceConfig,
     RandomAccessSource,
     RandomAccessSourceConfig,
     Reader,
@@ -110,6 +112,24 @@ def test_a_value_that_does_not_fit_is_an_error_with_its_record():
 def test_records_that_jax_cannot_hold_are_refused_when_the_source_is_built():
     with pytest.raises(FieldTypeError, match="'name' holds str"):
         RandomAccessSource(RandomAccessSourceConfig(), [{"name": "a"}])
+
+
+@pytest.mark.spec("SRC-005")
+@pytest.mark.parametrize("stages", [[], [dict]], ids=["bare", "staged"])
+@pytest.mark.parametrize("sized", [True, False], ids=["records", "stream"])
+def test_wide_integers_pass_the_threads_as_they_are(sized, stages):
+    data = [{"id": np.int64(2**40 + i)} for i in range(8)]
+    with jax.enable_x64(True):  # here, and in no other thread
+        if sized:
+            source = RandomAccessSource(RandomAccessSourceConfig(), data)
+        else:
+            source = IterableSource(IterableSourceConfig(), data)
+        pipeline = Pipeline(source=source, stages=stages, batch_size=2)
+        batches = [*pipeline, *(pipeline.step() for _ in range(2))]
+        ids = np.concatenate([np.asarray(batch["id"]) for batch in batches])
+        assert ids.tolist() == [2**40 + i for i in [*range(8), *range(4)]]
+        scanned = pipeline.scan(lambda batch: batch["id"], 2)
+        assert scanned.tolist() == [[2**40 + 4, 2**40 + 5], [2**40 + 6, 2**40 + 7]]
 
 
 @pytest.mark.spec("SRC-003")

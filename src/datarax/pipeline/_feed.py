@@ -68,7 +68,8 @@ class Stack(NamedTuple):
 class Supply:
     """Where rows come from and how they are cut. `order(epoch)` is for a source with a length.
 
-    `compiled` says that rows only go into compiled programs on a CPU, which read those of NumPy.
+    `compiled` says that rows only go into compiled programs on a CPU, which read those of NumPy;
+    `x64` is a setting of the thread that asks, and no other knows it.
     """
 
     reader: Reader | Stream
@@ -78,6 +79,7 @@ class Supply:
     last_batch: LastBatch
     masks: bool
     compiled: bool
+    x64: bool
     order: Callable[[int], Any]
 
 
@@ -198,7 +200,7 @@ class Feed:
         *,
         stacked: bool = False,
     ) -> "_Chunk":
-        submit = self._threads.submit
+        submit = functools.partial(self._threads.submit, self._as_asked)
         if self.supply.length is None:
             earlier = None if before is None else before.future
             future = submit(self._read_stream, start, earlier, cut, count, loop, stacked)
@@ -207,6 +209,11 @@ class Feed:
         plan = self._plan(start, cut, count)
         future = submit(self._read_plan, plan, cut, stacked)
         return _Chunk(plan.starts[0], cut, count, loop, plan.after, future)
+
+    def _as_asked(self, read: Callable[..., Any], *args: Any) -> Any:
+        """Runs in a thread: `read`, under the settings of whoever wants the rows."""
+        with jax.enable_x64(self.supply.x64):
+            return read(*args)
 
     # For sources with a length.
 

@@ -160,14 +160,8 @@ class Runtime:
         variables = binding.variables.items()
         keys = [self._values[i] for i, x in variables if isinstance(x, BaseKey)]
         compiled = pipeline._sink != NAME and jax.default_backend() == "cpu"
-        parts = (
-            reader,
-            compiled,
-            *policy(pipeline),
-            pipeline.num_threads,
-            jax.config.read("jax_enable_x64"),
-            *keys,
-        )
+        x64 = bool(jax.config.read("jax_enable_x64"))
+        parts = (reader, compiled, x64, *policy(pipeline), pipeline.num_threads, *keys)
         known, feed = self._feed
         if known is not None and len(known) == len(parts) and all(map(_is_it, known, parts)):
             return feed
@@ -184,7 +178,7 @@ class Runtime:
         assert isinstance(source, EagerSourceBase | StreamSource)
         masks = isinstance(source, EagerSourceBase) and source.masks
         spec = source.element_spec
-        supply = Supply(reader, spec, size, length, last_batch, masks, compiled, order)
+        supply = Supply(reader, spec, size, length, last_batch, masks, compiled, x64, order)
         feed = Feed(supply, pipeline.num_threads)
         weakref.finalize(self, feed.close)
         self._feed = parts, feed
