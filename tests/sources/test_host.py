@@ -176,6 +176,9 @@ def test_a_batch_is_not_a_buffer(tmp_path, width, shuffle, stages):
         np.testing.assert_array_equal(batch["data"], data[rows[i]])
     for i, view in views:
         np.testing.assert_array_equal(view, data[rows[i][10:20]])
+    pipeline.seek(epoch=0)
+    scanned = pipeline.scan(lambda batch: batch["data"], 20)
+    np.testing.assert_array_equal(scanned, data[np.array(rows)])
 
 
 @pytest.mark.internal

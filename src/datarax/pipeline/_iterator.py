@@ -164,8 +164,8 @@ class Runtime:
             return None
         variables = binding.variables.items()
         keys = [self._values[i] for i, x in variables if isinstance(x, BaseKey)]
-        compiled = pipeline._sink != NAME and jax.default_backend() == "cpu"
-        parts = (reader, compiled, x64, *policy(pipeline), pipeline.num_threads, *keys)
+        bare, on_cpu = pipeline._sink == NAME, jax.default_backend() == "cpu"
+        parts = (reader, bare, on_cpu, x64, *policy(pipeline), pipeline.num_threads, *keys)
         known, feed = self._feed
         self._fed = self._values, x64
         if known is not None and len(known) == len(parts) and all(map(_is_it, known, parts)):
@@ -183,7 +183,7 @@ class Runtime:
         assert isinstance(source, EagerSourceBase | StreamSource)
         masks = isinstance(source, EagerSourceBase) and source.masks
         spec = source.element_spec
-        supply = Supply(reader, spec, size, length, last_batch, masks, compiled, x64, order)
+        supply = Supply(reader, spec, size, length, last_batch, masks, bare, on_cpu, x64, order)
         feed = Feed(supply, pipeline.num_threads)
         weakref.finalize(self, feed.close)
         self._feed = parts, feed
