@@ -16,6 +16,8 @@ from datarax.errors import FieldTypeError, SourceError
 from datarax.sources import (
     HostSource,
     HostSourceConfig,
+    IterableSource,
+    IterableSourceConfig,
     RandomAccessSource,
     RandomAccessSourceConfig,
     Reader,
@@ -112,6 +114,24 @@ def test_records_that_jax_cannot_hold_are_refused_when_the_source_is_built():
         RandomAccessSource(RandomAccessSourceConfig(), [{"name": "a"}])
 
 
+@pytest.mark.spec("SRC-005")
+@pytest.mark.parametrize("stages", [[], [dict]], ids=["bare", "staged"])
+@pytest.mark.parametrize("sized", [True, False], ids=["records", "stream"])
+def test_wide_integers_pass_the_threads_as_they_are(sized, stages):
+    data = [{"id": np.int64(2**40 + i)} for i in range(8)]
+    with jax.enable_x64(True):  # here, and in no other thread
+        if sized:
+            source = RandomAccessSource(RandomAccessSourceConfig(), data)
+        else:
+            source = IterableSource(IterableSourceConfig(), data)
+        pipeline = Pipeline(source=source, stages=stages, batch_size=2)
+        batches = [*pipeline, *(pipeline.step() for _ in range(2))]
+        ids = np.concatenate([np.asarray(batch["id"]) for batch in batches])
+        assert ids.tolist() == [2**40 + i for i in [*range(8), *range(4)]]
+        scanned = pipeline.scan(lambda batch: batch["id"], 2)
+        assert scanned.tolist() == [[2**40 + 4, 2**40 + 5], [2**40 + 6, 2**40 + 7]]
+
+
 @pytest.mark.spec("SRC-003")
 def test_files_of_any_layout_arrive_as_they_are(tmp_path):
     data = np.arange(60, dtype=np.float64).reshape(10, 3, 2)
@@ -156,6 +176,9 @@ def test_a_batch_is_not_a_buffer(tmp_path, width, shuffle, stages):
         np.testing.assert_array_equal(batch["data"], data[rows[i]])
     for i, view in views:
         np.testing.assert_array_equal(view, data[rows[i][10:20]])
+    pipeline.seek(epoch=0)
+    scanned = pipeline.scan(lambda batch: batch["data"], 20)
+    np.testing.assert_array_equal(scanned, data[np.array(rows)])
 
 
 @pytest.mark.internal

@@ -68,7 +68,8 @@ class Stack(NamedTuple):
 class Supply:
     """Where rows come from and how they are cut. `order(epoch)` is for a source with a length.
 
-    `compiled` says that rows only go into compiled programs on a CPU, which read those of NumPy.
+    `bare` says that no stage stands between reading and handing out, `on_cpu` that programs run on
+    a CPU; `x64` is a setting of the thread that asks, and no other knows it.
     """
 
     reader: Reader | Stream
@@ -77,7 +78,9 @@ class Supply:
     length: int | None
     last_batch: LastBatch
     masks: bool
-    compiled: bool
+    bare: bool
+    on_cpu: bool
+    x64: bool
     order: Callable[[int], Any]
 
 
@@ -198,7 +201,7 @@ class Feed:
         *,
         stacked: bool = False,
     ) -> "_Chunk":
-        submit = self._threads.submit
+        submit = functools.partial(self._threads.submit, self._as_asked)
         if self.supply.length is None:
             earlier = None if before is None else before.future
             future = submit(self._read_stream, start, earlier, cut, count, loop, stacked)
@@ -207,6 +210,38 @@ class Feed:
         plan = self._plan(start, cut, count)
         future = submit(self._read_plan, plan, cut, stacked)
         return _Chunk(plan.starts[0], cut, count, loop, plan.after, future)
+
+    def _placed(self, fetched: Sequence[Fetched], compiled: bool = False) -> list[Fetched]:
+        """Batches on the device, or left to be read in place by a `compiled` program on a CPU.
+
+        What says which rows they have goes to the device if a stage asks for it.
+        """
+        wanted = [(batch, rows.mask) for batch, rows in fetched]
+        if self.supply.on_cpu and (compiled or not self.supply.bare):
+            placed = jax.tree.map(lambda x: x if _is_readable(x) else jax.device_put(x), wanted)
+        else:
+            placed = jax.device_put(wanted)  # in one call, which costs less than one for each
+        return [
+            Fetched(batch, x.rows._replace(mask=mask))
+            for x, (batch, mask) in zip(fetched, placed, strict=True)
+        ]
+
+    def _stack(
+        self, whole: Fetched, starts: list[Cursor], after: Cursor, failures: Failures
+    ) -> Stack:
+        fetched = jax.tree.map(lambda x: x.reshape(len(starts), -1, *x.shape[1:]), whole)
+        kind = whole.rows.epoch.dtype
+        before, behind = (
+            Cursor(*(np.array(x, kind) for x in zip(*cursors, strict=True)))
+            for cursors in (starts, [*starts[1:], after])
+        )
+        (placed,) = self._placed([fetched], compiled=True)
+        return Stack(placed, before, behind, after, failures)
+
+    def _as_asked(self, read: Callable[..., Any], *args: Any) -> Any:
+        """Runs in a thread: `read`, under the settings of whoever wants the rows."""
+        with jax.enable_x64(self.supply.x64):
+            return read(*args)
 
     # For sources with a length.
 
@@ -263,10 +298,9 @@ class Feed:
         for row, error in zip(np.flatnonzero(inside & ~mask).tolist(), errors, strict=True):
             failures[row // cut.size].append((int(rows.epoch[row]), error))
         if stacked:
-            return _stack(
-                Fetched(batch, rows), starts, after, [x for some in failures for x in some]
-            )
-        batches = _placed(_cut(Fetched(batch, rows), cut.size), self.supply.compiled)
+            whole, broken = Fetched(batch, rows), [x for some in failures for x in some]
+            return self._stack(whole, starts, after, broken)
+        batches = self._placed(_cut(Fetched(batch, rows), cut.size))
         ends = [*starts[1:], after]
         return [Fed(*x) for x in zip(batches, repeat(cut), starts, ends, failures)]
 
@@ -291,10 +325,10 @@ class Feed:
             fed.append(self._next_of_stream(fed[-1].after if fed else start, cut, loop))
         if not stacked:
             batches = [x.fetched for x in fed if x.fetched is not None]
-            placed = iter(_placed(batches, self.supply.compiled))
+            placed = iter(self._placed(batches))
             return [x._replace(fetched=x.fetched and next(placed)) for x in fed]
         whole = jax.tree.map(lambda *x: np.concatenate(x), *(x.fetched for x in fed))
-        return _stack(whole, [x.start for x in fed], fed[-1].after, ())
+        return self._stack(whole, [x.start for x in fed], fed[-1].after, ())
 
     def _next_of_stream(self, start: Cursor, cut: Cut, loop: bool) -> Fed:
         stream, size, last_batch = self.supply.reader, self.supply.size, self.supply.last_batch
@@ -416,37 +450,11 @@ def stack_counts(length: int, batch_bytes: int) -> list[int]:
     return [count] * whole + [rest] * (rest > 0)
 
 
-def _stack(whole: Fetched, starts: list[Cursor], after: Cursor, failures: Failures) -> Stack:
-    fetched = jax.tree.map(lambda x: x.reshape(len(starts), -1, *x.shape[1:]), whole)
-    kind = whole.rows.epoch.dtype
-    before, behind = (
-        Cursor(*(np.array(x, kind) for x in zip(*cursors, strict=True)))
-        for cursors in (starts, [*starts[1:], after])
-    )
-    return Stack(_placed([fetched])[0], before, behind, after, failures)
-
-
 def _cut(whole: Fetched, size: int) -> list[Fetched]:
     """A chunk in batches of `size` rows."""
     leaves, structure = jax.tree.flatten(whole)
     starts = range(0, len(whole.rows.epoch), size)
     return [jax.tree.unflatten(structure, [x[i : i + size] for x in leaves]) for i in starts]
-
-
-def _placed(fetched: Sequence[Fetched], compiled: bool = False) -> list[Fetched]:
-    """Batches on the device, or such that a `compiled` program can read them where they are.
-
-    What says which rows they have goes to the device if a stage asks for it.
-    """
-    wanted = [(batch, rows.mask) for batch, rows in fetched]
-    if compiled:
-        placed = jax.tree.map(lambda x: x if _is_readable(x) else jax.device_put(x), wanted)
-    else:
-        placed = jax.device_put(wanted)  # in one call, which costs less than one for each
-    return [
-        Fetched(batch, x.rows._replace(mask=mask))
-        for x, (batch, mask) in zip(fetched, placed, strict=True)
-    ]
 
 
 def _is_readable(x: np.ndarray) -> bool:

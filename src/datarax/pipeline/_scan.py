@@ -123,8 +123,13 @@ def _scan_fed(
     after = settle(after, size, records, last_batch, host_where)
     for ended in range(epoch, after.epoch):
         meter.report(ended)
-    whole = jax.tree.map(lambda *x: jnp.concatenate(x), *outs) if len(outs) > 1 else outs[0]
+    whole = _joined(outs) if len(outs) > 1 else outs[0]
     return {**changed, binding.position: pack(after, records)}, carry, whole
+
+
+@jax.jit  # one operation by one it takes 70 us for each chunk
+def _joined(outs: list[Any]) -> Any:
+    return jax.tree.map(lambda *x: jnp.concatenate(x), *outs)
 
 
 def _rest_of_epoch(pipeline: "Pipeline") -> int:
