@@ -57,9 +57,10 @@ def run_conformance(
             timeout=timeout,
             blocking=blocking,
             in_order=shuffle is not None,
+            jobs=jobs if isinstance(adapter, str) else 1,
         )
         try:
-            verdicts = run.all(jobs if isinstance(adapter, str) else 1)
+            verdicts = run.all()
         finally:
             run.close()
     target = (

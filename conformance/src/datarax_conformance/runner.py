@@ -140,6 +140,7 @@ class Run:
         timeout: float = 60.0,
         blocking: bool = True,
         in_order: bool = False,
+        jobs: int = 1,
     ):
         self.cases = cases
         self.groups = [[case] for case in cases] if in_order else alike(cases)
@@ -149,8 +150,9 @@ class Run:
         self.verdicts: dict[str, concurrent.futures.Future[Verdict]] = {}
         self.lock = threading.Lock()
         self.new_engine = new_engine
-        self.engines: list[Engine] = []
-        self.idle: list[Engine] = []
+        self.jobs = jobs
+        self.engines = [new_engine() for _ in range(jobs)]  # all at once, since each takes a while
+        self.idle = list(self.engines)
         self.local = threading.local()
         self.identity = self._hello()
 
@@ -220,19 +222,19 @@ class Run:
             return dataclasses.replace(verdict, outcome=known.get(verdict.outcome, verdict.outcome))
         return verdict
 
-    def all(self, jobs: int = 1) -> list[Verdict]:
+    def all(self) -> list[Verdict]:
         """All verdicts, in the order of the cases; `groups` says in which they are worked out."""
 
         def work_out(group: Sequence[Case]) -> None:
             for case in group:
                 self.verdict(case)
 
-        if jobs == 1:  # in this thread, for a debugger
+        if self.jobs == 1:  # in this thread, for a debugger
             for group in self.groups:
                 work_out(group)
         else:
             self.idle = list(self.engines)  # the one that has said hello is one of the workers
-            with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+            with concurrent.futures.ThreadPoolExecutor(self.jobs) as pool:
                 list(pool.map(work_out, self.groups))
         return [self.verdict(case) for case in self.cases]
 

@@ -3,6 +3,7 @@
 Programs are compiled once for pipelines of equal structure, and kept with that.
 """
 
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -36,6 +37,9 @@ cache of a CPU."""
 
 FETCHED_BYTES_ELSEWHERE = 2**24
 """The same on an accelerator, where every turn of a loop costs microseconds."""
+
+STRETCHES = 32
+"""How many kinds of orders programs are kept for, whatever pipelines they are of."""
 
 SCANS = 16
 """How many scans a structure keeps, by function and length."""
@@ -189,10 +193,10 @@ def order_program(structure: Structure, epochs: int) -> Program:
     return Program(run)
 
 
-@kept(CUTS)
-def stretch_program(structure: Structure, count: int) -> Program:
-    """The order of an epoch, computed for `count` places from an offset on."""
-    del structure
+@functools.lru_cache(STRETCHES)
+def stretch_program(kind: Any, count: int) -> Program:
+    """An order of that `kind`, the structure of a tree, computed for `count` places in a row."""
+    del kind  # a program of its own for each, so that this many are kept at most
 
     def run(order: Order, start: Any) -> Stretch:
         return Stretch(order, jnp.asarray(start), count)

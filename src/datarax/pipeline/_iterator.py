@@ -373,7 +373,7 @@ class Runtime:
         whose, first, end, stretch = self._stretch
         if whose is not order or not first <= start.offset <= end - rows:
             most = min(max(STRETCH, rows), length or 0)
-            program = stretch_program(binding.structure, most)
+            program = stretch_program(jax.tree.structure(order), most)
             stretch = program(order, kind(start.offset))
             self._stretch = order, start.offset, start.offset + most, stretch
         return stretch
