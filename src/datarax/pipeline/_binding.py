@@ -153,8 +153,6 @@ class Binding:
 
     def read(self) -> Values:
         """The value of every leaf, as it is now."""
-        if len(self._variables) == len(self._leaves):
-            return list(map(_RAW_VALUE, self._variables))
         values = self._leaves.copy()
         for i, value in zip(self.variables, map(_RAW_VALUE, self._variables), strict=True):
             values[i] = value

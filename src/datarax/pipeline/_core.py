@@ -158,9 +158,9 @@ class Program:
             start = time.perf_counter()
             traced = self._compiled.trace(values, *args)
             self.host_nodes = frozenset(_callers(traced.jaxpr.jaxpr, None))
-            if not jax.tree.leaves(traced.out_info) and not self.host_nodes:
-                # There is nothing to compute: the order in which records are stored, say.
-                self._compiled = lambda *_: traced.out_info
+            nothing = traced.out_info  # where it has no arrays: records in stored order, say
+            if not jax.tree.leaves(nothing) and not self.host_nodes:
+                self._compiled = lambda *_: nothing
             result = self._compiled(values, *args)
             self.seconds = time.perf_counter() - start
             self.bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(result))
