@@ -5,10 +5,28 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax.extend.core import get_opaque_trace_state
 
 from ._types import Scalar
 
 T = TypeVar("T")
+
+ONE_THREAD = {"xla_disable_hlo_passes": "cpu-parallel-task-assigner"}
+"""Options for `jax.jit` under which no kernel is shared out among the threads of a CPU.
+
+XLA means to share out what reads or writes more than 256 KiB a thread, but takes a gather for one
+that reads its whole operand; to wake a thread takes longer than to gather a small batch. JAX
+accepts options outside any trace only.
+"""
+
+
+def trace() -> Any:
+    """The trace of JAX's that is open now, if any: nothing but comparing it means anything."""
+    return get_opaque_trace_state(convention="nnx")
+
+
+NO_TRACE = trace()
+"""What `trace` gives where none is open."""
 
 
 def on_cpu() -> bool:

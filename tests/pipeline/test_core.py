@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import os
 
 import jax
 import numpy as np
@@ -252,3 +253,43 @@ def test_what_gives_no_array_is_not_compiled(result, compiled):
     found = program([]), program([])
     count = compiling.count("/jax/core/compile/backend_compile_duration")
     assert (found, count) == ((result, result), compiled)
+
+
+ROWS = np.zeros((2**12, 2**9), np.float32)
+
+
+def gathered(batch):
+    return jax.numpy.take(ROWS, batch, axis=0, mode="clip") + 1.0
+
+
+def rounds(batch):
+    return jax.lax.fori_loop(0, 40, lambda i, x: x * x + i, gathered(batch))
+
+
+@pytest.mark.internal("how a CPU shares out a program is no part of what it gives")
+@pytest.mark.parametrize(
+    "function, size, batches, shared",
+    [
+        (gathered, 128, 1, False),  # a small part of much data
+        (rounds, 64, 1, False),  # at each turn of the loop
+        (gathered, 1024, 1, True),
+        (gathered, 1024, 16, False),
+    ],
+)
+def test_the_threads_of_a_cpu_share_large_batches_alone(function, size, batches, shared):
+    program = Program(lambda places: function(places), batches)
+    places = jax.numpy.arange(size)
+    assert (program(places) == 1 if function is gathered else program(places) > 1).all()
+    kernels = program._compiled.lower(places).compile().as_text()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    assert ("outer_dimension_partitions" in kernels) == (shared and cores > 1)
+
+
+@pytest.mark.internal("JAX takes no options for a program inside another")
+def test_a_program_can_be_called_outside_and_inside_a_trace():
+    program = Program(lambda x: x * 2)
+    assert program(3.0) == 6
+    assert jax.jit(lambda x: program(x) + 1)(3.0) == 7
+    assert jax.grad(lambda x: program(x))(3.0) == 2
+    assert jax.vmap(program)(jax.numpy.arange(2.0)).tolist() == [0, 2]
+    assert program(3.0) == 6

@@ -17,9 +17,9 @@ from typing import Any, TypeVar
 
 import jax
 from flax import nnx
-from jax.extend.core import get_opaque_trace_state
 
 from .._types import is_traced
+from .._xla import trace
 
 Values = list[Any]
 Changes = dict[int, Any]
@@ -135,7 +135,7 @@ class Binding:
         dicts = [x for x in map(_attributes, nodes) if x is not None]
         self._rows = [*map(dict.values, dicts), *(x for x in nodes if isinstance(x, list)), [END]]
         self._attributes = list(chain.from_iterable(self._rows))
-        self._trace = _trace()
+        self._trace = trace()
         self._settable: set[int] = set()
 
     def is_current(self) -> bool:
@@ -147,7 +147,7 @@ class Binding:
         """Whether the graph is as it was bound, holds these values, and no other trace is open."""
         return (
             all(map(is_, map(_RAW_VALUE, self._variables), self._held(values)))
-            and self._trace == _trace()
+            and self._trace == trace()
             and self.is_current()
         )
 
@@ -171,11 +171,6 @@ class Binding:
             for i in changes:
                 self.variables[i].set_raw_value(before[i])
             raise
-
-
-def _trace() -> Any:
-    """The trace of JAX's that is open now, if any: nothing but comparing it means anything."""
-    return get_opaque_trace_state(convention="nnx")
 
 
 def _taker(places: Sequence[int]) -> Callable[[Values], tuple[Any, ...]]:

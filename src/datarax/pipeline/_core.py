@@ -18,7 +18,7 @@ from .._keys import batch_key, node_key, record_keys
 from .._order import Order, Stretch, word
 from .._rows import Cut, advance, settle, touched, zero_outside
 from .._types import Batch, Cursor, Scalar
-from .._xla import apart, on_cpu
+from .._xla import NO_TRACE, ONE_THREAD, apart, on_cpu, trace
 from ..errors import CapturedError, MaskNameError
 from ..sources._base import NAME, EagerSourceBase, Fetched, fetch, length_of, order_of
 from ._binding import Changes, Structure, Values, changes, has_tracer, kept, merge
@@ -37,6 +37,10 @@ cache of a CPU."""
 
 FETCHED_BYTES_ELSEWHERE = 2**24
 """The same on an accelerator, where every turn of a loop costs microseconds."""
+
+ONE_THREAD_BYTES = 2**20
+"""A CPU computes a batch on one thread if all arrays that it makes for it weigh no more: to share
+out their kernels would take longer than to run them."""
 
 STRETCHES = 32
 """How many kinds of orders programs are kept for, whatever pipelines they are of."""
@@ -140,15 +144,17 @@ class Program:
 
     `seconds` that the first call took (tracing, compiling), `bytes` of what it returned, and
     `host_nodes`: the nodes that call back to the host while it runs, None for a function of the
-    user's that does.
+    user's that does. `batches` is how many of these the function is written out for, one after
+    the other.
     """
 
     seconds = math.inf
     bytes = 0
     host_nodes: frozenset[str | None] = frozenset()
 
-    def __init__(self, function: Callable[..., Any]):
-        self._compiled: Any = jax.jit(function)
+    def __init__(self, function: Callable[..., Any], batches: int = 1):
+        self._function, self._batches = function, batches
+        self._inner = self._outer = jax.jit(function)  # for a call inside a trace, and outside
         self.called = False
 
     def __call__(self, values: Any, *args: Any) -> Any:
@@ -156,19 +162,28 @@ class Program:
             result = self._compiled(values, *args)
         else:
             start = time.perf_counter()
-            traced = self._compiled.trace(values, *args)
-            self.host_nodes = frozenset(_callers(traced.jaxpr.jaxpr, None))
-            nothing = traced.out_info  # where it has no arrays: records in stored order, say
-            if not jax.tree.leaves(nothing) and not self.host_nodes:
-                self._compiled = lambda *_: nothing
+            self._first_look(self._inner.trace(values, *args))
             result = self._compiled(values, *args)
             self.seconds = time.perf_counter() - start
-            self.bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(result))
             self.called = True
         # Only a call to the host fails at run time; whoever makes none is not waited for.
         if self.host_nodes and not has_tracer([result]):
             jax.block_until_ready(result)
         return result
+
+    @property
+    def _compiled(self) -> Any:
+        return self._outer if trace() == NO_TRACE else self._inner
+
+    def _first_look(self, traced: Any) -> None:
+        jaxpr, nothing = traced.jaxpr.jaxpr, traced.out_info
+        self.host_nodes = frozenset(_callers(jaxpr, None))
+        self.bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(nothing))
+        if not jax.tree.leaves(nothing) and not self.host_nodes:
+            # No arrays: records in stored order, say.
+            self._inner = self._outer = lambda *_: nothing
+        elif _weight(jaxpr) <= self._batches * ONE_THREAD_BYTES:
+            self._outer = jax.jit(self._function, compiler_options=ONE_THREAD)
 
 
 def _callers(jaxpr: Any, outer: str | None) -> Iterator[str | None]:
@@ -177,10 +192,26 @@ def _callers(jaxpr: Any, outer: str | None) -> Iterator[str | None]:
         node = scoped(str(equation.source_info.name_stack)) or outer
         if "callback" in equation.primitive.name:
             yield node
-        leaves = jax.tree.leaves(equation.params, is_leaf=lambda x: hasattr(x, "eqns"))
-        for inner in (getattr(x, "jaxpr", x) for x in leaves):
-            if hasattr(inner, "eqns"):
-                yield from _callers(inner, node)
+        for inner in _inner(equation):
+            yield from _callers(inner, node)
+
+
+def _weight(jaxpr: Any) -> int:
+    """Bytes of all arrays that are made, those of one turn of each loop."""
+    total = 0
+    for equation in jaxpr.eqns:
+        if inner := _inner(equation):
+            total += sum(map(_weight, inner))
+        else:
+            made = (x.aval for x in equation.outvars if hasattr(x.aval, "dtype"))
+            total += sum(x.size * x.dtype.itemsize for x in made)
+    return total
+
+
+def _inner(equation: Any) -> list[Any]:
+    """The programs that an operation runs: branches, the body of a loop."""
+    leaves = jax.tree.leaves(equation.params, is_leaf=lambda x: hasattr(x, "eqns"))
+    return [x for x in (getattr(x, "jaxpr", x) for x in leaves) if hasattr(x, "eqns")]
 
 
 @kept(CUTS)
@@ -228,7 +259,7 @@ def batch_program(structure: Structure, cut: Cut, count: int, position: int | No
             results.append((batch, after | moved))
         return results
 
-    return Program(run)
+    return Program(run, count)
 
 
 @kept(SCANS)
