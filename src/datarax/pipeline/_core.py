@@ -90,7 +90,7 @@ def draw(
         node = node_key(pipeline._need_words(name, stage), name)
         if wanted == "key":
             return batch_key(node, cursor.epoch, cursor.offset)
-        return record_keys(node, rows.epoch, rows.record)
+        return apart(cursor.offset, record_keys, node, rows.epoch, rows.record)
 
     outputs = pipeline._transform(batch, keyring, mask)
     length = length_of(pipeline.source)
