@@ -154,7 +154,8 @@ class Program:
 
     def __init__(self, function: Callable[..., Any], batches: int = 1):
         self._function, self._batches = function, batches
-        self._inner = self._outer = jax.jit(function)  # for a call inside a trace, and outside
+        self._inner: Any = jax.jit(function)  # for a call inside a trace
+        self._outer = self._inner  # and outside
         self.called = False
 
     def __call__(self, values: Any, *args: Any) -> Any:
@@ -176,13 +177,13 @@ class Program:
         return self._outer if trace() == NO_TRACE else self._inner
 
     def _first_look(self, traced: Any) -> None:
-        jaxpr, nothing = traced.jaxpr.jaxpr, traced.out_info
+        jaxpr, out = traced.jaxpr.jaxpr, traced.out_info
+        arrays = jax.tree.leaves(out)
         self.host_nodes = frozenset(_callers(jaxpr, None))
-        self.bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(nothing))
-        if not jax.tree.leaves(nothing) and not self.host_nodes:
-            # No arrays: records in stored order, say.
-            self._inner = self._outer = lambda *_: nothing
-        elif _weight(jaxpr) <= self._batches * ONE_THREAD_BYTES:
+        self.bytes = sum(x.size * x.dtype.itemsize for x in arrays)
+        if not arrays and not self.host_nodes:  # records in stored order, say
+            self._inner = self._outer = lambda *_: out
+        elif on_cpu() and _weight(jaxpr) <= self._batches * ONE_THREAD_BYTES:
             self._outer = jax.jit(self._function, compiler_options=ONE_THREAD)
 
 
