@@ -61,12 +61,18 @@ class Position(nnx.Variable):
 
 
 def fetched_from(
-    pipeline: "Pipeline", order: Any, cursor: Cursor, cut: Cut, count: int = 1, epochs: int = 1
+    pipeline: "Pipeline",
+    order: Any,
+    cursor: Cursor,
+    cut: Cut,
+    count: int = 1,
+    epochs: int = 1,
+    whole: bool = False,
 ) -> Fetched:
     """The rows of the next `count` batches, out of so many epochs, under the mark of the source."""
     source = pipeline.source
     with jax.named_scope(scope(NAME)):
-        return fetch(source, order, cursor, cut, epochs, count, pipeline.last_batch)
+        return fetch(source, order, cursor, cut, epochs, count, pipeline.last_batch, whole)
 
 
 def draw(
@@ -103,24 +109,20 @@ def drawn(
     fetched: Fetched,
     cursor: Cursor,
     cut: Cut,
-    place: int | None = None,
+    alone: bool = False,
 ) -> tuple[Batch, Cursor, Changes]:
     """`draw` as a function of a pipeline's values: the batch, the cursor after it, new values.
 
-    With a `place` it is one of several in a program; `fetched` may hold all of them.
+    `alone` compiles it by itself, as is done anyway where stages draw random numbers.
     """
 
     def run(values: Values, fetched: Fetched, cursor: Cursor) -> tuple[Batch, Cursor, Changes]:
-        if place is not None and len(fetched.rows.record) > cut.size:
-            rows = slice(place * cut.size, (place + 1) * cut.size)
-            fetched = jax.tree.map(lambda x: x[rows], fetched)
         roots = merge(structure, values)
         outputs, moved = draw(roots[0], fetched, cursor, cut)
         return outputs[roots[0]._sink], moved, changes(structure, roots, values)
 
     stages = merge(structure, values)[0].nodes.values()
-    many = place is not None and len(fetched.batch) > 1
-    if many or any(map(key_wanted, stages)):
+    if alone or any(map(key_wanted, stages)):
         return apart(cursor.offset, run, values, fetched, cursor)
     return run(values, fetched, cursor)
 
@@ -240,21 +242,27 @@ def stretch_program(kind: Any, count: int) -> Program:
 def batch_program(structure: Structure, cut: Cut, count: int, position: int | None) -> Program:
     """`count` batches one after the other, each with the values that have changed by then.
 
-    The cursor is not among these, unless `position` says which of the values it is: on the host
-    it is known without asking the device. `fed` are the batches with their cursors, where the
-    host has read them.
+    Several are whole: all rows of each are in the epoch of the first. The cursor is not among the
+    values, unless `position` says which of them it is: on the host it is known without asking the
+    device. `fed` are the batches with their cursors, where the host has read them.
     """
 
-    def run(values: Values, order: Any, fed: Any = None) -> list[tuple[Batch, Changes]]:
+    def one(
+        values: Values, order: Any, fetched: Fetched | None, cursor: Cursor
+    ) -> tuple[Batch, Cursor, Changes]:
         (pipeline,) = merge(structure, values)
-        cursor = start_of(pipeline, cut)
-        if fed is None:
-            whole = fetched_from(pipeline, order, cursor, cut, count, cut.epochs)
-            fed = [(whole, None)] * count
+        if fetched is None:
+            fetched = fetched_from(pipeline, order, cursor, cut, 1, cut.epochs, count > 1)
+        # Two stages that read what the source gives would else gather it twice.
+        alone = count > 1 and pipeline._sink != NAME
+        return drawn(structure, values, fetched, cursor, cut, alone)
+
+    def run(values: Values, order: Any, fed: Any = None) -> list[tuple[Batch, Changes]]:
+        cursor = start_of(merge(structure, values)[0], cut)
         results, after = [], {}
-        for k, (fetched, start) in enumerate(fed):
-            now, place = updated(values, after), k if count > 1 else None
-            batch, cursor, new = drawn(structure, now, fetched, start or cursor, cut, place)
+        for fetched, start in fed or [(None, None)] * count:
+            now = updated(values, after), order, fetched, start or cursor
+            batch, cursor, new = apart(cursor.offset, one, *now) if count > 1 else one(*now)
             after = after | new
             moved = {} if position is None else {position: jnp.stack(cursor)}
             results.append((batch, after | moved))

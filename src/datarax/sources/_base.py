@@ -195,10 +195,11 @@ def fetch(
     epochs: int,
     count: int = 1,
     last_batch: LastBatch = "keep",
+    whole: bool = False,
 ) -> Fetched:
     """The rows of `count` batches from the settled cursor `start` on, out of so many epochs.
 
-    Several batches out of one epoch are whole: whoever asks for them has seen to it.
+    `whole` says that all rows exist and are in the first of these: whoever asks has seen to it.
     """
     length, rows = length_of(source), cut.size * count
     if not isinstance(source, EagerSourceBase):
@@ -222,7 +223,7 @@ def fetch(
         return Fetched(source.gather_range(start.offset, rows), in_a_row())
 
     stored = isinstance(order, StoredOrder) and not source.masks
-    if epochs == 1 and (count > 1 or not cut.padded):
+    if epochs == 1 and (whole or not cut.padded):
         return as_stored() if stored else _gathered(source, in_a_row())
     # An accelerator waits for the host at a branch, and has no use for this one.
     if rows > len(source) or not on_cpu():
