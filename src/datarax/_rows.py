@@ -93,11 +93,11 @@ def touched(cut: Cut, count: int, length: int | None, last_batch: LastBatch) -> 
         return cut.epochs
     if last_batch == "keep":
         return running_on(cut.size * count, length, last_batch).epochs
-    return 1 + -(-(count - 1) // _whole(cut.size, length, last_batch))
+    return 1 + -(-(count - 1) // batches_of(cut.size, length, last_batch))
 
 
-def _whole(size: int, length: int, last_batch: LastBatch) -> int:
-    """Batches in an epoch that is cut anew."""
+def batches_of(size: int, length: int, last_batch: LastBatch) -> int:
+    """Batches of full size in an epoch that is cut anew."""
     return -(-length // size) if last_batch == "pad" else length // size
 
 
@@ -115,7 +115,7 @@ def starts(
         left = rest // rows
         if last_batch == "pad":
             left += (rest % rows > 0).astype(rest.dtype)
-        whole = _like(i, _whole(size, length, last_batch))
+        whole = _like(i, batches_of(size, length, last_batch))
         turn = jnp.where(i < left, 0, (i - left) // whole + 1)
         offset = jnp.where(i < left, cursor.offset + i * rows, (i - left) % whole * rows)
     return Cursor(cursor.epoch + turn, offset)
@@ -127,7 +127,8 @@ def start_after(
     """Where the batch after `count` others starts, in plain integers."""
     if length is None or last_batch == "keep":
         return advance(cursor, size * count, length, "keep", host_where)
-    left, whole = _whole(size, length - cursor.offset, last_batch), _whole(size, length, last_batch)
+    left = batches_of(size, length - cursor.offset, last_batch)
+    whole = batches_of(size, length, last_batch)
     if count < left:
         return Cursor(cursor.epoch, cursor.offset + count * size)
     turn, batches = divmod(count - left, whole)

@@ -300,16 +300,30 @@ def test_looking_ahead_computes_several_batches_in_one_call(monkeypatch, stages,
 
 
 @pytest.mark.internal
-@pytest.mark.parametrize("seconds, count", [(0.1, 8), (0.25, 8), (0.7, 2), (2, 1), (9, 1)])
-def test_the_longer_one_takes_to_compile_the_fewer_are_compiled_together(
-    monkeypatch, seconds, count
-):
+@pytest.mark.parametrize(
+    "known, epoch, count",
+    [
+        ({}, None, 1),  # before it has been called
+        ({"seconds": 0.1}, None, 8),
+        ({"seconds": 0.7}, None, 2),
+        ({"seconds": 2}, None, 1),
+        ({"seconds": 9}, None, 1),
+        ({"seconds": 0.1, "bytes": 2**20}, None, 3),
+        ({"seconds": 0.1, "bytes": 2**30}, None, 1),
+        ({"seconds": 0.1}, 24, 8),
+        ({"seconds": 0.1}, 21, 7),
+        ({"seconds": 0.1}, 22, 8),  # 2 would be too few
+        ({"seconds": 0.1}, 0, 8),
+    ],
+)
+def test_as_many_batches_are_computed_together_as_are_worth_it(monkeypatch, known, epoch, count):
     monkeypatch.setattr(_iterator, "AHEAD", 8)
     monkeypatch.setattr(_iterator, "AHEAD_COMPILE", 2)
+    monkeypatch.setattr(_iterator, "AHEAD_BYTES", 3 * 2**20)
     program = Program(lambda values: values)
-    assert _iterator.at_once(program) == 1  # before it is known
-    program.seconds = seconds
-    assert _iterator.at_once(program) == count
+    for name, value in known.items():
+        setattr(program, name, value)
+    assert _iterator.at_once(program, epoch) == count
 
 
 @pytest.mark.internal

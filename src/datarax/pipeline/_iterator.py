@@ -16,7 +16,7 @@ import numpy as np
 
 from .._keys import BaseKey
 from .._order import Order, Permutation, StoredOrder
-from .._rows import Cut, advance, host_where, pack, pack_each, running_on, settle
+from .._rows import Cut, advance, batches_of, host_where, pack, pack_each, running_on, settle
 from .._types import Batch, Cursor, integer, is_traced, spec_text
 from .._xla import on_cpu
 from ..errors import DataraxError, SeekError, StageError
@@ -42,13 +42,13 @@ if TYPE_CHECKING:
 BINDINGS = 8
 """How many sets of `modules` a pipeline remembers."""
 
-AHEAD = 8
-"""Batches that `for` and `step` compute in one call of compiled code, and hand out one by one."""
+AHEAD = 16
+"""The most batches that `for` and `step` compute in one call, and hand out one by one."""
 
 AHEAD_BYTES = 64 * 2**20
 """The most that batches computed ahead may weigh together."""
 
-AHEAD_COMPILE = 2.4
+AHEAD_COMPILE = 3.0
 """Seconds that compiling these may take: where one takes longer than its part, they are fewer."""
 
 PATIENCE = 2
@@ -251,7 +251,7 @@ class Runtime:
         program = batch_program(binding.structure, cut, 1, asked)
         start, values, due = self.start, self._values, max(1, following + 1)
         self._patience -= 1
-        count = self._computed_at_once(program, cut, due) if self._patience < 0 else 1
+        count = self._computed_at_once(pipeline, program, cut, due) if self._patience < 0 else 1
         if count > 1:
             self._next_patience = PATIENCE
             program = batch_program(binding.structure, cut, count, asked)
@@ -273,15 +273,15 @@ class Runtime:
             found = [(batch, after, self.start, None) for batch, after in found]
         self._ahead.extend(found)
 
-    def _computed_at_once(self, single: Program, cut: Cut, due: int) -> int:
+    def _computed_at_once(self, pipeline: "Pipeline", single: Program, cut: Cut, due: int) -> int:
         """How many batches the next call computes, if `due` are left of that cut."""
-        count = at_once(single)
+        size, length, last_batch = policy(pipeline)
+        count = at_once(single, length and batches_of(size, length, last_batch))
         missing = max(0, count - due)
         worth_it = (
             not self._traced
             and not self._mutable
             and self.start.epoch < 2**32 - 1  # after the last batch of all comes an error
-            and single.bytes * count <= AHEAD_BYTES
             and not single.host_nodes
             # Near the end of an epoch, a few that were handed out before are computed once more.
             and missing < count // 2
@@ -457,9 +457,14 @@ def step(pipeline: "Pipeline") -> Batch:
         return batch
 
 
-def at_once(single: Program) -> int:
-    """How many batches are worth compiling together, by what compiling one has taken."""
-    return max(1, int(min(AHEAD, AHEAD_COMPILE / single.seconds)))
+def at_once(single: Program, epoch: int | None = None) -> int:
+    """How many batches are worth computing together, by what compiling one has taken.
+
+    With a divisor of those in an epoch, none are left over at its end.
+    """
+    most = min(AHEAD, AHEAD_COMPILE / single.seconds, AHEAD_BYTES / max(single.bytes, 1))
+    most = max(1, int(most))
+    return next((n for n in range(most, most // 2, -1) if epoch and epoch % n == 0), most)
 
 
 def cursor(pipeline: "Pipeline") -> Cursor:
