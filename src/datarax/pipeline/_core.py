@@ -262,6 +262,7 @@ def batch_program(structure: Structure, cut: Cut, count: int, position: int | No
         results, after = [], {}
         for fetched, start in fed or [(None, None)] * count:
             now = updated(values, after), order, fetched, start or cursor
+            # A branch that hangs on the cursor of the batch before: a chain stays in one thread.
             batch, cursor, new = apart(cursor.offset, one, *now) if count > 1 else one(*now)
             after = after | new
             moved = {} if position is None else {position: jnp.stack(cursor)}
