@@ -180,6 +180,25 @@ def test_a_read_needs_no_more_memory_than_its_rows(tmp_path, layout, records):
     assert peak < 100 * PAGE
 
 
+@pytest.mark.spec("SRC-019")
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("stages", [[], [dict]], ids=["bare", "staged"])
+def test_a_reader_may_write_to_the_records_that_it_gets(shuffle, stages):
+    @dataclasses.dataclass(frozen=True)
+    class Careless(Squares):
+        def read(self, records):
+            rows = super().read(records)
+            records[:] = 0
+            return rows
+
+    def epoch(reader):
+        source = HostSource(reader, HostSourceConfig(shuffle=shuffle))
+        pipeline = Pipeline(source=source, stages=stages, batch_size=3, rngs=nnx.Rngs(0))
+        return [np.asarray(batch["square"]).tolist() for batch in pipeline]
+
+    assert epoch(Careless(50)) == epoch(Squares(50))
+
+
 @pytest.mark.spec("SRC-009")
 @pytest.mark.parametrize("width", [1, 1000], ids=["small", "large"])
 @pytest.mark.parametrize("shuffle", [False, True])
