@@ -180,6 +180,19 @@ def test_a_read_needs_no_more_memory_than_its_rows(tmp_path, layout, records):
     assert peak < 100 * PAGE
 
 
+@pytest.mark.internal
+@pytest.mark.parametrize("width", [1, 1000], ids=["small", "large"])
+def test_rows_are_where_jax_takes_them_over_without_a_copy(width):
+    def rows():
+        return [_host.empty_rows(100, (width,), np.int32) for _ in range(5)]
+
+    held, cpu = rows(), jax.local_devices(backend="cpu")[0]
+    del held[1], held[2]
+    for x in held + rows():  # memory that is new, and such as has been used before
+        assert x.shape == (100, width)
+        assert jax.device_put(x, cpu).unsafe_buffer_pointer() == x.ctypes.data
+
+
 @pytest.mark.spec("SRC-019")
 @pytest.mark.parametrize("shuffle", [False, True])
 @pytest.mark.parametrize("stages", [[], [dict]], ids=["bare", "staged"])
