@@ -420,7 +420,7 @@ class _Records:
     def __init__(self, order: Callable[[int], Order], length: int | None):
         self._order, self._length = order, length
         self._orders: dict[int, Order] = {}
-        self._blocks: dict[tuple[int, int], np.ndarray] = {}
+        self._blocks: dict[tuple[int, int], tuple[int, Any]] = {}
 
     def at(self, epoch: int, offset: int, count: int) -> np.ndarray:
         """The records at `count` offsets from `offset` on, all of them in the epoch."""
@@ -428,22 +428,29 @@ class _Records:
         order = _kept(self._orders, epoch, lambda: self._order(epoch))
         parts, end = [], offset + count
         while offset < end:
-            i, start = divmod(offset, BLOCK)
-            block = _kept(self._blocks, (epoch, i), lambda i=i: self._block(order, i))
-            parts.append(block[start : start + end - offset])
-            offset += len(parts[-1])
+            i = offset // BLOCK
+            if (epoch, i) in self._blocks and (i + 1) * BLOCK < self._length:
+                self._started(order, epoch, i + 1)  # it is computed while this one is used
+            first, block = self._started(order, epoch, i)
+            stop = min(end, (i + 1) * BLOCK)
+            parts.append(np.asarray(block)[offset - first : stop - first])
+            offset = stop
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    def _block(self, order: Order, i: int) -> np.ndarray:
+    def _started(self, order: Order, epoch: int, i: int) -> tuple[int, Any]:
+        """Where a block begins, and its records, which XLA may still be computing."""
+        return _kept(self._blocks, (epoch, i), lambda: self._block(order, i))
+
+    def _block(self, order: Order, i: int) -> tuple[int, Any]:
         assert self._length is not None
+        kind = word(self._length)
         # The last block begins earlier, so that it is as long as the others: all share one program.
         count = min(BLOCK, self._length)
-        start = min(i * BLOCK, self._length - count)
+        first = min(i * BLOCK, self._length - count)
         if isinstance(order, StoredOrder):
-            return np.arange(i * BLOCK, start + count, dtype=word(self._length))
+            return first, np.arange(first, first + count, dtype=kind)
         with on_host():
-            records = np.asarray(_records_of(order, word(self._length).type(start), count))
-        return records[i * BLOCK - start :]
+            return first, _records_of(order, kind.type(first), count)
 
 
 @functools.partial(jax.jit, static_argnames="count")
