@@ -20,6 +20,9 @@ test: $(ready)  ## Run the tests; ARGS="-k shuffle" picks some
 soak: $(ready)  ## Kills, damaged files, 4 GB and throughput of the sources (some minutes; prints figures)
 	$(run) -m pytest -c tests/soak/pytest.ini --rootdir tests/soak tests/soak $(ARGS)
 
+soak-engines: $(VENV)-engines/.engines  ## The throughput beside Grain and torch in one run (downloads some GB once)
+	$(VENV)-engines/bin/python -m pytest -c tests/soak/pytest.ini --rootdir tests/soak tests/soak -k test_throughput $(ARGS)
+
 bench: $(ready)  ## Measure against the budget, into docs/benchmarks (about 10 minutes on 2 quiet cores)
 	PYTHONPATH=tests $(run) -m benchmarks cpu $(ARGS)
 
@@ -59,11 +62,17 @@ test-matrix:  ## Run the tests on every Python from 3.11 on that this machine ha
 	.ci/matrix $(ARGS)
 
 clean:  ## Remove all that the other targets made
-	rm -rf .venv .venv-3.* site build dist .cache .hypothesis .pytest_cache .ruff_cache
+	rm -rf .venv .venv-3.* .venv-engines site build dist .cache .hypothesis .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One process that compares several needs them in one environment; the library's own never has them.
+$(VENV)-engines/.engines: $(ready) conformance/adapters/engines.toml
+	.ci/venv $(PYTHON) $(VENV)-engines
+	$(VENV)-engines/bin/pip install -qq $$($(run) conformance/engines.py requirements grain torch)
+	touch $@
 
 $(ready): .ci/venv .ci/requirements.txt pyproject.toml $(wildcard conformance/pyproject.toml)
 	.ci/venv $(PYTHON) $(VENV)
 
-.PHONY: help demo soak test bench bench-gpu bench-engines lint trace docs engines results results-check goals mutants test-matrix clean
+.PHONY: help demo soak soak-engines test bench bench-gpu bench-engines lint trace docs engines results results-check goals mutants test-matrix clean
 .DEFAULT_GOAL := help

@@ -1,9 +1,10 @@
 """Makes the engines' environments and their results.
 
-`python conformance/engines.py make|results|check [NAME ...]`: `results` writes
+`python conformance/engines.py make|results|check|requirements [NAME ...]`: `results` writes
 conformance/results/NAME and the matrix of them all; `check` writes nothing and fails where a report
 that is made again differs from the one committed. Without names, `check` takes the engines that
-install quickly, and passes over one that cannot be installed.
+install quickly, and passes over one that cannot be installed. `requirements` prints what the
+engines are installed from, for an environment that has several.
 """
 
 import argparse
@@ -136,7 +137,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["make", "results", "check"])
+    parser.add_argument("what", choices=["make", "results", "check", "requirements"])
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(ENGINES))
     args = parser.parse_args()
     if unknown := set(args.names) - set(ENGINES):
@@ -144,6 +145,10 @@ def main() -> int:
     if args.what == "make":
         for name in args.names or ENGINES:
             make(name)
+        return 0
+    if args.what == "requirements":
+        for name in args.names or ENGINES:
+            print(*ENGINES[name].get("requirements", []), sep="\n")
         return 0
     if args.what == "results":
         return results(args.names or list(ENGINES))

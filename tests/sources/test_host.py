@@ -2,6 +2,7 @@
 
 import dataclasses
 import threading
+import tracemalloc
 import types
 
 import jax
@@ -25,6 +26,7 @@ from datarax.sources import (
     StreamingDiskSourceConfig,
     _host,
 )
+from datarax.sources._disk import PAGE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,6 +153,63 @@ def test_files_of_any_layout_arrive_as_they_are(tmp_path):
         np.testing.assert_array_equal(batch[name], data[order].astype(np.float32))
     np.testing.assert_array_equal(batch["flag"], data[order, 0, 0] > 4)
     assert batch["empty"].shape == (5, 0)
+
+
+@pytest.mark.spec("SRC-003")
+@pytest.mark.parametrize("layout", ["C", "F"])
+@pytest.mark.parametrize("width", [3, PAGE // 4], ids=["narrow", "wide"])
+@pytest.mark.parametrize("records", [[2, 3, 4, 5], [2, 4, 3, 5], [5, 4, 3, 2], [9]], ids=str)
+def test_rows_come_in_the_order_asked_for(tmp_path, layout, width, records):
+    data = np.arange(10 * width, dtype=np.float32).reshape(10, width)
+    np.save(tmp_path / "x.npy", data.copy(layout))
+    source = StreamingDiskSource(StreamingDiskSourceConfig(path=tmp_path / "x.npy"))
+    batch = source.reader.read(np.array(records, np.uint32))
+    np.testing.assert_array_equal(batch["data"], data[records])
+
+
+@pytest.mark.internal
+@pytest.mark.parametrize("layout", ["C", "F"])
+@pytest.mark.parametrize("records", [[1, 2, 3], [3, 1, 2]], ids=str)
+def test_a_read_needs_no_more_memory_than_its_rows(tmp_path, layout, records):
+    np.save(tmp_path / "x.npy", np.zeros((1000, 2 * PAGE), np.uint8, layout))
+    source = StreamingDiskSource(StreamingDiskSourceConfig(path=tmp_path / "x.npy"))
+    tracemalloc.start()
+    source.reader.read(np.array(records, np.uint32))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100 * PAGE
+
+
+@pytest.mark.internal
+@pytest.mark.parametrize("width", [1, 1000], ids=["small", "large"])
+def test_rows_are_where_jax_takes_them_over_without_a_copy(width):
+    def rows():
+        return [_host.empty_rows(100, (width,), np.int32) for _ in range(5)]
+
+    held, cpu = rows(), jax.local_devices(backend="cpu")[0]
+    del held[1], held[2]
+    for x in held + rows():  # memory that is new, and such as has been used before
+        assert x.shape == (100, width)
+        assert jax.device_put(x, cpu).unsafe_buffer_pointer() == x.ctypes.data
+
+
+@pytest.mark.spec("SRC-019")
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("stages", [[], [dict]], ids=["bare", "staged"])
+def test_a_reader_may_write_to_the_records_that_it_gets(shuffle, stages):
+    @dataclasses.dataclass(frozen=True)
+    class Careless(Squares):
+        def read(self, records):
+            rows = super().read(records)
+            records[:] = 0
+            return rows
+
+    def epoch(reader):
+        source = HostSource(reader, HostSourceConfig(shuffle=shuffle))
+        pipeline = Pipeline(source=source, stages=stages, batch_size=3, rngs=nnx.Rngs(0))
+        return [np.asarray(batch["square"]).tolist() for batch in pipeline]
+
+    assert epoch(Careless(50)) == epoch(Squares(50))
 
 
 @pytest.mark.spec("SRC-009")

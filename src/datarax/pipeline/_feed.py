@@ -16,7 +16,7 @@ import numpy as np
 
 from .._order import Order, StoredOrder, word
 from .._rows import Cut, LastBatch, Rows, advance, host_where, settle
-from .._types import Cursor, Spec
+from .._types import Batch, Cursor, Spec
 from ..errors import EmptySourceError, ReadError
 from ..sources._base import Fetched
 from ..sources._host import ALIGNMENT, Reader, conform, empty_rows, stack
@@ -207,7 +207,7 @@ class Feed:
             future = submit(self._read_stream, start, earlier, cut, count, loop, stacked)
             return _Chunk(start if earlier is None else None, cut, count, loop, None, future)
         assert start is not None
-        plan = self._plan(start, cut, count)
+        plan = self._plan(start, cut, count, stacked)
         future = submit(self._read_plan, plan, cut, stacked)
         return _Chunk(plan.starts[0], cut, count, loop, plan.after, future)
 
@@ -245,7 +245,7 @@ class Feed:
 
     # For sources with a length.
 
-    def _plan(self, start: Cursor, cut: Cut, count: int) -> "_Plan":
+    def _plan(self, start: Cursor, cut: Cut, count: int, stacked: bool) -> "_Plan":
         """Which rows the batches have: what `_rows.locate` says, in numbers."""
         size, length, last_batch = self.supply.size, self.supply.length, self.supply.last_batch
         assert length is not None
@@ -256,11 +256,16 @@ class Feed:
             after = advance(after, cut.size, length, last_batch, host_where)
         kind, rows_in_all = word(length), cut.size * count
         epoch, offset = starts[0]
+        masked = self.supply.masks or cut.padded
         if offset + rows_in_all <= length:
-            offsets = np.arange(offset, offset + rows_in_all, dtype=kind)
-            records = self._records.at(epoch, offset, rows_in_all)
-            rows = _host_rows(np.full(rows_in_all, epoch, kind), records, offsets)
-            return _Plan(rows, np.ones(rows_in_all, bool), starts, after)
+            # Only what somebody asks for is made: with each array of some size NumPy lets another
+            # thread have the interpreter, and waits to get it back.
+            epochs, offsets = None, None
+            if stacked or masked or not self.supply.bare:
+                epochs = np.full(rows_in_all, epoch, kind)
+                offsets = np.arange(offset, offset + rows_in_all, dtype=kind)
+            rows = _host_rows(epochs, self._records.at(epoch, offset, rows_in_all), offsets)
+            return _Plan(rows, np.ones(rows_in_all, bool) if masked else None, starts, after)
         rows = _host_rows(*(np.zeros(rows_in_all, kind) for _ in range(3)))
         inside = np.ones(rows_in_all, bool)
         for i, (epoch, offset) in enumerate(starts):
@@ -276,14 +281,35 @@ class Feed:
                     rows.epoch[at:end], rows.record[at:end] = epoch, self._records.at(epoch, 0, 1)
                     inside[at:end], at = False, end
                 epoch, offset = epoch + 1, 0
-        return _Plan(rows, inside, starts, after)
+        return _Plan(rows, inside if masked else None, starts, after)
 
     def _read_plan(self, plan: "_Plan", cut: Cut, stacked: bool) -> Any:
         """Runs in a thread: reads, and places on the device."""
         rows, inside, starts, after = plan
         reader, spec = self.supply.reader, self.supply.spec
         assert isinstance(reader, Reader)
-        wanted = np.asarray(rows.record)[inside]
+        failures: list[list[tuple[int, ReadError]]] = [[] for _ in starts]
+        if inside is None:
+            # The records are kept for others to read, and the reader may write to what it gets.
+            batch = reader.rows(np.array(rows.record), spec)
+        else:
+            batch, mask, errors = self._masked_rows(np.asarray(rows.record), inside)
+            for row, error in zip(np.flatnonzero(inside & ~mask).tolist(), errors, strict=True):
+                failures[row // cut.size].append((int(rows.epoch[row]), error))
+            rows = rows._replace(mask=mask)
+        if stacked:
+            whole, broken = Fetched(batch, rows), [x for some in failures for x in some]
+            return self._stack(whole, starts, after, broken)
+        batches = self._placed(_cut(Fetched(batch, rows), cut.size, len(starts)))
+        ends = [*starts[1:], after]
+        return [Fed(*x) for x in zip(batches, repeat(cut), starts, ends, failures)]
+
+    def _masked_rows(
+        self, records: np.ndarray, inside: np.ndarray
+    ) -> tuple[Batch, np.ndarray, list[ReadError]]:
+        """`Reader.rows_and_holes` where only the rows `inside` exist."""
+        reader, spec, wanted = self.supply.reader, self.supply.spec, records[inside]
+        assert isinstance(reader, Reader)
         if self.supply.masks:
             batch, readable, errors = reader.rows_and_holes(wanted, spec)
         else:
@@ -292,17 +318,7 @@ class Feed:
             batch = jax.tree.map(lambda x: _spread(x, inside), batch)
         mask = inside.copy()
         mask[inside] = readable
-        if self.supply.masks or cut.padded:
-            rows = rows._replace(mask=mask)
-        failures: list[list[tuple[int, ReadError]]] = [[] for _ in starts]
-        for row, error in zip(np.flatnonzero(inside & ~mask).tolist(), errors, strict=True):
-            failures[row // cut.size].append((int(rows.epoch[row]), error))
-        if stacked:
-            whole, broken = Fetched(batch, rows), [x for some in failures for x in some]
-            return self._stack(whole, starts, after, broken)
-        batches = self._placed(_cut(Fetched(batch, rows), cut.size))
-        ends = [*starts[1:], after]
-        return [Fed(*x) for x in zip(batches, repeat(cut), starts, ends, failures)]
+        return batch, mask, errors
 
     # For streams.
 
@@ -368,10 +384,12 @@ def _host_rows(epoch: Any, record: Any, offset: Any, mask: Any = None) -> Rows:
 
 
 class _Plan(NamedTuple):
-    """The rows of some batches, which of them exist, and the cursors before each and after all."""
+    """The rows of some batches, which of them exist (None: all, and each is read or an error), and
+    the cursors before each and after all.
+    """
 
     rows: Rows
-    inside: np.ndarray
+    inside: np.ndarray | None
     starts: list[Cursor]
     after: Cursor
 
@@ -402,30 +420,37 @@ class _Records:
     def __init__(self, order: Callable[[int], Order], length: int | None):
         self._order, self._length = order, length
         self._orders: dict[int, Order] = {}
-        self._blocks: dict[tuple[int, int], np.ndarray] = {}
+        self._blocks: dict[tuple[int, int], tuple[int, Any]] = {}
 
     def at(self, epoch: int, offset: int, count: int) -> np.ndarray:
         """The records at `count` offsets from `offset` on, all of them in the epoch."""
         assert self._length is not None
         order = _kept(self._orders, epoch, lambda: self._order(epoch))
-        if isinstance(order, StoredOrder):
-            return np.arange(offset, offset + count, dtype=word(self._length))
         parts, end = [], offset + count
         while offset < end:
-            i, start = divmod(offset, BLOCK)
-            block = _kept(self._blocks, (epoch, i), lambda i=i: self._block(order, i))
-            parts.append(block[start : start + end - offset])
-            offset += len(parts[-1])
+            i = offset // BLOCK
+            if (epoch, i) in self._blocks and (i + 1) * BLOCK < self._length:
+                self._started(order, epoch, i + 1)  # it is computed while this one is used
+            first, block = self._started(order, epoch, i)
+            stop = min(end, (i + 1) * BLOCK)
+            parts.append(np.asarray(block)[offset - first : stop - first])
+            offset = stop
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    def _block(self, order: Order, i: int) -> np.ndarray:
+    def _started(self, order: Order, epoch: int, i: int) -> tuple[int, Any]:
+        """Where a block begins, and its records, which XLA may still be computing."""
+        return _kept(self._blocks, (epoch, i), lambda: self._block(order, i))
+
+    def _block(self, order: Order, i: int) -> tuple[int, Any]:
         assert self._length is not None
+        kind = word(self._length)
         # The last block begins earlier, so that it is as long as the others: all share one program.
         count = min(BLOCK, self._length)
-        start = min(i * BLOCK, self._length - count)
+        first = min(i * BLOCK, self._length - count)
+        if isinstance(order, StoredOrder):
+            return first, np.arange(first, first + count, dtype=kind)
         with on_host():
-            records = np.asarray(_records_of(order, word(self._length).type(start), count))
-        return records[i * BLOCK - start :]
+            return first, _records_of(order, kind.type(first), count)
 
 
 @functools.partial(jax.jit, static_argnames="count")
@@ -450,10 +475,10 @@ def stack_counts(length: int, batch_bytes: int) -> list[int]:
     return [count] * whole + [rest] * (rest > 0)
 
 
-def _cut(whole: Fetched, size: int) -> list[Fetched]:
-    """A chunk in batches of `size` rows."""
+def _cut(whole: Fetched, size: int, count: int) -> list[Fetched]:
+    """A chunk in `count` batches of `size` rows."""
     leaves, structure = jax.tree.flatten(whole)
-    starts = range(0, len(whole.rows.epoch), size)
+    starts = range(0, count * size, size)
     return [jax.tree.unflatten(structure, [x[i : i + size] for x in leaves]) for i in starts]
 
 

@@ -228,7 +228,7 @@ class Runtime:
     def _hand_over(self, pipeline: "Pipeline", binding: Binding) -> Batch:
         batch, after, start, fed = self._ahead[0]
         values = self._values
-        if fed is not None:
+        if fed is not None and fed.failures:
             self.meter.fail(fed.failures, max_errors(pipeline))
         binding.write(after, values)
         self._ahead.popleft()

@@ -17,6 +17,11 @@ from ..errors import EmptySourceError, FileError, UnequalLengthsError
 from ._host import HostSource, HostSourceConfig, Reader, empty_rows
 from ._values import need_held_type
 
+PAGE = 2**12
+"""Bytes of a row from which even rows that follow one another are copied one by one: a copy of many
+megabytes in one go takes longer, as it is written past the caches.
+"""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StreamingDiskSourceConfig(HostSourceConfig):
@@ -77,21 +82,29 @@ class NpyReader(Reader):
     def read(self, records: np.ndarray) -> Batch:
         batch = {}
         first, count = int(records[0]), len(records)
-        in_a_row = np.array_equal(records, np.arange(first, first + count, dtype=records.dtype))
         for field, (file, view, rows, end) in self._columns.items():
             # Reading a map past the end of a file that was cut kills the process.
             if view is not None and view.size() < end:
                 raise OSError(f"{file} was cut to {view.size()} bytes and needs {end}")
-            batch[field] = empty_rows(count, rows.shape[1:], rows.dtype)
-            if in_a_row:
-                np.copyto(batch[field], rows[first : first + count])
+            to = batch[field] = empty_rows(count, rows.shape[1:], rows.dtype)
+            if not rows.flags.c_contiguous:  # `take` would copy the whole file first
+                to[...] = rows[records]
+            elif rows.nbytes < PAGE * len(rows) and _are_in_a_row(records):
+                np.copyto(to, rows[first : first + count])
             else:
                 # Every record is in range, and "raise" would fill a second buffer first.
-                np.take(rows, records, axis=0, out=batch[field], mode="clip")
+                np.take(rows, records, axis=0, out=to, mode="clip")
         return batch
 
     def place(self, record: int) -> str:
         return ", ".join(file for _, file in self.files)
+
+
+def _are_in_a_row(records: np.ndarray) -> bool:
+    first, count = int(records[0]), len(records)
+    return int(records[-1]) == first + count - 1 and np.array_equal(
+        records, np.arange(first, first + count, dtype=records.dtype)
+    )
 
 
 def _files(path: Path) -> tuple[tuple[str, str], ...]:

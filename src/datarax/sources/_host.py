@@ -5,6 +5,7 @@ import collections
 import dataclasses
 import functools
 import importlib
+import math
 import types
 from typing import Any, Literal, TypeAlias
 
@@ -259,16 +260,17 @@ def empty_rows(rows: int, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     more than to fill it.
     """
     dtype = np.dtype(dtype)
-    size = rows * int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    size = rows * math.prod(shape) * dtype.itemsize
     spare = _spare(size)
     try:
         buffer = spare.pop()
     except IndexError:
         buffer = np.empty(size + ALIGNMENT, np.uint8)
+        start = -buffer.ctypes.data % ALIGNMENT
+        buffer = buffer[start : start + size]
     if spare.maxlen:
         buffer = np.asarray(_Loan(buffer, spare))
-    start = -buffer.ctypes.data % ALIGNMENT
-    return buffer[start : start + size].view(dtype).reshape(rows, *shape)
+    return buffer.view(dtype).reshape(rows, *shape)
 
 
 class _Loan:
