@@ -17,6 +17,7 @@ import numpy as np
 from .._order import Order, StoredOrder, word
 from .._rows import Cut, LastBatch, Rows, advance, host_where, settle
 from .._types import Batch, Cursor, Spec
+from .._xla import ONE_THREAD
 from ..errors import EmptySourceError, ReadError
 from ..sources._base import Fetched
 from ..sources._host import ALIGNMENT, Reader, conform, empty_rows, stack
@@ -453,7 +454,7 @@ class _Records:
             return first, _records_of(order, kind.type(first), count)
 
 
-@functools.partial(jax.jit, static_argnames="count")
+@functools.partial(jax.jit, static_argnames="count", compiler_options=ONE_THREAD)
 def _records_of(order: Order, start: Any, count: int) -> Any:
     return order.run(jnp.asarray(start), count)
 
