@@ -74,6 +74,20 @@ def test_step_and_scan_run_on_into_the_next_pass(last_batch):
         assert np.concatenate(steps).tolist() == [i % N for i in range(60)]
 
 
+@pytest.mark.spec("SRC-027", "SCAN-002")
+@pytest.mark.parametrize("last_batch", ["keep", "drop", "pad"])
+def test_what_follows_a_scan_starts_where_the_scan_ended(last_batch):
+    a, b, c = (Pipeline(source=stream(), batch_size=5, last_batch=last_batch) for _ in range(3))
+    for pipeline in a, b:
+        pipeline.scan(lambda batch: batch["id"], 6)  # into the second pass
+    for _ in range(6):
+        c.step()
+    other = copy.deepcopy(c)
+    assert ids([a.step()]) == ids([c.step()])
+    assert ids(b) == ids(other) != []
+    assert a.cursor == c.cursor and b.cursor == other.cursor
+
+
 @pytest.mark.spec("SRC-028")
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda p: pickle.loads(pickle.dumps(p))])
 @pytest.mark.parametrize("before", [0, 1, 3, 7])
