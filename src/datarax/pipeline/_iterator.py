@@ -389,7 +389,8 @@ class BatchIterator(Iterator[Batch]):
         self._pipeline, self._runtime = pipeline, pipeline._runtime
         with self._runtime.lock:
             self._runtime.look(pipeline)
-            self._epoch = self._runtime.start.epoch
+            self._began = self._runtime.start
+            self._epoch = self._began.epoch
         if is_traced(self._epoch):
             raise TypeError(
                 "Inside a traced function the end of an epoch is not known. "
@@ -430,7 +431,13 @@ class BatchIterator(Iterator[Batch]):
         size, length, last_batch = policy(pipeline)
         padded = last_batch == "pad"
         if length is None:
-            return runtime.take(pipeline, Cut(size, 1, padded), AHEAD, loop=True)
+            cut, here = Cut(size, 1, padded), runtime.start
+            batch = runtime.take(pipeline, cut, AHEAD, loop=True)
+            if batch is None and here == self._began:
+                # The pass had ended before this loop, as only reading on has shown.
+                self._epoch = runtime.start.epoch
+                batch = runtime.take(pipeline, cut, AHEAD, loop=True)
+            return batch
         left = length - runtime.start.offset
         if last_batch == "keep":
             size = min(size, left)
