@@ -1,6 +1,7 @@
 """What XLA has to be told, on one kind of device or another, to compile what was meant."""
 
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any, TypeVar
 
 import jax
@@ -27,6 +28,14 @@ def trace() -> Any:
 
 NO_TRACE = trace()
 """What `trace` gives where none is open."""
+
+
+def settings() -> Any:
+    """What of JAX's settings, which may be a thread's own, shows in what a program gives."""
+    return _SETTINGS(jax.config)
+
+
+_SETTINGS = attrgetter("jax_enable_x64", "jax_disable_jit", "jax_default_device")
 
 
 def on_cpu() -> bool:

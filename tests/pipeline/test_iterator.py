@@ -280,6 +280,52 @@ def test_reading_ahead_is_not_seen(storage, staged, last_batch, monkeypatch):
     assert_same(got, expected)
 
 
+@pytest.mark.spec("STEP-015", "ITER-010")
+@pytest.mark.parametrize("take", [by_step, by_for])
+def test_a_setting_of_jax_that_changes_counts_from_the_next_batch_on(take):
+    places = []
+
+    def widen(batch):
+        places.append(type(batch["id"]))
+        return batch | {"wide": batch["id"].astype(int)}
+
+    def kinds(count):
+        return [batch["wide"].dtype.name for batch in take(stream, count)]
+
+    stream = pipeline([widen], length=60, batch_size=2)
+    with ahead(8):
+        assert kinds(3) == ["int32"] * 3
+        with jax.enable_x64(True):
+            assert kinds(3) == ["int64"] * 3
+            assert stream.element_spec["wide"].dtype == np.int64
+        assert kinds(3) == ["int32"] * 3
+        assert stream.element_spec["wide"].dtype == np.int32
+        places.clear()
+        with jax.disable_jit():
+            assert ids(take(stream, 1)) == [18, 19]
+        assert len(places) > 0  # so a debugger stops in the stage
+        assert ids(take(stream, 1)) == [20, 21]
+
+
+@pytest.mark.internal
+def test_what_was_computed_ahead_for_one_device_is_not_handed_out_on_another(monkeypatch):
+    calls = []
+    original = _iterator.batch_program
+
+    def counting(*how):
+        calls.append(how)
+        return original(*how)
+
+    monkeypatch.setattr(_iterator, "batch_program", counting)
+    stream = pipeline(length=60, batch_size=2)
+    with ahead(8):
+        assert ids(by_step(stream, 3)) == [0, 1, 2, 3, 4, 5]
+        calls.clear()
+        with jax.default_device(jax.devices("cpu")[0]):
+            assert ids(by_step(stream, 1)) == [6, 7]
+    assert len(calls) > 0
+
+
 @pytest.mark.internal
 @pytest.mark.parametrize("stages, calls_for_four", [([], 4), ([Count()], 3)])
 def test_looking_ahead_computes_several_batches_in_one_call(monkeypatch, stages, calls_for_four):

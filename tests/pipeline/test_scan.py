@@ -33,7 +33,13 @@ from helpers import (
 )
 from hypothesis import assume, given, settings, strategies as st
 
-from datarax.errors import LastBatchError, ScanLengthError
+from datarax.errors import LastBatchError, RandomAccessError, ScanLengthError
+from datarax.sources import (
+    IterableSource,
+    IterableSourceConfig,
+    RandomAccessSource,
+    RandomAccessSourceConfig,
+)
 
 
 def total(batch):
@@ -85,6 +91,47 @@ def test_a_function_that_moves_the_cursor_is_followed():
     outs = moved.scan(every_other, 6, modules=[moved], fetch=6)
     assert_same(unstack(outs), by_step(alone, 12)[::2])
     assert moved.cursor == alone.cursor
+
+
+def on_host(length):
+    rows = [{"id": np.int32(i)} for i in range(length)]
+    return RandomAccessSource(RandomAccessSourceConfig(shuffle=True), rows)
+
+
+@pytest.mark.spec("SRC-019", "SCAN-013")
+def test_a_function_that_moves_the_cursor_is_followed_over_a_source_on_the_host():
+    def every_other(stream, batch):
+        stream.step()
+        return batch["id"]
+
+    def back(stream, batch):
+        stream.seek(epoch=3, offset=2)
+        return batch["id"]
+
+    moved, alone = (pipeline(source=on_host(7), seed=3) for _ in range(2))
+    outs = moved.scan(every_other, 3, modules=[moved])
+    assert np.concatenate(outs).tolist() == ids(by_step(alone, 6)[::2])
+    assert moved.cursor == alone.cursor
+    moved.scan(back, 2, modules=[moved])
+    assert moved.cursor == (3, 2)
+    alone.seek(epoch=3, offset=2)
+    assert_same(moved.step(), alone.step())
+
+
+@pytest.mark.spec("SRC-029")
+def test_a_function_cannot_move_the_cursor_of_a_stream():
+    def back(stream, batch):
+        stream.seek(epoch=0, offset=0)
+        return batch["id"]
+
+    source = IterableSource(IterableSourceConfig(), [{"id": i} for i in range(8)])
+    stream = pipeline(source=source)
+    with pytest.raises(RandomAccessError, match="moves the cursor of its own pipeline"):
+        stream.scan(back, 3, modules=[stream])
+    assert stream.cursor == (0, 0)
+    outs = stream.scan(lambda stream, batch: batch["id"], 2, modules=[stream])
+    assert outs.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert ids([stream.step()]) == [0, 1, 2, 3]
 
 
 @pytest.mark.spec("SCAN-019", "ERR-023")

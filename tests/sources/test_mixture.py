@@ -164,6 +164,14 @@ def test_modes_agree_over_a_mixture():
             np.testing.assert_array_equal(one[name], scanned[name][i])
 
 
+@pytest.mark.spec("SRC-023", "STEP-015")
+def test_a_mixture_runs_eagerly():
+    a, b = (Pipeline(source=mix([5, 7]), batch_size=4, rngs=nnx.Rngs(1)) for _ in range(2))
+    with jax.disable_jit():
+        eager = [a.step()["id"].tolist() for _ in range(3)]
+    assert eager == [b.step()["id"].tolist() for _ in range(3)]
+
+
 @pytest.mark.spec("SRC-023")
 def test_random_access_is_traceable():
     source = mix((20, 12), (5, 3), shuffle=True)

@@ -60,6 +60,26 @@ def test_a_stream_that_ends_with_a_whole_batch_gives_no_empty_one():
     assert [ids(pipeline) for _ in range(2)] == [[[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]] * 2
 
 
+@pytest.mark.spec("SRC-027", "ITER-006")
+@pytest.mark.parametrize("size, last_batch", [(5, "keep"), (5, "pad"), (4, "drop")])
+def test_a_loop_that_begins_at_the_end_of_a_pass_gets_the_next_one(size, last_batch):
+    def pipeline():
+        source = stream(lambda: iter({"id": i} for i in range(10)))
+        return Pipeline(source=source, batch_size=size, last_batch=last_batch)
+
+    whole = ids(pipeline())
+    stepped, left = pipeline(), pipeline()
+    for _ in whole:
+        stepped.step()
+    for _ in zip(whole, left, strict=False):
+        pass  # the loop is left with the last batch, and has not seen the end
+    for some in stepped, left:
+        first, second = iter(some), iter(some)
+        assert ids(first) == whole and some.cursor == (2, 0)
+        assert ids(second) == []  # an iterator belongs to one epoch
+        assert ids(some) == whole
+
+
 @pytest.mark.spec("SRC-027")
 @pytest.mark.parametrize("last_batch", ["keep", "drop", "pad"])
 def test_step_and_scan_run_on_into_the_next_pass(last_batch):
@@ -72,6 +92,20 @@ def test_step_and_scan_run_on_into_the_next_pass(last_batch):
         assert steps == (whole * 3)[:12]
     else:
         assert np.concatenate(steps).tolist() == [i % N for i in range(60)]
+
+
+@pytest.mark.spec("SRC-027", "SCAN-002")
+@pytest.mark.parametrize("last_batch", ["keep", "drop", "pad"])
+def test_what_follows_a_scan_starts_where_the_scan_ended(last_batch):
+    a, b, c = (Pipeline(source=stream(), batch_size=5, last_batch=last_batch) for _ in range(3))
+    for pipeline in a, b:
+        pipeline.scan(lambda batch: batch["id"], 6)  # into the second pass
+    for _ in range(6):
+        c.step()
+    other = copy.deepcopy(c)
+    assert ids([a.step()]) == ids([c.step()])
+    assert ids(b) == ids(other) != []
+    assert a.cursor == c.cursor and b.cursor == other.cursor
 
 
 @pytest.mark.spec("SRC-028")

@@ -19,7 +19,7 @@ from .._order import Order, Stretch, word
 from .._rows import Cut, advance, settle, touched, zero_outside
 from .._types import Batch, Cursor, Scalar
 from .._xla import NO_TRACE, ONE_THREAD, apart, on_cpu, trace
-from ..errors import CapturedError, MaskNameError
+from ..errors import CapturedError, MaskNameError, RandomAccessError
 from ..sources._base import NAME, EagerSourceBase, Fetched, fetch, length_of, order_of
 from ._binding import Changes, Structure, Values, changes, has_tracer, kept, merge
 from ._captured import captured
@@ -301,11 +301,17 @@ def scan_program(
         roots = merge(structure, now)
         pipeline, *modules = roots
         # Before the call, since the pipeline itself may be among the modules.
-        pipeline._cursor_state.set_raw_value(jnp.stack(end or moved))
+        place = jnp.stack(end or moved)
+        pipeline._cursor_state.set_raw_value(place)
         if carried:
             carry, out = step_fn(carry, *modules, batch)
         else:
             out = step_fn(*modules, batch)
+        if end is not None and pipeline._cursor_state.get_raw_value() is not place:
+            raise RandomAccessError(
+                "The function of a scan moves the cursor of its own pipeline, whose source is "
+                "a stream and gives its records in order. Use a source with a length."
+            )
         return (updated(now, changes(structure, roots, now)), carry), out
 
     def loop(values: Values, carry: Any) -> tuple[Values, Any, Any]:

@@ -18,7 +18,7 @@ from .._keys import BaseKey
 from .._order import Order, Permutation, StoredOrder
 from .._rows import Cut, advance, batches_of, host_where, pack, pack_each, running_on, settle
 from .._types import Batch, Cursor, integer, is_traced, spec_text
-from .._xla import on_cpu
+from .._xla import on_cpu, settings
 from ..errors import DataraxError, SeekError, StageError
 from ..sources._base import NAME, EagerSourceBase, Fetched, length_of
 from ..sources._iterable import StreamSource
@@ -75,6 +75,7 @@ class Runtime:
         self._bindings: dict[tuple[int, ...], tuple[list[weakref.ref], Binding]] = {}
         # As of the last look at the pipeline: its values, and what follows from them.
         self._binding: Binding | None = None
+        self._settings = settings()
         self._values: Values = []
         self._traced = self._mutable = False
         self._keeps_state = True  # for all that is known before the first batch
@@ -84,7 +85,7 @@ class Runtime:
         self._ahead: collections.deque[Ready] = collections.deque()
         self._patience = self._next_patience = PATIENCE
         self._feed: tuple[Any, Feed | None] = None, None
-        self._fed: tuple[Values | None, bool] = None, False  # what the feed was last compared with
+        self._fed: Values | None = None  # what the feed was last compared with
         self.meter = Meter()
 
     def bind(self, pipeline: "Pipeline", modules: Sequence[Any] = ()) -> Binding:
@@ -113,7 +114,7 @@ class Runtime:
         `start` is the settled cursor: plain integers, unless the user is tracing it.
         """
         binding = self._binding
-        if binding is not None and binding.is_unchanged(self._values):
+        if binding is not None and self._is_unchanged(binding):
             return binding
         pipeline._cursor_state.claim()
         binding = self.bind(pipeline)
@@ -131,9 +132,13 @@ class Runtime:
         self._mutable = any(map(_is_mutable, new))
         where = jnp.where if is_traced(values[binding.position]) else host_where
         self.start = settle(cursor(pipeline), *policy(pipeline), where)
-        self._binding, self._values = binding, values
+        self._binding, self._values, self._settings = binding, values, settings()
         self._discard()
         return binding
+
+    def _is_unchanged(self, binding: Binding) -> bool:
+        """Whether all is as it was at the last look: the pipeline, and how JAX is set."""
+        return binding.is_unchanged(self._values) and settings() == self._settings
 
     def moved(self, binding: Binding, before: Values, after: Changes, start: Cursor) -> None:
         """A scan over `binding` has moved the cursor to `start`, and changed these values."""
@@ -158,9 +163,8 @@ class Runtime:
 
     def feed(self, pipeline: "Pipeline") -> Feed | None:
         """What reads rows ahead, if the source is on the host. Call it after `look`."""
-        x64 = bool(jax.config.read("jax_enable_x64"))
         # A look that has noticed anything has made a new list of values.
-        if self._fed[0] is self._values and self._fed[1] == x64:
+        if self._fed is self._values:
             return self._feed[1]
         source, binding = pipeline.source, self._binding
         reader = source.stream if isinstance(source, StreamSource) else None
@@ -170,9 +174,10 @@ class Runtime:
         variables = binding.variables.items()
         keys = [self._values[i] for i, x in variables if isinstance(x, BaseKey)]
         bare, here = pipeline._sink == NAME, on_cpu()
+        x64 = bool(jax.config.read("jax_enable_x64"))
         parts = (reader, bare, here, x64, *policy(pipeline), pipeline.num_threads, *keys)
         known, feed = self._feed
-        self._fed = self._values, x64
+        self._fed = self._values
         if known is not None and len(known) == len(parts) and all(map(_is_it, known, parts)):
             return feed
         if feed is not None:
@@ -220,7 +225,7 @@ class Runtime:
             binding is None
             or not self._ahead
             or (epoch is not None and self.start.epoch != epoch)
-            or not binding.is_unchanged(self._values)
+            or not self._is_unchanged(binding)
         ):
             return None
         return self._hand_over(pipeline, binding)
@@ -389,7 +394,8 @@ class BatchIterator(Iterator[Batch]):
         self._pipeline, self._runtime = pipeline, pipeline._runtime
         with self._runtime.lock:
             self._runtime.look(pipeline)
-            self._epoch = self._runtime.start.epoch
+            self._began = self._runtime.start
+            self._epoch = self._began.epoch
         if is_traced(self._epoch):
             raise TypeError(
                 "Inside a traced function the end of an epoch is not known. "
@@ -430,7 +436,13 @@ class BatchIterator(Iterator[Batch]):
         size, length, last_batch = policy(pipeline)
         padded = last_batch == "pad"
         if length is None:
-            return runtime.take(pipeline, Cut(size, 1, padded), AHEAD, loop=True)
+            cut, here = Cut(size, 1, padded), runtime.start
+            batch = runtime.take(pipeline, cut, AHEAD, loop=True)
+            if batch is None and here == self._began:
+                # The pass had ended before this loop, as only reading on has shown.
+                self._epoch = runtime.start.epoch
+                batch = runtime.take(pipeline, cut, AHEAD, loop=True)
+            return batch
         left = length - runtime.start.offset
         if last_batch == "keep":
             size = min(size, left)

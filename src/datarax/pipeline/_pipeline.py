@@ -14,6 +14,7 @@ from .._keys import all_words, batch_key, node_key, record_keys
 from .._order import word
 from .._rows import Cut, LastBatch, Rows, pack, running_on
 from .._types import Batch, Cursor, Mask, Spec, Words, integer, spec_text
+from .._xla import settings
 from ..errors import (
     BatchSizeError,
     EmptySourceError,
@@ -297,7 +298,7 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
         with self._runtime.lock:
             binding = self._runtime.bind(self)
             values = binding.read()
-            seen = binding.structure, jax.tree.map(jax.typeof, values)
+            seen = binding.structure, settings(), jax.tree.map(jax.typeof, values)
             if not hasattr(self, "_specs") or self._specs[0] != seen:
                 object.__setattr__(self, "_specs", (seen, self._trace(binding, values)))
             return dict(self._specs[1])

@@ -11,6 +11,7 @@ from .._rows import host_where, pack, running_on, settle, start_after
 from .._types import Cursor, integer, is_traced
 from ..errors import LastBatchError, ScanLengthError
 from ..sources._base import length_of
+from ..sources._iterable import StreamSource
 from ._binding import Binding, Changes, has_tracer
 from ._core import scan_program
 from ._feed import Feed, stack_counts
@@ -48,8 +49,12 @@ def scan(
             binding = runtime.bind(pipeline, tuple(modules))
             values = binding.read()
         end = None if binding.is_cursor_shared else _end(pipeline, length)
-        if feed is not None and length > 0 and not has_tracer([*values, init_carry]):
-            after, carry, outs = _scan_fed(
+        # What was read ahead cannot follow a cursor that `step_fn` moves; a stream has no choice.
+        follows = end is not None or isinstance(pipeline.source, StreamSource)
+        fed = follows and length > 0 and not has_tracer([*values, init_carry])
+        if feed is not None and fed:
+            # Where a stream's pass ends is known once it is read: `end` becomes what was reached.
+            after, carry, outs, end = _scan_fed(
                 pipeline, feed, binding, _hashable(step_fn), length, init_carry, unroll
             )
         else:
@@ -78,7 +83,7 @@ def _scan_fed(
     length: int,
     carry: Any,
     unroll: int,
-) -> tuple[Changes, Any, Any]:
+) -> tuple[Changes, Any, Any, Cursor]:
     """A scan in compiled chunks, while threads read the rows of the next; as if it were one.
 
     Nothing is written before the last chunk is through, so an error leaves all as it was.
@@ -124,7 +129,7 @@ def _scan_fed(
     for ended in range(epoch, after.epoch):
         meter.report(ended)
     whole = _joined(outs) if len(outs) > 1 else outs[0]
-    return {**changed, binding.position: pack(after, records)}, carry, whole
+    return {**changed, binding.position: pack(after, records)}, carry, whole, after
 
 
 @jax.jit  # one operation by one it takes 70 us for each chunk

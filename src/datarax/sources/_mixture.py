@@ -330,9 +330,9 @@ def multiply_divide(x: Turns, factor: int, divisor: int) -> tuple[Turns, Turns]:
             jnp.where(carry, total[1] - (n - rest), total[1] + rest),
         )
 
-    def one(i: Array, total: tuple[Array, Array]) -> tuple[Array, Array]:
-        shift = (bits - 1 - i).astype(x.dtype)
-        bit = (x >> shift) & word(1)
+    def one(i: Array | int, total: tuple[Array, Array]) -> tuple[Array, Array]:
+        # Under `jax.disable_jit` a plain integer comes.
+        bit = (x >> jnp.asarray(bits - 1 - i, x.dtype)) & word(1)
         return plus(plus(total, *total), bit * high, bit * low)
 
     return jax.lax.fori_loop(0, bits, one, (jnp.zeros_like(x), jnp.zeros_like(x)))
