@@ -51,8 +51,7 @@ def scan(
         end = None if binding.is_cursor_shared else _end(pipeline, length)
         # What was read ahead cannot follow a cursor that `step_fn` moves; a stream has no choice.
         follows = end is not None or isinstance(pipeline.source, StreamSource)
-        fed = follows and length > 0 and not has_tracer([*values, init_carry])
-        if feed is not None and fed:
+        if feed is not None and follows and length > 0 and not has_tracer([*values, init_carry]):
             # Where a stream's pass ends is known once it is read: `end` becomes what was reached.
             after, carry, outs, end = _scan_fed(
                 pipeline, feed, binding, _hashable(step_fn), length, init_carry, unroll
