@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -248,6 +249,13 @@ def test_nothing_is_unpickled(tmp_path):
         cases.array_record(evil, [pickle.dumps({"id": 1})] * 3)
         with pytest.raises((ValueError, TypeError)):
             ArrayRecordSource(ArrayRecordSourceConfig(paths=evil, decode=decode))
+
+
+@pytest.mark.internal
+def test_a_decoder_that_there_is_not_is_refused(unchecked):
+    decode: Any = "zip"
+    with pytest.raises(ValueError, match=r"one of \['msgpack', 'npz'\] or a function .* got 'zip'"):
+        ArrayRecordSourceConfig(paths="a.array_record", decode=decode)
 
 
 @pytest.mark.spec("SRC-036")

@@ -30,6 +30,14 @@ class ArrayRecordSourceConfig(HostSourceConfig):
     paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
     decode: Decode = "msgpack"
 
+    def __post_init__(self):
+        super().__post_init__()
+        if not callable(self.decode) and self.decode not in DECODERS:
+            raise ValueError(
+                f"`decode` is one of {sorted(DECODERS)} or a function of bytes, got "
+                f"{self.decode!r}."
+            )
+
 
 class ArrayRecordSource(HostSource):
     """Records of ArrayRecord files in random access; the checksums of the format are verified."""
