@@ -42,6 +42,9 @@ ONE_THREAD_BYTES = 2**20
 """A CPU computes a batch on one thread if all arrays that it makes for it weigh no more: to share
 out their kernels would take longer than to run them."""
 
+CACHED_BYTES, MISS_BYTES = 2**24, 2**10
+"""A row from an array larger than all caches weighs as much more as is written while it comes."""
+
 STRETCHES = 32
 """How many kinds of orders programs are kept for, whatever pipelines they are of."""
 
@@ -200,15 +203,22 @@ def _callers(jaxpr: Any, outer: str | None) -> Iterator[str | None]:
 
 
 def _weight(jaxpr: Any) -> int:
-    """Bytes of all arrays that are made, those of one turn of each loop."""
+    """Bytes of all arrays that are made, those of one turn of each loop, and what stands for rows
+    that no cache holds."""
     total = 0
     for equation in jaxpr.eqns:
         if inner := _inner(equation):
             total += sum(map(_weight, inner))
         else:
-            made = (x.aval for x in equation.outvars if hasattr(x.aval, "dtype"))
-            total += sum(x.size * x.dtype.itemsize for x in made)
+            total += sum(_bytes(x.aval) for x in equation.outvars)
+        if equation.primitive.name == "gather" and _bytes(equation.invars[0].aval) > CACHED_BYTES:
+            rows = equation.outvars[0].aval.size // math.prod(equation.params["slice_sizes"])
+            total += rows * MISS_BYTES
     return total
+
+
+def _bytes(aval: Any) -> int:
+    return aval.size * aval.dtype.itemsize if hasattr(aval, "dtype") else 0
 
 
 def _inner(equation: Any) -> list[Any]:
