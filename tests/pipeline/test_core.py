@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 import os
 
 import jax
@@ -255,7 +256,9 @@ def test_what_gives_no_array_is_not_compiled(result, compiled):
     assert (found, count) == ((result, result), compiled)
 
 
-ROWS, MANY = np.zeros((2**12, 2**9), np.float32), np.zeros((2**21, 4), np.float32)
+ROWS, MANY = (
+    np.arange(math.prod(x), dtype=np.float32).reshape(x) for x in ((4096, 512), (2**21, 4))
+)
 
 
 def gathered(batch):
@@ -264,6 +267,10 @@ def gathered(batch):
 
 def picked(batch):
     return jax.numpy.take(MANY, batch, axis=0, mode="clip") + 1.0
+
+
+def picked_of_few(batch):
+    return jax.numpy.take(MANY[: 2**17], batch, axis=0, mode="clip") + 1.0
 
 
 def rounds(batch):
@@ -279,6 +286,7 @@ def rounds(batch):
         (gathered, 1024, 1, True),
         (gathered, 1024, 16, False),
         (picked, 100, 1, False),
+        (picked_of_few, 2000, 1, False),
         (picked, 2000, 1, True),  # few bytes, and each row out of another place in memory
     ],
 )
