@@ -346,6 +346,27 @@ def test_looking_ahead_computes_several_batches_in_one_call(monkeypatch, stages,
 
 
 @pytest.mark.internal
+@pytest.mark.parametrize("count", [2, 8])
+def test_who_changes_a_stage_at_every_batch_does_not_pay_for_looking_ahead(monkeypatch, count):
+    computed, call = [], Program.__call__
+
+    def counting(program, *args):
+        if "batch_program" in program._function.__qualname__:  # not that of the order
+            computed.append(program._batches)
+        return call(program, *args)
+
+    monkeypatch.setattr(Program, "__call__", counting)
+    monkeypatch.setattr(_iterator, "PATIENCE", 2)
+    monkeypatch.setattr(_iterator, "AHEAD", count)
+    monkeypatch.setattr(_iterator, "AHEAD_COMPILE", 1e9)
+    stage = Count()
+    for _, batch in zip(range(200), pipeline([stage], length=800, batch_size=2), strict=False):
+        assert len(batch["id"]) == 2
+        stage.seen[...] = 0
+    assert sum(computed) < 1.5 * 200
+
+
+@pytest.mark.internal
 @pytest.mark.parametrize(
     "known, epoch, count",
     [

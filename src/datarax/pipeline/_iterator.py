@@ -83,6 +83,7 @@ class Runtime:
         self._orders: dict[int, tuple[Any, Any]] = {}
         self._stretch: tuple[Any, int, int, Any] = None, 0, 0, None
         self._ahead: collections.deque[Ready] = collections.deque()
+        self._filled = 0  # how many batches that held when it was last filled
         self._patience = self._next_patience = PATIENCE
         self._feed: tuple[Any, Feed | None] = None, None
         self._fed: Values | None = None  # what the feed was last compared with
@@ -155,6 +156,7 @@ class Runtime:
             self._orders.clear()
         self._values, self.start = values, start
         self._ahead.clear()
+        self._filled = 0
 
     @property
     def values(self) -> Values:
@@ -211,11 +213,14 @@ class Runtime:
         binding = self._binding
         assert binding is not None
         if not self._ahead:
+            if self._filled > 1:  # all have been handed over
+                self._next_patience = PATIENCE
             feed = self.feed(pipeline)
             if feed is None:
                 self._compute(pipeline, binding, cut, following)
             else:
                 self._compute_fed(pipeline, binding, feed, cut, loop)
+            self._filled = len(self._ahead)
         return self._hand_over(pipeline, binding) or None
 
     def take_ready(self, pipeline: "Pipeline", epoch: int | None = None) -> Batch | None:
@@ -258,7 +263,6 @@ class Runtime:
         self._patience -= 1
         count = self._computed_at_once(pipeline, program, cut, due) if self._patience < 0 else 1
         if count > 1:
-            self._next_patience = PATIENCE
             program = batch_program(binding.structure, cut, count, asked)
         again, length = max(0, count - due), length_of(pipeline.source)
         if again:
@@ -355,10 +359,11 @@ class Runtime:
             self._ahead.append((batch, {**after, binding.position: position}, fed.after, fed))
 
     def _discard(self) -> None:
-        """Forgets what was computed ahead; where most was in vain, the next try waits longer."""
-        if len(self._ahead) > AHEAD // 2:
+        """Forgets what was computed ahead; where half was in vain, the next try waits longer."""
+        if self._ahead and 2 * len(self._ahead) >= self._filled:
             self._patience = self._next_patience = min(2 * self._next_patience, 64)
         self._ahead.clear()
+        self._filled = 0
 
     def _order(
         self, pipeline: "Pipeline", binding: Binding, start: Cursor, cut: Cut, count: int
@@ -469,14 +474,14 @@ def step(pipeline: "Pipeline") -> Batch:
         return batch
 
 
-def at_once(single: Program, epoch: int | None = None) -> int:
+def at_once(single: Program, in_epoch: int | None = None) -> int:
     """How many batches are worth computing together, by what compiling one has taken.
 
-    With a divisor of those in an epoch, none are left over at its end.
+    With a divisor of those `in_epoch`, none are left over at its end.
     """
     most = min(AHEAD, AHEAD_COMPILE / single.seconds, AHEAD_BYTES / max(single.bytes, 1))
     most = max(1, int(most))
-    return next((n for n in range(most, most // 2, -1) if epoch and epoch % n == 0), most)
+    return next((n for n in range(most, most // 2, -1) if in_epoch and in_epoch % n == 0), most)
 
 
 def cursor(pipeline: "Pipeline") -> Cursor:
