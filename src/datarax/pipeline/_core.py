@@ -43,7 +43,8 @@ ONE_THREAD_BYTES = 2**20
 out their kernels would take longer than to run them."""
 
 CACHED_BYTES, MISS_BYTES = 2**24, 2**10
-"""A row from an array larger than all caches weighs as much more as is written while it comes."""
+"""A row that is picked from an array of more than so many bytes, which no cache may hold, weighs so
+many more: what could have been written while it was waited for."""
 
 STRETCHES = 32
 """How many kinds of orders programs are kept for, whatever pipelines they are of."""
@@ -212,8 +213,8 @@ def _weight(jaxpr: Any) -> int:
         else:
             total += sum(_bytes(x.aval) for x in equation.outvars)
         if equation.primitive.name == "gather" and _bytes(equation.invars[0].aval) > CACHED_BYTES:
-            rows = equation.outvars[0].aval.size // math.prod(equation.params["slice_sizes"])
-            total += rows * MISS_BYTES
+            row = max(math.prod(equation.params["slice_sizes"]), 1)
+            total += equation.outvars[0].aval.size // row * MISS_BYTES
     return total
 
 
@@ -262,7 +263,7 @@ def batch_program(structure: Structure, cut: Cut, count: int, position: int | No
     ) -> tuple[Batch, Cursor, Changes]:
         (pipeline,) = merge(structure, values)
         if fetched is None:
-            fetched = fetched_from(pipeline, order, cursor, cut, 1, cut.epochs, count > 1)
+            fetched = fetched_from(pipeline, order, cursor, cut, 1, cut.epochs, whole=count > 1)
         # Two stages that read what the source gives would else gather it twice.
         alone = count > 1 and pipeline._sink != NAME
         return drawn(structure, values, fetched, cursor, cut, alone)
