@@ -1,5 +1,8 @@
 """What is compiled apart gives what it would give anyway."""
 
+import sys
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +10,8 @@ import pytest
 
 from datarax import _order, _xla
 from datarax._order import SwapOrNot, epoch_keys
-from datarax._xla import apart, on_cpu
+from datarax._xla import apart, on_cpu, place
+from datarax.sources import _host
 
 pytestmark = pytest.mark.internal("XLA compiles for a device, and each has traps of its own")
 
@@ -64,6 +68,63 @@ def test_the_device_is_the_one_that_was_chosen(monkeypatch):
         assert on_cpu()
     with jax.default_device("cpu"):
         assert on_cpu()
+
+
+@pytest.fixture(params=["shortly", "by device_put"])
+def placing(request, monkeypatch):
+    """Both ways; the long one as with a JAX whose inner parts are others."""
+    if request.param == "by device_put":
+        name = "jax._src.interpreters.pxla"
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    _xla._put_on_cpu.cache_clear()
+    yield
+    _xla._put_on_cpu.cache_clear()
+
+
+@pytest.mark.usefixtures("placing")
+@pytest.mark.parametrize(
+    "x",
+    [
+        np.arange(6, dtype=np.uint8).reshape(2, 3)[:, ::2],
+        np.array(3.0, np.float32),
+        np.zeros((0, 3), np.int32),
+        np.array([True, False]),
+        np.ones(3, jnp.bfloat16),
+    ],
+    ids=["strided", "scalar", "empty", "bool", "bfloat16"],
+)
+def test_placed_is_what_device_put_gives(x):
+    found, wanted = place({"x": x, "placed": jnp.ones(2)})["x"], jax.device_put(x)
+    assert isinstance(found, jax.Array) and np.array_equal(found, wanted)
+    for name in ("aval", "weak_type", "committed", "sharding"):
+        assert getattr(found, name) == getattr(wanted, name)
+
+
+@pytest.mark.usefixtures("placing")
+def test_64_bit_types_are_placed_where_jax_holds_them():
+    with jax.enable_x64(True):
+        assert place(np.ones(3)).dtype == np.float64
+
+
+def test_an_aligned_array_is_placed_without_a_copy():
+    x = _host.empty_rows(2**16, (), np.float32)
+    assert place(x).unsafe_buffer_pointer() == x.ctypes.data
+
+
+def test_the_short_way_is_open_and_taken_where_nothing_asks_for_more(monkeypatch):
+    assert _xla._put_on_cpu() is not None
+    taken = []
+    monkeypatch.setattr(_xla, "_put_on_cpu", lambda: taken.append)
+    place(np.ones(2, np.float32))
+    assert len(taken) == 1
+    for setting in (
+        jax.default_device(jax.devices("cpu")[0]),
+        jax.transfer_guard("disallow"),
+        jax.transfer_guard_host_to_device("log"),
+    ):
+        with setting:
+            assert place(np.ones(2, np.float32)).tolist() == [1, 1]
+    assert len(taken) == 1
 
 
 @pytest.mark.parametrize("cpu", [True, False])

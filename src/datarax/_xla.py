@@ -1,11 +1,13 @@
 """What XLA has to be told, on one kind of device or another, to compile what was meant."""
 
+import functools
 from collections.abc import Callable
 from operator import attrgetter
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax.core import ShapedArray
 from jax.extend.core import get_opaque_trace_state
 
 from ._types import Scalar
@@ -43,6 +45,47 @@ def on_cpu() -> bool:
     # A device, or the name of a platform; JAX makes the attribute as it runs.
     chosen = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
     return (getattr(chosen, "platform", chosen) or jax.default_backend()) == "cpu"
+
+
+def place(tree: Any) -> Any:
+    """Arrays of types that JAX holds on the default device, as `jax.device_put` places them.
+
+    On a CPU that takes as long as to copy a hundred kilobytes, and no other thread can run Python
+    meanwhile. So there, unless a setting asks for more, it is only what `device_put` ends with.
+    """
+    plain = _PLACING(jax.config) == (None, None, None) and on_cpu()
+    put = _put_on_cpu() if plain else None
+    if put is None:
+        return jax.device_put(tree)
+    return jax.tree.map(lambda x: put(x) if isinstance(x, np.ndarray) else x, tree)
+
+
+_PLACING = attrgetter(
+    "jax_default_device", "jax_transfer_guard", "jax_transfer_guard_host_to_device"
+)
+
+
+@functools.cache
+def _put_on_cpu() -> Callable[[np.ndarray], jax.Array] | None:
+    """No public part of JAX: None where it is not what it was."""
+    x = np.ones(2, np.float32)
+    wanted = jax.device_put(x)
+    where, devices = wanted.sharding, [*wanted.devices()]
+
+    @functools.lru_cache
+    def shaped(shape: tuple[int, ...], dtype: np.dtype) -> ShapedArray:
+        return ShapedArray(shape, dtype)
+
+    try:
+        from jax._src.interpreters.pxla import batched_device_put
+
+        def put(x: np.ndarray) -> jax.Array:
+            return batched_device_put(shaped(x.shape, x.dtype), where, [x], devices, False)
+
+        found = put(x)
+    except Exception:
+        return None
+    return put if (found.aval, found.committed) == (wanted.aval, False) else None
 
 
 def apart(number: Scalar, function: Callable[..., T], *args: Any) -> T:

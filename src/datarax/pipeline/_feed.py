@@ -212,13 +212,13 @@ class Feed:
         future = submit(self._read_plan, plan, cut, stacked)
         return _Chunk(plan.starts[0], cut, count, loop, plan.after, future)
 
-    def _placed(self, fetched: Sequence[Fetched], compiled: bool = False) -> list[Fetched]:
-        """Batches on the device, or left to be read in place by a `compiled` program on a CPU.
+    def _placed(self, fetched: Sequence[Fetched]) -> list[Fetched]:
+        """Batches on the device. For a CPU, what can be read in place is left to who takes it.
 
         What says which rows they have goes to the device if a stage asks for it.
         """
         wanted = [(batch, rows.mask) for batch, rows in fetched]
-        if self.supply.on_cpu and (compiled or not self.supply.bare):
+        if self.supply.on_cpu:
             placed = jax.tree.map(lambda x: x if _is_readable(x) else jax.device_put(x), wanted)
         else:
             placed = jax.device_put(wanted)  # in one call, which costs less than one for each
@@ -236,7 +236,7 @@ class Feed:
             Cursor(*(np.array(x, kind) for x in zip(*cursors, strict=True)))
             for cursors in (starts, [*starts[1:], after])
         )
-        (placed,) = self._placed([fetched], compiled=True)
+        (placed,) = self._placed([fetched])
         return Stack(placed, before, behind, after, failures)
 
     def _as_asked(self, read: Callable[..., Any], *args: Any) -> Any:

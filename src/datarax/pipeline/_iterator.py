@@ -18,7 +18,7 @@ from .._keys import BaseKey
 from .._order import Order, Permutation, StoredOrder
 from .._rows import Cut, advance, batches_of, host_where, pack, pack_each, running_on, settle
 from .._types import Batch, Cursor, integer, is_traced, spec_text
-from .._xla import on_cpu, settings
+from .._xla import on_cpu, place, settings
 from ..errors import DataraxError, SeekError, StageError
 from ..sources._base import NAME, EagerSourceBase, Fetched, length_of
 from ..sources._iterable import StreamSource
@@ -529,7 +529,7 @@ def _unstaged(fetched: Fetched | None, mask_name: str) -> Batch:
     if fetched is None:
         return {}
     batch, rows = fetched
-    return {**batch} if rows.mask is None else {**batch, mask_name: rows.mask}
+    return place({**batch} if rows.mask is None else {**batch, mask_name: rows.mask})
 
 
 def _is_mutable(value: Any) -> bool:
