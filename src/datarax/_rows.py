@@ -194,6 +194,11 @@ def take(data: Any, records: Records) -> Any:
     return jax.tree.map(lambda x: x.at[records].get(mode="promise_in_bounds"), data)
 
 
+def starts_within(epoch: int, offset: int, size: int, count: int) -> list[Cursor]:
+    """The same in plain integers, where all rows of the batches are in one epoch."""
+    return [Cursor(epoch, offset + i * size) for i in range(count)]
+
+
 def zero_outside(batch: Batch, mask: Mask) -> Batch:
     """The batch with zero in the rows where `mask` is False."""
     b = mask.shape[0]

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._order import Order, StoredOrder, word
-from .._rows import Cut, LastBatch, Rows, advance, host_where, settle
+from .._rows import Cut, LastBatch, Rows, advance, host_where, settle, starts_within
 from .._types import Batch, Cursor, Spec
 from .._xla import ONE_THREAD
 from ..errors import EmptySourceError, ReadError
@@ -250,15 +250,12 @@ class Feed:
         """Which rows the batches have: what `_rows.locate` says, in numbers."""
         size, length, last_batch = self.supply.size, self.supply.length, self.supply.last_batch
         assert length is not None
-        after = settle(start, size, length, last_batch, host_where)
-        starts = []
-        for _ in range(count):
-            starts.append(after)
-            after = advance(after, cut.size, length, last_batch, host_where)
+        epoch, offset = after = settle(start, size, length, last_batch, host_where)
         kind, rows_in_all = word(length), cut.size * count
-        epoch, offset = starts[0]
         masked = self.supply.masks or cut.padded
         if offset + rows_in_all <= length:
+            starts = starts_within(epoch, offset, cut.size, count)
+            after = advance(starts[-1], cut.size, length, last_batch, host_where)
             # Only what somebody asks for is made: with each array of some size NumPy lets another
             # thread have the interpreter, and waits to get it back.
             epochs, offsets = None, None
@@ -267,6 +264,10 @@ class Feed:
                 offsets = np.arange(offset, offset + rows_in_all, dtype=kind)
             rows = _host_rows(epochs, self._records.at(epoch, offset, rows_in_all), offsets)
             return _Plan(rows, np.ones(rows_in_all, bool) if masked else None, starts, after)
+        starts = []
+        for _ in range(count):
+            starts.append(after)
+            after = advance(after, cut.size, length, last_batch, host_where)
         rows = _host_rows(*(np.zeros(rows_in_all, kind) for _ in range(3)))
         inside = np.ones(rows_in_all, bool)
         for i, (epoch, offset) in enumerate(starts):

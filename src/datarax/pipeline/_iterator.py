@@ -16,7 +16,17 @@ import numpy as np
 
 from .._keys import BaseKey
 from .._order import Order, Permutation, StoredOrder
-from .._rows import Cut, advance, batches_of, host_where, pack, pack_each, running_on, settle
+from .._rows import (
+    Cut,
+    advance,
+    batches_of,
+    host_where,
+    pack,
+    pack_each,
+    running_on,
+    settle,
+    starts_within,
+)
 from .._types import Batch, Cursor, integer, is_traced, spec_text
 from .._xla import on_cpu, place, settings
 from ..errors import DataraxError, SeekError, StageError
@@ -303,14 +313,12 @@ class Runtime:
         self, found: Sequence[Any], place: int, size: int, length: int | None, last_batch: Any
     ) -> list[Ready]:
         """Batches in a row of which all but the last end in the epoch of the first."""
-        (epoch, offset), count = self.start, len(found)
-        starts = [Cursor(epoch, offset + size * k) for k in range(1, count)]
-        before = starts[-1] if starts else self.start
-        starts.append(advance(before, size, length, last_batch, host_where))
-        packed = pack_each(starts, length)
+        starts = starts_within(*self.start, size, len(found))
+        ends = [*starts[1:], advance(starts[-1], size, length, last_batch, host_where)]
+        packed = pack_each(ends, length)
         return [
-            (batch, {**after, place: position}, start, None)
-            for (batch, after), position, start in zip(found, packed, starts, strict=True)
+            (batch, {**after, place: position}, end, None)
+            for (batch, after), position, end in zip(found, packed, ends, strict=True)
         ]
 
     def _compute_fed(
@@ -321,7 +329,7 @@ class Runtime:
         ready = feed.take(self.start, cut, loop, AHEAD)
         self.meter.waited_since(started)
         if pipeline._sink == NAME or ready[0].fetched is None:  # a program would only copy
-            batches = [_unstaged(fed.fetched, pipeline.mask_name) for fed in ready]
+            batches = place([_unstaged(fed.fetched, pipeline.mask_name) for fed in ready])
             self._append(pipeline, binding, [(batch, {}) for batch in batches], ready)
             return
         cut = ready[0].cut
@@ -529,7 +537,7 @@ def _unstaged(fetched: Fetched | None, mask_name: str) -> Batch:
     if fetched is None:
         return {}
     batch, rows = fetched
-    return place({**batch} if rows.mask is None else {**batch, mask_name: rows.mask})
+    return batch if rows.mask is None else {**batch, mask_name: rows.mask}
 
 
 def _is_mutable(value: Any) -> bool:
