@@ -1,5 +1,6 @@
 """What XLA has to be told, on one kind of device or another, to compile what was meant."""
 
+import contextlib
 import functools
 from collections.abc import Callable
 from operator import attrgetter
@@ -42,27 +43,40 @@ _SETTINGS = attrgetter("jax_enable_x64", "jax_disable_jit", "jax_default_device"
 
 def on_cpu() -> bool:
     """Whether what is traced now is to run on the CPU."""
-    # A device, or the name of a platform; JAX makes the attribute as it runs.
-    chosen = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
+    chosen = _chosen_device()
     return (getattr(chosen, "platform", chosen) or jax.default_backend()) == "cpu"
+
+
+def _chosen_device() -> Any:
+    """What `jax.default_device` was given, if anything: a device, or the name of a platform."""
+    # JAX makes the attribute as it runs.
+    return jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def place(tree: Any) -> Any:
     """Arrays of types that JAX holds on the default device, as `jax.device_put` places them.
 
     On a CPU that takes as long as to copy a hundred kilobytes, and no other thread can run Python
-    meanwhile. So there, unless a setting asks for more, it is only what `device_put` ends with.
+    meanwhile. So there, unless a device was chosen, it is only what `device_put` ends with.
     """
-    plain = _PLACING(jax.config) == (None, None, None) and on_cpu()
-    put = _put_on_cpu() if plain else None
+    put = _put_on_cpu() if _chosen_device() is None and on_cpu() else None
     if put is None:
         return jax.device_put(tree)
-    return jax.tree.map(lambda x: put(x) if isinstance(x, np.ndarray) else x, tree)
+    with transferring():
+        return jax.tree.map(lambda x: put(x) if isinstance(x, np.ndarray) else x, tree)
 
 
-_PLACING = attrgetter(
-    "jax_default_device", "jax_transfer_guard", "jax_transfer_guard_host_to_device"
+_GUARDS = attrgetter(
+    "jax_transfer_guard", "jax_transfer_guard_host_to_device", "jax_transfer_guard_device_to_host"
 )
+
+
+def transferring() -> contextlib.AbstractContextManager[Any]:
+    """Marks what is transferred meanwhile as meant, for whoever has set `jax.transfer_guard`."""
+    return _UNGUARDED if _GUARDS(jax.config) == (None, None, None) else jax.transfer_guard("allow")
+
+
+_UNGUARDED = contextlib.nullcontext()
 
 
 @functools.cache

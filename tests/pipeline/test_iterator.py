@@ -24,6 +24,7 @@ from helpers import (
     record_words,
     rows,
     state_of,
+    whole,
 )
 from hypothesis import given, settings, strategies as st
 
@@ -34,6 +35,8 @@ from datarax.sources import (
     IterableSourceConfig,
     RandomAccessSource,
     RandomAccessSourceConfig,
+    StreamingDiskSource,
+    StreamingDiskSourceConfig,
 )
 
 # What a loop hands out.
@@ -324,6 +327,32 @@ def test_what_was_computed_ahead_for_one_device_is_not_handed_out_on_another(mon
         with jax.default_device(jax.devices("cpu")[0]):
             assert ids(by_step(stream, 1)) == [6, 7]
     assert len(calls) > 0
+
+
+@pytest.mark.internal
+@pytest.mark.parametrize("stages", [(), (Count,)], ids=["bare", "staged"])
+@pytest.mark.parametrize("on_disk", [False, True], ids=["memory", "disk"])
+@pytest.mark.parametrize("take", [by_for, by_step, lambda stream, count: stream.scan(whole, count)])
+def test_a_guard_on_transfers_has_nothing_against_those_of_a_pipeline(
+    take, on_disk, stages, tmp_path
+):
+    source = None
+    if on_disk:
+        for name, column in columns(10).items():
+            np.save(tmp_path / f"{name}.npy", column)
+        source = StreamingDiskSource(StreamingDiskSourceConfig(path=tmp_path, shuffle=True))
+
+    def made():
+        return pipeline([make() for make in stages], source=source, seed=3, batch_size=2)
+
+    expected, stream = take(made(), 6), made()
+    jax.config.update("jax_transfer_guard", "disallow")  # for all threads
+    try:
+        with ahead(4):
+            found = take(stream, 6)
+    finally:
+        jax.config.update("jax_transfer_guard", None)
+    assert_same(found, expected)
 
 
 @pytest.mark.internal

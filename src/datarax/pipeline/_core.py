@@ -18,7 +18,7 @@ from .._keys import batch_key, node_key, record_keys
 from .._order import Order, Stretch, word
 from .._rows import Cut, advance, settle, touched, zero_outside
 from .._types import Batch, Cursor, Scalar
-from .._xla import NO_TRACE, ONE_THREAD, apart, on_cpu, trace
+from .._xla import NO_TRACE, ONE_THREAD, apart, on_cpu, trace, transferring
 from ..errors import CapturedError, MaskNameError, RandomAccessError
 from ..sources._base import NAME, EagerSourceBase, Fetched, fetch, length_of, order_of
 from ._binding import Changes, Structure, Values, changes, has_tracer, kept, merge
@@ -165,14 +165,15 @@ class Program:
         self.called = False
 
     def __call__(self, values: Any, *args: Any) -> Any:
-        if self.called:
-            result = self._compiled(values, *args)
-        else:
-            start = time.perf_counter()
-            self._first_look(self._inner.trace(values, *args))
-            result = self._compiled(values, *args)
-            self.seconds = time.perf_counter() - start
-            self.called = True
+        with transferring():  # a cursor, say
+            if self.called:
+                result = self._compiled(values, *args)
+            else:
+                start = time.perf_counter()
+                self._first_look(self._inner.trace(values, *args))
+                result = self._compiled(values, *args)
+                self.seconds = time.perf_counter() - start
+                self.called = True
         # Only a call to the host fails at run time; whoever makes none is not waited for.
         if self.host_nodes and not has_tracer([result]):
             jax.block_until_ready(result)

@@ -17,7 +17,7 @@ import numpy as np
 from .._order import Order, StoredOrder, word
 from .._rows import Cut, LastBatch, Rows, advance, host_where, settle, starts_within
 from .._types import Batch, Cursor, Spec
-from .._xla import ONE_THREAD
+from .._xla import ONE_THREAD, transferring
 from ..errors import EmptySourceError, ReadError
 from ..sources._base import Fetched
 from ..sources._host import ALIGNMENT, Reader, conform, empty_rows, stack
@@ -241,7 +241,7 @@ class Feed:
 
     def _as_asked(self, read: Callable[..., Any], *args: Any) -> Any:
         """Runs in a thread: `read`, under the settings of whoever wants the rows."""
-        with jax.enable_x64(self.supply.x64):
+        with jax.enable_x64(self.supply.x64), transferring():
             return read(*args)
 
     # For sources with a length.
@@ -451,7 +451,7 @@ class _Records:
         first = min(i * BLOCK, self._length - count)
         if isinstance(order, StoredOrder):
             return first, np.arange(first, first + count, dtype=kind)
-        with on_host():
+        with on_host(), transferring():
             return first, _records_of(order, kind.type(first), count)
 
 

@@ -11,7 +11,8 @@ def held_type(dtype: np.dtype) -> np.dtype | None:
     """The type that JAX holds values of `dtype` in; None if it holds none of them."""
     try:
         target = np.dtype(jax.dtypes.canonicalize_dtype(np.dtype(dtype).newbyteorder("=")))
-        jnp.empty(0, target)  # the only test of a type that knows all of JAX's
+        # The only test of a type that knows all of JAX's.
+        jax.eval_shape(lambda: jnp.empty(0, target))
     except TypeError:
         return None
     return target
