@@ -217,10 +217,10 @@ CASES = {
     "batch-size": [
         (
             lambda size=size: pipeline(batch_size=size),
-            f"`batch_size` must be an integer of at least 1, got {size!r}.",
+            f"`batch_size` must be an integer in [1, 2**31), got {size!r}.",
             {},
         )
-        for size in (0, -3, 2.5, "4", None, True, np.float32(2))
+        for size in (0, -3, 2.5, "4", None, True, np.float32(2), 2**31, 2**40)
     ],
     "last-batch": [
         (
@@ -678,6 +678,14 @@ def test_a_batch_size_that_is_changed_is_checked(unchecked):
     stream.batch_size = 0
     with pytest.raises(errors.BatchSizeError):
         stream.step()
+
+
+@pytest.mark.internal
+@pytest.mark.parametrize("count", [0, -1, 1.5, "2", None, True])
+def test_threads_are_counted(unchecked, count):
+    with pytest.raises(ValueError) as caught:
+        pipeline(num_threads=count)
+    assert str(caught.value) == f"`num_threads` must be an integer of at least 1, got {count!r}."
 
 
 @pytest.mark.spec("ERR-001", "ERR-030")

@@ -174,12 +174,12 @@ class StageError(DataraxError):
 
 
 class BatchSizeError(DataraxError):
-    """`batch_size` is not a positive integer."""
+    """`batch_size` is not a positive integer that rows can be counted by."""
 
     code: ClassVar[str] = "batch-size"
 
     def __init__(self, value: object):
-        super().__init__(f"`batch_size` must be an integer of at least 1, got {value!r}.")
+        super().__init__(f"`batch_size` must be an integer in [1, 2**31), got {value!r}.")
 
 
 class LastBatchError(DataraxError):

@@ -147,6 +147,19 @@ def test_what_counts_no_batches_is_refused(unchecked, name, value):
     assert stream.cursor == (0, 0)
 
 
+@pytest.mark.spec("SCAN-012")
+@pytest.mark.parametrize("wrong", [None, 1, (1, 2, 3), [0, 1]])
+def test_a_function_that_forgets_the_carry_or_the_output_is_told_of_both(wrong):
+    stream = pipeline()
+    with pytest.raises(TypeError) as caught:
+        stream.scan(lambda carry, batch: wrong, 2, init_carry=0)
+    assert str(caught.value) == (
+        "With `init_carry`, the function of a scan must return the next carry and an output as "
+        f"`(carry, out)`; it returned {wrong!r}."
+    )
+    assert stream.cursor == (0, 0)
+
+
 # What it returns.
 
 

@@ -316,7 +316,13 @@ def scan_program(
         place = jnp.stack(end or moved)
         pipeline._cursor_state.set_raw_value(place)
         if carried:
-            carry, out = step_fn(carry, *modules, batch)
+            pair = step_fn(carry, *modules, batch)
+            if not (isinstance(pair, tuple) and len(pair) == 2):
+                raise TypeError(
+                    "With `init_carry`, the function of a scan must return the next carry and an "
+                    f"output as `(carry, out)`; it returned {pair!r}."
+                )
+            carry, out = pair
         else:
             out = step_fn(*modules, batch)
         if end is not None and pipeline._cursor_state.get_raw_value() is not place:

@@ -126,7 +126,7 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
         self.batch_size = integer(batch_size, 0) or batch_size
         self.last_batch: LastBatch = last_batch
         self.mask_name = mask_name
-        self.num_threads = max(1, integer(num_threads, 1))
+        self.num_threads = integer(num_threads, 0) or num_threads
         self.progress = progress
         self._base = None if rngs is None else Bundle(all_words(rngs))
         self._cursor_state = Position(pack(Cursor(0, 0), length_of(source)))
@@ -376,8 +376,12 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
     def _check_settings(self) -> None:
         """Raises for settings that do not fit one another."""
         length, size, policy = length_of(self.source), self.batch_size, self.last_batch
-        if integer(size, 0) < 1:
+        if not 1 <= integer(size, 0) < 2**31:
             raise BatchSizeError(size)
+        if integer(self.num_threads, 0) < 1:
+            raise ValueError(
+                f"`num_threads` must be an integer of at least 1, got {self.num_threads!r}."
+            )
         if policy not in ("keep", "drop", "pad"):
             raise LastBatchError(f'`last_batch` must be "keep", "drop" or "pad", got {policy!r}.')
         if length == 0:
