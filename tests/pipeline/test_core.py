@@ -6,6 +6,7 @@ import math
 import os
 
 import jax
+import jax.extend
 import numpy as np
 import pytest
 from datarax_conformance import model
@@ -28,8 +29,9 @@ from helpers import (
 )
 from hypothesis import example, given, settings, strategies as st
 
+from datarax._rows import Cut
 from datarax.errors import LastBatchError
-from datarax.pipeline._core import Program
+from datarax.pipeline._core import Program, batch_program, order_program
 from datarax.sources import MemorySource, MemorySourceConfig
 
 CHAIN = {
@@ -297,6 +299,37 @@ def test_the_threads_of_a_cpu_share_large_batches_alone(function, size, batches,
     kernels = program._compiled.lower(places).compile().as_text()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     assert ("outer_dimension_partitions" in kernels) == (shared and cores > 1)
+
+
+@pytest.mark.internal("a row without items weighs nothing")
+def test_rows_without_items_can_be_gathered_from_a_large_array():
+    def nothing(place):
+        return jax.lax.dynamic_slice(jax.numpy.asarray(MANY), (place, 0), (1, 0))
+
+    assert Program(jax.vmap(nothing))(jax.numpy.arange(3)).shape == (3, 1, 0)
+
+
+@pytest.mark.internal("a CPU runs what does not hang together in several threads")
+def test_each_of_the_batches_of_a_call_hangs_on_the_one_before():
+    stream = pipeline([jitter()], length=60, batch_size=4, seed=3)
+    runtime = stream._runtime
+    structure, values = runtime.look(stream).structure, runtime.values
+    order = order_program(structure, 1)(values, np.uint32(0))
+    program = batch_program(structure, Cut(4, 1, False), 3, None)
+    jaxpr = program._inner.trace(values, order).jaxpr.jaxpr
+    needs = {}
+    for equation in jaxpr.eqns:
+        before = [x for x in equation.invars if isinstance(x, jax.extend.core.Var)]
+        needs |= dict.fromkeys(equation.outvars, (equation, before))
+
+    def hangs_on(variable, equation):
+        made_by, before = needs.get(variable, (None, []))
+        return made_by is equation or any(hangs_on(x, equation) for x in before)
+
+    branches = [x for x in jaxpr.eqns if x.primitive.name == "cond"]
+    assert len(branches) == 3
+    for one, following in itertools.pairwise(branches):
+        assert hangs_on(following.invars[0], one)  # what says which branch is taken
 
 
 @pytest.mark.internal("JAX takes no options for a program inside another")
