@@ -104,7 +104,10 @@ class Reader(abc.ABC):
 
     @abc.abstractmethod
     def read(self, records: np.ndarray) -> Batch:
-        """The rows `records` as NumPy arrays, in that order; every record is in range."""
+        """The rows `records` as NumPy arrays, in that order; every record is in range.
+
+        A CPU may compute with these very arrays, so nobody may write to them any more.
+        """
 
     def place(self, record: int) -> str:
         """Where a record is stored, for an error message."""
