@@ -1,6 +1,7 @@
 """Every fault has a class, a code and a text that says the rule, what came and the way out."""
 
 import inspect
+import pickle
 import tomllib
 from pathlib import Path
 
@@ -595,6 +596,10 @@ def test_a_fault_has_its_class_its_text_and_its_attributes(unchecked, entry, act
     assert str(error.value).split("\n-----")[0] == text
     assert {name: getattr(error.value, name) for name in attributes} == attributes
     assert set(entry["names"]) == set(attributes)
+    # From another process, say a worker of a pool, it comes as it was.
+    again = pickle.loads(pickle.dumps(error.value))
+    assert (type(again), str(again)) == (type(error.value), str(error.value))
+    assert vars(again) == vars(error.value)
 
 
 @pytest.mark.spec("ERR-022")

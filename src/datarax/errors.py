@@ -5,13 +5,17 @@ A message says the rule, what came instead, and the way out.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class DataraxError(ValueError):
     """Base of all errors that Datarax raises itself."""
 
     code: ClassVar[str] = "error"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Without `__init__`, which would take the text for the first of its own arguments.
+        return type(self).__new__, (type(self), *self.args), vars(self)
 
 
 class GraphError(DataraxError):
@@ -220,14 +224,13 @@ class CapturedError(DataraxError):
     @classmethod
     def pipeline(cls) -> "CapturedError":
         """For a pipeline that is consumed in a traced function which only closes over it."""
-        error = cls.__new__(cls)
-        error.names = ["pipeline"]
-        ValueError.__init__(
-            error,
+        error = cls.__new__(
+            cls,
             "A pipeline can be consumed in a traced function only as its argument, but this one "
             "comes from outside: its cursor could not move. Pass it to the function under "
             "`nnx.jit` or `nnx.grad`, or take the batch before the call.",
         )
+        error.names = ["pipeline"]
         return error
 
 
