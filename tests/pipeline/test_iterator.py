@@ -1,7 +1,10 @@
 """`for` is one epoch; whatever is computed ahead, only what was handed out counts."""
 
+import gc
 import itertools
 import threading
+import time
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -515,8 +518,6 @@ def test_threads_in_all_modes_receive_every_batch_once():
 
 @pytest.mark.internal
 def test_threads_that_come_first_at_once_meet_one_lock(monkeypatch):
-    import time
-
     created = _iterator.Runtime.__init__
 
     def slowly(self):
@@ -527,3 +528,18 @@ def test_threads_that_come_first_at_once_meet_one_lock(monkeypatch):
     monkeypatch.setattr(_iterator.Runtime, "__init__", slowly)
     batches = in_threads(lambda: by_step(stream, 8))
     assert sorted(ids(batches)) == list(range(64))
+
+
+@pytest.mark.internal
+def test_who_changes_the_cut_keeps_nothing_of_what_read_for_the_old_one():
+    stream = pipeline(source=RandomAccessSource(RandomAccessSourceConfig(), columns(64)["x"]))
+    feeds = []
+    for size in (2, 4, 8):
+        stream.batch_size = size
+        stream.step()
+        feeds.append(weakref.ref(stream._runtime._feed[1]))
+    give_up = time.monotonic() + 30
+    while feeds[0]() or feeds[1]():  # a thread may still be at its last read
+        assert time.monotonic() < give_up
+        gc.collect()
+    assert feeds[2]() is not None

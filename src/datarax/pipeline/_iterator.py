@@ -96,6 +96,7 @@ class Runtime:
         self._filled = 0  # how many batches that held when it was last filled
         self._patience = self._next_patience = PATIENCE
         self._feed: tuple[Any, Feed | None] = None, None
+        self._close_feed: Callable[[], Any] = lambda: None
         self._fed: Values | None = None  # what the feed was last compared with
         self.meter = Meter()
 
@@ -192,8 +193,7 @@ class Runtime:
         self._fed = self._values
         if known is not None and len(known) == len(parts) and all(map(_is_it, known, parts)):
             return feed
-        if feed is not None:
-            feed.close()
+        self._close_feed()
         structure, values = binding.structure, list(self._values)
 
         def order(epoch: int) -> Any:
@@ -207,7 +207,7 @@ class Runtime:
         spec = source.element_spec
         supply = Supply(reader, spec, size, length, last_batch, masks, bare, here, x64, order)
         feed = Feed(supply, pipeline.num_threads)
-        weakref.finalize(self, feed.close)
+        self._close_feed = weakref.finalize(self, feed.close)  # once called, it lets go of it
         self._feed = parts, feed
         return feed
 
