@@ -21,6 +21,7 @@ from helpers import (
     by_scan,
     by_step,
     columns,
+    double,
     ids,
     jitter,
     pipeline,
@@ -543,3 +544,21 @@ def test_who_changes_the_cut_keeps_nothing_of_what_read_for_the_old_one():
         assert time.monotonic() < give_up
         gc.collect()
     assert feeds[2]() is not None
+
+
+@pytest.mark.spec("ITER-013")
+def test_a_stage_that_is_refused_is_seen_by_no_other_thread():
+    stream, reached = pipeline([double], length=8), threading.Event()
+
+    def replace():
+        reached.set()
+        with pytest.raises(ValueError, match="Stage 'double' failed"):
+            stream.nodes["double"] = lambda batch: None
+
+    with stream._runtime.lock:  # as a thread has it that makes a batch
+        thread = threading.Thread(target=replace)
+        thread.start()
+        reached.wait()
+        thread.join(0.1)
+        assert stream.nodes["double"] is double
+    thread.join()

@@ -469,13 +469,14 @@ class NodeView(MutableMapping[str, Any]):
 
     def __setitem__(self, name: str, stage: Any) -> None:
         """Raises for a stage that does not fit, and keeps the old one then."""
-        before = self[name]
-        self._pipeline._nodes.put(name, as_stage(name, stage))
-        try:
-            self._pipeline._check()
-        except BaseException:
-            self._pipeline._nodes.put(name, before)
-            raise
+        pipeline, before = self._pipeline, self[name]
+        with pipeline._runtime.lock:  # so that no other thread meets a stage that is refused
+            pipeline._nodes.put(name, as_stage(name, stage))
+            try:
+                pipeline._check()
+            except BaseException:
+                pipeline._nodes.put(name, before)
+                raise
 
     def __delitem__(self, name: str) -> None:
         raise TypeError(f"A node can be replaced but not removed: {name!r}.")
