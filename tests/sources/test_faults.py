@@ -380,6 +380,9 @@ def test_stats_say_what_the_limit_was():
     for _ in computing:
         time.sleep(0.2)  # far more than threads take to start on a machine that is busy
     assert computing.stats().limit == "computing"
+    stepped = over(Slow([]))
+    stepped.step()
+    assert stepped.stats() == (0, 0.0, 0.0, 0)  # neither a loop nor a scan
 
 
 @pytest.mark.spec("SRC-038")

@@ -327,7 +327,8 @@ class Runtime:
         """Fills `_ahead` from rows that were read on the host."""
         started = time.perf_counter()
         ready = feed.take(self.start, cut, loop, AHEAD)
-        self.meter.waited_since(started)
+        if loop:
+            self.meter.waited_since(started)
         if pipeline._sink == NAME or ready[0].fetched is None:  # a program would only copy
             batches = place([_unstaged(fed.fetched, pipeline.mask_name) for fed in ready])
             self._append(pipeline, binding, [(batch, {}) for batch in batches], ready)

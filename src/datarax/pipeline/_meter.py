@@ -12,7 +12,7 @@ LOG = logging.getLogger("datarax")
 
 
 class Stats(NamedTuple):
-    """What consuming a pipeline has cost since it was built, in seconds of the wall clock.
+    """What `for` and `scan` have cost since the pipeline was built, in seconds of the wall clock.
 
     `waited` is how long the consumer stood still for rows that were not read yet, `computed` the
     rest of the time spent in loops and scans. `masked` counts the rows of the current epoch that
