@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 from typing import Any
 
 import jax
@@ -397,3 +398,15 @@ def test_a_progress_bar_says_how_far_it_is(mode, capsys):
     else:
         pipeline.scan(lambda batch: batch["id"])
     assert "5 of 5" in capsys.readouterr().out
+
+
+@pytest.mark.spec("SRC-038")
+def test_a_progress_bar_ends_with_a_loop_that_is_left(capsys):
+    pytest.importorskip("rich", reason="needs the extra 'progress'")
+    source = RandomAccessSource(RandomAccessSourceConfig(), Broken([]))
+    for _ in Pipeline(source=source, batch_size=5, last_batch="pad", progress=True):
+        break
+    for thread in threading.enumerate():
+        if type(thread).__module__.startswith("rich"):  # what draws a bar until it is told to stop
+            thread.join(10)
+            assert not thread.is_alive()

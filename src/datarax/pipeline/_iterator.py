@@ -438,6 +438,7 @@ class BatchIterator(Iterator[Batch]):
         pipeline = self._pipeline
         total = None if length_of(pipeline.source) is None else len(pipeline)
         self._bar = Bar(pipeline.progress, total, f"epoch {self._epoch}")
+        weakref.finalize(self, self._bar.close)  # for a loop that is left before its end
         pipeline._runtime.meter.begin()
         return self._bar
 
