@@ -193,6 +193,24 @@ def test_the_second_predecessor_is_checked_too():
     assert list(error.value.predecessors) == ["source", "wide"]
 
 
+@pytest.mark.spec("DAG-020")
+@pytest.mark.parametrize("wrong", range(1, 4))
+def test_all_predecessors_that_one_parameter_takes_are_checked(wrong):
+    def join(first: Any, *others: dict[str, Float[Array, "b 2"]]) -> Any:
+        return first
+
+    columns = {f"x{i}": np.zeros((10, 3 if i == wrong else 2)) for i in range(1, 4)}
+    nodes = {x: lambda batch, x=x: {"x": batch[x]} for x in columns}
+    with pytest.raises(StageError, match="argument `others`, field 'x', is annotated"):
+        Pipeline.from_dag(
+            source=MemorySource(MemorySourceConfig(), columns),
+            nodes={**nodes, "join": join},
+            edges={**{x: [] for x in nodes}, "join": ["source", *nodes]},
+            sink="join",
+            batch_size=4,
+        )
+
+
 @pytest.mark.spec("DAG-020", "ERR-001")
 def test_annotations_that_say_nothing_of_arrays_are_left_alone():
     def odd(batch: "a name that only a type checker knows") -> "nonsense(":

@@ -48,8 +48,9 @@ def first_misfit(hints: Sequence[Hint]) -> Hint | None:
 
 def _spread(parameters: list[inspect.Parameter], count: int) -> list[inspect.Parameter]:
     """The parameters that positional arguments land in, `*args` as often as needed."""
-    if parameters and parameters[0].kind is inspect.Parameter.VAR_POSITIONAL:
-        return parameters[:1] * count
+    for i, parameter in enumerate(parameters):
+        if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+            return parameters[:i] + [parameter] * (count - i)
     return parameters
 
 
