@@ -341,6 +341,12 @@ CASES = {
             "Field '[1]' must be a dict with the fields of the first record, ['x'], got 3.",
             {"field": "[1]"},
         ),
+        (
+            lambda: memory([3, {"x": 1}]),
+            "Field 'data' has type object, which JAX cannot hold. "
+            "Encode it as numbers, or leave it out.",
+            {"field": "data"},
+        ),
     ],
     "rngs": [
         (

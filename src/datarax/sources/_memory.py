@@ -75,7 +75,7 @@ def _columns(data: Any) -> dict[str, Any]:
             if not isinstance(field, str):
                 raise FieldTypeError(str(field), f"must have a string as its name, got {field!r}.")
         return {k: _columns(v) if isinstance(v, Mapping) else v for k, v in data.items()}
-    if isinstance(data, list | tuple) and any(isinstance(row, Mapping) for row in data):
+    if isinstance(data, list | tuple) and data and isinstance(data[0], Mapping):
         rows = [_flat(_columns(row)) if isinstance(row, Mapping) else row for row in data]
         for i, row in enumerate(rows):
             if not isinstance(row, dict) or row.keys() != rows[0].keys():
