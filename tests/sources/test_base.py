@@ -49,6 +49,15 @@ class Squares(EagerSourceBase):
         return {"id": records, "x": records.astype(jnp.float32) ** 2 + self.offset[...]}
 
 
+@pytest.mark.internal
+@pytest.mark.parametrize("shuffle", [None, 1, "yes", 0, np.True_, ["blocks"]])
+def test_an_order_is_one_of_those_that_there_are(unchecked, shuffle):
+    with pytest.raises(ValueError) as error:
+        Numbers(10, shuffle=shuffle)
+    orders = "[False, True, 'permutation', 'blocks']"
+    assert str(error.value) == f"`shuffle` must be one of {orders}, got {shuffle!r}."
+
+
 @pytest.mark.spec("SRC-012", "STEP-003", "ITER-002", "SCAN-001")
 @pytest.mark.parametrize("last_batch", ["keep", "drop", "pad"])
 def test_a_source_is_asked_for_exactly_the_records_of_a_batch(last_batch):

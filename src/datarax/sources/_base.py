@@ -76,11 +76,11 @@ class EagerSourceBase(nnx.Module):
     """How many of an epoch may be."""
 
     def __init__(self, *, shuffle: Shuffle | Blocks = False, rngs: nnx.Rngs | None = None):
-        shuffle = Blocks() if shuffle == "blocks" else shuffle
-        known = any(shuffle is x for x in (False, True)) or shuffle in ORDERS
+        # 1 equals True, and is none of these.
+        known = isinstance(shuffle, bool | str) and shuffle in ORDERS
         if not known and not isinstance(shuffle, Blocks):
             raise ValueError(f"`shuffle` must be one of {list(ORDERS)}, got {shuffle!r}.")
-        self.shuffle = shuffle
+        self.shuffle = Blocks() if shuffle == "blocks" else shuffle
         self.base = None if rngs is None else BaseKey(base_words(rngs, "shuffle"))
 
     @abc.abstractmethod

@@ -65,7 +65,7 @@ class HostSourceConfig:
     max_errors: int = 0
 
     def __post_init__(self):
-        if not any(self.shuffle == x and type(self.shuffle) is type(x) for x in ORDERS):
+        if not isinstance(self.shuffle, bool | str) or self.shuffle not in ORDERS:
             raise ValueError(
                 f'`shuffle` is False, True, "permutation" or "blocks", got {self.shuffle!r}.'
             )

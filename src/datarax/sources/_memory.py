@@ -30,7 +30,8 @@ class MemorySourceConfig:
     copy: bool = False
 
     def __post_init__(self):
-        if not any(self.shuffle is x for x in (False, True)) and self.shuffle != "permutation":
+        orders = (False, True, "permutation")
+        if not isinstance(self.shuffle, bool | str) or self.shuffle not in orders:
             raise ValueError(f'`shuffle` is False, True or "permutation", got {self.shuffle!r}.')
 
 
