@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from helpers import Numbers
 from hypothesis import given, settings, strategies as st
 
 from datarax import Pipeline
@@ -218,6 +219,18 @@ def test_what_cannot_be_mixed_is_refused():
         mix((4, 4), shuffle="permutation")
     with pytest.raises(TypeError, match="parts of a mixture themselves"):
         MixDataSourcesNode(MixDataSourcesConfig(num_sources=1), [mix((4, 4))])
+
+    class Backwards(Numbers):
+        def order(self, order_key, epochs):
+            raise NotImplementedError
+
+    with pytest.raises(ValueError, match="has a method `order` of its own"):
+        MixDataSourcesNode(MixDataSourcesConfig(num_sources=1), [Backwards(4)])
+    masking = RandomAccessSource(
+        RandomAccessSourceConfig(on_error="mask", max_errors=1), [{"id": np.int32(0)}]
+    )
+    with pytest.raises(ValueError, match="which a mixture does not"):
+        MixDataSourcesNode(MixDataSourcesConfig(num_sources=1), [masking])
 
 
 @pytest.mark.internal

@@ -111,6 +111,16 @@ class MixDataSourcesNode(EagerSourceBase):
                     f"Source {i} is ordered by shuffle='permutation', whose order is one table an "
                     "epoch; a mixture goes through several at once. Take shuffle=True."
                 )
+            if type(source).order is not EagerSourceBase.order:
+                raise ValueError(
+                    f"Source {i}, a {type(source).__name__}, has a method `order` of its own, "
+                    "which a mixture does not call. Take a source without one."
+                )
+            if source.masks:
+                raise ValueError(
+                    f"Source {i} masks the records that it cannot read, which a mixture does not. "
+                    'Take on_error="raise".'
+                )
             if source.element_spec != sources[0].element_spec:
                 raise SpecsError(
                     "All sources of a mixture must have records of one spec, but source 0 has\n"
