@@ -81,6 +81,9 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
     A stage is any callable `stage(*batches) -> batch`. One that declares `keys` gets a key for
     each row, one that declares `key` gets one for the batch (spec KEYS).
 
+    `num_threads` threads read ahead what a source has on the host. `progress=True` shows a bar for
+    every loop, and for every scan over such a source (extra "progress").
+
     Raises a `datarax.errors.DataraxError`, which is a `ValueError`, for what cannot run: shapes
     are checked here, abstractly, without running a stage.
     """
@@ -232,7 +235,12 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
         self.seek(epoch=0)
 
     def stats(self) -> Stats:
-        """How long `for` and `scan` have waited for rows and how long they have computed."""
+        """How long `for` and `scan` have waited for rows and how long they have computed.
+
+        A named tuple: `batches`, the seconds `waited` and `computed`, the rows of this epoch that
+        are `masked`; and `limit`, "reading" or "computing", whichever took longer. A scan over a
+        source in memory is a single call, which returns before it is computed: it is not counted.
+        """
         with self._runtime.lock:
             return self._runtime.meter.stats()
 
