@@ -101,6 +101,10 @@ class Graph:
     def names(self) -> tuple[str, ...]:
         return tuple(name for name, _ in self.predecessors)
 
+    def reads(self, name: str) -> tuple[str, ...]:
+        """What a node is called with; a subclass's own `__call__`, which is no node, the source."""
+        return dict(self.predecessors).get(name, (SOURCE,))
+
     def run(self, stages: Mapping[str, Stage], batch: Batch, keyring: Keyring) -> dict[str, Batch]:
         """Every node's output, and the source's batch under its own name."""
         outputs, hints = {SOURCE: batch}, []
@@ -111,7 +115,7 @@ class Graph:
             hints += hints_of(name, function, [x for _, x in inputs], outputs[name])
         misfit = first_misfit(hints)
         if misfit is not None:
-            came = {p: spec_text(outputs[p]) for p in dict(self.predecessors)[misfit.node]}
+            came = {p: spec_text(outputs[p]) for p in self.reads(misfit.node)}
             raise StageError(misfit.node, came, misfit_text(misfit))
         return outputs
 

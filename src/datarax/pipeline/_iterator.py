@@ -576,6 +576,6 @@ def blame(
             return
         if len(stages) < len(program.host_nodes):
             return  # it may as well have been the source, or the function of a scan
-    specs, reads = pipeline.node_specs, dict(pipeline._graph.predecessors)
-    came = {p: spec_text(specs[p]) for stage in stages for p in reads.get(stage, (NAME,))}
+    specs, graph = pipeline.node_specs, pipeline._graph
+    came = {p: spec_text(specs[p]) for stage in stages for p in graph.reads(stage)}
     raise StageError(" or ".join(stages), came, f"{type(error).__name__}: {error}") from error

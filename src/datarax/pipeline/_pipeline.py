@@ -440,10 +440,9 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
         field = batch.get(self.mask_name, mask)
         rows = jax.tree.leaves(batch)[0].shape[0]
         if isinstance(field, dict) or field.dtype != bool or field.shape != (rows,):
-            reads = dict(self._graph.predecessors).get(self._sink, (NAME,))
             raise StageError(
                 self._sink,
-                {p: spec_text(outputs[p]) for p in reads},
+                {p: spec_text(outputs[p]) for p in self._graph.reads(self._sink)},
                 f"the mask {self.mask_name!r} must be one boolean for each of the {rows} rows, got "
                 f"{spec_text({'': field}).strip()}. Leave that field alone, or keep all rows.",
             )

@@ -14,15 +14,12 @@ HEADER = ("node", "stage", "reads", "gives")
 
 def rows(pipeline: "Pipeline") -> list[tuple[str, str, str, str]]:
     """One row a node, in execution order: name, type, predecessors, output."""
-    specs = pipeline.node_specs
+    specs, graph = pipeline.node_specs, pipeline._graph
     table = [(NAME, type(pipeline.source).__name__, "", spec_text(specs[NAME]))]
-    reads = dict(pipeline._graph.predecessors)
-    for name in specs:
-        if name == NAME:
-            continue
-        stage = pipeline.nodes[name] if name in reads else pipeline
+    for name in list(specs)[1:]:
+        stage = pipeline.nodes[name] if name in graph.names else pipeline
         kind = getattr(stage, "__name__", type(stage).__name__)
-        table.append((name, kind, ", ".join(reads.get(name, (NAME,))), spec_text(specs[name])))
+        table.append((name, kind, ", ".join(graph.reads(name)), spec_text(specs[name])))
     return table
 
 
@@ -67,7 +64,7 @@ def mermaid(pipeline: "Pipeline") -> str:
     lines = ["graph TB"]
     lines += [f"    {ids[name]}[{_quoted(f'{name}: {kind}')}]" for name, kind, _, _ in table]
     for name in list(specs)[1:]:
-        for predecessor in dict(pipeline._graph.predecessors).get(name, (NAME,)):
+        for predecessor in pipeline._graph.reads(name):
             shapes = _shapes(specs[predecessor])
             lines.append(f"    {ids[predecessor]} -->|{shapes}| {ids[name]}")
     lines.append(f"    {ids[pipeline._sink]} -->|{_shapes(specs[pipeline._sink])}| out([batch])")
