@@ -57,7 +57,7 @@ def set_state(pipeline: "Pipeline", state: Mapping[str, Any] | str | bytes) -> N
             raise StateError(f"cursor.{field}", f"must be in [0, {end}), got {value!r}.")
 
     leaves, saved = _leaves(pipeline), _get(state, "variables", Mapping)
-    for name in leaves.keys() ^ saved.keys():
+    for name in sorted(leaves.keys() ^ saved.keys(), key=str):
         where = "the pipeline" if name in leaves else "the state"
         raise StateError(f"variables.{name}", f"is only in {where}.")
     loaded = {name: _load(name, saved[name], leaf) for name, (_, leaf) in leaves.items()}
@@ -108,23 +108,17 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _variables(pipeline: "Pipeline", *kinds: type) -> list[tuple[str, nnx.Variable]]:
-    return [
-        (".".join(map(str, path)), x)
-        for path, x in nnx.iter_graph(pipeline)
-        if isinstance(x, kinds)
-    ]
-
-
 def _leaves(pipeline: "Pipeline") -> dict[str, tuple[nnx.Variable, Any]]:
     """The arrays that are remembered: all Variables but the source's, keys and the cursor."""
     found = {}
     held = {id(x) for _, x in nnx.iter_graph(pipeline.source) if isinstance(x, nnx.Variable)}
-    for path, variable in _variables(pipeline, nnx.Variable):
-        if id(variable) not in held and not isinstance(variable, BaseKey | Position):
-            leaves, _ = jax.tree_util.tree_flatten_with_path(variable.get_raw_value())
+    for path, x in nnx.iter_graph(pipeline):
+        mine = isinstance(x, nnx.Variable) and not isinstance(x, BaseKey | Position)
+        if mine and id(x) not in held:
+            name = ".".join(map(str, path))
+            leaves, _ = jax.tree_util.tree_flatten_with_path(x.get_raw_value())
             for inner, leaf in leaves:
-                found[path + jax.tree_util.keystr(inner)] = variable, leaf
+                found[name + jax.tree_util.keystr(inner)] = x, leaf
     return found
 
 
