@@ -121,7 +121,7 @@ class Graph:
 
 
 def check_name(name: object) -> None:
-    """Whether a node can be called that."""
+    """Raises for what cannot be the name of a node."""
     if not isinstance(name, str) or not name or name == SOURCE or name.startswith("_"):
         raise NodeNameError(name)
 
@@ -236,7 +236,7 @@ def misfit_text(hint: Hint) -> str:
 
 
 def check_batch(output: Any) -> None:
-    """Whether a stage's output is a batch: a dict of arrays with equally many rows."""
+    """Raises for an output that is no batch: no dict of arrays with equally many rows."""
     if not isinstance(output, dict):
         raise TypeError(f"a stage must return a dict of arrays, got {type(output).__name__}")
     rows = dict(_rows_of(output, ""))
@@ -245,7 +245,7 @@ def check_batch(output: Any) -> None:
 
 
 def check_source_batch(batch: Any, rows: int) -> None:
-    """Whether a source has given a batch, with the rows that it was asked for."""
+    """Raises for what a source has given if it is no batch of as many rows as were asked for."""
     try:
         check_batch(batch)
         found = set(dict(_rows_of(batch, "")).values())
