@@ -24,6 +24,10 @@ accepts options outside any trace only.
 """
 
 
+ALIGNMENT = 64
+"""Bytes: XLA's CPU client shares memory that starts at a multiple of this, and copies any other."""
+
+
 def trace() -> Any:
     """The trace of JAX's that is open now, if any: nothing but comparing it means anything."""
     return get_opaque_trace_state(convention="nnx")

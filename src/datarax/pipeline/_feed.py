@@ -17,10 +17,10 @@ import numpy as np
 from .._order import Order, StoredOrder, word
 from .._rows import Cut, LastBatch, Rows, advance, host_where, settle, starts_within
 from .._types import Batch, Cursor, Spec
-from .._xla import ONE_THREAD, transferring
+from .._xla import ALIGNMENT, ONE_THREAD, transferring
 from ..errors import EmptySourceError, ReadError
 from ..sources._base import Fetched
-from ..sources._host import ALIGNMENT, Reader, conform, empty_rows, stack
+from ..sources._host import Reader, conform, empty_rows, stack
 from ..sources._iterable import Stream
 
 BUFFER_BYTES = 64 * 2**20

@@ -11,11 +11,8 @@ from jaxtyping import Array, Shaped, UInt
 
 from .._rows import take
 from .._types import Records, Scalar
-from .._xla import on_cpu
+from .._xla import ALIGNMENT, on_cpu
 from ._base import SourceData
-
-ALIGNMENT = 64
-"""Bytes: XLA's CPU client shares memory that starts at a multiple of this, and copies any other."""
 
 WORTH_SHARING = 2**20
 """Bytes: a smaller array is copied, so that the shapes that programs are compiled for do not depend

@@ -15,14 +15,12 @@ from flax import nnx
 
 from .._order import ORDERS, Blocks, Shuffle
 from .._types import Batch, Mask, Records, Spec, flat_fields, spec_text
+from .._xla import ALIGNMENT
 from ..errors import DataraxError, EmptySourceError, FieldTypeError, ReadError
 from ._base import EagerSourceBase
 from ._values import hold, need_held_type
 
 OnError: TypeAlias = Literal["raise", "mask"]
-
-ALIGNMENT = 64
-"""JAX takes a NumPy array over without a copy, on a CPU, if it begins at a multiple of this."""
 
 SPARE_BYTES = 96 * 2**20
 """The most that buffers of one size weigh which are kept to be used again: what is read ahead, and
