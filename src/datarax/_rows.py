@@ -121,6 +121,11 @@ def starts(
     return Cursor(cursor.epoch + turn, offset)
 
 
+def starts_within(epoch: int, offset: int, size: int, count: int) -> list[Cursor]:
+    """The same in plain integers, where all rows of the batches are in one epoch."""
+    return [Cursor(epoch, offset + i * size) for i in range(count)]
+
+
 def start_after(
     cursor: Cursor, size: int, count: int, length: int | None, last_batch: LastBatch
 ) -> Cursor:
@@ -192,11 +197,6 @@ def rows_from(order: Order, start: Cursor, count: int, masked: bool) -> Rows:
 def take(data: Any, records: Records) -> Any:
     """The records of an array, or of every field, in the order asked for; they must exist."""
     return jax.tree.map(lambda x: x.at[records].get(mode="promise_in_bounds"), data)
-
-
-def starts_within(epoch: int, offset: int, size: int, count: int) -> list[Cursor]:
-    """The same in plain integers, where all rows of the batches are in one epoch."""
-    return [Cursor(epoch, offset + i * size) for i in range(count)]
 
 
 def zero_outside(batch: Batch, mask: Mask) -> Batch:
