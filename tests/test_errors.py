@@ -119,7 +119,13 @@ CASES = {
             "Every predecessor must be a node or 'source', but edges['b'] names 'z'. "
             "Nodes are ['a', 'b'].",
             {"node": "b", "name": "z"},
-        )
+        ),
+        (
+            lambda: graph("ab", {"a": [], "b": [["a"]]}, "b"),
+            "Every predecessor must be a node or 'source', but edges['b'] names ['a']. "
+            "Nodes are ['a', 'b'].",
+            {"node": "b", "name": ["a"]},
+        ),
     ],
     "unknown-sink": [
         (

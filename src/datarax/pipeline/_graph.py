@@ -67,11 +67,10 @@ class Graph:
         """A graph from what the user declared, or the error that says what is wrong with it."""
         if not names:
             raise NoNodesError()
-        known = set(names)
         for name in names:
             check_name(name)
         for name in edges:
-            if name not in known:
+            if name not in names:
                 raise EdgesWithoutNodeError(name, names)
         for name in names:
             if name not in edges:
@@ -81,7 +80,7 @@ class Graph:
             for predecessor in edges[name]:
                 if predecessor == name:
                     raise SelfLoopError(name)
-                if predecessor != SOURCE and predecessor not in known:
+                if predecessor != SOURCE and predecessor not in names:
                     raise UnknownPredecessorError(name, predecessor, names)
         if sink not in names:
             raise UnknownSinkError(sink, names)
