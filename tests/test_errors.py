@@ -47,8 +47,8 @@ def memory(data, **config):
     return MemorySource(MemorySourceConfig(**config), data)
 
 
-def indexed(data):
-    return RandomAccessSource(RandomAccessSourceConfig(), data)
+def indexed(data, **config):
+    return RandomAccessSource(RandomAccessSourceConfig(**config), data)
 
 
 def stream():
@@ -352,6 +352,16 @@ CASES = {
             "Field 'data' has type object, which JAX cannot hold. "
             "Encode it as numbers, or leave it out.",
             {"field": "data"},
+        ),
+        (
+            lambda: indexed([(1, 2)], fields=("x",)),
+            "Field 'x' cannot name the parts of a record: it is a tuple of 2.",
+            {"field": "x"},
+        ),
+        (
+            lambda: indexed([1], fields=("x", "y")),
+            "Field 'x,y' cannot name the parts of a record: it is a single value.",
+            {"field": "x,y"},
         ),
     ],
     "rngs": [

@@ -82,11 +82,10 @@ def as_record(value: Any, fields: Sequence[str] | None) -> dict[str, Any]:
             str(k): as_record(x, None) if isinstance(x, Mapping) else x for k, x in chosen.items()
         }
     if isinstance(value, tuple):
+        parts, what = value, f"a tuple of {len(value)}"
         names = fields or tuple(map(str, range(len(value))))
-        if len(names) != len(value):
-            raise FieldTypeError(
-                ",".join(names),
-                f"cannot name the parts of a record: it is a tuple of {len(value)}.",
-            )
-        return dict(zip(names, value, strict=True))
-    return {fields[0] if fields else "data": value}
+    else:
+        parts, what, names = (value,), "a single value", fields or ("data",)
+    if len(names) != len(parts):
+        raise FieldTypeError(",".join(names), f"cannot name the parts of a record: it is {what}.")
+    return dict(zip(names, parts, strict=True))
