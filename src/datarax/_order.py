@@ -319,9 +319,9 @@ def _row(start: Any, count: int) -> Array:
 
 def _swaps(c: UInt[Array, "*rows"]) -> Array:
     """The top bit of the finaliser of murmur3 (32 bits) or of splitmix64 (64 bits)."""
-    word = c.dtype.type
+    kind = c.dtype.type
     for shift, factor in FMIX32 if c.dtype.itemsize == 4 else SPLITMIX64:
-        c = c ^ (c >> word(shift))
+        c = c ^ (c >> kind(shift))
         if factor is not None:
-            c = c * word(factor)
-    return c >= word(1 << (8 * c.dtype.itemsize - 1))
+            c = c * kind(factor)
+    return c >= kind(1 << (8 * c.dtype.itemsize - 1))

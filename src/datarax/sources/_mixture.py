@@ -328,10 +328,10 @@ def multiply_divide(x: Turns, factor: int, divisor: int) -> tuple[Turns, Turns]:
 
     The quotient counts modulo the word, the rest is exact. Schoolbook, a bit of `x` at a time.
     """
-    word = x.dtype.type
+    kind = x.dtype.type
     bits = 8 * x.dtype.itemsize
-    high, low = (word(n) for n in divmod(factor, divisor))
-    n = word(divisor)
+    high, low = (kind(n) for n in divmod(factor, divisor))
+    n = kind(divisor)
 
     def plus(total: tuple[Array, Array], quotient: Array, rest: Array) -> tuple[Array, Array]:
         carry = total[1] >= n - rest
@@ -342,7 +342,7 @@ def multiply_divide(x: Turns, factor: int, divisor: int) -> tuple[Turns, Turns]:
 
     def one(i: Array | int, total: tuple[Array, Array]) -> tuple[Array, Array]:
         # Under `jax.disable_jit` a plain integer comes.
-        bit = (x >> jnp.asarray(bits - 1 - i, x.dtype)) & word(1)
+        bit = (x >> jnp.asarray(bits - 1 - i, x.dtype)) & kind(1)
         return plus(plus(total, *total), bit * high, bit * low)
 
     return jax.lax.fori_loop(0, bits, one, (jnp.zeros_like(x), jnp.zeros_like(x)))
