@@ -18,12 +18,16 @@ Words: TypeAlias = UInt32[Array, "2"] | UInt32[np.ndarray, "2"]
 """The two words of a threefry key."""
 
 KeyLike: TypeAlias = Key[Array, ""] | UInt32[Array, "2"]
+"""A key as users have it: typed, or its two words."""
 
 RowWords: TypeAlias = UInt32[Array, "b 2"]
 
 Scalar: TypeAlias = UInt[Array, ""]
 Offsets: TypeAlias = UInt[Array, " b"]
+
 Turns: TypeAlias = UInt[Array, " b"]
+"""How many epochs after the first of a batch each row stands."""
+
 Records: TypeAlias = UInt[Array, " b"]
 Mask: TypeAlias = Bool[Array, " b"]
 

@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from operator import attrgetter, is_, itemgetter
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import jax
 from flax import nnx
@@ -21,8 +21,10 @@ from flax import nnx
 from .._types import is_traced
 from .._xla import trace
 
-Values = list[Any]
-Changes = dict[int, Any]
+Values: TypeAlias = list[Any]
+"""The value of every leaf, in NNX's order."""
+
+Changes: TypeAlias = dict[int, Any]
 """New values by their place in the list; the places are part of a compiled program's output."""
 
 
@@ -122,12 +124,12 @@ class Binding:
         graphdef, flat = nnx.graph.flatten(roots)
         leaves = list(flat.leaves)
         self.variables = {i: x for i, x in enumerate(leaves) if isinstance(x, nnx.Variable)}
-        self.paths = [tuple(map(str, path)) for path in flat.paths]
-        arrays = {i: ".".join(p) for i, p in enumerate(self.paths) if i not in self.variables}
+        paths = [tuple(map(str, path)) for path in flat.paths]
+        arrays = {i: ".".join(p) for i, p in enumerate(paths) if i not in self.variables}
         self.structure = canonical(Structure(graphdef, arrays))
         self._leaves, self._held = leaves, _taker(list(self.variables))
         self._variables = list(self.variables.values())
-        self.position = self.paths.index(("0", "_cursor_state"))
+        self.position = paths.index(("0", "_cursor_state"))
         place = self.variables[self.position]
         self.is_cursor_shared = any(x is place for _, x in nnx.iter_graph(roots[1:]))
         # What could be assigned to: looked at as one row of objects, in C, at every batch.
