@@ -184,3 +184,15 @@ def test_tfds_streams(tmp_path):
     first = ids(pipeline)
     assert sorted(np.concatenate(first)) == list(range(N))
     assert ids(pipeline) == first
+
+
+@pytest.mark.spec("SRC-031")
+def test_a_value_that_does_not_fit_is_named_with_its_own_record():
+    def new():
+        return iter({"id": 2**40 if i == 7 else i} for i in range(N))
+
+    pipeline = Pipeline(source=stream(new), batch_size=5)
+    pipeline.step()
+    with pytest.raises(ReadError, match=r"record 7 .*'id' .*record 7 does not fit") as caught:
+        pipeline.step()
+    assert caught.value.record == 7

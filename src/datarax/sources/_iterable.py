@@ -105,7 +105,8 @@ class Stream:
             found: list[dict[str, Any]] = []
             try:
                 for record in self._iterator:
-                    conform(stack([record]), self.stored_spec, spec, np.array([offset]))
+                    place = np.array([offset + len(found)])
+                    conform(stack([record]), self.stored_spec, spec, place)
                     found.append(record)
                     if len(found) == count:
                         break
