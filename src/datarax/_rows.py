@@ -101,6 +101,11 @@ def batches_of(size: int, length: int, last_batch: LastBatch) -> int:
     return -(-length // size) if last_batch == "pad" else length // size
 
 
+def batches_of_loop(size: int, length: int, last_batch: LastBatch) -> int:
+    """Batches in which `for` gives so many records: under "keep" the last may be shorter."""
+    return length // size if last_batch == "drop" else -(-length // size)
+
+
 def starts(
     cursor: Cursor, size: int, count: int, length: int | None, last_batch: LastBatch
 ) -> Cursor:

@@ -398,6 +398,10 @@ def test_a_progress_bar_says_how_far_it_is(mode, capsys):
     else:
         pipeline.scan(lambda batch: batch["id"])
     assert "5 of 5" in capsys.readouterr().out
+    if mode == "for":
+        pipeline.seek(epoch=1, offset=12)
+        assert len(list(pipeline)) == 3
+        assert "3 of 3" in capsys.readouterr().out
 
 
 @pytest.mark.spec("SRC-038")

@@ -20,6 +20,7 @@ from .._rows import (
     Cut,
     advance,
     batches_of,
+    batches_of_loop,
     host_where,
     pack,
     pack_each,
@@ -436,7 +437,9 @@ class BatchIterator(Iterator[Batch]):
 
     def _begin(self) -> Bar:
         pipeline = self._pipeline
-        total = None if length_of(pipeline.source) is None else len(pipeline)
+        size, length, last_batch = policy(pipeline)
+        left = None if length is None else length - self._began.offset
+        total = None if left is None else batches_of_loop(size, left, last_batch)
         self._bar = Bar(pipeline.progress, total, f"epoch {self._epoch}")
         weakref.finalize(self, self._bar.close)  # for a loop that is left before its end
         pipeline._runtime.meter.begin()

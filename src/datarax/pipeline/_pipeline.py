@@ -12,7 +12,7 @@ from flax import nnx
 from .._bundle import Bundle
 from .._keys import all_words, batch_key, node_key, record_keys
 from .._order import word
-from .._rows import Cut, LastBatch, Rows, pack, running_on
+from .._rows import Cut, LastBatch, Rows, batches_of_loop, pack, running_on
 from .._types import Batch, Cursor, Mask, Spec, Words, integer, spec_text
 from .._xla import settings
 from ..errors import (
@@ -207,8 +207,7 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
         length = length_of(self.source)
         if length is None:
             raise TypeError("A source without end has no number of batches.")
-        whole, rest = divmod(length, self.batch_size)
-        return whole + (rest > 0 and self.last_batch != "drop")
+        return batches_of_loop(self.batch_size, length, self.last_batch)
 
     def __call__(self, batch: Batch) -> Batch:
         """The batch through the stages: what a subclass may override.
