@@ -86,6 +86,9 @@ class MixDataSourcesNode(EagerSourceBase):
     drawn from the key. A source goes through all its records, in its own order, before it begins
     again, also from one epoch of the mixture to the next. The records of the mixture are those
     of the first source, then those of the second, ...; sources may be on the host or the device.
+
+    Raises for sources that are shuffled by "permutation", override `order` or mask what they cannot
+    read, and for mixtures: give their parts.
     """
 
     def __init__(
