@@ -1,5 +1,8 @@
 """What is read ahead, and the order of it."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from flax import nnx
@@ -52,3 +55,38 @@ def test_the_order_of_what_follows_is_computed_before_it_is_needed(monkeypatch):
     for offset in range(10, 35, 5):
         records.at(0, offset, 5)
     assert started == [0, 10, 20, 25]
+
+
+LEFT_EARLY = """
+import sys, time
+import numpy as np
+from datarax import Pipeline
+from datarax.sources import RandomAccessSource, RandomAccessSourceConfig
+
+class Slow:
+    def __len__(self):
+        return 1000
+
+    def __getitem__(self, record):
+        time.sleep(0.05)
+        print("ending" if ENDING else "reading", flush=True)
+        return np.int32(record)
+
+ENDING = False
+source = RandomAccessSource(RandomAccessSourceConfig(), Slow())
+stream = Pipeline(source=source, batch_size=1)
+for batch in stream:
+    break
+ENDING = True
+"""
+
+
+@pytest.mark.internal
+def test_a_program_ends_without_what_was_to_be_read_ahead():
+    out = subprocess.run(
+        [sys.executable, "-c", LEFT_EARLY], capture_output=True, text=True, check=True
+    )
+    assert out.stderr == ""
+    assert out.stdout.startswith("reading")
+    # Each of the two threads comes to the end of the batches that it is at.
+    assert out.stdout.count("ending") <= 2 * _feed.CHUNK_BATCHES

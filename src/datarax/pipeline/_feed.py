@@ -1,12 +1,13 @@
 """Rows of a source on the host, read ahead of the device by threads."""
 
 import collections
+import concurrent.futures.thread
 import contextlib
 import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from itertools import islice, repeat, takewhile
 from typing import Any, NamedTuple, TypeAlias
 
@@ -241,6 +242,9 @@ class Feed:
 
     def _as_asked(self, read: Callable[..., Any], *args: Any) -> Any:
         """Runs in a thread: `read`, under the settings of whoever wants the rows."""
+        # A program that ends waits for all that its threads were asked for. The flag is not public.
+        if getattr(concurrent.futures.thread, "_shutdown", False):
+            raise CancelledError
         with jax.enable_x64(self.supply.x64), transferring():
             return read(*args)
 
