@@ -47,6 +47,19 @@ class Squares(Reader):
 
 
 @pytest.mark.spec("SRC-019")
+def test_a_field_without_items_passes_all_modes(tmp_path):
+    np.save(tmp_path / "id.npy", np.arange(10, dtype=np.int32))
+    np.save(tmp_path / "none.npy", np.zeros((10, 3, 0), np.float32))
+    pipeline = Pipeline(
+        source=StreamingDiskSource(StreamingDiskSourceConfig(path=tmp_path)), batch_size=5
+    )
+    assert [batch["none"].shape for batch in pipeline] == [(5, 3, 0)] * 2
+    assert pipeline.step()["none"].shape == (5, 3, 0)
+    batches = pipeline.scan(lambda batch: batch)
+    assert (batches["none"].shape, batches["id"].tolist()) == ((1, 5, 3, 0), [[5, 6, 7, 8, 9]])
+
+
+@pytest.mark.spec("SRC-019")
 def test_a_reader_of_your_own_is_ten_lines():
     pipeline = Pipeline(source=HostSource(Squares(10), HostSourceConfig()), batch_size=4)
     assert [np.asarray(b["square"]).tolist() for b in pipeline] == [
