@@ -394,3 +394,128 @@ def test_a_progress_bar_says_how_far_it_is(mode, capsys):
     else:
         pipeline.scan(lambda batch: batch["id"])
     assert "5 of 5" in capsys.readouterr().out
+
+
+def nulls(kind: str):
+    """A column with holes in the records 3 (a null), 8 and 9, where it can have such."""
+    pa = pytest.importorskip("pyarrow", reason="needs the extra 'arrow'")
+    rows = [[i, i + 1] for i in range(N)]
+    rows[3], rows[8], rows[9] = None, [8, None], [9]
+    if kind == "numbers":
+        rows = [
+            i if row and len(row) == 2 and None not in row else None for i, row in enumerate(rows)
+        ]
+        return pa.array(rows, pa.int32())
+    if kind == "fixed":
+        rows[9] = [None, None]
+        return pa.array(rows, pa.list_(pa.int32(), 2))
+    if kind == "nested":
+        return pa.array([row and [row, row] for row in rows], pa.list_(pa.list_(pa.int32())))
+    return pa.array(rows, pa.list_(pa.int32()))
+
+
+@pytest.mark.spec("SRC-039", "SRC-031", "SRC-033")
+@pytest.mark.parametrize("first", [0, 3])
+@pytest.mark.parametrize("form", ["parquet", "arrow"])
+@pytest.mark.parametrize("kind", ["numbers", "lists", "fixed", "nested"])
+def test_a_null_is_no_value(kind, form, first, tmp_path, caplog):
+    pa = pytest.importorskip("pyarrow", reason="needs the extra 'arrow'")
+    import pyarrow.parquet
+
+    table = pa.table({"x": nulls(kind), "id": pa.array(range(N), pa.int32())}).slice(first)
+    path = tmp_path / f"data.{form}"
+    if form == "parquet":
+        pyarrow.parquet.write_table(table, path, row_group_size=5)
+    else:
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table, max_chunksize=5)
+    holes = [i - first for i in (3, 8, 9)]
+    with pytest.raises(ReadError, match="'x' is null there, holds a null, or is a list") as caught:
+        [*Pipeline(source=ArrowSource(ArrowSourceConfig(paths=path)), batch_size=4)]
+    assert caught.value.record == holes[0]
+
+    config = ArrowSourceConfig(paths=path, on_error="mask", max_errors=3)
+    batches = [*Pipeline(source=ArrowSource(config), batch_size=4)]
+    mask, x = (np.concatenate([np.asarray(b[k]) for b in batches]) for k in ("mask", "x"))
+    assert np.flatnonzero(~mask).tolist() == holes
+    assert not x[~mask].any()
+    good = [row for i, row in enumerate(table["x"].to_pylist()) if i not in holes]
+    np.testing.assert_array_equal(x[mask], good)
+
+
+@pytest.mark.spec("SRC-019")
+def test_a_tensor_comes_in_the_order_of_its_axes(tmp_path):
+    pa = pytest.importorskip("pyarrow", reason="needs the extra 'arrow'")
+    import pyarrow.parquet
+
+    values = np.arange(24, dtype=np.int32).reshape(4, 2, 3)
+    kind = pa.fixed_shape_tensor(pa.int32(), (2, 3), permutation=[1, 0])
+    flat = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), 6)
+    column = pa.ExtensionArray.from_storage(kind, flat)
+    pyarrow.parquet.write_table(pa.table({"x": column}), tmp_path / "data.parquet")
+    source = ArrowSource(ArrowSourceConfig(paths=tmp_path))
+    expected = column.to_numpy_ndarray()
+    assert expected.shape == (4, 3, 2)
+    np.testing.assert_array_equal(source.get_batch_at(0, 4)["x"], expected)
+
+
+@pytest.mark.spec("SRC-039", "SRC-031")
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_null_of_a_data_set_is_named_and_the_batches_before_it_come(streaming):
+    datasets = pytest.importorskip("datasets", reason="needs the extra 'hf'")
+    rows = [[i, None if i == 12 else i] for i in range(N)]
+    dataset = datasets.Dataset.from_dict({"x": rows})
+    if streaming:
+        source = HFStreamingSource(HFStreamingSourceConfig(), dataset)
+    else:
+        source = HFEagerSource(HFEagerSourceConfig(), dataset)
+    pipeline, seen = Pipeline(source=source, batch_size=5), []
+    for _ in range(2):
+        with pytest.raises(ReadError, match=r"record 12 of .*'x' is null there") as caught:
+            for batch in pipeline:
+                seen.append(batch["x"][:, 0].tolist())
+        assert (caught.value.record, pipeline.cursor) == (12, (0, 10))
+    assert seen == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
+
+
+def set_of(**kwargs):
+    datasets = pytest.importorskip("datasets", reason="needs the extra 'hf'")
+    return datasets.Dataset.from_dict({"id": range(N), "x": range(N)}, **kwargs)
+
+
+@pytest.mark.spec("SRC-019")
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    "config, make, error, words",
+    [
+        ({}, lambda: set_of().with_transform(lambda rows: rows), ValueError, "transform .* stage"),
+        ({"split": "test"}, set_of, ValueError, "`split` is 'test', but the data set is a single"),
+        ({"fields": "id"}, set_of, TypeError, "`fields` is a list of names, got 'id'"),
+        ({}, lambda: [set_of()], TypeError, "takes a `datasets.Dataset`.*, got list"),
+        ({"path": "x"}, set_of, ValueError, "either a data set or `path`"),
+    ],
+)
+def test_what_would_not_be_read_as_it_is_meant_is_refused(config, make, error, words, streaming):
+    source = (HFEagerSource, HFEagerSourceConfig)
+    if streaming:
+        source = (HFStreamingSource, HFStreamingSourceConfig)
+    dataset = make()
+    with pytest.raises(error, match=words):
+        source[0](source[1](**config), dataset)
+
+
+@pytest.mark.spec("SRC-031")
+@pytest.mark.parametrize("content", [{}, {"dataset_info.json": "{"}, {"state.json": "{}"}])
+def test_a_folder_without_a_data_set_is_named(content, tmp_path):
+    pytest.importorskip("datasets", reason="needs the extra 'hf'")
+    for name, text in content.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(FileError, match="holds no data set, or a damaged one") as caught:
+        HFEagerSource(HFEagerSourceConfig(path=tmp_path))
+    assert caught.value.file == str(tmp_path)
+
+
+@pytest.mark.spec("SRC-019")
+def test_the_columns_that_a_data_set_shows_are_its_fields():
+    shown = set_of().with_format("numpy", columns=["id"])
+    assert list(HFEagerSource(HFEagerSourceConfig(), shown).element_spec) == ["id"]

@@ -7,6 +7,7 @@ import functools
 import importlib
 import math
 import types
+from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
 import jax
@@ -46,6 +47,15 @@ def require(module: str, extra: str) -> types.ModuleType:
         raise ImportError(
             f"{module!r} is needed and not installed: pip install 'datarax-reference[{extra}]'"
         ) from error
+
+
+def names(option: str, given: Sequence[str] | None) -> tuple[str, ...] | None:
+    """The names that an option lists; a single one would be read letter by letter."""
+    if given is None:
+        return None
+    if isinstance(given, str) or not all(isinstance(name, str) for name in given):
+        raise TypeError(f"`{option}` is a list of names, got {given!r}.")
+    return tuple(given)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

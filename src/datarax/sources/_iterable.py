@@ -16,7 +16,7 @@ from .._rows import Cut, Rows
 from .._types import Batch, Spec
 from ..errors import EmptySourceError, RandomAccessError, ReadError
 from ._base import Fetched
-from ._host import conform, held_spec, spec_of, stack
+from ._host import conform, held_spec, names, spec_of, stack
 from ._random_access import as_record
 
 
@@ -24,7 +24,7 @@ from ._random_access import as_record
 class IterableSourceConfig:
     """`fields` names the parts of records that are tuples: without it they are "0", "1", ..."""
 
-    fields: tuple[str, ...] | None = None
+    fields: Sequence[str] | None = None
 
 
 class StreamSource(nnx.Module):
@@ -72,7 +72,7 @@ class IterableSource(StreamSource):
                 "every epoch and every resume. Give a function that returns a new iterator."
             )
         begin = records if callable(records) else functools.partial(iter, records)
-        super().__init__(IterableStream(begin, config.fields, "IterableSource"))
+        super().__init__(IterableStream(begin, names("fields", config.fields), "IterableSource"))
 
 
 class Stream:

@@ -10,7 +10,7 @@ from flax import nnx
 
 from .._types import Batch, Spec
 from ..errors import FieldTypeError
-from ._host import HostSource, HostSourceConfig, Reader, spec_of, stack
+from ._host import HostSource, HostSourceConfig, Reader, names, spec_of, stack
 
 
 @runtime_checkable
@@ -25,7 +25,7 @@ class Indexable(Protocol):
 class RandomAccessSourceConfig(HostSourceConfig):
     """`fields` names the parts of records that are tuples: without it they are "0", "1", ..."""
 
-    fields: tuple[str, ...] | None = None
+    fields: Sequence[str] | None = None
 
 
 class RandomAccessSource(HostSource):
@@ -42,7 +42,7 @@ class RandomAccessSource(HostSource):
         *,
         rngs: nnx.Rngs | None = None,
     ):
-        super().__init__(ObjectReader(data, config.fields), config, rngs=rngs)
+        super().__init__(ObjectReader(data, names("fields", config.fields)), config, rngs=rngs)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
