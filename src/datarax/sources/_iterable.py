@@ -71,6 +71,11 @@ class IterableSource(StreamSource):
                 f"A {type(records).__name__} can be read once, and a stream is read again for "
                 "every epoch and every resume. Give a function that returns a new iterator."
             )
+        if not isinstance(records, Iterable | Callable):
+            raise TypeError(
+                "IterableSource takes an iterable, or a function that returns an iterator, got "
+                f"{type(records).__name__}."
+            )
         begin = records if callable(records) else functools.partial(iter, records)
         super().__init__(IterableStream(begin, names("fields", config.fields), "IterableSource"))
 

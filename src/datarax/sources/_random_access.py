@@ -11,6 +11,7 @@ from flax import nnx
 from .._types import Batch, Spec
 from ..errors import FieldTypeError
 from ._host import HostSource, HostSourceConfig, Reader, names, spec_of, stack
+from ._values import as_array
 
 
 @runtime_checkable
@@ -42,6 +43,11 @@ class RandomAccessSource(HostSource):
         *,
         rngs: nnx.Rngs | None = None,
     ):
+        if not isinstance(data, Indexable):
+            raise TypeError(
+                "RandomAccessSource takes an object with `__len__` and `__getitem__`, got "
+                f"{type(data).__name__}. What can only be iterated is for IterableSource."
+            )
         super().__init__(ObjectReader(data, names("fields", config.fields)), config, rngs=rngs)
 
 
@@ -75,11 +81,12 @@ class ObjectReader(Reader):
 
 
 def as_record(value: Any, fields: Sequence[str] | None) -> dict[str, Any]:
-    """A record as a dict, whatever form it came in."""
+    """A record as a dict of arrays and numbers, whatever form it came in."""
     if isinstance(value, Mapping):
         chosen = value if fields is None else {name: value[name] for name in fields}
         return {
-            str(k): as_record(x, None) if isinstance(x, Mapping) else x for k, x in chosen.items()
+            str(k): as_record(x, None) if isinstance(x, Mapping) else _as_field(str(k), x)
+            for k, x in chosen.items()
         }
     if isinstance(value, tuple):
         names = fields or tuple(map(str, range(len(value))))
@@ -88,5 +95,13 @@ def as_record(value: Any, fields: Sequence[str] | None) -> dict[str, Any]:
                 ",".join(names),
                 f"cannot name the parts of a record: it is a tuple of {len(value)}.",
             )
-        return dict(zip(names, value, strict=True))
-    return {fields[0] if fields else "data": value}
+        return {name: _as_field(name, x) for name, x in zip(names, value, strict=True)}
+    name = fields[0] if fields else "data"
+    return {name: _as_field(name, value)}
+
+
+def _as_field(name: str, value: Any) -> Any:
+    """A field of a record: to JAX a list would be one field for each item, and None none at all."""
+    if value is None or isinstance(value, list | tuple | np.ma.MaskedArray):
+        return as_array(name, value)
+    return value
