@@ -147,6 +147,20 @@ def test_more_than_max_errors_are_an_error_that_leaves_the_cursor():
     assert pipeline.stats().masked == 1
 
 
+@pytest.mark.spec("SRC-032", "SRC-033")
+@pytest.mark.parametrize("stages", [[], [lambda batch: batch]], ids=["bare", "staged"])
+def test_a_retry_reads_what_was_too_much_to_mask_again(stages):
+    data = Broken([3, 17])
+    source = RandomAccessSource(RandomAccessSourceConfig(on_error="mask", max_errors=1), data)
+    pipeline = Pipeline(source=source, stages=stages, batch_size=5)
+    with pytest.raises(ReadError, match="max_errors=1 allows"):
+        for _ in pipeline:
+            pass
+    data.bad = {3}  # the disk comes back
+    batch = pipeline.step()
+    assert (batch["id"].tolist(), batch["mask"].all()) == ([16, 17, 18, 19, 20], True)
+
+
 @pytest.mark.spec("SRC-033")
 @pytest.mark.parametrize("config", [{"on_error": "skip"}, {"max_errors": 3}, {"on_error": "mask"}])
 def test_a_policy_that_means_nothing_is_refused(config):

@@ -19,7 +19,7 @@ from .._order import Order, Permutation, StoredOrder
 from .._rows import Cut, advance, batches_of, host_where, pack, pack_each, running_on, settle
 from .._types import Batch, Cursor, integer, is_traced, spec_text
 from .._xla import on_cpu, place, settings
-from ..errors import DataraxError, SeekError, StageError
+from ..errors import DataraxError, ReadError, SeekError, StageError
 from ..sources._base import NAME, EagerSourceBase, Fetched, length_of
 from ..sources._iterable import StreamSource
 from ._binding import Binding, Changes, Values, has_tracer, merge
@@ -239,7 +239,14 @@ class Runtime:
         batch, after, start, fed = self._ahead[0]
         values = self._values
         if fed is not None and fed.failures:
-            self.meter.fail(fed.failures, max_errors(pipeline))
+            try:
+                self.meter.fail(fed.failures, max_errors(pipeline))
+            except ReadError:
+                feed = self._feed[1]
+                assert feed is not None
+                feed.forget()  # so that a retry reads again
+                self._discard()
+                raise
         binding.write(after, values)
         self._ahead.popleft()
         if fed is not None:
