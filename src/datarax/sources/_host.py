@@ -128,7 +128,7 @@ class Reader(abc.ABC):
         caller's thread.
         """
         try:
-            return self._checked(records, spec)
+            return self.checked(records, spec)
         except Exception as error:
             raise self._read_error(records, spec, error) from error
 
@@ -138,13 +138,13 @@ class Reader(abc.ABC):
         """`rows`, with zero for those that cannot be read, which of them could, and the errors."""
         readable = np.ones(len(records), bool)
         try:
-            return self._checked(records, spec), readable, []
+            return self.checked(records, spec), readable, []
         except Exception:
             batch = jax.tree.map(lambda x: np.zeros((len(records), *x.shape), x.dtype), spec)
         errors = []
         for i in range(len(records)):
             try:
-                row = self._checked(records[i : i + 1], spec)
+                row = self.checked(records[i : i + 1], spec)
             except Exception as error:
                 readable[i] = False
                 errors.append(self._read_error(records[i : i + 1], spec, error))
@@ -158,14 +158,15 @@ class Reader(abc.ABC):
         """Shape and type of one record in the types that JAX holds them in."""
         return held_spec(self.stored_spec)
 
-    def _checked(self, records: np.ndarray, spec: Spec) -> Batch:
-        return conform(self.read(records), self.stored_spec, spec, records)
+    def checked(self, records: np.ndarray, spec: Spec | None = None) -> Batch:
+        """`read`, in the types of `spec` (those that JAX holds here), or any error."""
+        return conform(self.read(records), self.stored_spec, spec or self.element_spec, records)
 
     def _read_error(self, records: np.ndarray, spec: Spec, error: Exception) -> ReadError:
         """The error with the first record that cannot be read on its own."""
         for record in map(int, records) if len(records) > 1 else ():
             try:
-                self._checked(np.array([record], records.dtype), spec)
+                self.checked(np.array([record], records.dtype), spec)
             except Exception as single:
                 return ReadError(self.label, self.place(record), record, _reason(single))
         first = int(records[0])
@@ -220,6 +221,15 @@ class HostSource(EagerSourceBase):
         return call_host_readable(self.reader, records)
 
 
+RAISED: collections.deque[ReadError] = collections.deque(maxlen=8)
+"""What callbacks have raised of late: to whoever runs the program XLA gives no more than a text."""
+
+
+def raised_in(error: Exception) -> ReadError | None:
+    """The error of a reader that is behind the error of a program."""
+    return next((x for x in reversed(RAISED) if str(x) in str(error)), None)
+
+
 def call_host(reader: Reader, records: Records, wanted: Mask | None = None) -> Batch:
     """The rows `records`, read when the compiled program gets there; zero where not `wanted`.
 
@@ -250,7 +260,13 @@ class _Rows:
     reader: Reader
 
     def __call__(self, records: Any, wanted: Any = None) -> Batch:
-        records = np.asarray(records)
+        try:
+            return self._rows(np.asarray(records), wanted)
+        except ReadError as error:
+            RAISED.append(error)
+            raise
+
+    def _rows(self, records: np.ndarray, wanted: Any) -> Batch:
         if wanted is None:
             return self.reader.rows(records, self.reader.element_spec)
         wanted = np.asarray(wanted)

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Literal
 
 import equinox as eqx
@@ -24,7 +25,7 @@ from .._order import (
     swap_or_not_each,
     word,
 )
-from .._types import Batch, Offsets, Records, Spec, Turns, Words, spec_text
+from .._types import Batch, Offsets, Records, Spec, Turns, Words, integer, spec_text
 from ..errors import EmptySourceError, SpecsError
 from ._base import NAME, EagerSourceBase
 from ._host import Reader, call_host, empty_rows
@@ -47,14 +48,16 @@ class MixDataSourcesConfig:
     stop: Literal["first", "all"] = "first"
 
     def __post_init__(self):
-        weights = (1.0,) * self.num_sources if self.weights is None else tuple(self.weights)
+        number = integer(self.num_sources, 0)
+        given = [1.0] * number if self.weights is None else self.weights
+        weights = tuple(np.atleast_1d(np.asarray(given)).tolist())
         object.__setattr__(self, "weights", weights)
-        if self.num_sources < 1 or len(weights) != self.num_sources:
+        if number < 1 or len(weights) != number:
             raise ValueError(
                 f"`weights` has one number for each of `num_sources`, at least 1 of them; "
-                f"got {self.num_sources} sources and {len(weights)} weights."
+                f"got {self.num_sources!r} sources and {len(weights)} weights."
             )
-        if not all(math.isfinite(w) and w > 0 for w in weights):
+        if not all(isinstance(w, Real) and math.isfinite(w) and w > 0 for w in weights):
             raise ValueError(
                 f"`weights` are positive numbers, got {weights}. Leave out the others."
             )
@@ -110,6 +113,11 @@ class MixDataSourcesNode(EagerSourceBase):
                 raise ValueError(
                     f"Source {i} is ordered by shuffle='permutation', whose order is one table an "
                     "epoch; a mixture goes through several at once. Take shuffle=True."
+                )
+            if source.masks:
+                raise ValueError(
+                    f"Source {i} masks records that cannot be read, which a mixture does not. "
+                    'Take on_error="raise".'
                 )
             if source.element_spec != sources[0].element_spec:
                 raise SpecsError(
@@ -302,7 +310,7 @@ class MixReader(Reader):
         for reader, (begin, end) in zip(self.readers, self.plan.ranges, strict=True):
             mine = (records >= begin) & (records < end)
             if mine.any():
-                rows = reader.rows(records[mine] - records.dtype.type(begin), reader.element_spec)
+                rows = reader.checked(records[mine] - records.dtype.type(begin))
                 jax.tree.map(lambda to, x, mine=mine: to.__setitem__(mine, x), batch, rows)
         return batch
 

@@ -102,6 +102,8 @@ def as_record(value: Any, fields: Sequence[str] | None) -> dict[str, Any]:
 
 def _as_field(name: str, value: Any) -> Any:
     """A field of a record: to JAX a list would be one field for each item, and None none at all."""
-    if value is None or isinstance(value, list | tuple | np.ma.MaskedArray):
+    if value is None:
+        raise FieldTypeError(name, "is None, which JAX cannot hold. Fill it, or leave it out.")
+    if isinstance(value, list | tuple | np.ma.MaskedArray):
         return as_array(name, value)
     return value

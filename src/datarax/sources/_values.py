@@ -32,8 +32,6 @@ def need_held_type(field: str, dtype: np.dtype) -> np.dtype:
 
 def as_array(field: str, values: Any) -> jax.Array | np.ndarray:
     """Lists and what else stands for an array as one; what would lose something is refused."""
-    if values is None:
-        raise FieldTypeError(field, "is None, which JAX cannot hold. Fill it, or leave it out.")
     if isinstance(values, np.ma.MaskedArray):
         raise FieldTypeError(field, "is a masked array. Fill it, and give the mask as a field.")
     if isinstance(values, jax.Array):
