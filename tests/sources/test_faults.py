@@ -162,10 +162,27 @@ def test_a_retry_reads_what_was_too_much_to_mask_again(stages):
 
 
 @pytest.mark.spec("SRC-033")
-@pytest.mark.parametrize("config", [{"on_error": "skip"}, {"max_errors": 3}, {"on_error": "mask"}])
-def test_a_policy_that_means_nothing_is_refused(config):
-    with pytest.raises((ValueError, TypeError)):
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"on_error": "skip"},
+        {"max_errors": 3},
+        {"on_error": "mask"},
+        {"max_errors": None},
+        {"on_error": "mask", "max_errors": 1.5},
+    ],
+)
+def test_a_policy_that_means_nothing_is_refused(unchecked, config):
+    with pytest.raises(ValueError):
         RandomAccessSourceConfig(**config)
+
+
+@pytest.mark.spec("SRC-030")
+@pytest.mark.parametrize("number", [0, -1, 2.5, "2", True, None], ids=repr)
+def test_a_number_of_threads_that_is_none_is_refused(unchecked, number):
+    source = RandomAccessSource(RandomAccessSourceConfig(), Broken([]))
+    with pytest.raises(ValueError, match="`num_threads` must be an integer of at least 1, got"):
+        Pipeline(source=source, batch_size=5, num_threads=number)
 
 
 @pytest.mark.spec("SRC-033", "SRC-030")

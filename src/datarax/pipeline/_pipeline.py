@@ -127,7 +127,11 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
         self.batch_size = integer(batch_size, 0) or batch_size
         self.last_batch: LastBatch = last_batch
         self.mask_name = mask_name
-        self.num_threads = max(1, integer(num_threads, 1))
+        if integer(num_threads, 0) < 1:
+            raise ValueError(
+                f"`num_threads` must be an integer of at least 1, got {num_threads!r}."
+            )
+        self.num_threads = integer(num_threads, 0)
         self.progress = progress
         self._base = None if rngs is None else Bundle(all_words(rngs))
         self._cursor_state = Position(pack(Cursor(0, 0), length_of(source)))

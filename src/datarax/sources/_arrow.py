@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from .._types import Batch, Spec, flat_fields
+from .._types import Batch, Spec, flat_fields, integer
 from ..errors import EmptySourceError, FieldTypeError, FileError
 from ._host import HostSource, HostSourceConfig, Reader, empty_rows, names, require
 
@@ -35,7 +35,7 @@ class ArrowSourceConfig(HostSourceConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.cached_chunks < 1:
+        if integer(self.cached_chunks, 0) < 1:
             raise ValueError(f"`cached_chunks` is at least 1, got {self.cached_chunks!r}.")
 
 

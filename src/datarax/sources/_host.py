@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 from .._order import ORDERS, Blocks, Shuffle
-from .._types import Batch, Mask, Records, Spec, flat_fields, spec_text
+from .._types import Batch, Mask, Records, Spec, flat_fields, integer, spec_text
 from ..errors import DataraxError, EmptySourceError, FieldTypeError, ReadError
 from ._base import EagerSourceBase
 from ._values import hold, need_held_type
@@ -81,7 +81,8 @@ class HostSourceConfig:
             )
         if self.on_error not in ("raise", "mask"):
             raise ValueError(f'`on_error` is "raise" or "mask", got {self.on_error!r}.')
-        if self.max_errors < 0 or (self.max_errors > 0) != (self.on_error == "mask"):
+        most = integer(self.max_errors, -1)
+        if most < 0 or (most > 0) != (self.on_error == "mask"):
             raise ValueError(
                 '`max_errors` is the number of records an epoch may mask under on_error="mask", at '
                 f"least 1 there and 0 otherwise; got {self.max_errors!r} with {self.on_error!r}."

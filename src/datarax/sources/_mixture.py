@@ -3,7 +3,6 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from numbers import Real
 from typing import Literal
 
 import equinox as eqx
@@ -57,7 +56,7 @@ class MixDataSourcesConfig:
                 f"`weights` has one number for each of `num_sources`, at least 1 of them; "
                 f"got {self.num_sources!r} sources and {len(weights)} weights."
             )
-        if not all(isinstance(w, Real) and math.isfinite(w) and w > 0 for w in weights):
+        if not all(isinstance(w, int | float) and math.isfinite(w) and w > 0 for w in weights):
             raise ValueError(
                 f"`weights` are positive numbers, got {weights}. Leave out the others."
             )
