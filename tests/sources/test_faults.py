@@ -147,6 +147,28 @@ def test_more_than_max_errors_are_an_error_that_leaves_the_cursor():
     assert pipeline.stats().masked == 1
 
 
+@pytest.mark.spec("SRC-031", "SRC-033")
+@pytest.mark.parametrize("form", ["objects", "files"])
+def test_the_first_record_may_be_the_broken_one(form, tmp_path):
+    if form == "files":
+        good = [encode({"id": np.int32(i + 1)}) for i in range(1, N)]
+        paths = cases.array_record(tmp_path / "0.array_record", [b"junk", *good])
+
+    def pipeline(**config):
+        if form == "files":
+            source = ArrayRecordSource(ArrayRecordSourceConfig(paths=paths, **config))
+            return Pipeline(source=source, batch_size=5)
+        return over(Broken([0]), **config)
+
+    broken = pipeline()
+    with pytest.raises(ReadError, match="record 0 of ") as caught:
+        broken.step()
+    assert (caught.value.record, broken.cursor) == (0, (0, 0))
+    batch = pipeline(on_error="mask", max_errors=1).step()
+    assert batch["id"].tolist() == [0, 2, 3, 4, 5]
+    assert batch["mask"].tolist() == [False, True, True, True, True]
+
+
 @pytest.mark.spec("SRC-032", "SRC-033")
 @pytest.mark.parametrize("stages", [[], [lambda batch: batch]], ids=["bare", "staged"])
 def test_a_retry_reads_what_was_too_much_to_mask_again(stages):

@@ -7,7 +7,7 @@ import functools
 import importlib
 import math
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias
 
 import jax
@@ -32,6 +32,9 @@ what the consumer is at.
 
 SPARE_FROM = 2**17
 """Bytes from which a buffer is kept: what is smaller the allocator keeps itself."""
+
+TRIES = 16
+"""How many records are tried for one that shows what all look like."""
 
 SIZES = 4
 """How many sizes of buffers are kept."""
@@ -339,6 +342,17 @@ def conform(batch: Batch, stored: Spec, held: Spec, records: np.ndarray) -> Batc
             raise ValueError(f"it has {spec_text({name: x})}, and not {spec_text({name: other})}")
         fields[name] = hold(name, x, targets[name].dtype, records)
     return jax.tree.map(fields.__getitem__, _named(stored))
+
+
+def first_readable(read: Callable[[int], Any], length: int) -> Any:
+    """The first record that can be read: one that cannot be says nothing of the others."""
+    errors = []
+    for record in range(min(length, TRIES)):
+        try:
+            return read(record)
+        except Exception as error:
+            errors.append(error)
+    raise errors[0] if errors else EmptySourceError()
 
 
 def spec_of(record: Any) -> Spec:

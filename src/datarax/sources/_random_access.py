@@ -10,7 +10,7 @@ from flax import nnx
 
 from .._types import Batch, Spec
 from ..errors import FieldTypeError
-from ._host import HostSource, HostSourceConfig, Reader, names, spec_of, stack
+from ._host import HostSource, HostSourceConfig, Reader, first_readable, names, spec_of, stack
 from ._values import as_array
 
 
@@ -66,7 +66,8 @@ class ObjectReader(Reader):
     # A cached property where the base has a property: it, too, is only ever read.
     @functools.cached_property
     def stored_spec(self) -> Spec:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return spec_of(as_record(self.data[0], self.fields))
+        one = first_readable(lambda i: as_record(self.data[i], self.fields), len(self.data))
+        return spec_of(one)
 
     def read(self, records: np.ndarray) -> Batch:
         wanted = records.tolist()
