@@ -15,8 +15,8 @@ class Stats(NamedTuple):
     """What consuming a pipeline has cost since it was built, in seconds of the wall clock.
 
     `waited` is how long the consumer stood still for rows that were not read yet, `computed` the
-    rest of the time spent in loops and scans. `masked` counts the rows of the current epoch that
-    could not be read.
+    rest of the time spent in loops and scans. `masked` counts the rows that could not be read, of
+    epochs that have not come to their end.
     """
 
     batches: int

@@ -42,8 +42,9 @@ class ArrowSourceConfig(HostSourceConfig):
 class ArrowSource(HostSource):
     """Rows of Parquet files, and of Arrow files in a memory map; several files count as one.
 
-    Columns of numbers, booleans, and lists and tensors of them with one shape; no nulls. Page
-    checksums of Parquet are verified where a file has them.
+    Columns of numbers, booleans, and lists and tensors of them with one shape. A row with a null,
+    or a list of another length, cannot be read. Page checksums of Parquet are verified where a file
+    has them.
     """
 
     def __init__(self, config: ArrowSourceConfig, *, rngs: nnx.Rngs | None = None):

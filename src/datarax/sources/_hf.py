@@ -33,7 +33,10 @@ class HFEagerSourceConfig(HostSourceConfig):
 
 
 class HFEagerSource(HostSource):
-    """A `datasets.Dataset`, given or loaded, in random access; its Arrow files stay on disk."""
+    """A `datasets.Dataset`, given or loaded, in random access; its Arrow files stay on disk.
+
+    The columns that it shows are read as they are stored; one with a transform is refused.
+    """
 
     def __init__(
         self, config: HFEagerSourceConfig, dataset: Any = None, *, rngs: nnx.Rngs | None = None

@@ -88,6 +88,7 @@ class MixDataSourcesNode(EagerSourceBase):
     drawn from the key. A source goes through all its records, in its own order, before it begins
     again, also from one epoch of the mixture to the next. The records of the mixture are those
     of the first source, then those of the second, ...; sources may be on the host or the device.
+    None of them may mask what it cannot read, or be a mixture itself.
     """
 
     def __init__(

@@ -32,8 +32,8 @@ class RandomAccessSourceConfig(HostSourceConfig):
 class RandomAccessSource(HostSource):
     """The records `data[0]`, `data[1]`, ...: dicts (nested), tuples, or one array each ("data").
 
-    `data[i]` is called by several threads at once and must always give the same record. Where
-    `data` has the `__getitems__` of torch and Grain, a batch is one call.
+    A list in a record is an array. `data[i]` is called by several threads at once and must always
+    give the same record. Where `data` has the `__getitems__` of torch and Grain, a batch is one call.
     """
 
     def __init__(
