@@ -26,6 +26,8 @@ from datarax.sources import (
     HFEagerSourceConfig,
     HFStreamingSource,
     HFStreamingSourceConfig,
+    IterableSource,
+    IterableSourceConfig,
     RandomAccessSource,
     RandomAccessSourceConfig,
     StreamingDiskSource,
@@ -447,6 +449,15 @@ def test_a_progress_bar_says_how_far_it_is(mode, capsys):
     else:
         pipeline.scan(lambda batch: batch["id"])
     assert "5 of 5" in capsys.readouterr().out
+
+
+@pytest.mark.spec("SRC-038", "SRC-027")
+def test_the_bar_of_a_stream_has_no_end_to_name(capsys):
+    pytest.importorskip("rich", reason="needs the extra 'progress'")
+    source = IterableSource(IterableSourceConfig(), [1, 2, 3])
+    assert len([*Pipeline(source=source, batch_size=1, progress=True)]) == 3
+    shown = capsys.readouterr().out
+    assert " 3 waiting" in shown and "None" not in shown
 
 
 def nulls(kind: str):

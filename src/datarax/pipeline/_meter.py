@@ -100,9 +100,10 @@ class Bar:
             self._bar = require("tqdm.auto", "progress").tqdm(total=total, desc=title)
             self._update, self._stop = self._tqdm, self._bar.close
             return
+        of_all = "" if total is None else f" of {total}"
         self._bar = progress.Progress(
             *progress.Progress.get_default_columns(),
-            progress.TextColumn("{task.completed} of {task.total} {task.fields[note]}"),
+            progress.TextColumn(f"{{task.completed}}{of_all} {{task.fields[note]}}"),
         )
         self._task = self._bar.add_task(title, total=total, note="")
         self._bar.start()

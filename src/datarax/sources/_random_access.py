@@ -33,7 +33,8 @@ class RandomAccessSource(HostSource):
     """The records `data[0]`, `data[1]`, ...: dicts (nested), tuples, or one array each ("data").
 
     A list in a record is an array. `data[i]` is called by several threads at once and must always
-    give the same record. Where `data` has the `__getitems__` of torch and Grain, a batch is one call.
+    give the same record. Where `data` has the `__getitems__` of torch and Grain, a batch is one
+    call.
     """
 
     def __init__(
