@@ -478,7 +478,7 @@ def nulls(kind: str):
     return pa.array(rows, pa.list_(pa.int32()))
 
 
-@pytest.mark.spec("SRC-039", "SRC-031", "SRC-033")
+@pytest.mark.spec("SRC-031", "SRC-033")
 @pytest.mark.parametrize("first", [0, 3])
 @pytest.mark.parametrize("form", ["parquet", "arrow"])
 @pytest.mark.parametrize("kind", ["numbers", "lists", "fixed", "nested"])
@@ -523,7 +523,7 @@ def test_a_tensor_comes_in_the_order_of_its_axes(tmp_path):
     np.testing.assert_array_equal(source.get_batch_at(0, 4)["x"], expected)
 
 
-@pytest.mark.spec("SRC-039", "SRC-031")
+@pytest.mark.spec("SRC-031")
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_null_of_a_data_set_is_named_and_the_batches_before_it_come(streaming):
     datasets = pytest.importorskip("datasets", reason="needs the extra 'hf'")

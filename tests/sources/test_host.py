@@ -356,7 +356,7 @@ def test_records_come_as_they_do_from_memory(row):
         jax.tree.map(np.testing.assert_array_equal, batch, expected)
 
 
-@pytest.mark.spec("SRC-039", "ERR-015")
+@pytest.mark.spec("SRC-031", "ERR-015")
 @pytest.mark.parametrize(
     "value, words",
     [
