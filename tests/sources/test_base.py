@@ -239,8 +239,20 @@ def test_a_source_that_gives_no_batch_is_refused(unchecked, batch, text):
 
 
 @pytest.mark.spec("SRC-015", "ERR-029")
-@pytest.mark.parametrize("start", [-1, 1.5, "0", None])
+@pytest.mark.parametrize("start", [-1, 1.5, "0", None, 10 * 2**32, jnp.float32(3)], ids=str)
 def test_a_start_before_the_stream_is_refused(unchecked, start):
     with pytest.raises(errors.SeekError) as error:
         Numbers(10).get_batch_at(start, 3)
-    assert str(error.value) == f"`start` must be an integer of at least 0, got {start!r}."
+    assert str(error.value) == (
+        f"`start` must be an integer of at least 0, within 2**32 epochs, got {start!r}."
+    )
+    last = Numbers(10).get_batch_at(10 * 2**32 - 2, 2)
+    assert jax.tree.leaves(last)[0].tolist() == [8, 9]
+
+
+@pytest.mark.spec("SRC-015", "ERR-012")
+@pytest.mark.parametrize("size", [0, -1, 2.5, "3", True], ids=repr)
+def test_a_batch_of_no_size_is_refused(unchecked, size):
+    with pytest.raises(errors.BatchSizeError):
+        Numbers(10).get_batch_at(0, size)
+    assert len(jax.tree.leaves(Numbers(10).get_batch_at(0, jnp.int32(3)))[0]) == 3

@@ -27,6 +27,8 @@ from datarax.sources import (
     HFEagerSourceConfig,
     HFStreamingSource,
     HFStreamingSourceConfig,
+    IterableSource,
+    IterableSourceConfig,
     RandomAccessSource,
     RandomAccessSourceConfig,
     StreamingDiskSource,
@@ -148,11 +150,64 @@ def test_more_than_max_errors_are_an_error_that_leaves_the_cursor():
     assert pipeline.stats().masked == 1
 
 
+@pytest.mark.spec("SRC-031", "SRC-033")
+@pytest.mark.parametrize("form", ["objects", "files"])
+def test_the_first_record_may_be_the_broken_one(form, tmp_path):
+    if form == "files":
+        good = [encode({"id": np.int32(i + 1)}) for i in range(1, N)]
+        paths = cases.array_record(tmp_path / "0.array_record", [b"junk", *good])
+
+    def pipeline(**config):
+        if form == "files":
+            source = ArrayRecordSource(ArrayRecordSourceConfig(paths=paths, **config))
+            return Pipeline(source=source, batch_size=5)
+        return over(Broken([0]), **config)
+
+    broken = pipeline()
+    with pytest.raises(ReadError, match="record 0 of ") as caught:
+        broken.step()
+    assert (caught.value.record, broken.cursor) == (0, (0, 0))
+    batch = pipeline(on_error="mask", max_errors=1).step()
+    assert batch["id"].tolist() == [0, 2, 3, 4, 5]
+    assert batch["mask"].tolist() == [False, True, True, True, True]
+
+
+@pytest.mark.spec("SRC-032", "SRC-033")
+@pytest.mark.parametrize("stages", [[], [lambda batch: batch]], ids=["bare", "staged"])
+def test_a_retry_reads_what_was_too_much_to_mask_again(stages):
+    data = Broken([3, 17])
+    source = RandomAccessSource(RandomAccessSourceConfig(on_error="mask", max_errors=1), data)
+    pipeline = Pipeline(source=source, stages=stages, batch_size=5)
+    with pytest.raises(ReadError, match="max_errors=1 allows"):
+        for _ in pipeline:
+            pass
+    data.bad = {3}  # the disk comes back
+    batch = pipeline.step()
+    assert (batch["id"].tolist(), batch["mask"].all()) == ([16, 17, 18, 19, 20], True)
+
+
 @pytest.mark.spec("SRC-033")
-@pytest.mark.parametrize("config", [{"on_error": "skip"}, {"max_errors": 3}, {"on_error": "mask"}])
-def test_a_policy_that_means_nothing_is_refused(config):
-    with pytest.raises((ValueError, TypeError)):
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"on_error": "skip"},
+        {"max_errors": 3},
+        {"on_error": "mask"},
+        {"max_errors": None},
+        {"on_error": "mask", "max_errors": 1.5},
+    ],
+)
+def test_a_policy_that_means_nothing_is_refused(unchecked, config):
+    with pytest.raises(ValueError):
         RandomAccessSourceConfig(**config)
+
+
+@pytest.mark.spec("SRC-030")
+@pytest.mark.parametrize("number", [0, -1, 2.5, "2", True, None], ids=repr)
+def test_a_number_of_threads_that_is_none_is_refused(unchecked, number):
+    source = RandomAccessSource(RandomAccessSourceConfig(), Broken([]))
+    with pytest.raises(ValueError, match="`num_threads` must be an integer of at least 1, got"):
+        Pipeline(source=source, batch_size=5, num_threads=number)
 
 
 @pytest.mark.spec("SRC-033", "SRC-030")
@@ -414,3 +469,137 @@ def test_a_progress_bar_ends_with_a_loop_that_is_left(capsys):
         if type(thread).__module__.startswith("rich"):  # what draws a bar until it is told to stop
             thread.join(10)
             assert not thread.is_alive()
+
+
+@pytest.mark.spec("SRC-038", "SRC-027")
+def test_the_bar_of_a_stream_has_no_end_to_name(capsys):
+    pytest.importorskip("rich", reason="needs the extra 'progress'")
+    source = IterableSource(IterableSourceConfig(), [1, 2, 3])
+    assert len([*Pipeline(source=source, batch_size=1, progress=True)]) == 3
+    shown = capsys.readouterr().out
+    assert " 3 waiting" in shown and "None" not in shown
+
+
+def nulls(kind: str):
+    """A column with holes in the records 3 (a null), 8 and 9, where it can have such."""
+    pa = pytest.importorskip("pyarrow", reason="needs the extra 'arrow'")
+    rows = [[i, i + 1] for i in range(N)]
+    rows[3], rows[8], rows[9] = None, [8, None], [9]
+    if kind == "numbers":
+        rows = [
+            i if row and len(row) == 2 and None not in row else None for i, row in enumerate(rows)
+        ]
+        return pa.array(rows, pa.int32())
+    if kind == "fixed":
+        rows[9] = [None, None]
+        return pa.array(rows, pa.list_(pa.int32(), 2))
+    if kind == "nested":
+        return pa.array([row and [row, row] for row in rows], pa.list_(pa.list_(pa.int32())))
+    return pa.array(rows, pa.list_(pa.int32()))
+
+
+@pytest.mark.spec("SRC-031", "SRC-033")
+@pytest.mark.parametrize("first", [0, 3])
+@pytest.mark.parametrize("form", ["parquet", "arrow"])
+@pytest.mark.parametrize("kind", ["numbers", "lists", "fixed", "nested"])
+def test_a_null_is_no_value(kind, form, first, tmp_path, caplog):
+    pa = pytest.importorskip("pyarrow", reason="needs the extra 'arrow'")
+    import pyarrow.parquet
+
+    table = pa.table({"x": nulls(kind), "id": pa.array(range(N), pa.int32())}).slice(first)
+    path = tmp_path / f"data.{form}"
+    if form == "parquet":
+        pyarrow.parquet.write_table(table, path, row_group_size=5)
+    else:
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table, max_chunksize=5)
+    holes = [i - first for i in (3, 8, 9)]
+    with pytest.raises(ReadError, match="'x' is null there, holds a null, or is a list") as caught:
+        [*Pipeline(source=ArrowSource(ArrowSourceConfig(paths=path)), batch_size=4)]
+    assert caught.value.record == holes[0]
+
+    config = ArrowSourceConfig(paths=path, on_error="mask", max_errors=3)
+    batches = [*Pipeline(source=ArrowSource(config), batch_size=4)]
+    mask, x = (np.concatenate([np.asarray(b[k]) for b in batches]) for k in ("mask", "x"))
+    assert np.flatnonzero(~mask).tolist() == holes
+    assert not x[~mask].any()
+    good = [row for i, row in enumerate(table["x"].to_pylist()) if i not in holes]
+    np.testing.assert_array_equal(x[mask], good)
+
+
+@pytest.mark.spec("SRC-019")
+def test_a_tensor_comes_in_the_order_of_its_axes(tmp_path):
+    pa = pytest.importorskip("pyarrow", reason="needs the extra 'arrow'")
+    import pyarrow.parquet
+
+    values = np.arange(24, dtype=np.int32).reshape(4, 2, 3)
+    kind = pa.fixed_shape_tensor(pa.int32(), (2, 3), permutation=[1, 0])
+    flat = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), 6)
+    column = pa.ExtensionArray.from_storage(kind, flat)
+    pyarrow.parquet.write_table(pa.table({"x": column}), tmp_path / "data.parquet")
+    source = ArrowSource(ArrowSourceConfig(paths=tmp_path))
+    expected = column.to_numpy_ndarray()
+    assert expected.shape == (4, 3, 2)
+    np.testing.assert_array_equal(source.get_batch_at(0, 4)["x"], expected)
+
+
+@pytest.mark.spec("SRC-031")
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_null_of_a_data_set_is_named_and_the_batches_before_it_come(streaming):
+    datasets = pytest.importorskip("datasets", reason="needs the extra 'hf'")
+    rows = [[i, None if i == 12 else i] for i in range(N)]
+    dataset = datasets.Dataset.from_dict({"x": rows})
+    if streaming:
+        source = HFStreamingSource(HFStreamingSourceConfig(), dataset)
+    else:
+        source = HFEagerSource(HFEagerSourceConfig(), dataset)
+    pipeline, seen = Pipeline(source=source, batch_size=5), []
+    for _ in range(2):
+        with pytest.raises(ReadError, match=r"record 12 of .*'x' is null there") as caught:
+            for batch in pipeline:
+                seen.append(batch["x"][:, 0].tolist())
+        assert (caught.value.record, pipeline.cursor) == (12, (0, 10))
+    assert seen == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
+
+
+def set_of(**kwargs):
+    datasets = pytest.importorskip("datasets", reason="needs the extra 'hf'")
+    return datasets.Dataset.from_dict({"id": range(N), "x": range(N)}, **kwargs)
+
+
+@pytest.mark.spec("SRC-019")
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    "config, make, error, words",
+    [
+        ({}, lambda: set_of().with_transform(lambda rows: rows), ValueError, "transform .* stage"),
+        ({"split": "test"}, set_of, ValueError, "`split` is 'test', but the data set is a single"),
+        ({"fields": "id"}, set_of, TypeError, "`fields` is a list of names, got 'id'"),
+        ({}, lambda: [set_of()], TypeError, "takes a `datasets.Dataset`.*, got list"),
+        ({"path": "x"}, set_of, ValueError, "either a data set or `path`"),
+    ],
+)
+def test_what_would_not_be_read_as_it_is_meant_is_refused(config, make, error, words, streaming):
+    source = (HFEagerSource, HFEagerSourceConfig)
+    if streaming:
+        source = (HFStreamingSource, HFStreamingSourceConfig)
+    dataset = make()
+    with pytest.raises(error, match=words):
+        source[0](source[1](**config), dataset)
+
+
+@pytest.mark.spec("SRC-031")
+@pytest.mark.parametrize("content", [{}, {"dataset_info.json": "{"}, {"state.json": "{}"}])
+def test_a_folder_without_a_data_set_is_named(content, tmp_path):
+    pytest.importorskip("datasets", reason="needs the extra 'hf'")
+    for name, text in content.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(FileError, match="holds no data set, or a damaged one") as caught:
+        HFEagerSource(HFEagerSourceConfig(path=tmp_path))
+    assert caught.value.file == str(tmp_path)
+
+
+@pytest.mark.spec("SRC-019")
+def test_the_columns_that_a_data_set_shows_are_its_fields():
+    shown = set_of().with_format("numpy", columns=["id"])
+    assert list(HFEagerSource(HFEagerSourceConfig(), shown).element_spec) == ["id"]

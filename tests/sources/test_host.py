@@ -13,19 +13,23 @@ from datarax_conformance import model
 from flax import nnx
 
 from datarax import Pipeline
-from datarax.errors import FieldTypeError, SourceError
+from datarax.errors import FieldTypeError, ReadError, SourceError
 from datarax.sources import (
     HostSource,
     HostSourceConfig,
     IterableSource,
     IterableSourceConfig,
+    MemorySource,
+    MemorySourceConfig,
     RandomAccessSource,
     RandomAccessSourceConfig,
     Reader,
     StreamingDiskSource,
     StreamingDiskSourceConfig,
     _host,
+    encode,
 )
+from datarax.sources._codec import DECODERS
 from datarax.sources._disk import PAGE
 
 
@@ -44,6 +48,19 @@ class Squares(Reader):
 
     def read(self, records):
         return {"square": records.astype(np.int32) ** 2}
+
+
+@pytest.mark.spec("SRC-019")
+def test_a_field_without_items_passes_all_modes(tmp_path):
+    np.save(tmp_path / "id.npy", np.arange(10, dtype=np.int32))
+    np.save(tmp_path / "none.npy", np.zeros((10, 3, 0), np.float32))
+    pipeline = Pipeline(
+        source=StreamingDiskSource(StreamingDiskSourceConfig(path=tmp_path)), batch_size=5
+    )
+    assert [batch["none"].shape for batch in pipeline] == [(5, 3, 0)] * 2
+    assert pipeline.step()["none"].shape == (5, 3, 0)
+    batches = pipeline.scan(lambda batch: batch)
+    assert (batches["none"].shape, batches["id"].tolist()) == ((1, 5, 3, 0), [[5, 6, 7, 8, 9]])
 
 
 @pytest.mark.spec("SRC-019")
@@ -311,3 +328,76 @@ def test_equal_pipelines_share_what_is_compiled(tmp_path):
         before = len(traced)
         pipeline.step()
     assert len(traced) == before
+
+
+ROWS = {
+    "a list": {"x": [1.5, 2.5]},
+    "a tuple": {"x": (1.5, 2.5)},
+    "nested lists": {"a": {"x": [[1], [2]]}},
+    "numbers": {"x": 1, "y": 2.5},
+    "an array": np.float32([1, 2]),
+    "lists alone": [1, 2],
+}
+
+
+@pytest.mark.spec("SRC-019", "SRC-017")
+@pytest.mark.parametrize("row", ROWS)
+def test_records_come_as_they_do_from_memory(row):
+    records = [ROWS[row]] * 7
+    expected = next(
+        iter(Pipeline(source=MemorySource(MemorySourceConfig(), records), batch_size=4))
+    )
+    sources = [
+        RandomAccessSource(RandomAccessSourceConfig(), records),
+        IterableSource(IterableSourceConfig(), records),
+    ]
+    for source in sources:
+        batch = Pipeline(source=source, batch_size=4).step()
+        jax.tree.map(np.testing.assert_array_equal, batch, expected)
+
+
+@pytest.mark.spec("SRC-031", "ERR-015")
+@pytest.mark.parametrize(
+    "value, words",
+    [
+        (None, "is None"),
+        (np.ma.masked_array([1, 2], [False, True]), "is a masked array"),
+        ([[1], [1, 2]], "rows of different shapes"),
+    ],
+)
+def test_what_is_no_value_is_refused_by_name(value, words):
+    def over(records, **config):
+        return RandomAccessSource(RandomAccessSourceConfig(**config), records)
+
+    with pytest.raises(FieldTypeError, match=f"Field 'x' .*{words}"):
+        encode({"x": value})
+    for records in ([{"x": value}], [{"a": {"x": value}}], [(value,)]):
+        for make in (over, lambda records: IterableSource(IterableSourceConfig(), records)):
+            with pytest.raises(FieldTypeError, match=words):
+                Pipeline(source=make(records), batch_size=1)
+    good = np.asarray([1, 2])
+    later = [{"x": good}, {"x": value}, {"x": good}]
+    with pytest.raises(ReadError, match=rf"record 1 of list.*Field 'x' .*{words}"):
+        Pipeline(source=over(later), batch_size=3).step()
+    batch = Pipeline(source=over(later, on_error="mask", max_errors=1), batch_size=3).step()
+    assert batch["mask"].tolist() == [True, False, True]
+
+
+@pytest.mark.spec("SRC-019")
+def test_a_record_is_encoded_whole_or_not_at_all():
+    record = {"x": [1, 2], "a": {"b": np.float32(3)}}
+    for form in ("msgpack", "npz"):
+        found = DECODERS[form](encode(record, form))
+        assert {k: x.tolist() for k, x in found.items()} == {"x": [1, 2], "a.b": 3.0}
+    with pytest.raises(ValueError, match="Two fields have one name"):
+        encode({"a.b": 1, "a": {"b": 2}})
+
+
+@pytest.mark.spec("SRC-019")
+def test_what_cannot_be_indexed_or_iterated_is_refused(unchecked):
+    with pytest.raises(TypeError, match=r"`__getitem__`, got generator\..* for IterableSource"):
+        RandomAccessSource(RandomAccessSourceConfig(), (i for i in range(3)))
+    with pytest.raises(TypeError, match=r"takes an iterable, or a function .*, got int"):
+        IterableSource(IterableSourceConfig(), 3)
+    with pytest.raises(ValueError, match=r"`form` is one of .*, got 'pickle'"):
+        encode({"x": 1}, "pickle")

@@ -11,7 +11,7 @@ from helpers import Numbers
 from hypothesis import given, settings, strategies as st
 
 from datarax import Pipeline
-from datarax.errors import EmptySourceError, SpecsError
+from datarax.errors import EmptySourceError, ReadError, SpecsError
 from datarax.sources import (
     MemorySource,
     MemorySourceConfig,
@@ -200,6 +200,8 @@ def test_specs_that_disagree_are_both_shown():
         ({"num_sources": 2, "weights": (1.0,)}, "one number for each"),
         ({"num_sources": 2, "weights": (1.0, 0.0)}, "positive numbers"),
         ({"num_sources": 1, "stop": "last"}, '"first" or "all"'),
+        ({"num_sources": 2.0}, "one number for each"),
+        ({"num_sources": 2, "weights": ("a", "b")}, "positive numbers"),
     ],
 )
 def test_a_config_that_means_nothing_is_refused(unchecked, config, words):
@@ -217,6 +219,10 @@ def test_what_cannot_be_mixed_is_refused():
         mix((2, 50), (3, 1))
     with pytest.raises(ValueError, match="Take shuffle=True"):
         mix((4, 4), shuffle="permutation")
+    masking = RandomAccessSourceConfig(on_error="mask", max_errors=1)
+    with pytest.raises(ValueError, match=r"Source 0 masks records .* Take on_error"):
+        sources = [RandomAccessSource(masking, [{"id": 1}])]
+        MixDataSourcesNode(MixDataSourcesConfig(num_sources=1), sources)
     with pytest.raises(TypeError, match="parts of a mixture themselves"):
         MixDataSourcesNode(MixDataSourcesConfig(num_sources=1), [mix((4, 4))])
 
@@ -231,6 +237,41 @@ def test_what_cannot_be_mixed_is_refused():
     )
     with pytest.raises(ValueError, match="which a mixture does not"):
         MixDataSourcesNode(MixDataSourcesConfig(num_sources=1), [masking])
+
+
+class Broken(list):
+    """Records of which one cannot be read."""
+
+    bad = 3
+
+    def __getitem__(self, i):
+        if i == self.bad:
+            raise OSError("a scratch")
+        return super().__getitem__(i)
+
+
+@pytest.mark.spec("SRC-031", "SRC-032", "SRC-025")
+@pytest.mark.parametrize("host", [False, True])
+@pytest.mark.parametrize("stages", [[], [lambda batch: batch]], ids=["bare", "staged"])
+def test_a_broken_record_of_a_mixture_is_named(host, stages, caplog):
+    data = Broken({"source": np.int32(1), "id": np.int32(i)} for i in range(12))
+    sources = [child(0, 12, host=host), RandomAccessSource(RandomAccessSourceConfig(), data)]
+    mixture = MixDataSourcesNode(MixDataSourcesConfig(num_sources=2), sources)
+    pipeline = Pipeline(source=mixture, stages=stages, batch_size=2, rngs=nnx.Rngs(0))
+    for read in (lambda: [*pipeline], lambda: pipeline.scan(ids_of, length=9)):
+        with pytest.raises(ReadError, match=r"read record \d+ of Broken.*a scratch") as caught:
+            read()
+        assert isinstance(caught.value.__cause__, OSError)
+        assert str(caught.value).count("The cursor has not moved") == 1
+        assert pipeline.cursor == (0, 6)
+    with pytest.raises(ReadError, match="a scratch"):
+        pipeline.replay(15)
+    data.bad = None
+    assert len(np.concatenate([ids_of(batch) for batch in pipeline])) == len(mixture) - 6
+
+
+def ids_of(batch):
+    return batch["id"]
 
 
 @pytest.mark.internal

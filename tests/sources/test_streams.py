@@ -1,6 +1,7 @@
 """Sources without a length: in order, in every mode, resumed by skipping."""
 
 import copy
+import dataclasses
 import pickle
 
 import jax
@@ -196,3 +197,64 @@ def test_a_value_that_does_not_fit_is_named_with_its_own_record():
     with pytest.raises(ReadError, match=r"record 7 .*'id' .*record 7 does not fit") as caught:
         pipeline.step()
     assert caught.value.record == 7
+
+
+@pytest.mark.spec("SRC-027", "SRC-028")
+@pytest.mark.parametrize("shards", [1, 4])
+def test_a_data_set_that_shuffles_gives_every_pass_another_order(shards):
+    def pipeline():
+        datasets = cases.hf_dataset().to_iterable_dataset(num_shards=shards)
+        config = HFStreamingSourceConfig(fields=("id",))
+        source = HFStreamingSource(config, datasets.shuffle(seed=3, buffer_size=7))
+        return Pipeline(source=source, batch_size=5)
+
+    one = pipeline()
+    passes = [np.concatenate(ids(one)).tolist() for _ in range(3)]
+    assert all(sorted(found) == list(range(N)) for found in passes)
+    assert len(set(map(tuple, passes))) == 3
+    for epoch, offset in (0, 7), (2, 0), (2, 11):
+        again = pipeline()
+        again.seek(epoch=epoch, offset=offset)
+        assert np.concatenate(ids(again)).tolist() == passes[epoch][offset:]
+
+
+@pytest.mark.spec("SRC-031", "SRC-032")
+def test_a_damaged_example_of_a_data_set_comes_after_those_before_it(tmp_path):
+    path = cases.prepared_tfds(tmp_path)
+    source = TFDSStreamingSource(TFDSStreamingSourceConfig(path=path))
+    whole = np.concatenate(ids(Pipeline(source=source, batch_size=5))).tolist()
+
+    reader = source.stream.reader
+    decode = reader.decode
+    broken = dataclasses.replace(reader, decode=lambda raw: decode(raw if raw != bad else b"\xff"))
+    bad = reader._raw(np.array([12]))[0]
+    source.stream.reader = broken
+    pipeline, seen = Pipeline(source=source, batch_size=5), []
+    for _ in range(2):
+        with pytest.raises(ReadError, match="record 12 ") as caught:
+            for batch in pipeline:
+                seen += batch["id"].tolist()
+        assert (caught.value.record, pipeline.cursor) == (12, (0, 10))
+    assert seen == whole[:10]
+
+
+@pytest.mark.spec("SRC-020")
+def test_prepared_data_are_found_from_another_folder(tmp_path, monkeypatch):
+    path = cases.prepared_tfds(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    config = TFDSStreamingSourceConfig(path=path.relative_to(tmp_path))
+    pipeline = Pipeline(source=TFDSStreamingSource(config), batch_size=5)
+    pickled = pickle.dumps(pipeline)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert ids(pickle.loads(pickled)) == ids(pipeline)
+
+
+@pytest.mark.spec("SRC-019")
+@pytest.mark.parametrize("fields, error", [(["no"], "'no' is no feature"), ("id", "list of names")])
+def test_fields_that_a_data_set_does_not_have_are_refused(fields, error, tmp_path):
+    path = cases.prepared_tfds(tmp_path)
+    with pytest.raises((ValueError, TypeError), match=error):
+        TFDSStreamingSource(TFDSStreamingSourceConfig(path=path, fields=fields))
+    config = TFDSStreamingSourceConfig(path=path, fields=["id"])
+    assert list(TFDSStreamingSource(config).element_spec) == ["id"]

@@ -231,7 +231,8 @@ class Feed:
     def _stack(
         self, whole: Fetched, starts: list[Cursor], after: Cursor, failures: Failures
     ) -> Stack:
-        fetched = jax.tree.map(lambda x: x.reshape(len(starts), -1, *x.shape[1:]), whole)
+        count = len(starts)  # and no -1 for the rows: a field may have no items to count them by
+        fetched = jax.tree.map(lambda x: x.reshape(count, len(x) // count, *x.shape[1:]), whole)
         kind = whole.rows.epoch.dtype
         before, behind = (
             Cursor(*(np.array(x, kind) for x in zip(*cursors, strict=True)))

@@ -30,8 +30,9 @@ from .._rows import (
 )
 from .._types import Batch, Cursor, integer, is_traced, spec_text
 from .._xla import on_cpu, place, settings
-from ..errors import DataraxError, SeekError, StageError
+from ..errors import DataraxError, ReadError, SeekError, StageError
 from ..sources._base import NAME, EagerSourceBase, Fetched, length_of
+from ..sources._host import raised_in
 from ..sources._iterable import StreamSource
 from ._binding import Binding, Changes, Values, has_tracer, merge
 from ._core import (
@@ -250,7 +251,14 @@ class Runtime:
         batch, after, start, fed = self._ahead[0]
         values = self._values
         if fed is not None and fed.failures:
-            self.meter.fail(fed.failures, max_errors(pipeline))
+            try:
+                self.meter.fail(fed.failures, max_errors(pipeline))
+            except ReadError:
+                feed = self._feed[1]
+                assert feed is not None
+                feed.forget()  # so that a retry reads again
+                self._discard()
+                raise
         binding.write(after, values)
         self._ahead.popleft()
         if fed is not None:
@@ -561,11 +569,14 @@ def _by_hand(binding: Binding, values: Values, order: Any, cut: Cut, fed: Any = 
 def blame(
     pipeline: "Pipeline", program: Program, error: Exception, again: Callable[[], None] | None
 ) -> None:
-    """Raises a `StageError` for an error at run time, where the stage can be known.
+    """Raises a `StageError` for an error at run time, where the stage can be known, or the error of
+    the source that was read meanwhile.
 
     Only stages that call the host fail at run time. Where there are several, the batch is made
     `again`, by hand; if it then goes well, all of them are named.
     """
+    if NAME in program.host_nodes and (read := raised_in(error)) is not None:
+        raise read
     stages = sorted(x for x in program.host_nodes if x is not None and x != NAME)
     if isinstance(error, DataraxError) or not stages:
         return

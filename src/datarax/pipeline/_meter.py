@@ -15,8 +15,8 @@ class Stats(NamedTuple):
     """What `for` and `scan` have cost since the pipeline was built, in seconds of the wall clock.
 
     `waited` is how long the consumer stood still for rows that were not read yet, `computed` the
-    rest of the time spent in loops and scans. `masked` counts the rows of the current epoch that
-    could not be read.
+    rest of the time spent in loops and scans. `masked` counts the rows that could not be read, of
+    epochs that have not come to their end.
     """
 
     batches: int
@@ -100,9 +100,10 @@ class Bar:
             self._bar = require("tqdm.auto", "progress").tqdm(total=total, desc=title)
             self._update, self._stop = self._tqdm, self._bar.close
             return
+        of_all = "" if total is None else f" of {total}"
         self._bar = progress.Progress(
             *progress.Progress.get_default_columns(),
-            progress.TextColumn("{task.completed} of {task.total} {task.fields[note]}"),
+            progress.TextColumn(f"{{task.completed}}{of_all} {{task.fields[note]}}"),
         )
         self._task = self._bar.add_task(title, total=total, note="")
         self._bar.start()

@@ -36,6 +36,7 @@ from ..sources._base import (
     Source,
     length_of,
 )
+from ..sources._host import raised_in
 from ..sources._iterable import StreamSource
 from . import _scan, _show, _state
 from ._binding import Binding, changes, merge
@@ -264,7 +265,10 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
         if source.reader is not None:
             batch = jax.tree.map(jnp.asarray, source.reader.rows(where, source.element_spec))
         else:
-            batch = copy.source.gather(jnp.asarray(where))
+            try:
+                batch = copy.source.gather(jnp.asarray(where))
+            except Exception as error:
+                raise raised_in(error) or error from None
         mask = self.last_batch == "pad" or source.masks
         there, then = jnp.asarray(where), jnp.asarray(when)
         rows = Rows(then, there, there, jnp.ones(1, bool) if mask else None)

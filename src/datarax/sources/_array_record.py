@@ -13,7 +13,7 @@ from flax import nnx
 from .._types import Batch, Spec
 from ..errors import FileError
 from ._codec import DECODERS, Decode
-from ._host import HostSource, HostSourceConfig, Reader, require, spec_of, stack
+from ._host import HostSource, HostSourceConfig, Reader, first_readable, require, spec_of, stack
 from ._random_access import as_record
 
 RANDOM_ACCESS = "readahead_buffer_size:0,max_parallelism:0"
@@ -109,7 +109,9 @@ class PartsReader(Reader):
     # A cached property where the base has a property: it, too, is only ever read.
     @functools.cached_property
     def stored_spec(self) -> Spec:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return spec_of(self._decoded(self._raw(np.zeros(1, np.int64))[0]))
+        return spec_of(
+            first_readable(lambda i: self._decoded(self._raw(np.array([i]))[0]), len(self))
+        )
 
     def read(self, records: np.ndarray) -> Batch:
         return stack([self._decoded(raw) for raw in self._raw(records.astype(np.int64))])

@@ -15,9 +15,9 @@ import jax
 import numpy as np
 from flax import nnx
 
-from .._types import Batch, Spec, flat_fields
+from .._types import Batch, Spec, flat_fields, integer
 from ..errors import EmptySourceError, FieldTypeError, FileError
-from ._host import HostSource, HostSourceConfig, Reader, empty_rows, require
+from ._host import HostSource, HostSourceConfig, Reader, empty_rows, names, require
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,24 +30,26 @@ class ArrowSourceConfig(HostSourceConfig):
     """
 
     paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
-    columns: tuple[str, ...] | None = None
+    columns: Sequence[str] | None = None
     cached_chunks: int = 32
 
     def __post_init__(self):
         super().__post_init__()
-        if self.cached_chunks < 1:
+        if integer(self.cached_chunks, 0) < 1:
             raise ValueError(f"`cached_chunks` is at least 1, got {self.cached_chunks!r}.")
 
 
 class ArrowSource(HostSource):
     """Rows of Parquet files, and of Arrow files in a memory map; several files count as one.
 
-    Columns of numbers, booleans, and lists and tensors of them with one shape; no nulls. Page
-    checksums of Parquet are verified where a file has them.
+    Columns of numbers, booleans, and lists and tensors of them with one shape. A row with a null,
+    or a list of another length, cannot be read. Page checksums of Parquet are verified where a file
+    has them.
     """
 
     def __init__(self, config: ArrowSourceConfig, *, rngs: nnx.Rngs | None = None):
-        reader = ArrowReader(_paths(config.paths), config.columns, config.cached_chunks)
+        columns = names("columns", config.columns)
+        reader = ArrowReader(_paths(config.paths), columns, config.cached_chunks)
         super().__init__(reader, config, rngs=rngs)
 
 
@@ -82,7 +84,7 @@ class ArrowReader(Reader):
     def stored_spec(self) -> Spec:  # pyright: ignore[reportIncompatibleMethodOverride]
         if not self._chunks:
             raise EmptySourceError(self.label)
-        fields, _ = self._cache.get(self._chunks[0])
+        fields, _ = self._cache.get(self._chunks[0], None)
         return {name: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for name, x in fields.items()}
 
     def read(self, records: np.ndarray) -> Batch:
@@ -95,7 +97,7 @@ class ArrowReader(Reader):
         for i in np.unique(where):
             chunk, rows = self._chunks[i], np.flatnonzero(where == i)
             inside = records[rows] - (int(self._ends[i]) - chunk.rows)
-            fields, nulls = self._cache.get(chunk)
+            fields, holes = self._cache.get(chunk, self.stored_spec)
             for name, target in batch.items():
                 column = fields[name]
                 if column.shape[1:] != target.shape[1:] or column.dtype != target.dtype:
@@ -103,8 +105,8 @@ class ArrowReader(Reader):
                         f"column {name!r} of {chunk.path} is {column.dtype}{column.shape[1:]}, "
                         f"and {target.dtype}{target.shape[1:]} in the first file"
                     )
-                if name in nulls and nulls[name][inside].any():
-                    raise ValueError(f"column {name!r} is null")
+                if name in holes and holes[name][inside].any():
+                    raise hole(name)
                 target[rows] = column[inside]
         return batch
 
@@ -122,8 +124,8 @@ class _Chunk(abc.ABC):
     rows: int
 
     @abc.abstractmethod
-    def load(self) -> tuple[Fields, Fields]:
-        """The columns, and for those with nulls where they are."""
+    def load(self, spec: Spec | None) -> tuple[Fields, Fields]:
+        """What `columns_of` says of them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,11 +136,12 @@ class _RowGroup(_Chunk):
     columns: tuple[str, ...] | None
     metadata: Any
 
-    def load(self) -> tuple[Fields, Fields]:
+    def load(self, spec: Spec | None) -> tuple[Fields, Fields]:
         # A ParquetFile is not for several threads; to open one with known metadata is cheap.
         with _parquet(self.path, self.metadata) as file:
             names = None if self.columns is None else list(self.columns)
-            return columns_of(file.read_row_group(self.group, columns=names, use_threads=False))
+            table = file.read_row_group(self.group, columns=names, use_threads=False)
+        return columns_of(table, spec)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,9 +152,9 @@ class _RecordBatch(_Chunk):
     end: int
     batch: Any
 
-    def load(self) -> tuple[Fields, Fields]:
+    def load(self, spec: Spec | None) -> tuple[Fields, Fields]:
         self.batch.validate(full=True)
-        return columns_of(self.batch)
+        return columns_of(self.batch, spec)
 
 
 class _Cache:
@@ -161,7 +164,7 @@ class _Cache:
         self._size, self._lock = size, threading.Lock()
         self._kept: collections.OrderedDict[int, tuple[Fields, Fields]] = collections.OrderedDict()
 
-    def get(self, chunk: _Chunk) -> tuple[Fields, Fields]:
+    def get(self, chunk: _Chunk, spec: Spec | None) -> tuple[Fields, Fields]:
         if isinstance(chunk, _RecordBatch):
             size = chunk.map.size()
             if size < chunk.end:  # to look into the map would kill the process
@@ -170,7 +173,7 @@ class _Cache:
             if id(chunk) in self._kept:
                 self._kept.move_to_end(id(chunk))
                 return self._kept[id(chunk)]
-        found = chunk.load()
+        found = chunk.load(spec)
         with self._lock:
             self._kept[id(chunk)] = found
             while len(self._kept) > self._size:
@@ -233,51 +236,73 @@ def _check_columns(path: str, columns: tuple[str, ...] | None, names: Sequence[s
             raise FileError(path, f"has no column {name!r}, only {list(names)}.")
 
 
-def columns_of(table: Any) -> tuple[Fields, Fields]:
-    """Columns of a table or record batch as NumPy arrays, views where Arrow allows it."""
-    fields, nulls = {}, {}
+def columns_of(table: Any, spec: Spec | None = None) -> tuple[Fields, Fields]:
+    """Columns of a table or record batch as NumPy arrays, views where Arrow allows it.
+
+    Also, for those that have such, the rows that are null, hold a null, or are lists of another
+    length than those of `spec`, or without one than the first.
+    """
+    fields, holes = {}, {}
     for name in table.schema.names:
         column = table.column(name)
         if hasattr(column, "combine_chunks"):
             column = column.combine_chunks()
         if hasattr(column, "num_chunks"):
             column = column.chunk(0)
-        if column.null_count:
-            nulls[name] = column.is_null().to_numpy(zero_copy_only=False)
-        fields[name] = _array(name, column)
-    return fields, nulls
+        shape = spec[name].shape if spec and name in spec else ()
+        fields[name], missing = _array(name, column, shape)
+        if missing is not None:
+            holes[name] = missing
+    return fields, holes
 
 
-def _array(name: str, column: Any) -> np.ndarray:
+def hole(name: str) -> ValueError:
+    """What is wrong with a row that `columns_of` has found to be none."""
+    return ValueError(
+        f"column {name!r} is null there, holds a null, or is a list of another length than others, "
+        "and a field has one shape and no nulls: fill it, or leave the column out"
+    )
+
+
+def _array(name: str, column: Any, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray | None]:
+    """The rows, and which are holes if any is; `shape` is that of a list where it is known."""
     pa = require("pyarrow", "arrow")
     kind = column.type
     if isinstance(kind, pa.FixedShapeTensorType):
-        shape = kind.shape
-        return _array(name, column.storage).reshape(len(column), *shape)
+        values, holes = _array(name, column.storage, ())
+        axes = kind.permutation or range(len(kind.shape))
+        values = values.reshape(len(column), *kind.shape)
+        return values.transpose(0, *(1 + axis for axis in axes)), holes
     if isinstance(kind, pa.BaseExtensionType):
-        return _array(name, column.storage)
+        return _array(name, column.storage, shape)
+    null = column.is_null().to_numpy(zero_copy_only=False) if column.null_count else None
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
+        if null is not None:
+            column = column.fill_null(False if pa.types.is_boolean(kind) else 0)
+        return column.to_numpy(zero_copy_only=False), null
     if pa.types.is_fixed_size_list(kind):
-        # `values` holds what stands in the place of a null, `flatten` would leave it out.
         width = kind.list_size
-        values = column.values.slice(column.offset * width, len(column) * width)
-        return _within(name, _array(name, values), len(column), width)
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        lengths = np.full(len(column), width)
+    elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
         lengths = np.diff(column.offsets.to_numpy())
-        if len(set(lengths.tolist())) > 1:
-            raise ValueError(
-                f"column {name!r} has lists of {lengths.min()} to {lengths.max()} values, "
-                "and a field has one shape: pad them, or leave it out of `columns`"
-            )
-        return _within(name, _array(name, column.flatten()), len(column), int(lengths[0]))
-    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
+        known = lengths if null is None else lengths[~null]
+        width = shape[0] if shape else int(known[0]) if len(known) else 0
+    else:
         raise FieldTypeError(
             name,
-            f"has the Arrow type {kind}, which JAX cannot hold. Leave it out of `columns`.",
+            f"has the Arrow type {kind}, which JAX cannot hold. Leave the column out.",
         )
-    if column.null_count:
-        column = column.fill_null(False if pa.types.is_boolean(kind) else 0)
-    return column.to_numpy(zero_copy_only=False)
-
-
-def _within(name: str, values: np.ndarray, rows: int, width: int) -> np.ndarray:
-    return values.reshape(rows, width, *values.shape[1:])
+    good = (lengths == width) if null is None else (lengths == width) & ~null
+    whole = bool(good.all())
+    inner = (column if whole else column.filter(pa.array(good))).flatten()
+    values, missing = _array(name, inner, shape[1:])
+    values = values.reshape(np.count_nonzero(good), width, *values.shape[1:])
+    if missing is not None:
+        missing = np.logical_or.reduce(missing.reshape(values.shape[:2]), axis=1)
+    if whole:
+        return values, missing
+    rows, holes = np.zeros((len(column), *values.shape[1:]), values.dtype), ~good
+    rows[good] = values
+    if missing is not None:
+        holes[good] = missing
+    return rows, holes

@@ -35,7 +35,7 @@ from .._types import (
     integer,
 )
 from .._xla import on_cpu
-from ..errors import RngsError, SeekError
+from ..errors import BatchSizeError, RngsError, SeekError
 
 NAME = "source"
 """The source is a node of this name: its keys are counted as those of any other node."""
@@ -141,13 +141,17 @@ class EagerSourceBase(nnx.Module):
         an epoch. Without `key` the source's own seed is taken; stored order needs none.
         """
         length = len(self)
-        if isinstance(start, jax.Array):
+        if (size := integer(batch_size, 0)) < 1:
+            raise BatchSizeError(batch_size)
+        if isinstance(start, jax.Array) and jnp.issubdtype(start.dtype, jnp.integer):
             start = start.astype(word(length))
             cursor = start // length, start % length
-        elif (first := integer(start, -1)) >= 0:
+        elif 0 <= (first := integer(start, -1)) < length << 32:
             cursor = divmod(first, length)
         else:
-            raise SeekError(f"`start` must be an integer of at least 0, got {start!r}.")
+            raise SeekError(
+                f"`start` must be an integer of at least 0, within 2**32 epochs, got {start!r}."
+            )
         cursor = Cursor(*(jnp.asarray(x, word(length)) for x in cursor))
         if key is not None:
             order_key = words(key)
@@ -157,7 +161,7 @@ class EagerSourceBase(nnx.Module):
             raise RngsError("A shuffled source needs `key`, or `rngs` of its own; got neither.")
         else:
             order_key = None
-        cut = running_on(batch_size, length, "keep")
+        cut = running_on(size, length, "keep")
         order = order_of(self, order_key, cursor.epoch, cut.epochs)
         return fetch(self, order, cursor, cut, cut.epochs).batch
 

@@ -4,17 +4,24 @@ import io
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
+import jax
 import msgpack
 import numpy as np
 
 from .._types import Batch, flat_fields
+from ._random_access import as_record
 
 Decode: TypeAlias = Literal["msgpack", "npz"] | Callable[[bytes], Any]
 
 
 def encode(record: Batch, form: Literal["msgpack", "npz"] = "msgpack") -> bytes:
     """A record as bytes that `ArrayRecordSource` decodes; nested fields are joined by dots."""
+    if form not in DECODERS:
+        raise ValueError(f"`form` is one of {sorted(DECODERS)}, got {form!r}.")
+    record = as_record(record, None)
     fields = {name: np.asarray(x) for name, x in flat_fields(record).items()}
+    if len(fields) < len(jax.tree.leaves(record)):
+        raise ValueError(f"Two fields have one name where nested ones are joined: {list(fields)}.")
     for name, x in fields.items():
         if x.dtype.kind not in "biufc":
             raise TypeError(f"Field {name!r} must hold numbers, got type {x.dtype}.")

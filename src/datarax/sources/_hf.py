@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -11,12 +11,13 @@ import numpy as np
 from flax import nnx
 
 from .._types import Batch, Spec
-from ._arrow import columns_of
-from ._host import HostSource, HostSourceConfig, Reader, require
+from ..errors import EmptySourceError, FileError
+from ._arrow import columns_of, hole
+from ._host import HostSource, HostSourceConfig, Reader, names, require
 from ._iterable import Stream, StreamSource
 
 ROWS = 256
-"""Rows of a stream that are decoded at a time."""
+"""Rows of a stream that are decoded at a time, and of any data set to learn their shape."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,11 +29,14 @@ class HFEagerSourceConfig(HostSourceConfig):
 
     path: str | os.PathLike[str] | None = None
     split: str | None = None
-    fields: tuple[str, ...] | None = None
+    fields: Sequence[str] | None = None
 
 
 class HFEagerSource(HostSource):
-    """A `datasets.Dataset`, given or loaded, in random access; its Arrow files stay on disk."""
+    """A `datasets.Dataset`, given or loaded, in random access; its Arrow files stay on disk.
+
+    The columns that it shows are read as they are stored; one with a transform is refused.
+    """
 
     def __init__(
         self, config: HFEagerSourceConfig, dataset: Any = None, *, rngs: nnx.Rngs | None = None
@@ -47,7 +51,7 @@ class HFStreamingSourceConfig:
 
     path: str | os.PathLike[str] | None = None
     split: str | None = None
-    fields: tuple[str, ...] | None = None
+    fields: Sequence[str] | None = None
 
 
 class HFStreamingSource(StreamSource):
@@ -59,6 +63,8 @@ class HFStreamingSource(StreamSource):
     def __init__(self, config: HFStreamingSourceConfig, dataset: Any = None):
         dataset = load(config, dataset, streaming=True)
         if hasattr(dataset, "to_iterable_dataset"):
+            if len(dataset) == 0:  # which would have no shards
+                raise EmptySourceError("HFStreamingSource")
             dataset = dataset.to_iterable_dataset()
         super().__init__(HFStream(dataset))
 
@@ -73,13 +79,14 @@ class HFStream(Stream):
         self.dataset = dataset
 
     def begin(self, epoch: int, skip: int) -> Iterator[dict[str, Any]]:
-        self.dataset.set_epoch(epoch)
-        chunks = self.dataset.with_format("arrow").skip(skip).iter(batch_size=ROWS)
-        for chunk in chunks:
-            fields, nulls = columns_of(chunk)
-            for name in nulls:
-                raise ValueError(f"column {name!r} is null")
+        rest = self.dataset.with_format("arrow").skip(skip)
+        rest.set_epoch(epoch)  # here: what is derived from a data set forgets its epoch
+        for chunk in rest.iter(batch_size=ROWS):
+            fields, holes = columns_of(chunk)
             for i in range(chunk.num_rows):
+                for name, missing in holes.items():
+                    if missing[i]:
+                        raise hole(name)
                 yield {name: np.array(x[i]) for name, x in fields.items()}
 
 
@@ -102,13 +109,13 @@ class HFReader(Reader):
     # A cached property where the base has a property: it, too, is only ever read.
     @functools.cached_property
     def stored_spec(self) -> Spec:  # pyright: ignore[reportIncompatibleMethodOverride]
-        fields, _ = columns_of(self._arrow[:1])
+        fields, _ = columns_of(self._arrow[:ROWS])  # more than one: its lists may be null
         return {name: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for name, x in fields.items()}
 
     def read(self, records: np.ndarray) -> Batch:
-        fields, nulls = columns_of(self._arrow[records.astype(np.int64)])
-        for name in nulls:
-            raise ValueError(f"column {name!r} is null")
+        fields, holes = columns_of(self._arrow[records.astype(np.int64)], self.stored_spec)
+        for name in holes:
+            raise hole(name)
         # Copies: a view into a mapped file must not outlive this call.
         return {name: np.array(x) for name, x in fields.items()}
 
@@ -122,14 +129,39 @@ def load(config: Any, dataset: Any, streaming: bool) -> Any:
     datasets = require("datasets", "hf")
     if (dataset is None) == (config.path is None):
         raise ValueError("Give either a data set or `path` in the config, and not both.")
+    split = config.split
     if dataset is None:
         path = os.fspath(config.path)
         if os.path.isdir(path):
-            dataset = datasets.load_from_disk(path)
+            try:
+                dataset = datasets.load_from_disk(path)
+            except Exception as error:  # of `datasets`, of pyarrow, of the parser of its JSON
+                raise FileError(path, f"holds no data set, or a damaged one: {error}") from error
         else:
-            dataset = datasets.load_dataset(path, split=config.split, streaming=streaming)
+            dataset = datasets.load_dataset(path, split=split, streaming=streaming)
+            split = None
     if isinstance(dataset, dict):
-        if config.split not in dataset:
-            raise ValueError(f"`split` must be one of {list(dataset)}, got {config.split!r}.")
-        dataset = dataset[config.split]
-    return dataset if config.fields is None else dataset.select_columns(list(config.fields))
+        if split not in dataset:
+            raise ValueError(f"`split` must be one of {list(dataset)}, got {split!r}.")
+        dataset, split = dataset[split], None
+    kinds = (datasets.Dataset, datasets.IterableDataset) if streaming else datasets.Dataset
+    if not isinstance(dataset, kinds):
+        raise TypeError(
+            f"{'HFStreamingSource' if streaming else 'HFEagerSource'} takes a `datasets.Dataset`"
+            f"{' or `IterableDataset`' if streaming else ''}, got {type(dataset).__name__}."
+        )
+    if split not in (None, str(dataset.split)):
+        raise ValueError(
+            f"`split` is {split!r}, but the data set is a single one, {str(dataset.split)!r}. "
+            "Leave `split` out."
+        )
+    chosen = names("fields", config.fields)
+    if isinstance(dataset, datasets.Dataset):
+        if dataset.format["type"] == "custom":
+            raise ValueError(
+                "A transform of the data set (`with_transform`) would not be applied. Take its "
+                "format off and make it a stage, or give the data set to RandomAccessSource."
+            )
+        shown = dataset.format["columns"]
+        dataset = dataset.with_format(None).select_columns(shown)
+    return dataset if chosen is None else dataset.select_columns(list(chosen))

@@ -7,6 +7,7 @@ import functools
 import importlib
 import math
 import types
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias
 
 import jax
@@ -14,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 from .._order import ORDERS, Blocks, Shuffle
-from .._types import Batch, Mask, Records, Spec, flat_fields, spec_text
+from .._types import Batch, Mask, Records, Spec, flat_fields, integer, spec_text
 from .._xla import ALIGNMENT
 from ..errors import DataraxError, EmptySourceError, FieldTypeError, ReadError
 from ._base import EagerSourceBase
@@ -30,6 +31,9 @@ what the consumer is at.
 SPARE_FROM = 2**17
 """Bytes from which a buffer is kept: what is smaller the allocator keeps itself."""
 
+TRIES = 16
+"""How many records are tried for one that shows what all look like."""
+
 SIZES = 4
 """How many sizes of buffers are kept."""
 
@@ -44,6 +48,15 @@ def require(module: str, extra: str) -> types.ModuleType:
         raise ImportError(
             f"{module!r} is needed and not installed: pip install 'datarax-reference[{extra}]'"
         ) from error
+
+
+def names(option: str, given: Sequence[str] | None) -> tuple[str, ...] | None:
+    """The names that an option lists; a single one would be read letter by letter."""
+    if given is None:
+        return None
+    if isinstance(given, str) or not all(isinstance(name, str) for name in given):
+        raise TypeError(f"`{option}` is a list of names, got {given!r}.")
+    return tuple(given)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,7 +82,8 @@ class HostSourceConfig:
             )
         if self.on_error not in ("raise", "mask"):
             raise ValueError(f'`on_error` is "raise" or "mask", got {self.on_error!r}.')
-        if self.max_errors < 0 or (self.max_errors > 0) != (self.on_error == "mask"):
+        most = integer(self.max_errors, -1)
+        if most < 0 or (most > 0) != (self.on_error == "mask"):
             raise ValueError(
                 '`max_errors` is the number of records an epoch may mask under on_error="mask", at '
                 f"least 1 there and 0 otherwise; got {self.max_errors!r} with {self.on_error!r}."
@@ -119,7 +133,7 @@ class Reader(abc.ABC):
         caller's thread.
         """
         try:
-            return self._checked(records, spec)
+            return self.checked(records, spec)
         except Exception as error:
             raise self._read_error(records, spec, error) from error
 
@@ -129,13 +143,13 @@ class Reader(abc.ABC):
         """`rows`, with zero for those that cannot be read, which of them could, and the errors."""
         readable = np.ones(len(records), bool)
         try:
-            return self._checked(records, spec), readable, []
+            return self.checked(records, spec), readable, []
         except Exception:
             batch = jax.tree.map(lambda x: np.zeros((len(records), *x.shape), x.dtype), spec)
         errors = []
         for i in range(len(records)):
             try:
-                row = self._checked(records[i : i + 1], spec)
+                row = self.checked(records[i : i + 1], spec)
             except Exception as error:
                 readable[i] = False
                 errors.append(self._read_error(records[i : i + 1], spec, error))
@@ -149,14 +163,15 @@ class Reader(abc.ABC):
         """Shape and type of one record in the types that JAX holds them in."""
         return held_spec(self.stored_spec)
 
-    def _checked(self, records: np.ndarray, spec: Spec) -> Batch:
-        return conform(self.read(records), self.stored_spec, spec, records)
+    def checked(self, records: np.ndarray, spec: Spec | None = None) -> Batch:
+        """`read`, in the types of `spec` (those that JAX holds here), or any error."""
+        return conform(self.read(records), self.stored_spec, spec or self.element_spec, records)
 
     def _read_error(self, records: np.ndarray, spec: Spec, error: Exception) -> ReadError:
         """The error with the first record that cannot be read on its own."""
         for record in map(int, records) if len(records) > 1 else ():
             try:
-                self._checked(np.array([record], records.dtype), spec)
+                self.checked(np.array([record], records.dtype), spec)
             except Exception as single:
                 return ReadError(self.label, self.place(record), record, _reason(single))
         first = int(records[0])
@@ -211,6 +226,15 @@ class HostSource(EagerSourceBase):
         return call_host_readable(self.reader, records)
 
 
+RAISED: collections.deque[ReadError] = collections.deque(maxlen=8)
+"""What callbacks have raised of late: to whoever runs the program XLA gives no more than a text."""
+
+
+def raised_in(error: Exception) -> ReadError | None:
+    """The error of a reader that is behind the error of a program."""
+    return next((x for x in reversed(RAISED) if str(x) in str(error)), None)
+
+
 def call_host(reader: Reader, records: Records, wanted: Mask | None = None) -> Batch:
     """The rows `records`, read when the compiled program gets there; zero where not `wanted`.
 
@@ -241,7 +265,13 @@ class _Rows:
     reader: Reader
 
     def __call__(self, records: Any, wanted: Any = None) -> Batch:
-        records = np.asarray(records)
+        try:
+            return self._rows(np.asarray(records), wanted)
+        except ReadError as error:
+            RAISED.append(error)
+            raise
+
+    def _rows(self, records: np.ndarray, wanted: Any) -> Batch:
         if wanted is None:
             return self.reader.rows(records, self.reader.element_spec)
         wanted = np.asarray(wanted)
@@ -313,6 +343,17 @@ def conform(batch: Batch, stored: Spec, held: Spec, records: np.ndarray) -> Batc
             raise ValueError(f"it has {spec_text({name: x})}, and not {spec_text({name: other})}")
         fields[name] = hold(name, x, targets[name].dtype, records)
     return jax.tree.map(fields.__getitem__, _named(stored))
+
+
+def first_readable(read: Callable[[int], Any], length: int) -> Any:
+    """The first record that can be read: one that cannot be says nothing of the others."""
+    errors = []
+    for record in range(min(length, TRIES)):
+        try:
+            return read(record)
+        except Exception as error:
+            errors.append(error)
+    raise errors[0] if errors else EmptySourceError()
 
 
 def spec_of(record: Any) -> Spec:

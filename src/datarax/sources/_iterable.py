@@ -16,7 +16,7 @@ from .._rows import Cut, Rows
 from .._types import Batch, Spec
 from ..errors import EmptySourceError, RandomAccessError, ReadError
 from ._base import Fetched
-from ._host import conform, held_spec, spec_of, stack
+from ._host import conform, held_spec, names, spec_of, stack
 from ._random_access import as_record
 
 
@@ -24,7 +24,7 @@ from ._random_access import as_record
 class IterableSourceConfig:
     """`fields` names the parts of records that are tuples: without it they are "0", "1", ..."""
 
-    fields: tuple[str, ...] | None = None
+    fields: Sequence[str] | None = None
 
 
 class StreamSource(nnx.Module):
@@ -71,8 +71,13 @@ class IterableSource(StreamSource):
                 f"A {type(records).__name__} can be read once, and a stream is read again for "
                 "every epoch and every resume. Give a function that returns a new iterator."
             )
+        if not isinstance(records, Iterable | Callable):
+            raise TypeError(
+                "IterableSource takes an iterable, or a function that returns an iterator, got "
+                f"{type(records).__name__}."
+            )
         begin = records if callable(records) else functools.partial(iter, records)
-        super().__init__(IterableStream(begin, config.fields, "IterableSource"))
+        super().__init__(IterableStream(begin, names("fields", config.fields), "IterableSource"))
 
 
 class Stream:

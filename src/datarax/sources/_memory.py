@@ -14,7 +14,7 @@ from .._types import Batch, Records, Scalar
 from ..errors import EmptySourceError, FieldTypeError, UnequalLengthsError
 from ._base import EagerSourceBase
 from ._column import Column
-from ._values import hold, need_held_type
+from ._values import as_array, hold, need_held_type
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -126,15 +126,7 @@ def _map(function: Callable[[str], Any], names: Any) -> Any:
 
 def _column(field: str, column: Any) -> Any:
     """The column as an array with one row a record."""
-    if isinstance(column, np.ma.MaskedArray):
-        raise FieldTypeError(field, "is a masked array. Fill it, and give the mask as a field.")
-    if isinstance(column, jax.Array):
-        array = column
-    else:
-        try:
-            array = np.asarray(column)
-        except ValueError as error:
-            raise FieldTypeError(field, f"has rows of different shapes: {error}") from None
+    array = as_array(field, column)
     if array.ndim == 0:
         raise FieldTypeError(
             field, f"must be an array with one row a record, got {type(column).__name__}."

@@ -24,7 +24,7 @@ from .._order import (
     swap_or_not_each,
     word,
 )
-from .._types import Batch, Offsets, Records, Spec, Turns, Words, spec_text
+from .._types import Batch, Offsets, Records, Spec, Turns, Words, integer, spec_text
 from ..errors import EmptySourceError, SpecsError
 from ._base import NAME, EagerSourceBase
 from ._host import Reader, call_host, empty_rows
@@ -47,14 +47,16 @@ class MixDataSourcesConfig:
     stop: Literal["first", "all"] = "first"
 
     def __post_init__(self):
-        weights = (1.0,) * self.num_sources if self.weights is None else tuple(self.weights)
+        number = integer(self.num_sources, 0)
+        given = [1.0] * number if self.weights is None else self.weights
+        weights = tuple(np.atleast_1d(np.asarray(given)).tolist())
         object.__setattr__(self, "weights", weights)
-        if self.num_sources < 1 or len(weights) != self.num_sources:
+        if number < 1 or len(weights) != number:
             raise ValueError(
                 f"`weights` has one number for each of `num_sources`, at least 1 of them; "
-                f"got {self.num_sources} sources and {len(weights)} weights."
+                f"got {self.num_sources!r} sources and {len(weights)} weights."
             )
-        if not all(math.isfinite(w) and w > 0 for w in weights):
+        if not all(isinstance(w, int | float) and math.isfinite(w) and w > 0 for w in weights):
             raise ValueError(
                 f"`weights` are positive numbers, got {weights}. Leave out the others."
             )
@@ -315,7 +317,7 @@ class MixReader(Reader):
         for reader, (begin, end) in zip(self.readers, self.plan.ranges, strict=True):
             mine = (records >= begin) & (records < end)
             if mine.any():
-                rows = reader.rows(records[mine] - records.dtype.type(begin), reader.element_spec)
+                rows = reader.checked(records[mine] - records.dtype.type(begin))
                 jax.tree.map(lambda to, x, mine=mine: to.__setitem__(mine, x), batch, rows)
         return batch
 

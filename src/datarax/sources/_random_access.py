@@ -10,7 +10,8 @@ from flax import nnx
 
 from .._types import Batch, Spec
 from ..errors import FieldTypeError
-from ._host import HostSource, HostSourceConfig, Reader, spec_of, stack
+from ._host import HostSource, HostSourceConfig, Reader, first_readable, names, spec_of, stack
+from ._values import as_array
 
 
 @runtime_checkable
@@ -25,14 +26,15 @@ class Indexable(Protocol):
 class RandomAccessSourceConfig(HostSourceConfig):
     """`fields` names the parts of records that are tuples: without it they are "0", "1", ..."""
 
-    fields: tuple[str, ...] | None = None
+    fields: Sequence[str] | None = None
 
 
 class RandomAccessSource(HostSource):
     """The records `data[0]`, `data[1]`, ...: dicts (nested), tuples, or one array each ("data").
 
-    `data[i]` is called by several threads at once and must always give the same record. Where
-    `data` has the `__getitems__` of torch and Grain, a batch is one call.
+    A list in a record is an array. `data[i]` is called by several threads at once and must always
+    give the same record. Where `data` has the `__getitems__` of torch and Grain, a batch is one
+    call.
     """
 
     def __init__(
@@ -42,7 +44,12 @@ class RandomAccessSource(HostSource):
         *,
         rngs: nnx.Rngs | None = None,
     ):
-        super().__init__(ObjectReader(data, config.fields), config, rngs=rngs)
+        if not isinstance(data, Indexable):
+            raise TypeError(
+                "RandomAccessSource takes an object with `__len__` and `__getitem__`, got "
+                f"{type(data).__name__}. What can only be iterated is for IterableSource."
+            )
+        super().__init__(ObjectReader(data, names("fields", config.fields)), config, rngs=rngs)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -60,7 +67,8 @@ class ObjectReader(Reader):
     # A cached property where the base has a property: it, too, is only ever read.
     @functools.cached_property
     def stored_spec(self) -> Spec:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return spec_of(as_record(self.data[0], self.fields))
+        one = first_readable(lambda i: as_record(self.data[i], self.fields), len(self.data))
+        return spec_of(one)
 
     def read(self, records: np.ndarray) -> Batch:
         wanted = records.tolist()
@@ -75,11 +83,12 @@ class ObjectReader(Reader):
 
 
 def as_record(value: Any, fields: Sequence[str] | None) -> dict[str, Any]:
-    """A record as a dict, whatever form it came in."""
+    """A record as a dict of arrays and numbers, whatever form it came in."""
     if isinstance(value, Mapping):
         chosen = value if fields is None else {name: value[name] for name in fields}
         return {
-            str(k): as_record(x, None) if isinstance(x, Mapping) else x for k, x in chosen.items()
+            str(k): as_record(x, None) if isinstance(x, Mapping) else _as_field(str(k), x)
+            for k, x in chosen.items()
         }
     if isinstance(value, tuple):
         parts, what = value, f"a tuple of {len(value)}"
@@ -88,4 +97,13 @@ def as_record(value: Any, fields: Sequence[str] | None) -> dict[str, Any]:
         parts, what, names = (value,), "a single value", fields or ("data",)
     if len(names) != len(parts):
         raise FieldTypeError(",".join(names), f"cannot name the parts of a record: it is {what}.")
-    return dict(zip(names, parts, strict=True))
+    return {name: _as_field(name, x) for name, x in zip(names, parts, strict=True)}
+
+
+def _as_field(name: str, value: Any) -> Any:
+    """A field of a record: to JAX a list would be one field for each item, and None none at all."""
+    if value is None:
+        raise FieldTypeError(name, "is None, which JAX cannot hold. Fill it, or leave it out.")
+    if isinstance(value, list | tuple | np.ma.MaskedArray):
+        return as_array(name, value)
+    return value

@@ -3,16 +3,16 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
 
-from ..errors import FileError
+from ..errors import FieldTypeError, FileError
 from ._array_record import Part, PartsReader
-from ._host import HostSource, HostSourceConfig, Reader, require
+from ._host import HostSource, HostSourceConfig, Reader, names, require
 from ._iterable import Stream, StreamSource
 
 ROWS = 256
@@ -28,7 +28,7 @@ class TFDSEagerSourceConfig(HostSourceConfig):
 
     path: str | os.PathLike[str]
     split: str = "train"
-    fields: tuple[str, ...] | None = None
+    fields: Sequence[str] | None = None
 
 
 class TFDSEagerSource(HostSource):
@@ -44,7 +44,7 @@ class TFDSStreamingSourceConfig:
 
     path: str | os.PathLike[str]
     split: str = "train"
-    fields: tuple[str, ...] | None = None
+    fields: Sequence[str] | None = None
 
 
 class TFDSStreamingSource(StreamSource):
@@ -65,14 +65,18 @@ class ReaderStream(Stream):
         del epoch
         for start in range(skip, len(self.reader), ROWS):
             records = np.arange(start, min(start + ROWS, len(self.reader)))
-            batch = self.reader.read(records)
-            for i in range(len(records)):
-                yield jax.tree.map(lambda x, i=i: x[i], batch)
+            try:
+                batches = [self.reader.read(records)]
+            except Exception:  # one by one, so that those before the broken one come
+                batches = map(self.reader.read, records[:, None])
+            for batch in batches:
+                for i in range(len(jax.tree.leaves(batch)[0])):
+                    yield jax.tree.map(lambda x, i=i: x[i], batch)
 
 
 def tfds_reader(config: Any, label: str) -> PartsReader:
     """A reader of the split that `config` names."""
-    path = os.fspath(config.path)
+    path, fields = os.path.abspath(config.path), names("fields", config.fields)
     info = _builder(path).info
     if info.file_format.value != "array_record":
         raise FileError(
@@ -80,11 +84,14 @@ def tfds_reader(config: Any, label: str) -> PartsReader:
             f"is prepared as {info.file_format.value}, which takes TensorFlow to read. Prepare it "
             'with file_format="array_record".',
         )
+    for name in fields or ():
+        if name not in info.features:
+            raise FieldTypeError(name, f"is no feature of {path}, only {list(info.features)} are.")
     parts = tuple(
         Part(os.fspath(x.filename), x.skip, x.take if x.take >= 0 else x.examples_in_shard - x.skip)
         for x in info.splits[config.split].file_instructions
     )
-    return PartsReader(parts, TfdsDecoder(path, config.fields), label)
+    return PartsReader(parts, TfdsDecoder(path, fields), label)
 
 
 @dataclasses.dataclass(frozen=True)

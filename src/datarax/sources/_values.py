@@ -1,5 +1,7 @@
 """Values on their way into JAX: held as they are, or refused by name."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +29,18 @@ def need_held_type(field: str, dtype: np.dtype) -> np.dtype:
             f"has type {dtype}, which JAX cannot hold. Encode it as numbers, or leave it out.",
         )
     return target
+
+
+def as_array(field: str, values: Any) -> jax.Array | np.ndarray:
+    """Lists and what else stands for an array as one; what would lose something is refused."""
+    if isinstance(values, np.ma.MaskedArray):
+        raise FieldTypeError(field, "is a masked array. Fill it, and give the mask as a field.")
+    if isinstance(values, jax.Array):
+        return values
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        raise FieldTypeError(field, f"has rows of different shapes: {error}") from None
 
 
 def hold(
