@@ -23,6 +23,7 @@ from datarax.sources import (
     ArrayRecordSourceConfig,
     ArrowSource,
     ArrowSourceConfig,
+    EagerSourceBase,
     HFEagerSource,
     HFEagerSourceConfig,
     HFStreamingSource,
@@ -239,6 +240,26 @@ def test_replay_gives_the_values_of_the_run():
             assert alone["noise"]["noise"][0] == value
             assert alone["source"]["id"][0] == number
     assert pipeline.cursor == before
+
+
+@pytest.mark.spec("SRC-034")
+def test_replay_keeps_why_a_source_of_the_users_own_has_failed():
+    failing = False
+
+    class Own(EagerSourceBase):
+        def __len__(self):
+            return N
+
+        def gather(self, records):
+            if failing:
+                raise RuntimeError("no rows") from KeyError("why")
+            return {"id": records}
+
+    pipeline = Pipeline(source=Own(), batch_size=5)
+    failing = True
+    with pytest.raises(RuntimeError, match="no rows") as caught:
+        pipeline.replay(0)
+    assert isinstance(caught.value.__cause__, KeyError)
 
 
 @pytest.mark.spec("SRC-031")

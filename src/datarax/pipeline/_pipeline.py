@@ -268,7 +268,9 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
             try:
                 batch = copy.source.gather(jnp.asarray(where))
             except Exception as error:
-                raise raised_in(error) or error from None
+                if (read := raised_in(error)) is not None:
+                    raise read from read.__cause__
+                raise
         mask = self.last_batch == "pad" or source.masks
         there, then = jnp.asarray(where), jnp.asarray(when)
         rows = Rows(then, there, there, jnp.ones(1, bool) if mask else None)
