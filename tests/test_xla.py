@@ -112,9 +112,9 @@ def test_an_aligned_array_is_placed_without_a_copy():
 
 
 def test_the_short_way_is_open_and_taken_where_nothing_asks_for_more(monkeypatch):
-    assert _xla._put_on_cpu() is not None
+    assert _xla._put_on_cpu(jax.devices()[0]) is not None
     taken = []
-    monkeypatch.setattr(_xla, "_put_on_cpu", lambda: taken.append)
+    monkeypatch.setattr(_xla, "_put_on_cpu", lambda device: taken.append)
     place(np.ones(2, np.float32))
     assert len(taken) == 1
     with jax.default_device(jax.devices("cpu")[0]):

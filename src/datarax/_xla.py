@@ -63,7 +63,8 @@ def place(tree: Any) -> Any:
     On a CPU that takes as long as to copy a hundred kilobytes, and no other thread can run Python
     meanwhile. So there, unless a device was chosen, it is only what `device_put` ends with.
     """
-    put = _put_on_cpu() if _chosen_device() is None and on_cpu() else None
+    plain = _chosen_device() is None and on_cpu()
+    put = _put_on_cpu(jax.local_devices()[0]) if plain else None
     if put is None:
         return jax.device_put(tree)
     with transferring():
@@ -83,12 +84,12 @@ def transferring() -> contextlib.AbstractContextManager[Any]:
 _UNGUARDED = contextlib.nullcontext()
 
 
-@functools.cache
-def _put_on_cpu() -> Callable[[np.ndarray], jax.Array] | None:
+@functools.lru_cache(1)  # by device, since a backend that is cleared has others afterwards
+def _put_on_cpu(device: Any) -> Callable[[np.ndarray], jax.Array] | None:
     """No public part of JAX: None where it is not what it was."""
     x = np.ones(2, np.float32)
     wanted = jax.device_put(x)
-    where, devices = wanted.sharding, [*wanted.devices()]
+    where, devices = wanted.sharding, [device]
 
     @functools.lru_cache
     def shaped(shape: tuple[int, ...], dtype: np.dtype) -> ShapedArray:
