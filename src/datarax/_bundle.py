@@ -1,9 +1,19 @@
-"""A module that holds parts under names which the user has chosen."""
+"""Modules that hold parts under names which the user has chosen."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from flax import nnx
+
+
+class Fixed(nnx.Module):
+    """A module whose attributes are assigned once: nobody has to look whether one has changed."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in vars(self):
+            what = f"`{name}` cannot be assigned anew: build what it is part of again."
+            raise AttributeError(what)
+        super().__setattr__(name, value)
 
 
 class Bundle(nnx.Module):
@@ -28,6 +38,10 @@ class Bundle(nnx.Module):
 
     def items(self) -> Iterator[tuple[str, Any]]:
         return ((name, self.get(name)) for name in self.names)
+
+
+class FixedBundle(Fixed, Bundle):
+    """Parts of which none is replaced. Variables among them may get other values, as anywhere."""
 
 
 def _attribute(name: str) -> str:

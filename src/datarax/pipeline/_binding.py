@@ -18,6 +18,7 @@ from typing import Any, TypeAlias, TypeVar
 import jax
 from flax import nnx
 
+from .._bundle import Fixed
 from .._types import is_traced
 from .._xla import trace
 
@@ -125,15 +126,15 @@ class Binding:
         leaves = list(flat.leaves)
         self.variables = {i: x for i, x in enumerate(leaves) if isinstance(x, nnx.Variable)}
         paths = [tuple(map(str, path)) for path in flat.paths]
-        arrays = {i: ".".join(p) for i, p in enumerate(paths) if i not in self.variables}
-        self.structure = canonical(Structure(graphdef, arrays))
-        self._leaves, self._held = leaves, _taker(list(self.variables))
-        self._variables = list(self.variables.values())
+        self._arrays = [(i, x) for i, x in enumerate(leaves) if i not in self.variables]
+        names = {i: ".".join(paths[i]) for i, _ in self._arrays}
+        self.structure = canonical(Structure(graphdef, names))
+        self._held, self._variables = _taker(list(self.variables)), list(self.variables.values())
         self.position = paths.index(("0", "_cursor_state"))
         place = self.variables[self.position]
         self.is_cursor_shared = any(x is place for _, x in nnx.iter_graph(roots[1:]))
         # What could be assigned to: looked at as one row of objects, in C, at every batch.
-        nodes = [x for _, x in nnx.iter_graph(roots)]
+        nodes = [x for _, x in nnx.iter_graph(roots) if not isinstance(x, Fixed)]
         dicts = [x for x in map(_attributes, nodes) if x is not None]
         self._rows = [*map(dict.values, dicts), *(x for x in nodes if isinstance(x, list)), [END]]
         self._attributes = list(chain.from_iterable(self._rows))
@@ -155,9 +156,9 @@ class Binding:
 
     def read(self) -> Values:
         """The value of every leaf, as it is now."""
-        values = self._leaves.copy()
-        for i, value in zip(self.variables, map(_RAW_VALUE, self._variables), strict=True):
-            values[i] = value
+        values = list(map(_RAW_VALUE, self._variables))
+        for i, array in self._arrays:  # from the first place on, so that each finds its own
+            values.insert(i, array)
         return values
 
     def write(self, changes: Changes, before: Values) -> None:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from .._bundle import Bundle
+from .._bundle import Bundle, FixedBundle
 from .._keys import all_words, batch_key, node_key, record_keys
 from .._order import word
 from .._rows import Cut, LastBatch, Rows, batches_of_loop, pack, running_on
@@ -132,7 +132,7 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
         self.mask_name = mask_name
         self.num_threads = integer(num_threads, 0) or num_threads
         self.progress = progress
-        self._base = None if rngs is None else Bundle(all_words(rngs))
+        self._base = None if rngs is None else FixedBundle(all_words(rngs))
         self._cursor_state = Position(pack(Cursor(0, 0), length_of(source)))
 
     @classmethod

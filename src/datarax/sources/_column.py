@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Shaped, UInt
 
+from .._bundle import Fixed
 from .._rows import take
 from .._types import Records, Scalar
 from .._xla import ALIGNMENT, on_cpu
@@ -19,7 +19,7 @@ WORTH_SHARING = 2**20
 on where it happens to lie."""
 
 
-class Column(nnx.Module):
+class Column(Fixed):
     """The rows of one field: `take(records)` and `take_range(start, size)`.
 
     NumPy puts large arrays 16 bytes behind a multiple of `ALIGNMENT`, so that XLA would copy each

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from .._bundle import Bundle
+from .._bundle import FixedBundle
 from .._order import Shuffle
 from .._types import Batch, Records, Scalar
 from ..errors import EmptySourceError, FieldTypeError, UnequalLengthsError
@@ -55,7 +55,7 @@ class MemorySource(EagerSourceBase):
         self.config = config
         self.length = next(iter(lengths.values()))
         self.names = _nested_names(fields)
-        self.data = Bundle(
+        self.data = FixedBundle(
             {name: Column(_fitting(name, x), copy=config.copy) for name, x in columns.items()}
         )
 

@@ -1,0 +1,52 @@
+"""Modules of parts by name: any name goes, and what is fixed stays."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from helpers import ahead
+from hypothesis import given, strategies as st
+
+from datarax import Pipeline
+from datarax._bundle import Bundle, FixedBundle
+from datarax.sources import MemorySource, MemorySourceConfig
+
+
+@given(st.lists(st.text(), unique=True, max_size=5), st.sampled_from([Bundle, FixedBundle]))
+def test_any_name_finds_its_part_in_the_order_given(names, kind):
+    parts = {name: nnx.Param(jnp.float32(i)) for i, name in enumerate(["names", "get", *names])}
+    bundle = kind(parts)
+    assert [name for name, _ in bundle.items()] == list(parts)
+    assert all(bundle.get(name) is part for name, part in parts.items())
+    assert len(nnx.to_flat_state(nnx.state(bundle))) == len(parts)
+
+
+def test_a_part_can_be_replaced_by_one_of_another_kind():
+    bundle = Bundle({"x": nnx.Param(jnp.float32(1))})
+    bundle.put("x", "static")
+    assert bundle.get("x") == "static"
+    assert not nnx.to_flat_state(nnx.state(bundle))
+
+
+def test_no_part_of_a_fixed_bundle_is_assigned_anew():
+    bundle = FixedBundle({"x": 1})
+    with pytest.raises(AttributeError) as caught:
+        bundle.x = 2
+    assert str(caught.value) == "`x` cannot be assigned anew: build what it is part of again."
+    assert bundle.get("x") == 1
+
+
+def test_the_data_of_a_source_cannot_be_swapped_unseen_but_may_change():
+    """Its modules are not looked at, its Variables are."""
+    source = MemorySource(MemorySourceConfig(), {"x": np.arange(64, dtype=np.float32)})
+    pipeline = Pipeline(source=source, batch_size=4)
+    column = source.data.get("x")
+    for owner, name in ((source.data, "x"), (column, "data")):
+        with pytest.raises(AttributeError, match=f"`{name}` cannot be assigned anew"):
+            setattr(owner, name, getattr(owner, name))
+    with ahead(8):
+        batches = iter(pipeline)
+        for _ in range(5):
+            next(batches)
+        column.data[...] = column.data[...] + 100
+        np.testing.assert_array_equal(next(batches)["x"], np.arange(20, 24) + 100)
