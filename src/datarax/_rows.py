@@ -1,6 +1,7 @@
 """From a cursor to the rows of a batch: where they stand, and what ends an epoch."""
 
 from collections.abc import Callable, Sequence
+from itertools import chain, repeat
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
@@ -128,7 +129,7 @@ def starts(
 
 def starts_within(epoch: int, offset: int, size: int, count: int) -> list[Cursor]:
     """The same in plain integers, where all rows of the batches are in one epoch."""
-    return [Cursor(epoch, offset + i * size) for i in range(count)]
+    return list(map(Cursor, repeat(epoch), range(offset, offset + count * size, size)))
 
 
 def start_after(
@@ -226,7 +227,7 @@ def pack_each(cursors: Sequence[Cursor], length: int | None) -> list[np.ndarray]
             f"The stream ends before {(epoch, offset)}: no cursor counts further. "
             "Start again with `reset()`."
         )
-    packed = np.empty((len(cursors), 2), word(length or 1))
-    packed[:, 0], packed[:, 1] = zip(*cursors, strict=True)
+    numbers = chain.from_iterable(cursors)
+    packed = np.fromiter(numbers, word(length or 1), 2 * len(cursors)).reshape(-1, 2)
     packed.flags.writeable = False
     return list(packed)

@@ -379,7 +379,7 @@ def test_looking_ahead_computes_several_batches_in_one_call(monkeypatch, stages,
 
 
 @pytest.mark.internal
-@pytest.mark.parametrize("count", [2, 8])
+@pytest.mark.parametrize("count", [2, 8, 32])
 def test_who_changes_a_stage_at_every_batch_does_not_pay_for_looking_ahead(monkeypatch, count):
     computed, call = [], Program.__call__
 
@@ -412,7 +412,11 @@ def test_who_changes_a_stage_at_every_batch_does_not_pay_for_looking_ahead(monke
         ({"seconds": 0.1, "bytes": 2**30}, None, 1),
         ({"seconds": 0.1}, 24, 8),
         ({"seconds": 0.1}, 21, 7),
+        ({"seconds": 0.1}, 9, 3),
+        ({"seconds": 0.1}, 10, 5),
         ({"seconds": 0.1}, 22, 8),  # 2 would be too few
+        ({"seconds": 0.1}, 26, 7),  # four times, two too many
+        ({"seconds": 0.1}, 3, 3),
         ({"seconds": 0.1}, 0, 8),
     ],
 )

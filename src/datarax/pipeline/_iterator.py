@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import math
 import threading
 import time
 import weakref
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
 BINDINGS = 8
 """How many sets of `modules` a pipeline remembers."""
 
-AHEAD = 16
+AHEAD = 32
 """The most batches that `for` and `step` compute in one call, and hand out one by one."""
 
 AHEAD_BYTES = 64 * 2**20
@@ -378,8 +379,10 @@ class Runtime:
 
     def _discard(self) -> None:
         """Forgets what was computed ahead; where half was in vain, the next try waits longer."""
-        if self._ahead and 2 * len(self._ahead) >= self._filled:
-            self._patience = self._next_patience = min(2 * self._next_patience, 64)
+        vain = len(self._ahead)
+        if vain and 2 * vain >= self._filled:
+            longer = 2 * max(self._next_patience, vain)
+            self._patience = self._next_patience = min(longer, 4 * AHEAD)
         self._ahead.clear()
         self._filled = 0
 
@@ -498,11 +501,14 @@ def step(pipeline: "Pipeline") -> Batch:
 def at_once(single: Program, in_epoch: int | None = None) -> int:
     """How many batches are worth computing together, by what compiling one has taken.
 
-    With a divisor of those `in_epoch`, none are left over at its end.
+    With a divisor of those `in_epoch`, none are left over at its end; else as few as can be.
     """
     most = min(AHEAD, AHEAD_COMPILE / single.seconds, AHEAD_BYTES / max(single.bytes, 1))
     most = max(1, int(most))
-    return next((n for n in range(most, most // 2, -1) if in_epoch and in_epoch % n == 0), most)
+    if not in_epoch:
+        return most
+    even = math.ceil(in_epoch / math.ceil(in_epoch / most))
+    return next((n for n in range(most, most // 3, -1) if in_epoch % n == 0), even)
 
 
 def cursor(pipeline: "Pipeline") -> Cursor:
