@@ -53,6 +53,12 @@ def integer(value: Any, otherwise: int) -> int:
         return otherwise
 
 
+def expect(name: str, value: Any, kind: type) -> None:
+    """Raises unless the argument `name` is of that kind."""
+    if not isinstance(value, kind):
+        raise TypeError(f"`{name}` must be of type {kind.__name__}, got {type(value).__name__}.")
+
+
 def is_traced(x: Any) -> bool:
     """Whether a value stands for one that is not there yet, inside a trace of JAX's."""
     return isinstance(x, Tracer)

@@ -1,6 +1,7 @@
 """What holds for every source: the same law, whatever the storage."""
 
 import copy
+import inspect
 import pickle
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from datarax import Pipeline
+from datarax import Pipeline, operators, sources
 from datarax.sources import MemorySource, MemorySourceConfig
 
 from . import cases
@@ -143,3 +144,33 @@ def test_readers_are_equal_where_they_read_the_same_files(case, tmp_path):
     assert hash(one) == hash(one) and one == one
     if case.name not in ("objects", "torch_dataset", "grain_source", "hf"):
         assert one == other and hash(one) == hash(other)
+
+
+def arguments(kind):
+    return list(inspect.signature(kind.__init__).parameters.values())[1:]
+
+
+CONFIGURED = {
+    name: kind
+    for module in (sources, operators)
+    for name, kind in vars(module).items()
+    if inspect.isclass(kind) and "config" in [x.name for x in arguments(kind)[:1]]
+}
+
+
+@pytest.mark.parametrize("name", CONFIGURED)
+def test_who_forgets_the_config_is_told_so(unchecked, name):
+    others = [x for x in arguments(CONFIGURED[name])[1:] if x.default is x.empty]
+    named = {x.name: None for x in others if x.kind is x.KEYWORD_ONLY}
+    given = [None] * (len(others) - len(named))
+    with pytest.raises(TypeError) as caught:
+        CONFIGURED[name]({"x": np.zeros(4)}, *given, **named)
+    expected = f"{name.removesuffix('Node')}Config"
+    assert str(caught.value) == f"`config` must be of type {expected}, got dict."
+
+
+@pytest.mark.parametrize("name", ["TFDSEagerSource", "TFDSStreamingSource"])
+def test_several_splits_are_no_source(unchecked, name, tmp_path):
+    config = getattr(sources, f"{name}Config")(path=tmp_path, split=None)
+    with pytest.raises(TypeError, match="`split` must be of type str, got NoneType"):
+        getattr(sources, name)(config)

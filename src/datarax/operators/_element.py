@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Key
 
 from .._keys import BaseKey, base_words
-from .._types import Batch, KeyLike
+from .._types import Batch, KeyLike, expect
 
 
 @jax.tree_util.register_dataclass
@@ -86,6 +86,7 @@ class ElementOperator(OperatorModule):
         fn: Callable[[Element, KeyLike | None], Element],
         rngs: nnx.Rngs | None = None,
     ):
+        expect("config", config, ElementOperatorConfig)
         super().__init__(stochastic=config.stochastic, stream_name=config.stream_name, rngs=rngs)
         self.config = config
         self.fn = fn

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from .._types import Batch, Spec
+from .._types import Batch, Spec, expect
 from ..errors import FileError
 from ._codec import DECODERS, Decode
 from ._host import HostSource, HostSourceConfig, Reader, first_readable, require, spec_of, stack
@@ -43,6 +43,7 @@ class ArrayRecordSource(HostSource):
     """Records of ArrayRecord files in random access; the checksums of the format are verified."""
 
     def __init__(self, config: ArrayRecordSourceConfig, *, rngs: nnx.Rngs | None = None):
+        expect("config", config, ArrayRecordSourceConfig)
         paths = config.paths
         if isinstance(paths, str | os.PathLike):
             paths = (paths,)

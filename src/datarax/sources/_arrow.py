@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from .._types import Batch, Spec, flat_fields, integer
+from .._types import Batch, Spec, expect, flat_fields, integer
 from ..errors import EmptySourceError, FieldTypeError, FileError
 from ._host import HostSource, HostSourceConfig, Reader, empty_rows, names, require
 
@@ -48,6 +48,7 @@ class ArrowSource(HostSource):
     """
 
     def __init__(self, config: ArrowSourceConfig, *, rngs: nnx.Rngs | None = None):
+        expect("config", config, ArrowSourceConfig)
         columns = names("columns", config.columns)
         reader = ArrowReader(_paths(config.paths), columns, config.cached_chunks)
         super().__init__(reader, config, rngs=rngs)

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from .._types import Batch, Spec
+from .._types import Batch, Spec, expect
 from ..errors import EmptySourceError, FileError, UnequalLengthsError
 from ._host import HostSource, HostSourceConfig, Reader, empty_rows
 from ._values import need_held_type
@@ -37,6 +37,7 @@ class StreamingDiskSource(HostSource):
     """
 
     def __init__(self, config: StreamingDiskSourceConfig, *, rngs: nnx.Rngs | None = None):
+        expect("config", config, StreamingDiskSourceConfig)
         super().__init__(NpyReader(_files(Path(config.path))), config, rngs=rngs)
 
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from .._types import Batch, Spec
+from .._types import Batch, Spec, expect
 from ..errors import EmptySourceError, FileError
 from ._arrow import columns_of, hole
 from ._host import HostSource, HostSourceConfig, Reader, names, require
@@ -41,6 +41,7 @@ class HFEagerSource(HostSource):
     def __init__(
         self, config: HFEagerSourceConfig, dataset: Any = None, *, rngs: nnx.Rngs | None = None
     ):
+        expect("config", config, HFEagerSourceConfig)
         dataset = load(config, dataset, streaming=False)
         super().__init__(HFReader(dataset), config, rngs=rngs)
 
@@ -61,6 +62,7 @@ class HFStreamingSource(StreamSource):
     """
 
     def __init__(self, config: HFStreamingSourceConfig, dataset: Any = None):
+        expect("config", config, HFStreamingSourceConfig)
         dataset = load(config, dataset, streaming=True)
         if hasattr(dataset, "to_iterable_dataset"):
             if len(dataset) == 0:  # which would have no shards

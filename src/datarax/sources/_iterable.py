@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from .._rows import Cut, Rows
-from .._types import Batch, Spec
+from .._types import Batch, Spec, expect
 from ..errors import EmptySourceError, RandomAccessError, ReadError
 from ._base import Fetched
 from ._host import conform, held_spec, names, spec_of, stack
@@ -66,6 +66,7 @@ class IterableSource(StreamSource):
         config: IterableSourceConfig,
         records: Iterable[Any] | Callable[[], Iterator[Any]],
     ):
+        expect("config", config, IterableSourceConfig)
         if isinstance(records, Iterator):
             raise TypeError(
                 f"A {type(records).__name__} can be read once, and a stream is read again for "

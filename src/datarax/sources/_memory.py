@@ -10,7 +10,7 @@ from flax import nnx
 
 from .._bundle import FixedBundle
 from .._order import Shuffle
-from .._types import Batch, Records, Scalar
+from .._types import Batch, Records, Scalar, expect
 from ..errors import EmptySourceError, FieldTypeError, UnequalLengthsError
 from ._base import EagerSourceBase
 from ._column import Column
@@ -44,6 +44,7 @@ class MemorySource(EagerSourceBase):
     """
 
     def __init__(self, config: MemorySourceConfig, data: Any, *, rngs: nnx.Rngs | None = None):
+        expect("config", config, MemorySourceConfig)
         super().__init__(shuffle=config.shuffle, rngs=rngs)
         fields = _columns(data)
         columns = {name: _column(name, x) for name, x in _flat(fields).items()}

@@ -24,7 +24,7 @@ from .._order import (
     swap_or_not_each,
     word,
 )
-from .._types import Batch, Offsets, Records, Spec, Turns, Words, integer, spec_text
+from .._types import Batch, Offsets, Records, Spec, Turns, Words, expect, integer, spec_text
 from ..errors import EmptySourceError, SpecsError
 from ._base import NAME, EagerSourceBase
 from ._host import Reader, call_host, empty_rows
@@ -100,6 +100,7 @@ class MixDataSourcesNode(EagerSourceBase):
         *,
         rngs: nnx.Rngs | None = None,
     ):
+        expect("config", config, MixDataSourcesConfig)
         super().__init__(shuffle=True, rngs=rngs)
         if len(sources) != config.num_sources:
             raise ValueError(

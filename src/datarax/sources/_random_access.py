@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from flax import nnx
 
-from .._types import Batch, Spec
+from .._types import Batch, Spec, expect
 from ..errors import FieldTypeError
 from ._host import HostSource, HostSourceConfig, Reader, first_readable, names, spec_of, stack
 from ._values import as_array
@@ -44,6 +44,7 @@ class RandomAccessSource(HostSource):
         *,
         rngs: nnx.Rngs | None = None,
     ):
+        expect("config", config, RandomAccessSourceConfig)
         if not isinstance(data, Indexable):
             raise TypeError(
                 "RandomAccessSource takes an object with `__len__` and `__getitem__`, got "

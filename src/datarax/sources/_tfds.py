@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from .._types import expect
 from ..errors import FieldTypeError, FileError
 from ._array_record import Part, PartsReader
 from ._host import HostSource, HostSourceConfig, Reader, names, require
@@ -35,6 +36,7 @@ class TFDSEagerSource(HostSource):
     """A split in random access, from the ArrayRecord files that it was prepared in."""
 
     def __init__(self, config: TFDSEagerSourceConfig, *, rngs: nnx.Rngs | None = None):
+        expect("config", config, TFDSEagerSourceConfig)
         super().__init__(tfds_reader(config, "TFDSEagerSource"), config, rngs=rngs)
 
 
@@ -51,6 +53,7 @@ class TFDSStreamingSource(StreamSource):
     """A split in the order in which it is stored, a pass an epoch."""
 
     def __init__(self, config: TFDSStreamingSourceConfig):
+        expect("config", config, TFDSStreamingSourceConfig)
         super().__init__(ReaderStream(tfds_reader(config, "TFDSStreamingSource")))
 
 
@@ -76,6 +79,7 @@ class ReaderStream(Stream):
 
 def tfds_reader(config: Any, label: str) -> PartsReader:
     """A reader of the split that `config` names."""
+    expect("split", config.split, str)
     path, fields = os.path.abspath(config.path), names("fields", config.fields)
     info = _builder(path).info
     if info.file_format.value != "array_record":
