@@ -37,6 +37,8 @@ from datarax.pipeline._core import Program
 from datarax.sources import (
     IterableSource,
     IterableSourceConfig,
+    MemorySource,
+    MemorySourceConfig,
     RandomAccessSource,
     RandomAccessSourceConfig,
     StreamingDiskSource,
@@ -535,6 +537,13 @@ def test_threads_that_come_first_at_once_meet_one_lock(monkeypatch):
     assert sorted(ids(batches)) == list(range(64))
 
 
+def wait_for_the_end_of(feeds):
+    give_up = time.monotonic() + 30
+    while any(feed() for feed in feeds):  # a thread may still be at its last read
+        assert time.monotonic() < give_up
+        gc.collect()
+
+
 @pytest.mark.internal
 def test_who_changes_the_cut_keeps_nothing_of_what_read_for_the_old_one():
     stream = pipeline(source=RandomAccessSource(RandomAccessSourceConfig(), columns(64)["x"]))
@@ -543,11 +552,18 @@ def test_who_changes_the_cut_keeps_nothing_of_what_read_for_the_old_one():
         stream.batch_size = size
         stream.step()
         feeds.append(weakref.ref(stream._runtime._feed[1]))
-    give_up = time.monotonic() + 30
-    while feeds[0]() or feeds[1]():  # a thread may still be at its last read
-        assert time.monotonic() < give_up
-        gc.collect()
+    wait_for_the_end_of(feeds[:2])
     assert feeds[2]() is not None
+
+
+@pytest.mark.internal
+def test_who_takes_a_source_in_memory_instead_keeps_nothing_of_what_read_the_old_one():
+    stream = pipeline(source=RandomAccessSource(RandomAccessSourceConfig(), columns(64)["x"]))
+    stream.step()
+    feed = weakref.ref(stream._runtime._feed[1])
+    stream.source = MemorySource(MemorySourceConfig(), columns(64))
+    assert list(stream.step())
+    wait_for_the_end_of([feed])
 
 
 @pytest.mark.spec("ITER-013")

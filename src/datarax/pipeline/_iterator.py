@@ -185,6 +185,9 @@ class Runtime:
         source, binding = pipeline.source, self._binding
         reader = source.stream if isinstance(source, StreamSource) else None
         reader = source.reader if isinstance(source, EagerSourceBase) else reader
+        if reader is None:
+            self._close_feed()
+            self._feed, self._fed = (None, None), self._values
         if reader is None or binding is None or self._traced:
             return None
         variables = binding.variables.items()
