@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import jax
 import pytest
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
@@ -16,6 +17,7 @@ SYBIL = Sybil(parsers=[PythonCodeBlockParser()])
 
 
 @pytest.mark.internal
+@jax.numpy_dtype_promotion("standard")  # as a reader has it; optax needs it
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_the_code_of_a_page_runs(page):
     for example in SYBIL.parse(page).examples():
