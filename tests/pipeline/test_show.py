@@ -1,5 +1,6 @@
 """A pipeline shows its nodes, what they read and what they give."""
 
+import inspect
 import xml.etree.ElementTree as ElementTree
 
 import jax.numpy as jnp
@@ -112,3 +113,13 @@ def test_to_look_at_it_moves_nothing(stream):
         str(stream), repr(stream), stream.to_mermaid(), stream._repr_html_()
     assert stream.cursor == (3, 0)
     assert stream.nodes["n"].seen[...] == 0
+
+
+@pytest.mark.internal
+def test_help_shows_the_parameters_of_the_constructor():
+    class Own(Pipeline):
+        def __init__(self, size):
+            super().__init__(source=Endless(), batch_size=size)
+
+    assert "batch_size" in inspect.signature(Pipeline).parameters
+    assert list(inspect.signature(Own).parameters) == ["size"]

@@ -1,5 +1,6 @@
 """`Pipeline`: a source, a graph of stages, and a cursor; the only thing that remembers."""
 
+import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
@@ -67,26 +68,50 @@ class _CheckedOnceBuilt(type(nnx.Module)):
         pipeline._check()
         return pipeline
 
+    @property
+    def __signature__(cls) -> inspect.Signature:
+        # For `help` and editors, which would show the signature above.
+        own = inspect.signature(cls.__init__)
+        return own.replace(parameters=list(own.parameters.values())[1:])
+
 
 class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
-    """An endless stream of batches from a source through a chain or a graph of stages.
+    """An endless stream of batches: records of a source, passed through a chain or graph of stages.
 
-    `step()`, `for` and `scan()` give the same batches. `stages` is a chain; see `from_dag` for a
-    graph; a subclass may override `__call__(batch)` instead.
+    `step()`, `for` and `scan()` give the same batches. Give a chain as `stages`, or a graph as
+    `nodes`, `edges` and `sink` (see `from_dag`), or override `__call__(batch)` in a subclass.
 
-    `rngs` seeds everything random that has no `rngs` of its own; only its keys are read, no
-    counter moves. `last_batch` says what becomes of the rows left at the end of an epoch: "keep"
-    (`for` gives a shorter batch, `step` and `scan` run on into the next epoch), "drop" (they are
-    skipped) or "pad" (zero rows, and a boolean field `mask_name` that is False there).
+    Args:
+        source: where the records come from, for example a `MemorySource`.
+        stages: callables `stage(batch) -> batch`, run one after the other. A batch is a dict of
+            arrays (nested dicts allowed) with the rows on axis 0. A stage is a function, an
+            `nnx.Module` or an `eqx.Module`; one with a keyword `keys` gets a key for each row, one
+            with a keyword `key` gets one for the batch (spec KEYS).
+        nodes: the stages of a graph by name.
+        edges: for each node, the names of the nodes it reads, in the order of its arguments.
+        sink: the node whose output is the batch.
+        batch_size: rows of a batch, in `[1, 2**31)`.
+        rngs: seeds the shuffle and every stage that draws random numbers, but for parts that have
+            `rngs` of their own. Only its keys are read; no counter advances.
+        last_batch: what happens to the rows left over at the end of an epoch. "keep": `for` ends
+            with a shorter batch, `step` and `scan` fill it from the next epoch. "drop": they are
+            skipped. "pad": the batch is filled with zero rows, and a boolean field tells them.
+        mask_name: the name of that field, of shape `(batch_size,)` and False for a row of padding.
+        num_threads: threads that read ahead, where the rows of the source are on the host.
+        progress: shows a progress bar for every loop, and for every scan over a source on the
+            host (extra "progress").
 
-    A stage is any callable `stage(*batches) -> batch`. One that declares `keys` gets a key for
-    each row, one that declares `key` gets one for the batch (spec KEYS).
+    Raises:
+        DataraxError: a `ValueError` that names the rule that is broken. Shapes are checked here,
+            abstractly, without running a stage.
 
-    `num_threads` threads read ahead what a source has on the host. `progress=True` shows a bar for
-    every loop, and for every scan over such a source (extra "progress").
-
-    Raises a `datarax.errors.DataraxError`, which is a `ValueError`, for what cannot run: shapes
-    are checked here, abstractly, without running a stage.
+    Example:
+        ```python
+        source = MemorySource(MemorySourceConfig(shuffle=True), {"x": np.arange(10)})
+        pipeline = Pipeline(source=source, batch_size=4, rngs=nnx.Rngs(0))
+        for batch in pipeline:  # one epoch
+            print(batch["x"])
+        ```
     """
 
     __slots__ = ()
@@ -150,9 +175,25 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
         num_threads: int = 2,
         progress: bool = False,
     ) -> "Pipeline":
-        """A pipeline from named nodes. `edges[node]` lists what it is called with, in order.
+        """A pipeline whose stages form a graph.
 
-        `[]` reads the source, as does the name "source" among others. `sink` gives the batch.
+        `edges[node]` names what the node is called with, in order: other nodes, or "source". `[]`
+        is short for `["source"]`. The batch is the output of the node `sink`, to which every node
+        must lead. Stages run in topological order, ties in the order of `nodes`. For the other
+        arguments see `Pipeline`.
+
+        Raises a `GraphError` for edges that form no such graph.
+
+        Example:
+            ```python
+            Pipeline.from_dag(
+                source=source,
+                nodes={"augment": augment, "pair": lambda x, y: {"x": x["x"], "y": y["x"]}},
+                edges={"augment": [], "pair": ["source", "augment"]},
+                sink="pair",
+                batch_size=32,
+            )
+            ```
         """
         return cls(
             source=source,
@@ -170,15 +211,18 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
     # Three ways to be driven.
 
     def step(self) -> Batch:
-        """The next batch, always of `batch_size` rows; after an epoch comes the next.
+        """The next batch, always of `batch_size` rows; after one epoch comes the next.
 
-        Also inside `nnx.jit`, `nnx.grad` and the like, when the pipeline is their argument (under
-        plain `jax.jit` it would be copied in, and its cursor not come back).
+        Works inside `nnx.jit`, `nnx.grad` and the like if the pipeline is an argument of the
+        function. Not inside plain `jax.jit`, where the cursor would not move.
         """
         return step(self)
 
     def __iter__(self) -> Iterator[Batch]:
-        """The batches that are left of the cursor's epoch; all iterators share the cursor."""
+        """The remaining batches of the current epoch.
+
+        All iterators of a pipeline share its cursor: each batch goes to one of them.
+        """
         return BatchIterator(self)
 
     def scan(
@@ -191,27 +235,50 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
         unroll: int = 1,
         fetch: int | None = None,
     ) -> Any:
-        """`length` times `step_fn(*modules, self.step())` as one compiled loop; stacked results.
+        """Runs `step_fn(*modules, self.step())` `length` times as one compiled loop.
 
-        With `init_carry`: `step_fn(carry, *modules, batch) -> (carry, out)`, and the result is
-        `(carry, stacked outs)`. `modules` are NNX objects that `step_fn` may change (a model, an
-        optimizer). `length=None` is to the end of the epoch. Compiled once for each `step_fn`
-        and `length`: pass the same function, not a fresh lambda.
+        Returns the results of `step_fn`, stacked along a new axis 0. With `init_carry` the
+        function is `step_fn(carry, *modules, batch) -> (carry, out)`, and the result is
+        `(carry, stacked outs)`. The cursor and the modules end as after as many single steps.
 
-        `unroll` is that of `jax.lax.scan`. Rows of a source in memory are fetched for several small
-        batches at a time, for at most `fetch`; None chooses. No value depends on either.
+        Compiles once for each `step_fn` and `length`, so pass the same function every time, not a
+        new lambda.
+
+        Args:
+            step_fn: a function that JAX can trace. NNX objects must reach it through `modules`.
+            length: the number of batches; None scans to the end of the epoch.
+            modules: NNX objects that `step_fn` uses or changes (a model, an optimizer).
+            init_carry: the initial carry, a pytree of arrays.
+            unroll: as in `jax.lax.scan`. Changes the speed only.
+            fetch: the most batches whose rows are gathered at once, for a source in memory with
+                small batches; None chooses. Changes the speed only.
+
+        Raises:
+            LastBatchError: without `length`, where the rest of the epoch is no whole number of
+                batches and `last_batch` is "keep".
+            CapturedError: `step_fn` uses an NNX object that is not in `modules`.
+
+        Example:
+            ```python
+            def train_step(model, optimizer, batch):
+                loss, gradients = nnx.value_and_grad(loss_of)(model, batch)
+                optimizer.update(model, gradients)
+                return loss
+
+            losses = pipeline.scan(train_step, modules=(model, optimizer))  # an epoch
+            ```
         """
         return _scan.scan(self, step_fn, length, modules, init_carry, unroll, fetch)
 
     def __len__(self) -> int:
-        """Batches in a whole epoch."""
+        """Batches in a whole epoch of `for`; a `TypeError` for a source without a length."""
         length = length_of(self.source)
         if length is None:
             raise TypeError("A source without end has no number of batches.")
         return batches_of_loop(self.batch_size, length, self.last_batch)
 
     def __call__(self, batch: Batch) -> Batch:
-        """The batch through the stages: what a subclass may override.
+        """Passes a batch through the stages; a subclass may override it.
 
         Called by hand, the rows of `batch` count as records 0, 1, ... of epoch 0.
         """
@@ -222,11 +289,14 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
 
     @property
     def cursor(self) -> Cursor:
-        """Epoch and offset of the next row."""
+        """Epoch and offset of the next row, as integers: a `Cursor`."""
         return cursor(self)
 
     def seek(self, *, epoch: int, offset: int = 0) -> None:
-        """Moves the cursor. `offset` counts records, in `[0, len(source))`."""
+        """Moves the cursor to record `offset` of epoch `epoch`; takes no time but for streams.
+
+        `epoch` is in `[0, 2**32)`, `offset` in `[0, len(source))`, else a `SeekError`.
+        """
         with self._runtime.lock:
             move(self, epoch, offset)
 
@@ -235,20 +305,25 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
         self.seek(epoch=0)
 
     def stats(self) -> Stats:
-        """How long `for` and `scan` have waited for rows and how long they have computed.
+        """How long `for` and `scan` have waited for rows, and how long they have computed.
 
-        A named tuple: `batches`, the seconds `waited` and `computed`, the rows of this epoch that
-        are `masked`; and `limit`, "reading" or "computing", whichever took longer. A scan over a
-        source in memory is a single call, which returns before it is computed: it is not counted.
+        A named tuple: the number of `batches`, the seconds `waited` and `computed`, the number of
+        rows `masked` in this epoch as unreadable; and `limit`, "reading" or "computing", whichever
+        took longer. Scans over a source in memory are not counted: such a call returns before its
+        work is done.
         """
         with self._runtime.lock:
             return self._runtime.meter.stats()
 
     def replay(self, record: int, epoch: int = 0) -> dict[str, Batch]:
-        """What every node gives for one record as it is in that epoch, run stage by stage.
+        """The output of every node for one record in one epoch, for debugging.
 
-        Nothing is compiled, so a debugger stops anywhere, and nothing moves. A stage that takes
-        the key of a batch gets another one here, since that depends on the rows before.
+        Returns batches of one row by node, that of the source as "source". Stages run one by one
+        and are not compiled, so `print` and breakpoints work in them; the pipeline does not change.
+        A stage that takes the key of a batch gets another one here than in the batch.
+
+        Raises a `RandomAccessError` for a stream or another source without `gather`, a `SeekError`
+        for a record or an epoch out of range.
         """
         source = self.source
         if not isinstance(source, EagerSourceBase):
@@ -278,13 +353,20 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
         return draw(copy, Fetched(batch, rows), at, Cut(1, 1, False))[0]
 
     def get_state(self) -> dict[str, Any]:
-        """The cursor and the Variables of the stages, with a fingerprint, as plain JSON types."""
+        """What the pipeline remembers, as a dict that `json.dumps` takes.
+
+        The cursor, the Variables of the stages, and a fingerprint of the seed, the order, the graph
+        and the shape of the data. Under 1 KB if the stages have no Variables.
+        """
         with self._runtime.lock:
             return _state.get_state(self)
 
     def set_state(self, state: Mapping[str, Any] | str | bytes) -> None:
-        """Goes on where `state` was taken. A `StateError` names what does not fit, and nothing
-        has changed then."""
+        """Continues where `state` was taken: what `get_state` returned, or its JSON text.
+
+        The batch size and `last_batch` may differ. A `StateError` names what does not fit; then
+        nothing has changed.
+        """
         with self._runtime.lock:
             _state.set_state(self, state)
 
@@ -297,17 +379,17 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
 
     @property
     def nodes(self) -> "NodeView":
-        """The stages by name; assigning to a name replaces that node."""
+        """The stages by name. `pipeline.nodes[name] = stage` replaces one, if its shapes fit."""
         return NodeView(self)
 
     @property
     def element_spec(self) -> Spec:
-        """Shapes and types of a batch as handed over."""
+        """Shapes and types of a batch: a dict of `jax.ShapeDtypeStruct`, axis 0 the rows."""
         return self.node_specs[self._sink]
 
     @property
     def node_specs(self) -> dict[str, Spec]:
-        """Shapes and types of what every node gives, and of the batches of "source"."""
+        """Shapes and types of the output of every node, and of the source as "source"."""
         with self._runtime.lock:
             binding = self._runtime.bind(self)
             values = binding.read()
@@ -317,7 +399,7 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
             return dict(self._specs[1])
 
     def to_mermaid(self) -> str:
-        """The graph as a Mermaid flowchart with shapes on its edges."""
+        """The graph as the text of a Mermaid flowchart, with shapes on its edges."""
         return _show.mermaid(self)
 
     def __bool__(self) -> bool:
