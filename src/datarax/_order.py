@@ -277,7 +277,12 @@ class BlockShuffle(Order):
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """`shuffle="blocks"` with its two sizes: records in a block, blocks in a window."""
+    """`shuffle="blocks"` with its sizes.
+
+    Args:
+        size: the records of a block; blocks come in random order.
+        window: the number of consecutive blocks whose records are shuffled together.
+    """
 
     size: int = 1024
     window: int = 16

@@ -1,7 +1,7 @@
-"""The exceptions, one for each rule a pipeline can break; all are `ValueError`s.
+"""The exceptions, one for each rule that a pipeline can break; all are `ValueError`s.
 
-`code` is the name that the spec gives to the rule (chapter "Errors"), the same in every engine.
-A message says the rule, what came instead, and the way out.
+`code` is the name of the rule in the spec (chapter "Errors"), the same in every engine. A message
+says the rule, what came instead, and the way out.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ class GraphError(DataraxError):
 
 
 class CycleError(GraphError):
-    """The edges run in a circle; `nodes` walks it once, first node repeated at the end."""
+    """The edges form a cycle; `nodes` lists it in order, with the first node again at the end."""
 
     code: ClassVar[str] = "cycle"
 
@@ -51,7 +51,7 @@ class SelfLoopError(GraphError):
 
 
 class UnknownPredecessorError(GraphError):
-    """A predecessor is not a node."""
+    """A predecessor, `name`, of `node` is not a node."""
 
     code: ClassVar[str] = "unknown-predecessor"
 
@@ -64,7 +64,7 @@ class UnknownPredecessorError(GraphError):
 
 
 class UnknownSinkError(GraphError):
-    """The sink is not a node."""
+    """The sink, `name`, is not a node."""
 
     code: ClassVar[str] = "unknown-sink"
 
@@ -74,7 +74,7 @@ class UnknownSinkError(GraphError):
 
 
 class MissingEdgesError(GraphError):
-    """A node has no entry in `edges`."""
+    """`node` has no entry in `edges`."""
 
     code: ClassVar[str] = "missing-edges"
 
@@ -87,7 +87,7 @@ class MissingEdgesError(GraphError):
 
 
 class EdgesWithoutNodeError(GraphError):
-    """`edges` has an entry for something that is not a node."""
+    """`edges` has an entry for `name`, which is not a node."""
 
     code: ClassVar[str] = "edges-without-node"
 
@@ -100,7 +100,7 @@ class EdgesWithoutNodeError(GraphError):
 
 
 class UnusedNodeError(GraphError):
-    """The output of a node never reaches the sink."""
+    """The output of `node` never reaches the sink."""
 
     code: ClassVar[str] = "unused-node"
 
@@ -125,7 +125,7 @@ class NoNodesError(GraphError):
 
 
 class PredecessorsTypeError(GraphError):
-    """The predecessors of a node are not a list of names."""
+    """The predecessors of `node` are not a list of names."""
 
     code: ClassVar[str] = "predecessors-type"
 
@@ -138,7 +138,7 @@ class PredecessorsTypeError(GraphError):
 
 
 class NodeNameError(GraphError):
-    """A node has a name that a node cannot have."""
+    """A node has a name that no node can have: empty, "source", not a string, or `_` in front."""
 
     code: ClassVar[str] = "node-name"
 
@@ -151,7 +151,7 @@ class NodeNameError(GraphError):
 
 
 class StagesAndNodesError(GraphError):
-    """A chain and a graph were given together, or a graph in parts."""
+    """A chain and a graph were given together, or only a part of a graph."""
 
     code: ClassVar[str] = "stages-and-nodes"
 
@@ -178,7 +178,7 @@ class StageError(DataraxError):
 
 
 class BatchSizeError(DataraxError):
-    """`batch_size` is not a positive integer that rows can be counted by."""
+    """`batch_size` is not an integer in `[1, 2**31)`."""
 
     code: ClassVar[str] = "batch-size"
 
@@ -187,13 +187,13 @@ class BatchSizeError(DataraxError):
 
 
 class LastBatchError(DataraxError):
-    """The end of an epoch cannot be treated as asked."""
+    """`last_batch` is unknown, or cannot be applied to this source or scan."""
 
     code: ClassVar[str] = "last-batch"
 
 
 class ScanLengthError(DataraxError):
-    """The length of a scan, or what else counts batches in it, is not a number of batches."""
+    """`length`, `unroll` or `fetch` of a scan is not a number of batches."""
 
     code: ClassVar[str] = "scan-length"
 
@@ -208,7 +208,7 @@ class ScanLengthError(DataraxError):
 
 
 class CapturedError(DataraxError):
-    """The function of a scan reaches NNX objects that it was not given; `names` are theirs."""
+    """The function of a scan uses NNX objects, `names`, that are not in its `modules`."""
 
     code: ClassVar[str] = "captured"
 
@@ -248,7 +248,7 @@ class MaskNameError(DataraxError):
 
 
 class RngsError(DataraxError):
-    """Something random has no key to draw from."""
+    """A shuffle or a stage needs random numbers, and there is no seed: no `rngs` was given."""
 
     code: ClassVar[str] = "rngs"
 
@@ -260,7 +260,7 @@ class SourceError(DataraxError):
 
 
 class SourceTypeError(SourceError):
-    """What stands for the source is none."""
+    """The object given as `source` is not a source."""
 
     code: ClassVar[str] = "source-type"
 
@@ -273,7 +273,7 @@ class SourceTypeError(SourceError):
 
 
 class EmptySourceError(SourceError):
-    """A source without a record."""
+    """The source has no records."""
 
     code: ClassVar[str] = "empty-source"
 
@@ -282,7 +282,7 @@ class EmptySourceError(SourceError):
 
 
 class UnequalLengthsError(SourceError):
-    """Fields with different numbers of rows."""
+    """The fields have different numbers of rows."""
 
     code: ClassVar[str] = "unequal-lengths"
 
@@ -293,7 +293,7 @@ class UnequalLengthsError(SourceError):
 
 
 class FieldTypeError(SourceError):
-    """A field that JAX cannot hold without changing its values."""
+    """A `field` that JAX cannot hold without changing its values."""
 
     code: ClassVar[str] = "field-type"
 
@@ -303,7 +303,7 @@ class FieldTypeError(SourceError):
 
 
 class FileError(SourceError):
-    """A file that is missing, or is not what it should be; `file` names it."""
+    """A `file` that is missing, damaged, or of another kind."""
 
     code: ClassVar[str] = "file"
 
@@ -313,10 +313,9 @@ class FileError(SourceError):
 
 
 class ReadError(SourceError):
-    """A record that could not be read, with `source`, `file`, `record` and `stage`.
+    """`record` of `file` could not be read by `source`; `__cause__` is the original error.
 
-    `record` is None if every record of the batch can be read on its own: then it may pass.
-    `__cause__` is the original error.
+    `record` is None if each record of the batch could be read on its own, so a retry may succeed.
     """
 
     code: ClassVar[str] = "read"
@@ -340,7 +339,7 @@ class RandomAccessError(SourceError):
 
 
 class SpecsError(SourceError):
-    """Sources that are to be mixed have records of different shapes or types."""
+    """The sources of a mixture have records of different fields, shapes or types."""
 
     code: ClassVar[str] = "specs"
 
@@ -356,6 +355,6 @@ class StateError(DataraxError):
 
 
 class SeekError(DataraxError):
-    """A cursor outside the stream."""
+    """A cursor, record or start outside the stream."""
 
     code: ClassVar[str] = "seek"

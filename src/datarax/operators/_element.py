@@ -16,21 +16,35 @@ from .._types import Batch, KeyLike, expect
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Element:
-    """One row of a batch: `data` maps field names to values without the row axis."""
+    """One row of a batch: `data` maps field names to arrays without the row axis."""
 
     data: dict[str, Any]
 
     def update_data(self, fields: Mapping[str, Any]) -> "Element":
-        """An element with these fields replaced or added, the others kept."""
+        """A new element with these fields replaced or added, and the others kept."""
         return Element({**self.data, **fields})
 
 
 class OperatorModule(nnx.Module):
     """A stage with one method to write: `apply(element, key) -> element`, for a single row.
 
-    `key` is a key of that row's (seed, epoch, record), or None if the operator is not
-    stochastic. The seed is that of `rngs` if given, else the pipeline's: the stream `stream_name`
-    if there is one, else "default".
+    Args:
+        stochastic: whether `apply` gets a key, derived from (seed, epoch, record), or None.
+        stream_name: the stream of `rngs` that is the seed; "default" if there is no such stream.
+        rngs: a seed of its own; without it the pipeline's is used.
+
+    Example:
+        ```python
+        class Flip(OperatorModule):
+            def apply(self, element, key):
+                image = element.data["image"]  # shape (height, width, channels)
+                flipped = jnp.where(jax.random.bernoulli(key), image[:, ::-1], image)
+                return element.update_data({"image": flipped})
+
+        pipeline = Pipeline(
+            source=source, stages=[Flip(stochastic=True)], batch_size=32, rngs=nnx.Rngs(0)
+        )
+        ```
     """
 
     stochastic: bool = False
@@ -51,7 +65,7 @@ class OperatorModule(nnx.Module):
 
     @abc.abstractmethod
     def apply(self, element: Element, key: KeyLike | None) -> Element:
-        """The element that comes out for the one that goes in."""
+        """The new element. Traced under `jax.vmap`, so write it in `jax.numpy`."""
 
     def __call__(self, batch: Batch, *, keys: Key[Array, " b"] | None = None) -> Batch:
         if keys is None:
@@ -70,14 +84,35 @@ class OperatorModule(nnx.Module):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ElementOperatorConfig:
-    """Whether an operator draws random numbers, and from which stream of its `Rngs`."""
+    """Whether an `ElementOperator` draws random numbers, and with which seed.
+
+    Args:
+        stochastic: whether the function gets a key; else it gets None.
+        stream_name: the stream of the `Rngs` that is the seed; "default" if there is no such.
+    """
 
     stochastic: bool = False
     stream_name: str | None = None
 
 
 class ElementOperator(OperatorModule):
-    """An operator made from a function `fn(element, key) -> element`."""
+    """A stage made from a function of a single record.
+
+    Args:
+        config: whether the function draws random numbers.
+        fn: `fn(element, key) -> element`. `element.data` is a dict of arrays without the row axis;
+            return `element.update_data({...})`.
+        rngs: a seed of its own; without it the pipeline's is used.
+
+    Example:
+        ```python
+        def jitter(element, key):
+            x = element.data["x"]
+            return element.update_data({"x": x + 0.1 * jax.random.normal(key, x.shape)})
+
+        stage = ElementOperator(ElementOperatorConfig(stochastic=True), fn=jitter)
+        ```
+    """
 
     def __init__(
         self,

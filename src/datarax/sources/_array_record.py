@@ -21,10 +21,12 @@ RANDOM_ACCESS = "readahead_buffer_size:0,max_parallelism:0"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ArrayRecordSourceConfig(HostSourceConfig):
-    """`paths` is a file or several, whose records are counted on from one to the next.
+    """Which files an `ArrayRecordSource` reads; `HostSourceConfig` has the other options.
 
-    `decode` makes a record of the bytes of one: "msgpack" (as `datarax.sources.encode` writes it),
-    "npz", or a function that returns a dict of arrays.
+    Args:
+        paths: a file, or several, read as one.
+        decode: how bytes become a record: "msgpack" (what `datarax.sources.encode` writes), "npz",
+            or a function from bytes to a dict of arrays.
     """
 
     paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -40,7 +42,11 @@ class ArrayRecordSourceConfig(HostSourceConfig):
 
 
 class ArrayRecordSource(HostSource):
-    """Records of ArrayRecord files in random access; the checksums of the format are verified."""
+    """Records of ArrayRecord files, by random access (extra "array_record").
+
+    Random access is fast for files written with `group_size:1`. The checksums of the format are
+    verified. A file that is missing or cannot be opened is a `FileError`.
+    """
 
     def __init__(self, config: ArrayRecordSourceConfig, *, rngs: nnx.Rngs | None = None):
         expect("config", config, ArrayRecordSourceConfig)

@@ -22,11 +22,15 @@ from ._host import HostSource, HostSourceConfig, Reader, empty_rows, names, requ
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ArrowSourceConfig(HostSourceConfig):
-    """`paths` is a `.parquet` or `.arrow` file, a folder of them, or several files.
+    """Which files an `ArrowSource` reads; `HostSourceConfig` has the other options.
 
-    `columns` are read and no others. A Parquet row group is decoded as a whole, and the
-    `cached_chunks` used last are kept; so shuffle Parquet with `shuffle="blocks"`, `block_size`
-    about the rows of a group and `window` below `cached_chunks`.
+    A Parquet row group is decoded as a whole. So shuffle Parquet with `shuffle="blocks"`,
+    `block_size` about the rows of a group, and `window` below `cached_chunks`.
+
+    Args:
+        paths: a `.parquet` or `.arrow` file, a folder of them, or several files, read as one.
+        columns: the columns to read; None reads all.
+        cached_chunks: how many decoded row groups are kept, those used last.
     """
 
     paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -40,11 +44,11 @@ class ArrowSourceConfig(HostSourceConfig):
 
 
 class ArrowSource(HostSource):
-    """Rows of Parquet files, and of Arrow files in a memory map; several files count as one.
+    """Rows of Parquet files, and of memory-mapped Arrow files (extra "arrow").
 
-    Columns of numbers, booleans, and lists and tensors of them with one shape. A row with a null,
-    or a list of another length, cannot be read. Page checksums of Parquet are verified where a file
-    has them.
+    Columns hold numbers, booleans, or lists and tensors of them, all of one shape. A row with a
+    null, or with a list of another length, cannot be read. Page checksums of Parquet are verified
+    where a file has them.
     """
 
     def __init__(self, config: ArrowSourceConfig, *, rngs: nnx.Rngs | None = None):

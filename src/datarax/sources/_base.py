@@ -61,19 +61,24 @@ class RandomAccess(Protocol):
 class EagerSourceBase(nnx.Module):
     """A source of known length that can fetch any records: write `__len__` and `gather`.
 
-    Order, shuffling, epochs and keys come from the pipeline. `shuffle` is False (stored order),
-    True (swap-or-not), "permutation" or "blocks" (see `Blocks`); `rngs` gives the source a seed of
-    its own, from the stream "shuffle" if there is one, else from "default".
+    The pipeline takes care of order, epochs and keys.
+
+    Args:
+        shuffle: False for stored order, True for a random order of every epoch in O(1) memory,
+            "permutation" for that of `jax.random.permutation`, in O(n) memory, "blocks" (or
+            `Blocks`, with sizes) for one that reads neighbouring records together.
+        rngs: a seed of its own for the shuffle, from the stream "shuffle" if there is one, else
+            from "default". Without it the pipeline's is used.
     """
 
     shuffle: Shuffle | Blocks = False
     base: BaseKey | None = None
     reader: Any = None
-    """What reads the rows on the host; None where they are on the device."""
+    """The `Reader` of a source on the host; None where the rows are on the device."""
     masks: bool = False
-    """Whether rows that cannot be read are masked, and not an error."""
+    """Whether rows that cannot be read are masked instead of raising."""
     max_errors: int = 0
-    """How many of an epoch may be."""
+    """How many rows of an epoch may be masked."""
 
     def __init__(self, *, shuffle: Shuffle | Blocks = False, rngs: nnx.Rngs | None = None):
         # 1 equals True, and is none of these.
@@ -88,7 +93,10 @@ class EagerSourceBase(nnx.Module):
 
     @abc.abstractmethod
     def gather(self, records: Records) -> Batch:
-        """The rows `records`, in that order. Traceable; every record is in `[0, len(self))`."""
+        """The rows `records`, of shape `(b,)` and each in `[0, len(self))`, in that order.
+
+        Must be traceable. Returns a dict of arrays with `b` rows on axis 0.
+        """
 
     def gather_range(self, start: Scalar, size: int) -> Batch:
         """The rows `start` to `start + size - 1`, all of which exist: `gather` where a source
@@ -135,10 +143,10 @@ class EagerSourceBase(nnx.Module):
         batch_size: int,
         key: KeyLike | None = None,
     ) -> Batch:
-        """Rows `start`, `start + 1`, ... of the endless stream whose order is fixed by `key`.
+        """Rows `start` to `start + batch_size - 1` of the endless stream whose order `key` fixes.
 
-        Traceable in `start` and `key`. Consecutive chunks under one key give every record once
-        an epoch. Without `key` the source's own seed is taken; stored order needs none.
+        Traceable in `start` and `key`. Consecutive chunks under one key give each record once per
+        epoch. Without `key` the source's own seed is used; stored order needs none.
         """
         length = len(self)
         if (size := integer(batch_size, 0)) < 1:

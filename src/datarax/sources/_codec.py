@@ -15,7 +15,11 @@ Decode: TypeAlias = Literal["msgpack", "npz"] | Callable[[bytes], Any]
 
 
 def encode(record: Batch, form: Literal["msgpack", "npz"] = "msgpack") -> bytes:
-    """A record as bytes that `ArrayRecordSource` decodes; nested fields are joined by dots."""
+    """A record as bytes that `ArrayRecordSource` decodes.
+
+    `record` is a dict of arrays and numbers. Nested fields come back under dotted names:
+    `{"a": {"b": x}}` as `{"a.b": x}`. Fields that are no numbers are a `TypeError`.
+    """
     if form not in DECODERS:
         raise ValueError(f"`form` is one of {sorted(DECODERS)}, got {form!r}.")
     record = as_record(record, None)

@@ -25,15 +25,20 @@ megabytes in one go takes longer, as it is written past the caches.
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StreamingDiskSourceConfig(HostSourceConfig):
-    """`path` is a `.npy` file (the field "data") or a folder of them, one a field."""
+    """Which files a `StreamingDiskSource` reads; `HostSourceConfig` has the other options.
+
+    Args:
+        path: a `.npy` file, which becomes the field "data", or a folder of them, one per field.
+    """
 
     path: str | os.PathLike[str]
 
 
 class StreamingDiskSource(HostSource):
-    """Rows of `.npy` files; only those that a batch needs are read.
+    """Rows of memory-mapped `.npy` files; only those that a batch needs are read.
 
-    Axis 0 counts the records. Files of Python objects are refused: nothing is ever unpickled.
+    Axis 0 counts the records. Files of Python objects are refused: nothing is ever unpickled. A
+    file that is missing or damaged is a `FileError`.
     """
 
     def __init__(self, config: StreamingDiskSourceConfig, *, rngs: nnx.Rngs | None = None):

@@ -22,9 +22,13 @@ ROWS = 256
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HFEagerSourceConfig(HostSourceConfig):
-    """`path` is a folder of `Dataset.save_to_disk`, or a name that `datasets.load_dataset` takes.
+    """What an `HFEagerSource` reads; `HostSourceConfig` has the other options.
 
-    `split` chooses among splits, `fields` among columns; those of strings must be left out.
+    Args:
+        path: a folder written by `Dataset.save_to_disk`, or a name for `datasets.load_dataset`.
+            None if the data set itself is given to the source.
+        split: the split to read, such as "train".
+        fields: the columns to read; None reads all. Columns of strings must be left out.
     """
 
     path: str | os.PathLike[str] | None = None
@@ -33,9 +37,10 @@ class HFEagerSourceConfig(HostSourceConfig):
 
 
 class HFEagerSource(HostSource):
-    """A `datasets.Dataset`, given or loaded, in random access; its Arrow files stay on disk.
+    """A `datasets.Dataset`, given or loaded, by random access (extra "hf").
 
-    The columns that it shows are read as they are stored; one with a transform is refused.
+    Its Arrow files stay on disk. The columns that its format shows are read as they are stored; a
+    data set with a transform is refused.
     """
 
     def __init__(
@@ -48,7 +53,13 @@ class HFEagerSource(HostSource):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HFStreamingSourceConfig:
-    """As `HFEagerSourceConfig`; what is loaded by name is streamed from where it is."""
+    """What an `HFStreamingSource` reads.
+
+    Args:
+        path: as in `HFEagerSourceConfig`; what is loaded by name is streamed from where it is.
+        split: the split to read, such as "train".
+        fields: the columns to read; None reads all. Columns of strings must be left out.
+    """
 
     path: str | os.PathLike[str] | None = None
     split: str | None = None
@@ -56,9 +67,9 @@ class HFStreamingSourceConfig:
 
 
 class HFStreamingSource(StreamSource):
-    """A `datasets.IterableDataset`, given or loaded, a pass an epoch.
+    """A `datasets.IterableDataset`, given or loaded; each epoch is a pass over it (extra "hf").
 
-    Where it shuffles, `set_epoch` gives every pass another order.
+    If it shuffles, every pass has another order, by `set_epoch`.
     """
 
     def __init__(self, config: HFStreamingSourceConfig, dataset: Any = None):

@@ -61,12 +61,17 @@ def names(option: str, given: Sequence[str] | None) -> tuple[str, ...] | None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HostSourceConfig:
-    """How a source on the host orders its records, and what it does with one it cannot read.
+    """The options that all sources on the host share.
 
-    `shuffle` is False (stored order), True (swap-or-not), "permutation" or "blocks", which keeps
-    records that are read together within `window` blocks of `block_size` records each.
-    `on_error="mask"` gives zero and a False in the mask for a record that cannot be read, for at
-    most `max_errors` records an epoch.
+    Args:
+        shuffle: False for stored order, True for a random order of every epoch in O(1) memory,
+            "permutation" for that of `jax.random.permutation`, in O(n) memory, "blocks" for one
+            that reads neighbouring records together.
+        block_size: for "blocks", the records of a block; blocks come in random order.
+        window: for "blocks", the number of consecutive blocks whose records are shuffled together.
+        on_error: "raise" a `ReadError` for a record that cannot be read, or "mask" it: zeros, and
+            False in the mask.
+        max_errors: how many records of an epoch may be masked, at least 1 with "mask".
     """
 
     shuffle: Shuffle = False
@@ -97,11 +102,12 @@ class HostSourceConfig:
 
 
 class Reader(abc.ABC):
-    """A handle on rows in storage. Small and hashable: it is a static part of compiled programs.
+    """Reads rows from storage: write `__len__`, `stored_spec` and `read`, and use a `HostSource`.
 
-    Equal readers read the same rows. Copies and pickles hold no open file: what is opened is
-    opened when it is first needed. `read` is called by several threads at once. `label` is what
-    errors call the source.
+    A reader is small and hashable, since it is a static part of compiled programs: a frozen
+    dataclass of paths and numbers. Equal readers must read the same rows. Open files when they are
+    first needed, in a `functools.cached_property`, which copies and pickles leave out. `read` is
+    called by several threads at once. `label` is what errors call the source.
     """
 
     label: str = "a source of your own"
@@ -116,9 +122,11 @@ class Reader(abc.ABC):
 
     @abc.abstractmethod
     def read(self, records: np.ndarray) -> Batch:
-        """The rows `records` as NumPy arrays, in that order; every record is in range.
+        """The rows `records`, of shape `(b,)` and in range, in that order.
 
-        A CPU may compute with these very arrays, so nobody may write to them any more.
+        Returns a dict of NumPy arrays with the shapes and types of `stored_spec` and `b` rows.
+        JAX may use their memory as it is, so never write to them afterwards. Any exception becomes
+        a `ReadError` that names the record.
         """
 
     def place(self, record: int) -> str:
@@ -194,8 +202,15 @@ class Reader(abc.ABC):
 
 
 class HostSource(EagerSourceBase):
-    """A source over a `Reader`: in `for` and `scan` rows are read ahead by threads, and within the
-    user's own `jit` by a callback.
+    """A source over a `Reader`.
+
+    In `for`, `scan` and `step` threads of the pipeline read ahead; inside `jit` of your own the
+    rows come by a callback.
+
+    Args:
+        reader: what reads the rows.
+        config: the order, and what to do with unreadable records.
+        rngs: a seed of its own for the shuffle; without it the pipeline's is used.
     """
 
     def __init__(self, reader: Reader, config: HostSourceConfig, *, rngs: nnx.Rngs | None = None):

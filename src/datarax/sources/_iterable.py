@@ -22,16 +22,21 @@ from ._random_access import as_record
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class IterableSourceConfig:
-    """`fields` names the parts of records that are tuples: without it they are "0", "1", ..."""
+    """How an `IterableSource` names fields.
+
+    Args:
+        fields: names for the parts of records that are tuples; None calls them "0", "1", ... Of
+            records that are dicts, the fields to read.
+    """
 
     fields: Sequence[str] | None = None
 
 
 class StreamSource(nnx.Module):
-    """A source over a `Stream`: batches come by `for`, `step` and `scan`, in order.
+    """A source over a `Stream`, for `for`, `step` and `scan` outside of `jit`.
 
-    An epoch is one pass, and ends where the stream does. A cursor elsewhere than where the stream
-    stands, as after a resume, is reached by skipping records from the start of its pass.
+    An epoch is one pass and ends where the stream does. After a resume or a `seek`, the stream
+    skips from the start of the pass to the cursor.
     """
 
     def __init__(self, stream: "Stream"):
@@ -59,7 +64,14 @@ class StreamSource(nnx.Module):
 
 
 class IterableSource(StreamSource):
-    """The records of an iterable, or of a function that returns a new iterator for each pass."""
+    """The records of an iterable, in its order.
+
+    Args:
+        config: names for fields.
+        records: an iterable that can be iterated again and again, or a function that returns a new
+            iterator for each pass. A record is a dict, a tuple or one array, as in
+            `RandomAccessSource`, and all are alike.
+    """
 
     def __init__(
         self,
@@ -82,9 +94,10 @@ class IterableSource(StreamSource):
 
 
 class Stream:
-    """Records in order. A handle like `Reader`: static, compared by identity, copied as it is.
+    """Records in order: write `begin`, and use a `StreamSource`.
 
-    `begin(epoch, skip)` gives the records of a pass without the first `skip`.
+    Like a `Reader`, a stream is a static part of compiled programs; it is compared by identity, and
+    a copy of a pipeline shares it. `label` is what errors call the source.
     """
 
     label: str = "a stream of your own"
@@ -95,6 +108,7 @@ class Stream:
         self._at = (0, 0)
 
     def begin(self, epoch: int, skip: int) -> Iterator[dict[str, Any]]:
+        """The records of a pass without the first `skip`, as dicts of arrays and numbers."""
         raise NotImplementedError
 
     @functools.cached_property

@@ -21,9 +21,10 @@ from ._values import as_array, hold, need_held_type
 class MemorySourceConfig:
     """How a `MemorySource` orders and holds its data.
 
-    `shuffle` is False (stored order), True (swap-or-not, O(1) memory) or "permutation"
-    (`jax.random.permutation`, O(n) memory an epoch). `copy=True` takes a private copy, so that a
-    later write to the arrays is not seen.
+    Args:
+        shuffle: False for stored order, True for a random order of every epoch in O(1) memory,
+            "permutation" for that of `jax.random.permutation`, in O(n) memory.
+        copy: takes a private copy, so that later writes to the arrays are not seen.
     """
 
     shuffle: Shuffle = False
@@ -36,11 +37,21 @@ class MemorySourceConfig:
 
 
 class MemorySource(EagerSourceBase):
-    """Records in memory: a dict of arrays (nested dicts allowed), a list of dicts, or one array.
+    """Records in memory.
 
-    Axis 0 counts the records. One array becomes the field "data". NumPy arrays are shared with
-    JAX where the backend can, and otherwise placed on the device once. 64-bit values are held in
-    32 bits unless `jax.enable_x64`; those that do not fit are a `FieldTypeError`.
+    NumPy arrays are shared with JAX where the backend can, and otherwise placed on the device once.
+    64-bit types are held in 32 bits unless `jax_enable_x64` is set.
+
+    Args:
+        config: the order, and whether to copy.
+        data: a dict of arrays (nested dicts allowed), a list of dicts, or one array, which becomes
+            the field "data". Axis 0 counts the records.
+        rngs: a seed of its own for the shuffle; without it the pipeline's is used.
+
+    Raises:
+        FieldTypeError: values that JAX cannot hold unchanged, or that are no numbers.
+        UnequalLengthsError: fields with different numbers of records.
+        EmptySourceError: no records.
     """
 
     def __init__(self, config: MemorySourceConfig, data: Any, *, rngs: nnx.Rngs | None = None):

@@ -35,11 +35,14 @@ PERIOD = 256
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MixDataSourcesConfig:
-    """`num_sources` sources, each with a share in proportion to its weight (equal without).
+    """The shares of a mixture.
 
-    The shares are those of whole rows out of a period of at most 256, as near to the weights as
-    any such period comes. `stop` ends the epoch before the "first" source would begin again, or
-    after "all" have been read to their ends.
+    Args:
+        num_sources: how many sources are mixed.
+        weights: positive numbers, one per source; None gives equal shares. Shares are whole rows
+            of a period of at most 256 rows, as near to the weights as any such period comes.
+        stop: ends the epoch before any source would begin again ("first"), or when every source has
+            been read to its end ("all").
     """
 
     num_sources: int
@@ -65,7 +68,7 @@ class MixDataSourcesConfig:
 
     @property
     def quotas(self) -> tuple[int, ...]:
-        """How many rows of a period each source has."""
+        """How many rows each source has in a period."""
         assert self.weights is not None
         shares = np.asarray(self.weights) / math.fsum(self.weights)
         found = [
@@ -82,15 +85,21 @@ class MixDataSourcesConfig:
 
 
 class MixDataSourcesNode(EagerSourceBase):
-    """Rows of several sources with one spec, drawn without replacement in fixed shares.
+    """Rows of several sources in fixed shares, drawn without replacement.
 
-    At the end of every period each source has had exactly its share; within a period the order is
-    drawn from the key. A source goes through all its records, in its own order, before it begins
-    again, also from one epoch of the mixture to the next. The records of the mixture are those
-    of the first source, then those of the second, ...; sources may be on the host or the device.
+    In every period each source has exactly its share; the arrangement within a period is random. A
+    source goes through all its records, in its own order, before it begins again, also across
+    epochs of the mixture. Sources may be on the host or the device.
 
-    Raises for sources that are shuffled by "permutation", override `order` or mask what they cannot
-    read, and for mixtures: give their parts.
+    Args:
+        config: the shares, and where an epoch ends.
+        sources: sources with a length, whose records have the same fields, shapes and types. Not
+            allowed are mixtures, and sources that shuffle by "permutation", override `order` or
+            mask unreadable records.
+        rngs: a seed of its own for the arrangement; without it the pipeline's is used.
+
+    Raises:
+        SpecsError: sources with different records.
     """
 
     def __init__(

@@ -24,17 +24,26 @@ class Indexable(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RandomAccessSourceConfig(HostSourceConfig):
-    """`fields` names the parts of records that are tuples: without it they are "0", "1", ..."""
+    """How a `RandomAccessSource` names fields; `HostSourceConfig` has the other options.
+
+    Args:
+        fields: names for the parts of records that are tuples; None calls them "0", "1", ... Of
+            records that are dicts, the fields to read.
+    """
 
     fields: Sequence[str] | None = None
 
 
 class RandomAccessSource(HostSource):
-    """The records `data[0]`, `data[1]`, ...: dicts (nested), tuples, or one array each ("data").
+    """The records of any object with `__len__` and `__getitem__`: a list, a torch `Dataset`, ...
 
-    A list in a record is an array. `data[i]` is called by several threads at once and must always
-    give the same record. Where `data` has the `__getitems__` of torch and Grain, a batch is one
-    call.
+    Args:
+        config: the order, and names for fields.
+        data: gives the same record for the same index every time, also to several threads at once.
+            A record is a dict (nested dicts allowed), a tuple, or one array, which becomes the
+            field "data"; lists in it become arrays. If `data` has the `__getitems__` of torch and
+            Grain, a batch is one call.
+        rngs: a seed of its own for the shuffle; without it the pipeline's is used.
     """
 
     def __init__(

@@ -22,9 +22,12 @@ ROWS = 256
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TFDSEagerSourceConfig(HostSourceConfig):
-    """`path` is the folder of a prepared version, `.../name/1.0.0`, `split` such as "train[:80%]".
+    """What a `TFDSEagerSource` reads; `HostSourceConfig` has the other options.
 
-    `fields` chooses among the features; those of strings must be left out.
+    Args:
+        path: the folder of a version prepared as ArrayRecord, such as `.../mnist/3.0.1`.
+        split: the split to read, or a slice of one, such as "train[:80%]".
+        fields: the features to read; None reads all. Features of strings must be left out.
     """
 
     path: str | os.PathLike[str]
@@ -33,7 +36,10 @@ class TFDSEagerSourceConfig(HostSourceConfig):
 
 
 class TFDSEagerSource(HostSource):
-    """A split in random access, from the ArrayRecord files that it was prepared in."""
+    """A split of a prepared TensorFlow data set, by random access and without TensorFlow.
+
+    Needs the extra "tfds".
+    """
 
     def __init__(self, config: TFDSEagerSourceConfig, *, rngs: nnx.Rngs | None = None):
         expect("config", config, TFDSEagerSourceConfig)
@@ -42,7 +48,13 @@ class TFDSEagerSource(HostSource):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TFDSStreamingSourceConfig:
-    """As `TFDSEagerSourceConfig`."""
+    """What a `TFDSStreamingSource` reads.
+
+    Args:
+        path: the folder of a version prepared as ArrayRecord, such as `.../mnist/3.0.1`.
+        split: the split to read, or a slice of one, such as "train[:80%]".
+        fields: the features to read; None reads all. Features of strings must be left out.
+    """
 
     path: str | os.PathLike[str]
     split: str = "train"
@@ -50,7 +62,7 @@ class TFDSStreamingSourceConfig:
 
 
 class TFDSStreamingSource(StreamSource):
-    """A split in the order in which it is stored, a pass an epoch."""
+    """A split in stored order; each epoch is a pass over it (extra "tfds")."""
 
     def __init__(self, config: TFDSStreamingSourceConfig):
         expect("config", config, TFDSStreamingSourceConfig)
