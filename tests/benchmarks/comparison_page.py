@@ -139,12 +139,13 @@ def places(rows: list[dict[str, Any]]) -> str:
 
 
 INTRODUCTION = """\
-The engines of the conformance suite, driven through the same adapters, each in a process of its own
-and in turn with the others: some epochs in a row whenever its turn comes, of which the median
-counts, since an engine that trains finds its own data in the caches. A time counts only if the rows
-that were handed out in those very epochs are right: those of the oracle, or, where an engine
-shuffles in an order of its own, every record exactly once. *Times ours* is the median over such
-turns, for a `scan` against `Datarax-scan`, for all else against `Datarax`.
+The engines of the conformance suite, driven through the same adapters. Each runs in a process of
+its own, in turn with the others. A turn is a few epochs in a row, of which the median counts, since
+in training, too, an engine finds its own data in the caches. A time counts only if the rows that
+were handed out in those very epochs are right: the batches of the oracle (the model of the spec),
+or, where an engine shuffles in an order of its own, every record once. *Times ours* is the
+engine's time over ours, a `scan` against `Datarax-scan`, all else against `Datarax`; *first* is the
+time to the first result, of which *compiling* is a part.
 
 """
 

@@ -12,9 +12,13 @@ from typing import Any
 
 from benchmarks.harness import Estimate, verdict
 
+from datarax._types import spec_text
+
 MADE = "<!-- Made by `make bench` from the files of figures beside it: do not edit. -->\n"
 NOT_MEASURED = "not measured"
 MICRO = 1e6
+WORDS = {"gave", "hands out", "ours beside it", "rows of a batch", "stages", "verdict", "version"}
+"""Columns that hold no figures."""
 
 
 class Row:
@@ -82,7 +86,8 @@ def spread(found: Estimate) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    ruled = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    rule = ["---" if name in WORDS else "---:" for name in head[1:]]
+    ruled = [head, ["---", *rule], *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in ruled) + "\n"
 
 
@@ -184,17 +189,33 @@ def page(cpu: Run | None, gpu: Run | None) -> str:
             if any(run.of(group) for group in what):
                 name = heading.format(device=run.machine["platform"])
                 text += f"### {name}\n\n{made(run)}"
-    return text.rstrip() + "\n"
+    return f"{text}## Workloads\n\n{workloads()}".rstrip() + "\n"
 
 
 INTRODUCTION = """\
-Every ratio is the pipeline's time over that of the same work written by hand in JAX, in the same
-process, in turn with it: the median of pairs, and the interval that holds the true median 95 times
-in 100. A budget counts as exceeded where the whole interval lies above it. What the figures mean,
-and what they do not, is in [Interpretation](interpretation.md); other engines are in
-[Comparison](comparison.md).
+Every ratio is the time of a pipeline over that of the same work written by hand in JAX. Both are
+timed in turn in one process: a figure is the median of such pairs, beside its 95 % confidence
+interval. A budget counts as exceeded if the whole interval lies above it. The
+[workloads](#workloads) are listed at the end, [Interpretation](interpretation.md) says what the
+figures mean, and [Comparison](comparison.md) has other engines.
 
 """
+
+
+def workloads() -> str:
+    """What each workload reads and does, from the workload itself."""
+    from benchmarks.workloads import WORKLOADS, pipeline
+
+    def stages(names: list[str], learns: bool) -> str:
+        shown = ", ".join(names) if len(names) < 5 else f"{names[0]}, {len(names)} times"
+        return (shown or "none") + ("; trains a small network" if learns else "")
+
+    rows = []
+    for work in WORKLOADS:
+        made = pipeline(work, shuffle=False)
+        batch = spec_text(made.node_specs["source"])
+        rows.append((work.name, f"{work.length:,}", batch, stages(list(made.nodes), work.learns)))
+    return table(("workload", "records", "rows of a batch", "stages"), rows)
 
 
 def plotted(name: str, alternative: str) -> Callable[[Run], str]:
