@@ -1,19 +1,19 @@
 # %% [markdown]
 # # Train on digits
 #
-# A digit classifier, fed by a pipeline in every way a pipeline can be consumed.
+# A digit classifier, trained from a pipeline in every way that a pipeline can be consumed.
 #
-# The data are the 1 797 handwritten digits that come with scikit-learn. Two pipelines feed the same
+# The data are the 1,797 handwritten digits that come with scikit-learn. Two pipelines feed the same
 # model: a chain with a random augmentation, and a graph that shows each digit twice, clean and
 # augmented. Each is trained once in a `for` loop and once with `scan`, which compiles a whole epoch
 # into one program. The script fails unless
 #
-# - both ways of consuming a pipeline gave bit for bit the same batches, in the same order,
+# - both ways of consuming a pipeline give the same batches, bit for bit and in the same order,
 # - every model reaches a test accuracy of 0.95,
 # - a fresh process that resumes in the middle of an epoch sees the rest of the batches and ends
 #   with the parameters of the run that was never interrupted.
 #
-# `make demo` runs it; what it printed for this page stands at the end.
+# `make demo` runs it; what it printed for this page is at the end.
 
 # %%
 import argparse
@@ -209,8 +209,8 @@ def train(pipeline, model, optimizer, run_epoch, progress, title):
 # %% [markdown]
 # ## Saving and resuming
 #
-# A pipeline's state is a little JSON; the model's arrays go into a file beside it. The run that is
-# interrupted takes its batches with `step()`, the one that resumes in a `for` loop.
+# A pipeline's state is JSON; the arrays of the model and the optimizer go into another file. The run
+# that is interrupted takes its batches with `step()`, the one that resumes in a `for` loop.
 
 
 # %%

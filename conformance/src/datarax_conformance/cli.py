@@ -23,7 +23,7 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = top.add_subparsers(dest="command", required=True)
 
-    run = commands.add_parser("run", help="a verdict on an engine")
+    run = commands.add_parser("run", help="run the cases on an engine and give a verdict")
     run.add_argument(
         "adapter", help="`module:Class` or `file.py:Class`, run in a process of its own"
     )
@@ -31,12 +31,13 @@ def parser() -> argparse.ArgumentParser:
         "--case",
         action="append",
         default=[],
-        help="a case, requirement or profile; or a case's JSON file",
+        metavar="NAME",
+        help="only this case, requirement, profile, or JSON file of a case; may be repeated",
     )
     run.add_argument(
         "--exec",
         metavar="COMMAND",
-        help="run this command, which speaks the protocol, as the engine",
+        help="the engine is this command, which speaks the protocol on its standard streams",
     )
     run.add_argument(
         "--python", default=sys.executable, help="the interpreter to run the adapter in"
@@ -44,12 +45,17 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--in-process", action="store_true", help="run the adapter in this process, for a debugger"
     )
-    run.add_argument("--expected-failures", type=pathlib.Path, metavar="FILE")
+    run.add_argument(
+        "--expected-failures",
+        type=pathlib.Path,
+        metavar="FILE",
+        help="a JSON list of failures that you know",
+    )
     run.add_argument(
         "--timeout", type=float, default=120.0, help="seconds for a case (default: 120)"
     )
-    run.add_argument("--jobs", type=int, default=1)
-    run.add_argument("--shuffle", type=int, metavar="SEED", help="run the cases in another order")
+    run.add_argument("--jobs", type=int, default=1, help="processes at a time (default: 1)")
+    run.add_argument("--shuffle", type=int, metavar="SEED", help="run the cases in a random order")
     run.add_argument(
         "--out",
         type=pathlib.Path,
@@ -58,37 +64,45 @@ def parser() -> argparse.ArgumentParser:
     )
     run.set_defaults(do=do_run)
 
-    listing = commands.add_parser("list", help="the stored cases")
+    listing = commands.add_parser("list", help="list the stored cases")
     listing.set_defaults(do=do_list)
 
-    matrix = commands.add_parser("matrix", help="an HTML table of several reports")
-    matrix.add_argument("reports", nargs="+", type=pathlib.Path)
+    matrix = commands.add_parser("matrix", help="print several reports as one HTML table")
+    matrix.add_argument(
+        "reports", nargs="+", type=pathlib.Path, help="files report.json that `run --out` wrote"
+    )
     matrix.set_defaults(do=do_matrix)
 
     template = commands.add_parser("new", help="write an adapter to start from")
-    template.add_argument("file", type=pathlib.Path)
+    template.add_argument("file", type=pathlib.Path, help="a file that does not exist yet")
     template.set_defaults(do=do_new)
 
-    cases = commands.add_parser("cases", help="build or check the stored cases")
+    cases = commands.add_parser(
+        "cases", help="for work on the suite: build or check the stored cases"
+    )
     cases.add_argument("what", choices=["build", "check", "reread"])
     cases.add_argument("ids", nargs="*")
     cases.set_defaults(do=do_cases)
 
-    trace = commands.add_parser("trace", help="requirements against cases and mutants")
+    trace = commands.add_parser("trace", help="find requirements that no case or no mutant checks")
     trace.add_argument("--strict", action="store_true", help="fail on any gap")
     trace.set_defaults(do=do_trace)
 
-    mutants = commands.add_parser("mutants", help="show that the suite has teeth")
-    mutants.add_argument("--strict", action="store_true", help="fail on any survivor")
+    mutants = commands.add_parser(
+        "mutants", help="break the model in every known way: does the suite notice?"
+    )
+    mutants.add_argument("--strict", action="store_true", help="fail if one goes unnoticed")
     mutants.add_argument("--only", default="", help="mutants whose name contains this")
     mutants.set_defaults(do=do_mutants)
 
-    goals = commands.add_parser("goals", help="the eighteen goals, one line each")
-    goals.add_argument("numbers", nargs="*", type=int)
+    goals = commands.add_parser(
+        "goals", help="check the goals of the suite, a line and a figure each"
+    )
+    goals.add_argument("numbers", nargs="*", type=int, help="only these goals")
     goals.set_defaults(do=do_goals)
 
-    explore = commands.add_parser("explore", help="look for new cases with Hypothesis")
-    explore.add_argument("adapter")
+    explore = commands.add_parser("explore", help="search for failing cases with Hypothesis")
+    explore.add_argument("adapter", help="`module:Class` or `file.py:Class`")
     explore.add_argument("--examples", type=int, default=200)
     explore.set_defaults(do=do_explore)
     return top

@@ -4,13 +4,13 @@
 # A `Pipeline` is a source and a graph of stages. There are two ways to write the graph:
 #
 # - a **chain**: `Pipeline(source=..., stages=[...])`, where each stage feeds the next;
-# - a **graph**: `Pipeline.from_dag(source=..., nodes={...}, edges={...}, sink=...)`, where stages
-#   have names and each says which ones it reads.
+# - a **graph**: `Pipeline.from_dag(source=..., nodes={...}, edges={...}, sink=...)`, where every
+#   stage has a name, and `edges` says which others it reads.
 #
-# Both are the same thing inside, and both are consumed the same way. In this guide you build one of
-# each over the same images and look at what comes out.
+# Both are the same inside and are consumed the same way. This guide builds one of each over the
+# same images and looks at what comes out.
 #
-# ## Something to feed it
+# ## Data
 #
 # 64 colour images of 32 by 32 pixels, each with a label. Any dict of arrays with one row per record
 # will do.
@@ -125,8 +125,8 @@ dag_pipeline = Pipeline.from_dag(
 )
 
 # %% [markdown]
-# The shapes are known before the first batch. In a notebook a pipeline shows itself, as it does
-# here; `print(dag_pipeline)` gives the same table as text, `dag_pipeline.to_mermaid()` the picture.
+# The shapes are known before the first batch. A notebook shows a pipeline as it is shown here:
+# `print(dag_pipeline)` prints the table as text, `dag_pipeline.to_mermaid()` returns the picture.
 
 # %%
 dag_pipeline
@@ -140,12 +140,12 @@ dag_batch = dag_pipeline.step()
 print(f"DAG pipeline output: image shape={dag_batch['image'].shape}")
 
 # %% [markdown]
-# ## Part 3: in which order the stages run
+# ## Part 3: the order in which stages run
 #
 # You declare what each stage reads, never when it runs. Every stage runs after all that it reads;
 # where that leaves a choice, the one declared first goes first. `pipeline.stages` lists them in
-# that order. Edges that run in a circle are a `ValueError` when the pipeline is built, and its text
-# shows the circle.
+# that order. Edges that form a cycle are a `ValueError` when the pipeline is built, and its message
+# shows the cycle.
 
 # %%
 print(f"Linear pipeline: {len(linear_pipeline.stages)} stages")
@@ -161,7 +161,7 @@ print(f"DAG pipeline: {len(dag_pipeline.stages)} stages")
 # Nothing else depends on the choice: `step`, `for` and `scan` work on both, and equal topologies
 # compile to the same program.
 #
-# ## All of it, once
+# ## A whole epoch
 #
 # A `for` loop runs to the end of an epoch. Above, `step()` took the first batch, so both pipelines
 # are first moved back to the beginning.
