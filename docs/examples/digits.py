@@ -209,8 +209,8 @@ def train(pipeline, model, optimizer, run_epoch, progress, title):
 # %% [markdown]
 # ## Saving and resuming
 #
-# A pipeline's state is JSON; the arrays of the model and the optimizer go into another file. The run
-# that is interrupted takes its batches with `step()`, the one that resumes in a `for` loop.
+# A pipeline's state is JSON; the arrays of the model and the optimizer go into another file. The
+# run that is interrupted takes its batches with `step()`, the one that resumes in a `for` loop.
 
 
 # %%
