@@ -95,8 +95,8 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
             `rngs` of their own. Only its keys are read; no counter advances.
         last_batch: what happens to the rows left over at the end of an epoch. "keep": `for` ends
             with a shorter batch, `step` and `scan` fill it from the next epoch. "drop": they are
-            skipped. "pad": the batch is filled with zero rows, and a boolean field tells them.
-        mask_name: the name of that field, of shape `(batch_size,)` and False for a row of padding.
+            skipped. "pad": the batch is filled up with zero rows, which a mask marks.
+        mask_name: the field of the mask, boolean, of shape `(batch_size,)`, False for a zero row.
         num_threads: threads that read ahead, where the rows of the source are on the host.
         progress: shows a progress bar for every loop, and for every scan over a source on the
             host (extra "progress").

@@ -99,8 +99,10 @@ class EagerSourceBase(nnx.Module):
         """
 
     def gather_range(self, start: Scalar, size: int) -> Batch:
-        """The rows `start` to `start + size - 1`, all of which exist: `gather` where a source
-        has no faster way."""
+        """The rows `start` to `start + size - 1`, all of which exist.
+
+        Override it if the source has a faster way than `gather`.
+        """
         return self.gather(start + jnp.arange(size, dtype=start.dtype))
 
     def gather_readable(self, records: Records) -> tuple[Batch, Mask]:
@@ -108,7 +110,7 @@ class EagerSourceBase(nnx.Module):
         return self.gather(records), jnp.ones(records.shape, bool)
 
     def order(self, order_key: Words | None, epochs: Turns) -> Order:
-        """The order of each of these epochs: what a source that shuffles in its own way replaces.
+        """The order of each of these epochs; override it to shuffle in a way of your own.
 
         Its records need not lie in `[0, len(self))`, as long as `gather` takes them.
         """
