@@ -12,6 +12,7 @@ from datarax._bundle import Bundle, FixedBundle
 from datarax.sources import MemorySource, MemorySourceConfig
 
 
+@pytest.mark.internal
 @given(st.lists(st.text(), unique=True, max_size=5), st.sampled_from([Bundle, FixedBundle]))
 def test_any_name_finds_its_part_in_the_order_given(names, kind):
     parts = {name: nnx.Param(jnp.float32(i)) for i, name in enumerate(["names", "get", *names])}
@@ -21,6 +22,7 @@ def test_any_name_finds_its_part_in_the_order_given(names, kind):
     assert len(nnx.to_flat_state(nnx.state(bundle))) == len(parts)
 
 
+@pytest.mark.internal
 def test_a_part_can_be_replaced_by_one_of_another_kind():
     bundle = Bundle({"x": nnx.Param(jnp.float32(1))})
     bundle.put("x", "static")
@@ -28,6 +30,7 @@ def test_a_part_can_be_replaced_by_one_of_another_kind():
     assert not nnx.to_flat_state(nnx.state(bundle))
 
 
+@pytest.mark.internal
 def test_no_part_of_a_fixed_bundle_is_assigned_anew():
     bundle = FixedBundle({"x": 1})
     with pytest.raises(AttributeError) as caught:
@@ -36,6 +39,7 @@ def test_no_part_of_a_fixed_bundle_is_assigned_anew():
     assert bundle.get("x") == 1
 
 
+@pytest.mark.internal
 def test_the_data_of_a_source_cannot_be_swapped_unseen_but_may_change():
     """Its modules are not looked at, its Variables are."""
     source = MemorySource(MemorySourceConfig(), {"x": np.arange(64, dtype=np.float32)})

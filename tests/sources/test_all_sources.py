@@ -158,6 +158,7 @@ CONFIGURED = {
 }
 
 
+@pytest.mark.internal
 @pytest.mark.parametrize("name", CONFIGURED)
 def test_who_forgets_the_config_is_told_so(unchecked, name):
     others = [x for x in arguments(CONFIGURED[name])[1:] if x.default is x.empty]
@@ -169,6 +170,7 @@ def test_who_forgets_the_config_is_told_so(unchecked, name):
     assert str(caught.value) == f"`config` must be of type {expected}, got dict."
 
 
+@pytest.mark.internal
 @pytest.mark.parametrize("name", ["TFDSEagerSource", "TFDSStreamingSource"])
 def test_several_splits_are_no_source(unchecked, name, tmp_path):
     config = getattr(sources, f"{name}Config")(path=tmp_path, split=None)
