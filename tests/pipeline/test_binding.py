@@ -1,5 +1,8 @@
 """What is changed from outside between two batches shows in the next, in every mode."""
 
+import gc
+import weakref
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -24,7 +27,7 @@ from helpers import (
 )
 
 from datarax import Pipeline
-from datarax.pipeline._binding import Binding
+from datarax.pipeline._binding import _RECENT, Binding
 from datarax.sources import MemorySource, MemorySourceConfig, SourceData
 
 
@@ -186,6 +189,20 @@ def test_pipelines_of_equal_structure_share_their_programs():
     assert [consume(stream) == first for stream in streams] == [True, True, False, False]
     assert traces["body"] == built
     assert built - once == len(streams)  # the look at their shapes
+
+
+@pytest.mark.internal
+def test_what_was_compiled_for_a_pipeline_goes_with_it():
+    def stage(n):
+        return lambda batch: batch | {"id": batch["id"] + n}
+
+    alive = weakref.WeakSet()
+    for i in range(2 * (most := _RECENT.maxlen)):
+        fresh = stage(i)
+        alive.add(fresh)
+        assert ids([pipeline([fresh], length=4, batch_size=2).step()]) == [i, i + 1]
+    gc.collect()
+    assert len(alive) <= most
 
 
 @pytest.mark.internal

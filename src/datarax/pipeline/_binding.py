@@ -69,7 +69,8 @@ def _types(static: Any) -> Any:
     return type(static)
 
 
-_STRUCTURES: weakref.WeakValueDictionary[Structure, Structure] = weakref.WeakValueDictionary()
+_STRUCTURES: weakref.WeakKeyDictionary[Structure, weakref.ref[Structure]]
+_STRUCTURES = weakref.WeakKeyDictionary()  # one with weak values would hold its keys: the same
 _RECENT: collections.deque[Structure] = collections.deque(maxlen=8)
 _LOCK = threading.Lock()
 
@@ -80,7 +81,11 @@ def canonical(structure: Structure) -> Structure:
     It lives, and all that was compiled for it, as long as a pipeline has it; the last few longer.
     """
     with _LOCK:
-        found = _STRUCTURES.setdefault(structure, structure)
+        known = _STRUCTURES.get(structure)
+        found = known and known()
+        if found is None:
+            found = structure
+            _STRUCTURES[found] = weakref.ref(found)
         _RECENT.append(found)
         return found
 
