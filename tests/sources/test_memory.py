@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import pickle
 import weakref
 
 import jax
@@ -221,6 +222,15 @@ def test_numpy_data_are_shared_and_kept_alive():
     gc.collect()
     assert alive() is not None or not shared
     assert source.gather(jnp.uint32([5]))["x"][0, 7] == (3 if shared else 0)
+
+
+@pytest.mark.internal
+@pytest.mark.parametrize("copy", [False, True])
+def test_to_hold_numpy_data_compiles_nothing(copy, caplog):
+    with jax.log_compiles():
+        source = memory({"x": np.zeros((3, 5, 7, 11 + copy), np.float32)}, copy=copy)
+        pickle.loads(pickle.dumps(source))
+    assert not [r for r in caplog.records if "ompil" in r.getMessage()]
 
 
 @pytest.mark.spec("SRC-001", "SRC-002")

@@ -29,12 +29,14 @@ class Column(Fixed):
 
     def __init__(self, values: jax.Array | np.ndarray, *, copy: bool = False):
         self.shape = values.shape
-        if copy:
-            self.data = SourceData(jnp.array(values, copy=True))
-        elif isinstance(values, np.ndarray) and _is_shareable(values):
+        if isinstance(values, jax.Array):
+            self.data = SourceData(jnp.array(values, copy=True) if copy else values)
+        elif not copy and _is_shareable(values):
             self.data = SourceData(jax.device_put(_from_aligned(np.ascontiguousarray(values))))
         else:
-            self.data = SourceData(jnp.asarray(values))
+            # `jnp.asarray` would compile a program for each shape, and JAX keep it for ever.
+            own = np.array(values) if copy or on_cpu() else values
+            self.data = SourceData(jax.device_put(own))
 
     def take(self, records: Records) -> Shaped[Array, "b ..."]:
         """The rows `records`, all of which must exist."""
@@ -69,7 +71,7 @@ class Column(Fixed):
         state, data = super().__getstate__(), self.data.get_raw_value()
         if data.shape != self.shape:
             rows = np.asarray(data)[data.size - math.prod(self.shape) :].reshape(self.shape)
-            state["data"] = SourceData(jnp.asarray(rows))
+            state["data"] = SourceData(jax.device_put(np.array(rows)))
         return state
 
 
