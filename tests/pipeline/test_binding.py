@@ -89,7 +89,7 @@ def test_a_replaced_node_shows_in_the_next_batch(mode):
         assert [b["x"].tolist() for b in MODES[mode](stream, 2)] == [[100], [120]]
         stream.nodes["double"] = whole
         assert [b["x"].tolist() for b in MODES[mode](stream, 2)] == [[70], [80]]
-    assert [type(x).__name__ for x in stream.stages] == ["EquinoxStage", "function"]
+    assert [type(x).__name__ for x in stream.stages] == ["PytreeStage", "function"]
 
 
 @pytest.mark.spec("STEP-017")

@@ -65,6 +65,7 @@ CAPTURING = {
     "default": by_default,
     "closure": by_closure(),
     "partial": functools.partial(lambda model, batch: model(batch), MODEL),
+    "partial of JAX's": jax.tree_util.Partial(lambda model, batch: model(batch), MODEL),
     "jitted": jax.jit(by_global),
     "method of a plain object": Trainer().evaluate,
     "plain callable": Trainer(),

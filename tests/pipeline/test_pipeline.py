@@ -1,6 +1,7 @@
 """A pipeline is a source, a graph of stages and a cursor, driven in three ways."""
 
 import copy
+import dataclasses
 import functools
 import random
 import re
@@ -461,6 +462,15 @@ class EqxDoubler(eqx.Module):
         return double(batch)
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Scaler:
+    factor: jax.Array
+
+    def __call__(self, batch):
+        return {**batch, "x": batch["x"] * self.factor}
+
+
 STAGES = {
     "function": double,
     "lambda": lambda batch: double(batch),
@@ -472,6 +482,8 @@ STAGES = {
     "eqx.filter_jit": eqx.filter_jit(double),
     "nnx.Module": Doubler(),
     "eqx.Module": EqxDoubler(),
+    "dataclass with an array": Scaler(jnp.float32(2)),
+    "partial of JAX's": jax.tree_util.Partial(Scaler.__call__, Scaler(jnp.float32(2))),
     "nnx.Linear inside": Affine(2, 0),
     "operator": ElementOperator(
         ElementOperatorConfig(), fn=lambda e, key: e.update_data({"x": e.data["x"] * 2})

@@ -268,16 +268,17 @@ def _rows_of(fields: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, int]
             )
 
 
-class EquinoxStage(nnx.Module):
-    """An Equinox module as a stage: its arrays are `nnx.Param`s, read at every call.
+class PytreeStage(nnx.Module):
+    """An Equinox module, or another pytree, as a stage: its arrays are `nnx.Param`s, read at
+    every call.
 
-    `module` is the Equinox module with its current arrays, in inference mode after
+    `module` is what was given with its current arrays, an Equinox module in inference mode after
     `pipeline.eval()`.
     """
 
     deterministic: bool = False
 
-    def __init__(self, module: eqx.Module):
+    def __init__(self, module: Any):
         self.deterministic = False  # set by `eval()` and `train()` of NNX
         arrays, self.static = eqx.partition(module, _is_array)
         self.arrays = nnx.List(
@@ -302,6 +303,10 @@ class EquinoxStage(nnx.Module):
         return self.module(*batches, **keys)
 
 
+def _holds_arrays(tree: Any) -> bool:
+    return any(map(_is_array, jax.tree.leaves(tree)))
+
+
 def _is_array(x: Any) -> bool:
     return isinstance(x, jax.Array | np.ndarray)
 
@@ -323,7 +328,7 @@ class MethodStage(nnx.Module):
 
 def called(stage: Stage) -> Stage:
     """What runs when a stage is called: its signature and annotations are the stage's."""
-    if isinstance(stage, EquinoxStage):
+    if isinstance(stage, PytreeStage):
         return stage.module
     return stage.method if isinstance(stage, MethodStage) else stage
 
@@ -331,7 +336,7 @@ def called(stage: Stage) -> Stage:
 def as_stage(name: str, stage: Any) -> Any:
     """The stage as a pipeline keeps it: whatever has arrays is a module with Variables."""
     if isinstance(stage, eqx.Module):
-        return EquinoxStage(stage)
+        return PytreeStage(stage)
     if inspect.ismethod(stage) and isinstance(stage.__self__, nnx.Module):
         return MethodStage(stage)
     if names := captured(stage.fn if isinstance(stage, ElementOperator) else stage):
@@ -341,6 +346,8 @@ def as_stage(name: str, stage: Any) -> Any:
             f"a stage must hold the NNX objects that it uses, but takes {names} from outside; "
             "make them attributes of an nnx.Module, and that the stage.",
         )
+    if not isinstance(stage, nnx.Pytree) and callable(stage) and _holds_arrays(stage):
+        return PytreeStage(stage)
     return stage
 
 
