@@ -583,3 +583,10 @@ def test_the_data_of_a_source_are_not_copied_by_a_scan():
     stream.step()
     after = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(nnx.state(stream.source))]
     assert after == before
+
+
+@pytest.mark.internal
+def test_modules_come_in_a_list(unchecked):
+    with pytest.raises(TypeError) as error:
+        pipeline().scan(lambda model, batch: None, 2, modules=nnx.Linear(1, 1, rngs=nnx.Rngs(0)))
+    assert str(error.value) == "`modules` must be a list or tuple of NNX objects, got Linear."

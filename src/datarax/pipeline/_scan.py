@@ -42,7 +42,8 @@ def scan(
         if length < 0:
             raise ScanLengthError(asked)
         if not isinstance(modules, Sequence):
-            raise TypeError(f"`modules` must be a list or tuple of NNX objects, got {modules!r}.")
+            got = type(modules).__name__  # all of a model would fill the screen
+            raise TypeError(f"`modules` must be a list or tuple of NNX objects, got {got}.")
         feed = runtime.feed(pipeline)
         values = runtime.values
         if len(modules) > 0:
