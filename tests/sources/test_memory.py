@@ -18,7 +18,8 @@ from hypothesis.extra import numpy as hnp
 
 from datarax import _keys
 from datarax.errors import FieldTypeError
-from datarax.sources import MemorySource, MemorySourceConfig, SourceData
+from datarax.sources import MemorySource, MemorySourceConfig, SourceData, _column
+from datarax.sources._host import empty_rows
 
 
 def memory(data, **config):
@@ -231,6 +232,17 @@ def test_to_hold_numpy_data_compiles_nothing(copy, caplog):
         source = memory({"x": np.zeros((3, 5, 7, 11 + copy), np.float32)}, copy=copy)
         pickle.loads(pickle.dumps(source))
     assert not [r for r in caplog.records if "ompil" in r.getMessage()]
+
+
+@pytest.mark.internal
+def test_a_private_copy_is_the_only_one(monkeypatch):
+    made = []
+    monkeypatch.setattr(_column, "empty_rows", lambda *x: made.append(empty_rows(*x)) or made[-1])
+    source = memory({"x": np.ones((4097, 63), np.float32)}, copy=True)
+    [held] = jax.tree.leaves(nnx.state(source, SourceData))
+    [own] = made
+    shared = held.unsafe_buffer_pointer() == own.ctypes.data
+    assert shared == (jax.default_backend() == "cpu")
 
 
 @pytest.mark.spec("SRC-001", "SRC-002")

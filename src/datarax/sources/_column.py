@@ -13,6 +13,7 @@ from .._rows import take
 from .._types import Records, Scalar
 from .._xla import ALIGNMENT, on_cpu
 from ._base import SourceData
+from ._host import empty_rows
 
 WORTH_SHARING = 2**20
 """Bytes: a smaller array is copied, so that the shapes that programs are compiled for do not depend
@@ -35,8 +36,7 @@ class Column(Fixed):
             self.data = SourceData(jax.device_put(_from_aligned(np.ascontiguousarray(values))))
         else:
             # `jnp.asarray` would compile a program for each shape, and JAX keep it for ever.
-            own = np.array(values) if copy or on_cpu() else values
-            self.data = SourceData(jax.device_put(own))
+            self.data = SourceData(jax.device_put(_own(values) if copy or on_cpu() else values))
 
     def take(self, records: Records) -> Shaped[Array, "b ..."]:
         """The rows `records`, all of which must exist."""
@@ -71,8 +71,15 @@ class Column(Fixed):
         state, data = super().__getstate__(), self.data.get_raw_value()
         if data.shape != self.shape:
             rows = np.asarray(data)[data.size - math.prod(self.shape) :].reshape(self.shape)
-            state["data"] = SourceData(jax.device_put(np.array(rows)))
+            state["data"] = SourceData(jax.device_put(_own(rows)))
         return state
+
+
+def _own(values: np.ndarray) -> np.ndarray:
+    """A private copy, which JAX on a CPU need not copy once more."""
+    rows = empty_rows(len(values), values.shape[1:], values.dtype)
+    rows[...] = values
+    return rows
 
 
 def _is_shareable(values: np.ndarray) -> bool:
