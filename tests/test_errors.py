@@ -374,7 +374,8 @@ CASES = {
         (
             lambda: pipeline(shuffle="permutation", rngs=nnx.Rngs(params=0)),
             "'source' draws random numbers and needs a seed: give the pipeline "
-            "rngs=nnx.Rngs(seed), or the part `rngs` of its own.",
+            "rngs=nnx.Rngs(seed), or the part `rngs` of its own. "
+            "It has the streams ['params'], and no 'default'.",
             {},
         ),
         (

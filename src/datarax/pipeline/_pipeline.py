@@ -516,9 +516,10 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
     def _need_words(self, name: str, part: Any) -> Words:
         found = self._words_of(part)
         if found is None:
+            had = self._base and f" It has the streams {list(self._base.names)}, and no 'default'."
             raise RngsError(
                 f"{name!r} draws random numbers and needs a seed: give the pipeline "
-                "rngs=nnx.Rngs(seed), or the part `rngs` of its own."
+                f"rngs=nnx.Rngs(seed), or the part `rngs` of its own.{had or ''}"
             )
         return found
 
