@@ -58,8 +58,9 @@ BINDINGS = 8
 AHEAD = 32
 """The most batches that `for` and `step` compute in one call, and hand out one by one."""
 
-AHEAD_BYTES = 64 * 2**20
-"""The most that batches computed ahead may weigh together."""
+AHEAD_BYTES = 4 * 2**20
+"""The most that batches computed ahead may weigh together: a call costs little beside computing
+that many bytes, and caches do not hold many more."""
 
 AHEAD_COMPILE = 3.0
 """Seconds that compiling these may take: where one takes longer than its part, they are fewer."""
