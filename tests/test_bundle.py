@@ -31,12 +31,17 @@ def test_a_part_can_be_replaced_by_one_of_another_kind():
 
 
 @pytest.mark.internal
-def test_no_part_of_a_fixed_bundle_is_assigned_anew():
+def test_no_part_of_a_fixed_bundle_is_replaced():
     bundle = FixedBundle({"x": 1})
-    with pytest.raises(AttributeError) as caught:
-        bundle.x = 2
-    assert str(caught.value) == "`x` cannot be assigned anew: build what it is part of again."
-    assert bundle.get("x") == 1
+    for replace in (
+        lambda: setattr(bundle, "x", 2),
+        lambda: delattr(bundle, "x"),
+        lambda: bundle.put("x", 2),
+    ):
+        with pytest.raises(AttributeError) as caught:
+            replace()
+        assert str(caught.value) == "`x` cannot be replaced: build what it is a part of again."
+        assert bundle.get("x") == 1
 
 
 @pytest.mark.internal
@@ -46,7 +51,7 @@ def test_the_data_of_a_source_cannot_be_swapped_unseen_but_may_change():
     pipeline = Pipeline(source=source, batch_size=4)
     column = source.data.get("x")
     for owner, name in ((source.data, "x"), (column, "data")):
-        with pytest.raises(AttributeError, match=f"`{name}` cannot be assigned anew"):
+        with pytest.raises(AttributeError, match=f"`{name}` cannot be replaced"):
             setattr(owner, name, getattr(owner, name))
     with ahead(8):
         batches = iter(pipeline)

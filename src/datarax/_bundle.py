@@ -1,7 +1,7 @@
 """Modules that hold parts under names which the user has chosen."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from flax import nnx
 
@@ -11,9 +11,11 @@ class Fixed(nnx.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in vars(self):
-            what = f"`{name}` cannot be assigned anew: build what it is part of again."
-            raise AttributeError(what)
+            self.__delattr__(name)
         super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"`{name}` cannot be replaced: build what it is a part of again.")
 
 
 class Bundle(nnx.Module):

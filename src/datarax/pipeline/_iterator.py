@@ -189,7 +189,8 @@ class Runtime:
         if reader is None:
             self._close_feed()
             self._feed, self._fed = (None, None), self._values
-        if reader is None or binding is None or self._traced:
+            return None
+        if binding is None or self._traced:
             return None
         variables = binding.variables.items()
         keys = [self._values[i] for i, x in variables if isinstance(x, BaseKey)]
