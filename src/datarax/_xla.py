@@ -28,6 +28,13 @@ ALIGNMENT = 64
 """Bytes: XLA's CPU client shares memory that starts at a multiple of this, and copies any other."""
 
 
+def aligned(count: int) -> np.ndarray:
+    """So many uninitialised bytes that JAX can take over on a CPU without a copy."""
+    memory = np.empty(count + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + count]
+
+
 def trace() -> Any:
     """The trace of JAX's that is open now, if any: nothing but comparing it means anything."""
     return get_opaque_trace_state(convention="nnx")

@@ -17,9 +17,9 @@ from hypothesis import example, given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
 
 from datarax import _keys
+from datarax._xla import aligned
 from datarax.errors import FieldTypeError
 from datarax.sources import MemorySource, MemorySourceConfig, SourceData, _column
-from datarax.sources._host import empty_rows
 
 
 def memory(data, **config):
@@ -237,7 +237,7 @@ def test_to_hold_numpy_data_compiles_nothing(copy, caplog):
 @pytest.mark.internal
 def test_a_private_copy_is_the_only_one(monkeypatch):
     made = []
-    monkeypatch.setattr(_column, "empty_rows", lambda *x: made.append(empty_rows(*x)) or made[-1])
+    monkeypatch.setattr(_column, "aligned", lambda *x: made.append(aligned(*x)) or made[-1])
     source = memory({"x": np.ones((4097, 63), np.float32)}, copy=True)
     [held] = jax.tree.leaves(nnx.state(source, SourceData))
     [own] = made

@@ -11,9 +11,8 @@ from jaxtyping import Array, Shaped, UInt
 from .._bundle import Fixed
 from .._rows import take
 from .._types import Records, Scalar
-from .._xla import ALIGNMENT, on_cpu
+from .._xla import ALIGNMENT, aligned, on_cpu
 from ._base import SourceData
-from ._host import empty_rows
 
 WORTH_SHARING = 2**20
 """Bytes: a smaller array is copied, so that the shapes that programs are compiled for do not depend
@@ -77,7 +76,7 @@ class Column(Fixed):
 
 def _own(values: np.ndarray) -> np.ndarray:
     """A private copy, which JAX on a CPU need not copy once more."""
-    rows = empty_rows(len(values), values.shape[1:], values.dtype)
+    rows = aligned(values.nbytes).view(values.dtype).reshape(values.shape)
     rows[...] = values
     return rows
 

@@ -16,7 +16,7 @@ from flax import nnx
 
 from .._order import ORDERS, Blocks, Shuffle
 from .._types import Batch, Mask, Records, Spec, flat_fields, integer, spec_text
-from .._xla import ALIGNMENT
+from .._xla import aligned
 from ..errors import DataraxError, EmptySourceError, FieldTypeError, ReadError
 from ._base import EagerSourceBase
 from ._values import hold, need_held_type
@@ -311,9 +311,7 @@ def empty_rows(rows: int, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     try:
         buffer = spare.pop()
     except IndexError:
-        buffer = np.empty(size + ALIGNMENT, np.uint8)
-        start = -buffer.ctypes.data % ALIGNMENT
-        buffer = buffer[start : start + size]
+        buffer = aligned(size)
     if spare.maxlen:
         buffer = np.asarray(_Loan(buffer, spare))
     return buffer.view(dtype).reshape(rows, *shape)
