@@ -1,15 +1,27 @@
 """What is read ahead, and the order of it."""
 
+import dataclasses
+import itertools
 import subprocess
 import sys
+import threading
+import time
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
 
 from datarax import Pipeline
+from datarax.errors import ReadError
 from datarax.pipeline import _feed
-from datarax.sources import RandomAccessSource, RandomAccessSourceConfig
+from datarax.sources import (
+    HostSource,
+    HostSourceConfig,
+    RandomAccessSource,
+    RandomAccessSourceConfig,
+    Reader,
+)
 
 
 def records_of(length, shuffle):
@@ -90,3 +102,141 @@ def test_a_program_ends_without_what_was_to_be_read_ahead():
     assert out.stdout.startswith("reading")
     # Each of the two threads comes to the end of the batches that it is at.
     assert out.stdout.count("ending") <= 2 * _feed.CHUNK_BATCHES
+
+
+@dataclasses.dataclass(frozen=True)
+class Watched(Reader):
+    """Rows that take a moment, and who read them."""
+
+    first: list = dataclasses.field(default_factory=list, compare=False)
+    threads: list = dataclasses.field(default_factory=list, compare=False)
+    at_once: list = dataclasses.field(default_factory=list, compare=False)
+    reading: list = dataclasses.field(default_factory=list, compare=False)
+    fails: list = dataclasses.field(default_factory=list, compare=False)
+    failed: list = dataclasses.field(default_factory=list, compare=False)
+
+    def __len__(self):
+        return 64
+
+    @property
+    def stored_spec(self):
+        return {"id": jax.ShapeDtypeStruct((), np.dtype(np.uint32))}
+
+    def read(self, records):
+        me = threading.get_ident()
+        self.first.append(int(records[0]))
+        self.threads.append(me)
+        self.reading.append(me)
+        self.at_once.append(len(self.reading))
+        time.sleep(0.01)
+        self.reading.remove(me)
+        if self.fails and me == MAIN:
+            self.failed.append(int(records[0]))
+            raise self.fails[0]
+        return {"id": records.astype(np.uint32)}
+
+
+MAIN = threading.get_ident()
+
+
+def pipeline_over(reader, threads=2):
+    source = HostSource(reader, HostSourceConfig(shuffle=False))
+    return Pipeline(source=source, batch_size=1, num_threads=threads)
+
+
+def ids(batches):
+    return [int(batch["id"][0]) for batch in batches]
+
+
+def by_scan(pipeline):
+    return np.ravel(pipeline.scan(lambda batch: batch["id"])).tolist()
+
+
+@pytest.mark.spec("SRC-030")
+@pytest.mark.parametrize("mode", [ids, by_scan])
+@pytest.mark.parametrize("processors", [1, 2, 3])
+def test_who_waits_reads_where_threads_have_no_processor_left(processors, mode, monkeypatch):
+    monkeypatch.setattr(_feed, "processors", lambda: processors)
+    monkeypatch.setattr(_feed, "REST", 0.02)  # a slow machine may be away for some milliseconds
+    reader = Watched()
+    pipeline = pipeline_over(reader)
+    reader.threads.clear()
+    assert [*mode(pipeline), *mode(pipeline), *mode(pipeline)] == [*range(64)] * 3
+    assert (MAIN in reader.threads) == (processors < 3)
+    assert max(reader.at_once) == 2  # as many as the user allows
+    assert reader.at_once.count(2) > len(reader.at_once) / 4  # of two in turns, it is every other
+
+
+@pytest.mark.spec("SRC-030")
+def test_a_single_thread_reads_alone(monkeypatch):
+    monkeypatch.setattr(_feed, "processors", lambda: 1)
+    reader = Watched()
+    pipeline = pipeline_over(reader, threads=1)
+    reader.threads.clear()
+    assert ids(pipeline) == [*range(64)]
+    assert MAIN not in reader.threads
+    assert max(reader.at_once) == 1
+
+
+@pytest.mark.internal
+def test_a_thread_that_made_way_reads_on_while_nobody_waits(monkeypatch):
+    monkeypatch.setattr(_feed, "processors", lambda: 1)
+    monkeypatch.setattr(_feed, "CHUNK_BATCHES", 1)
+    reader = Watched()
+    batches = iter(pipeline_over(reader))
+    assert ids(itertools.islice(batches, 8)) == [*range(8)]
+    assert MAIN in reader.threads
+    before = len(reader.threads)
+    for _ in range(3):
+        time.sleep(0.1)
+        ids(itertools.islice(batches, 4))
+    assert 2 in reader.at_once[before:]
+    assert MAIN not in reader.threads[before:]
+
+
+@pytest.mark.spec("SRC-030")
+def test_a_seek_spares_the_reads_that_nobody_has_begun(monkeypatch):
+    monkeypatch.setattr(_feed, "CHUNK_BATCHES", 1)
+    reader = Watched()
+    pipeline = pipeline_over(reader, threads=1)
+    assert ids([next(iter(pipeline))]) == [0]
+    pipeline.seek(epoch=0, offset=40)
+    assert ids([next(iter(pipeline))]) == [40]
+    assert reader.first.index(40) <= 2
+
+
+@pytest.mark.spec("SRC-032")
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("no such row")])
+def test_a_read_that_fails_where_it_is_waited_for_loses_nothing(error, monkeypatch):
+    monkeypatch.setattr(_feed, "processors", lambda: 1)
+    monkeypatch.setattr(_feed, "REST", 0.02)
+    monkeypatch.setattr(_feed, "CHUNK_BATCHES", 1)
+    reader = Watched(fails=[error])
+    pipeline = pipeline_over(reader)
+    found = []
+    while len(found) < 2 * 64:
+        try:
+            for batch in pipeline:
+                found += ids([batch])
+        except ReadError:
+            assert len(found) % 64 == reader.failed[0]  # it fails its own batch and no earlier one
+            reader.fails.clear()
+        except KeyboardInterrupt:
+            reader.fails.clear()
+    assert found == [*range(64)] * 2
+    assert reader.failed
+
+
+@pytest.mark.spec("SRC-032")
+def test_what_an_interrupt_has_left_unread_is_read_when_it_is_asked_for(monkeypatch):
+    monkeypatch.setattr(_feed, "processors", lambda: 1)
+    monkeypatch.setattr(_feed, "REST", 0.02)
+    monkeypatch.setattr(_feed, "CHUNK_BATCHES", 1)
+    reader = Watched(fails=[KeyboardInterrupt()])
+    pipeline = pipeline_over(reader)
+    with pytest.raises(KeyboardInterrupt):
+        for _ in range(3):
+            ids(pipeline)
+    reader.fails.clear()
+    pipeline.seek(epoch=0, offset=reader.failed[0])
+    assert ids(pipeline) == [*range(reader.failed[0], 64)]

@@ -6,8 +6,11 @@ import contextlib
 import dataclasses
 import functools
 import math
+import os
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice, repeat, takewhile
 from typing import Any, NamedTuple, TypeAlias
 
@@ -16,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._order import Order, StoredOrder, word
-from .._rows import Cut, LastBatch, Rows, advance, host_where, settle, starts_within
+from .._rows import Cut, LastBatch, Rows, advance, host_where, starts_within
 from .._types import Batch, Cursor, Spec
 from .._xla import ALIGNMENT, ONE_THREAD, transferring
 from ..errors import EmptySourceError, ReadError
@@ -35,6 +38,9 @@ CHUNK_BATCHES = 8
 
 COPIED_FROM = 2**18
 """Bytes from which it costs more to copy rows than to place them on the device."""
+
+REST = 2e-3
+"""Seconds that whoever waited for a chunk may be away before a thread that made way reads on."""
 
 BLOCK = 2**15
 """Records whose order is computed in one call."""
@@ -96,9 +102,16 @@ class Feed:
     def __init__(self, supply: Supply, threads: int):
         self.supply = supply
         sequential = isinstance(supply.reader, Stream)
-        self._threads = ThreadPoolExecutor(1 if sequential else threads, "datarax-read")
+        self._at_once = 1 if sequential else threads
+        self._threads = ThreadPoolExecutor(self._at_once, "datarax-read")
+        # Among more threads than processors, one that is woken may wait for milliseconds.
+        self._shares = 1 < self._at_once >= processors()
+        self._lock = threading.Lock()
+        self._reading = 0
+        self._waits, self._left = False, -math.inf
         self._records = _Records(supply.order, supply.length)
-        self._queue: collections.deque[_Chunk] = collections.deque()
+        self._pending: collections.deque[_Chunk] = collections.deque()  # nobody reads them yet
+        self._queue: collections.deque[_Chunk] = collections.deque()  # nobody has taken them yet
         self._ready: collections.deque[Fed] = collections.deque()
         self._asked: tuple[Cut, bool] | None = None
         self._singly = 1
@@ -119,10 +132,10 @@ class Feed:
             self._ready.clear()
             chunk = self._next_chunk(start, cut, loop)
             try:
-                self._ready.extend(chunk.future.result())
-            except Exception:
+                self._ready.extend(self._result(chunk))
+            except BaseException as error:
                 self.forget()
-                if chunk.count == 1:
+                if chunk.count == 1 or not isinstance(error, Exception):
                     raise
                 self._singly = chunk.count  # so that the batches before the broken one come
                 return self.take(start, cut, loop, several)
@@ -146,7 +159,7 @@ class Feed:
         """Chunks of so many batches, in the cut of `scan`; later ones are read meanwhile."""
         self.forget()
         depth = min(max(BUFFER_BYTES // (self.batch_bytes * max(counts)), 2), 4)
-        queue: collections.deque[Future] = collections.deque()
+        queue: collections.deque[_Chunk] = collections.deque()
         waiting = collections.deque(counts)
         last = None
         try:
@@ -154,23 +167,72 @@ class Feed:
                 while waiting and len(queue) < depth:
                     chunk = self._submit(start, cut, waiting.popleft(), False, last, stacked=True)
                     last, start = chunk, chunk.after or start
-                    queue.append(chunk.future)
-                yield queue.popleft().result()
+                    queue.append(chunk)
+                yield self._result(queue.popleft())
         finally:
-            for future in queue:
-                future.cancel()
+            self._drop(queue)
 
     def forget(self) -> None:
         """Drops what was read ahead."""
-        for chunk in self._queue:
-            chunk.future.cancel()
-        self._queue.clear()
+        self._drop(self._queue)
         self._ready.clear()
+
+    def _drop(self, chunks: "collections.deque[_Chunk]") -> None:
+        """Takes back what was asked for, as far as nobody has begun to read it."""
+        with self._lock:
+            for chunk in chunks:
+                with contextlib.suppress(ValueError):
+                    self._pending.remove(chunk)
+        chunks.clear()
 
     def close(self) -> None:
         """Ends the threads, without waiting for them."""
         self.forget()
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _result(self, chunk: "_Chunk") -> Any:
+        """What was read of a chunk. Who has to wait for it may read, too: see `_read_in_thread`."""
+        if not chunk.future.done():
+            self._waits = True
+            try:
+                while self._shares and not chunk.future.done():
+                    if not self._read_next(self._at_once, thread=False):
+                        break
+                return chunk.future.result()
+            finally:
+                self._waits, self._left = False, time.monotonic()
+        return chunk.future.result()
+
+    def _read_in_thread(self) -> None:
+        """Reads the next chunk, if there is one.
+
+        Where the threads have no processor to spare, one makes way for who waits for a chunk or did
+        so a moment ago, and who waits reads in its place.
+        """
+        # A program that ends waits for all that its threads were asked for. The flag is not public.
+        while self._pending and not getattr(concurrent.futures.thread, "_shutdown", False):
+            near = self._waits or time.monotonic() < self._left + REST
+            if self._read_next(self._at_once - (self._shares and near), thread=True):
+                return
+            time.sleep(REST)
+
+    def _read_next(self, at_once: int, thread: bool) -> bool:
+        """Reads the next chunk, if there is one and fewer than `at_once` of the threads read."""
+        with self._lock:
+            if self._reading >= at_once or not self._pending:
+                return False
+            self._reading += thread
+            chunk = self._pending.popleft()
+        try:
+            chunk.future.set_result(chunk.read())
+        except BaseException as error:
+            chunk.future.set_exception(error)
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            with self._lock:
+                self._reading -= thread
+        return True
 
     def _next_chunk(self, start: Cursor, cut: Cut, loop: bool) -> "_Chunk":
         if self._queue and self._queue[0].begins(start, cut, loop):
@@ -203,15 +265,20 @@ class Feed:
         *,
         stacked: bool = False,
     ) -> "_Chunk":
-        submit = functools.partial(self._threads.submit, self._as_asked)
         if self.supply.length is None:
             earlier = None if before is None else before.future
-            future = submit(self._read_stream, start, earlier, cut, count, loop, stacked)
-            return _Chunk(start if earlier is None else None, cut, count, loop, None, future)
-        assert start is not None
-        plan = self._plan(start, cut, count, stacked)
-        future = submit(self._read_plan, plan, cut, stacked)
-        return _Chunk(plan.starts[0], cut, count, loop, plan.after, future)
+            how = self._read_stream, start, earlier, cut, count, loop, stacked
+            read = functools.partial(self._as_asked, *how)
+            start, after = (start if earlier is None else None), None
+        else:
+            assert start is not None
+            plan = self._plan(start, cut, count, stacked)
+            read = functools.partial(self._as_asked, self._read_plan, plan, cut, stacked)
+            start, after = plan.starts[0], plan.after
+        chunk = _Chunk(start, cut, count, loop, after, read)
+        self._pending.append(chunk)
+        self._threads.submit(self._read_in_thread)
+        return chunk
 
     def _placed(self, fetched: Sequence[Fetched]) -> list[Fetched]:
         """Batches on the device. For a CPU, what can be read in place is left to who takes it.
@@ -220,6 +287,8 @@ class Feed:
         """
         wanted = [(batch, rows.mask) for batch, rows in fetched]
         if self.supply.on_cpu:
+            if all(map(_is_readable, jax.tree.leaves(wanted))):
+                return list(fetched)
             placed = jax.tree.map(lambda x: x if _is_readable(x) else jax.device_put(x), wanted)
         else:
             placed = jax.device_put(wanted)  # in one call, which costs less than one for each
@@ -243,19 +312,16 @@ class Feed:
 
     def _as_asked(self, read: Callable[..., Any], *args: Any) -> Any:
         """Runs in a thread: `read`, under the settings of whoever wants the rows."""
-        # A program that ends waits for all that its threads were asked for. The flag is not public.
-        if getattr(concurrent.futures.thread, "_shutdown", False):
-            raise CancelledError
         with jax.enable_x64(self.supply.x64), transferring():
             return read(*args)
 
     # For sources with a length.
 
     def _plan(self, start: Cursor, cut: Cut, count: int, stacked: bool) -> "_Plan":
-        """Which rows the batches have: what `_rows.locate` says, in numbers."""
-        size, length, last_batch = self.supply.size, self.supply.length, self.supply.last_batch
+        """Which rows the batches from the settled `start` on have: `_rows.locate`, in numbers."""
+        length, last_batch = self.supply.length, self.supply.last_batch
         assert length is not None
-        epoch, offset = after = settle(start, size, length, last_batch, host_where)
+        epoch, offset = after = start
         kind, rows_in_all = word(length), cut.size * count
         masked = self.supply.masks or cut.padded
         if offset + rows_in_all <= length:
@@ -401,7 +467,7 @@ class _Plan(NamedTuple):
     after: Cursor
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class _Chunk:
     """Batches that one thread reads in one go. Where a stream's end is known once it is read."""
 
@@ -410,7 +476,8 @@ class _Chunk:
     count: int
     loop: bool
     after: Cursor | None
-    future: Future
+    read: Callable[[], Any]
+    future: Future = dataclasses.field(default_factory=Future)
 
     def begins(self, start: Cursor, cut: Cut, loop: bool) -> bool:
         """Whether its first batch is the one wanted now; what could not be read is not."""
@@ -419,6 +486,13 @@ class _Chunk:
         if self.start is not None:
             return self.start == start
         return self.future.exception() is None and self.future.result()[0].start == start
+
+
+def processors() -> int:
+    """How many threads of this process can run at the same time."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 class _Records:
