@@ -131,7 +131,20 @@ def by_torch(data, shuffle):
     return lambda count: again_and_again(loader, count)
 
 
-WAYS = {"numpy": by_numpy, "for": by_for, "scan": by_scan, "grain": by_grain, "torch": by_torch}
+def by_torch_placed(data, shuffle):
+    """What `for` hands out too: arrays that JAX can compute with."""
+    batches = by_torch(data, shuffle)
+    return lambda count: map(jax.block_until_ready, map(jax.device_put, batches(count)))
+
+
+WAYS = {
+    "numpy": by_numpy,
+    "for": by_for,
+    "scan": by_scan,
+    "grain": by_grain,
+    "torch": by_torch,
+    "torch, as JAX arrays": by_torch_placed,
+}
 
 
 def by_others():
@@ -192,7 +205,7 @@ def test_throughput(data, shuffle):
         each = median(lambda seconds, _, name=name: seconds[name])
         busy = median(lambda _, cores, name=name: cores[name])
         print(
-            f"  {name:8} {size / each / 2**30:6.2f} GiB/s, {ahead(name, 'numpy'):5.2f} of numpy, "
+            f"  {name:20} {size / each / 2**30:6.2f} GiB/s, {ahead(name, 'numpy'):5.2f} of numpy, "
             f"{each * 1e6:6.0f} us each, on {busy:.1f} cores"
         )
     for name in ("for", "scan"):
