@@ -108,6 +108,7 @@ def test_a_program_ends_without_what_was_to_be_read_ahead():
 class Watched(Reader):
     """Rows that take a moment, and who read them."""
 
+    seconds: dict = dataclasses.field(default_factory=dict, compare=False)
     first: list = dataclasses.field(default_factory=list, compare=False)
     threads: list = dataclasses.field(default_factory=list, compare=False)
     at_once: list = dataclasses.field(default_factory=list, compare=False)
@@ -126,10 +127,10 @@ class Watched(Reader):
         me = threading.get_ident()
         self.first.append(int(records[0]))
         self.threads.append(me)
-        self.reading.append(me)
+        self.reading.append(int(records[0]))
         self.at_once.append(len(self.reading))
-        time.sleep(0.01)
-        self.reading.remove(me)
+        time.sleep(self.seconds.get(int(records[0]), 0.01))
+        self.reading.remove(int(records[0]))
         if self.fails and me == MAIN:
             self.failed.append(int(records[0]))
             raise self.fails[0]
@@ -203,6 +204,19 @@ def test_a_seek_spares_the_reads_that_nobody_has_begun(monkeypatch):
     pipeline.seek(epoch=0, offset=40)
     assert ids([next(iter(pipeline))]) == [40]
     assert reader.first.index(40) <= 2
+
+
+@pytest.mark.internal
+def test_what_is_waited_for_is_not_left_to_a_thread_that_is_busy(monkeypatch):
+    monkeypatch.setattr(_feed, "processors", lambda: 1)
+    monkeypatch.setattr(_feed, "CHUNK_BATCHES", 1)
+    reader = Watched(seconds={1: 0.1, 2: 2.0})
+    pipeline = pipeline_over(reader)
+    assert ids([next(iter(pipeline))]) == [0]
+    time.sleep(0.05)  # both threads are at work on what the seek makes useless
+    pipeline.seek(epoch=0, offset=40)
+    assert ids([next(iter(pipeline))]) == [40]
+    assert 2 in reader.reading
 
 
 @pytest.mark.spec("SRC-032")

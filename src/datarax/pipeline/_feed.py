@@ -106,9 +106,11 @@ class Feed:
         self._threads = ThreadPoolExecutor(self._at_once, "datarax-read")
         # Among more threads than processors, one that is woken may wait for milliseconds.
         self._shares = 1 < self._at_once >= processors()
-        self._lock = threading.Lock()
+        # What a collection of garbage finds may be a pipeline's end, which needs it again.
+        self._lock = threading.RLock()
         self._reading = 0
-        self._waits, self._left = False, -math.inf
+        self._awaited: _Chunk | None = None
+        self._left = -math.inf
         self._records = _Records(supply.order, supply.length)
         self._pending: collections.deque[_Chunk] = collections.deque()  # nobody reads them yet
         self._queue: collections.deque[_Chunk] = collections.deque()  # nobody has taken them yet
@@ -193,14 +195,13 @@ class Feed:
     def _result(self, chunk: "_Chunk") -> Any:
         """What was read of a chunk. Who has to wait for it may read, too: see `_read_in_thread`."""
         if not chunk.future.done():
-            self._waits = True
+            self._awaited = chunk
             try:
-                while self._shares and not chunk.future.done():
-                    if not self._read_next(self._at_once, thread=False):
-                        break
+                while self._shares and not chunk.future.done() and self._read_next():
+                    pass
                 return chunk.future.result()
             finally:
-                self._waits, self._left = False, time.monotonic()
+                self._awaited, self._left = None, time.monotonic()
         return chunk.future.result()
 
     def _read_in_thread(self) -> None:
@@ -211,15 +212,18 @@ class Feed:
         """
         # A program that ends waits for all that its threads were asked for. The flag is not public.
         while self._pending and not getattr(concurrent.futures.thread, "_shutdown", False):
-            near = self._waits or time.monotonic() < self._left + REST
-            if self._read_next(self._at_once - (self._shares and near), thread=True):
+            if self._read_next(thread=True):
                 return
             time.sleep(REST)
 
-    def _read_next(self, at_once: int, thread: bool) -> bool:
-        """Reads the next chunk, if there is one and fewer than `at_once` of the threads read."""
+    def _read_next(self, *, thread: bool = False) -> bool:
+        """Reads the next chunk, if there is one and the caller has to read it."""
         with self._lock:
-            if self._reading >= at_once or not self._pending:
+            if not self._pending:
+                return False
+            near = self._awaited is not None or time.monotonic() < self._left + REST
+            makes_way = thread and self._shares and near and self._pending[0] is not self._awaited
+            if self._reading >= self._at_once - makes_way:
                 return False
             self._reading += thread
             chunk = self._pending.popleft()
