@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from ._order import Order, word
 from ._types import Batch, Cursor, Mask, Offsets, Records, Turns
@@ -202,7 +203,22 @@ def rows_from(order: Order, start: Cursor, count: int, masked: bool) -> Rows:
 
 def take(data: Any, records: Records) -> Any:
     """The records of an array, or of every field, in the order asked for; they must exist."""
-    return jax.tree.map(lambda x: x.at[records].get(mode="promise_in_bounds"), data)
+
+    def rows(x: Any) -> Any:
+        return x.at[records].get(mode="promise_in_bounds", out_sharding=gathered_sharding(x))
+
+    return jax.tree.map(rows, data)
+
+
+def gathered_sharding(x: Any) -> NamedSharding | None:
+    """How rows of an array lie that an explicit mesh axis splits by rows: on all of its devices.
+
+    None for every other array; only with such axes JAX has to be told.
+    """
+    sharding = jax.typeof(x).sharding
+    if not isinstance(sharding, NamedSharding) or not sharding.spec or sharding.spec[0] is None:
+        return None
+    return NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec[1:]))
 
 
 def zero_outside(batch: Batch, mask: Mask) -> Batch:

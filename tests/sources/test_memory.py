@@ -2,7 +2,10 @@
 
 import gc
 import itertools
+import os
 import pickle
+import subprocess
+import sys
 import weakref
 
 import jax
@@ -364,3 +367,42 @@ def test_rows_stay_together(length, types, shuffle):
         got = rows(by_step(pipeline(source=source, batch_size=length, rngs=nnx.Rngs(0)), 1))
     assert sorted(got["deep"]["id"].tolist()) == list(range(length))
     assert_same(got, jax.tree.map(lambda x: x[got["deep"]["id"]], data))
+
+
+SPLIT = """
+import itertools
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from datarax import Pipeline
+from datarax.sources import MemorySource, MemorySourceConfig
+
+table = np.arange(72, dtype=np.float32).reshape(18, 4)
+
+def batches(data, mode, shuffle, last_batch):
+    source = MemorySource(MemorySourceConfig(shuffle=shuffle), {"x": data})
+    pipeline = Pipeline(source=source, batch_size=4, rngs=nnx.Rngs(0), last_batch=last_batch)
+    if mode == "for":
+        found = [batch["x"] for batch in pipeline]
+    elif mode == "step":
+        found = [pipeline.step()["x"] for _ in range(6)]
+    else:
+        found = list(pipeline.scan(lambda batch: batch["x"], 6))
+    assert all(x.is_fully_replicated for x in found) or data is table
+    return [np.asarray(x).tolist() for x in found]
+
+for axis in AxisType.Auto, AxisType.Explicit:
+    mesh = jax.make_mesh((2,), ("devices",), axis_types=(axis,))
+    data = jax.device_put(table, NamedSharding(mesh, P("devices")))
+    for how in itertools.product(("for", "step", "scan"), (False, True), ("keep", "pad")):
+        assert batches(data, *how) == batches(table, *how), (axis, how)
+print("all equal")
+"""
+
+
+@pytest.mark.spec("SRC-001")
+def test_data_that_a_mesh_splits_by_records_gives_the_same_batches():
+    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    run = subprocess.run([sys.executable, "-c", SPLIT], capture_output=True, text=True, env=env)
+    assert (run.stdout, run.returncode) == ("all equal\n", 0), run.stderr

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Shaped, UInt
 
 from .._bundle import Fixed
-from .._rows import take
+from .._rows import gathered_sharding, take
 from .._types import Records, Scalar
 from .._xla import ALIGNMENT, aligned, on_cpu
 from ._base import SourceData
@@ -54,6 +54,8 @@ class Column(Fixed):
     def take_range(self, start: Scalar, size: int) -> Shaped[Array, "b ..."]:
         """The rows from `start` on, all of which must exist."""
         data, row = self.data.get_raw_value(), self.shape[1:]
+        if gathered_sharding(data) is not None:
+            return take(data, start + jnp.arange(size, dtype=start.dtype))
         if data.shape == self.shape:
             return jax.lax.dynamic_slice_in_dim(data, start, size)
         items = size * math.prod(row)
