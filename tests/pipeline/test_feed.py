@@ -104,6 +104,49 @@ def test_a_program_ends_without_what_was_to_be_read_ahead():
     assert out.stdout.count("ending") <= 2 * _feed.CHUNK_BATCHES
 
 
+@pytest.mark.internal
+def test_who_reads_on_after_the_end_of_a_program_gets_an_error():
+    late = """
+import atexit
+
+def read_on():
+    try:
+        for batch in stream:
+            pass
+    except RuntimeError as error:
+        print(error)
+
+atexit.register(read_on)
+"""
+    code = late + LEFT_EARLY.replace("print(", "(lambda *_, **__: None)(")
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert out.stdout == "cannot schedule new futures after shutdown\n", out.stderr
+
+
+@pytest.mark.internal
+def test_a_program_ends_while_another_thread_scans():
+    scan = (
+        LEFT_EARLY[: LEFT_EARLY.index("for batch")]
+        + """
+import threading
+
+def scan():
+    try:
+        stream.scan(lambda batch: batch, 4)
+    except BaseException as error:
+        print(type(error).__name__)
+
+threading.Thread(target=scan).start()
+"""
+    )
+    code = scan.replace("batch_size=1)", "batch_size=1, num_threads=1)")
+    code = code.replace('"ending" if ENDING else "reading"', '"reading"')
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert out.stderr == ""
+    # The rows are not read any more, or not asked for.
+    assert out.stdout.splitlines()[-1] in ("CancelledError", "RuntimeError")
+
+
 @dataclasses.dataclass(frozen=True)
 class Watched(Reader):
     """Rows that take a moment, and who read them."""
@@ -115,6 +158,8 @@ class Watched(Reader):
     reading: list = dataclasses.field(default_factory=list, compare=False)
     fails: list = dataclasses.field(default_factory=list, compare=False)
     failed: list = dataclasses.field(default_factory=list, compare=False)
+
+    only_copies = True
 
     def __len__(self):
         return 64
@@ -158,7 +203,7 @@ def by_scan(pipeline):
 @pytest.mark.parametrize("processors", [1, 2, 3])
 def test_who_waits_reads_where_threads_have_no_processor_left(processors, mode, monkeypatch):
     monkeypatch.setattr(_feed, "processors", lambda: processors)
-    monkeypatch.setattr(_feed, "REST", 0.02)  # a slow machine may be away for some milliseconds
+    monkeypatch.setattr(_feed, "KEPT", 0.1)  # a slow machine may be away for some milliseconds
     reader = Watched()
     pipeline = pipeline_over(reader)
     reader.threads.clear()
@@ -166,6 +211,17 @@ def test_who_waits_reads_where_threads_have_no_processor_left(processors, mode, 
     assert (MAIN in reader.threads) == (processors < 3)
     assert max(reader.at_once) == 2  # as many as the user allows
     assert reader.at_once.count(2) > len(reader.at_once) / 4  # of two in turns, it is every other
+
+
+@pytest.mark.spec("SRC-030")
+def test_what_does_more_than_to_copy_is_read_by_threads_alone(monkeypatch):
+    monkeypatch.setattr(_feed, "processors", lambda: 1)
+    reader = type("Decoder", (Watched,), {"only_copies": False})()
+    pipeline = pipeline_over(reader)
+    reader.threads.clear()
+    assert ids(pipeline) + ids(pipeline) == [*range(64)] * 2
+    assert MAIN not in reader.threads
+    assert max(reader.at_once) == 2
 
 
 @pytest.mark.spec("SRC-030")
@@ -182,6 +238,7 @@ def test_a_single_thread_reads_alone(monkeypatch):
 @pytest.mark.internal
 def test_a_thread_that_made_way_reads_on_while_nobody_waits(monkeypatch):
     monkeypatch.setattr(_feed, "processors", lambda: 1)
+    monkeypatch.setattr(_feed, "KEPT", 0.1)
     monkeypatch.setattr(_feed, "CHUNK_BATCHES", 1)
     reader = Watched()
     batches = iter(pipeline_over(reader))
@@ -189,7 +246,7 @@ def test_a_thread_that_made_way_reads_on_while_nobody_waits(monkeypatch):
     assert MAIN in reader.threads
     before = len(reader.threads)
     for _ in range(3):
-        time.sleep(0.1)
+        time.sleep(0.3)
         ids(itertools.islice(batches, 4))
     assert 2 in reader.at_once[before:]
     assert MAIN not in reader.threads[before:]
@@ -204,6 +261,23 @@ def test_a_seek_spares_the_reads_that_nobody_has_begun(monkeypatch):
     pipeline.seek(epoch=0, offset=40)
     assert ids([next(iter(pipeline))]) == [40]
     assert reader.first.index(40) <= 2
+
+
+@pytest.mark.spec("SRC-032")
+def test_a_scan_that_fails_spares_the_reads_that_nobody_has_begun():
+    reader = Watched(seconds={8: 0.2, 16: 0.2, 24: 0.2})
+    pipeline = pipeline_over(reader, threads=1)
+
+    def step(batch):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError) as kept:
+        pipeline.scan(step)
+    begun = len(reader.first)
+    time.sleep(0.5)
+    assert len(reader.first) <= begun + 1
+    assert ids(pipeline) == [*range(64)]
+    del kept  # with its traceback, and all that is on the stack there
 
 
 @pytest.mark.internal
@@ -223,7 +297,7 @@ def test_what_is_waited_for_is_not_left_to_a_thread_that_is_busy(monkeypatch):
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("no such row")])
 def test_a_read_that_fails_where_it_is_waited_for_loses_nothing(error, monkeypatch):
     monkeypatch.setattr(_feed, "processors", lambda: 1)
-    monkeypatch.setattr(_feed, "REST", 0.02)
+    monkeypatch.setattr(_feed, "KEPT", 0.1)
     monkeypatch.setattr(_feed, "CHUNK_BATCHES", 1)
     reader = Watched(fails=[error])
     pipeline = pipeline_over(reader)
@@ -244,7 +318,7 @@ def test_a_read_that_fails_where_it_is_waited_for_loses_nothing(error, monkeypat
 @pytest.mark.spec("SRC-032")
 def test_what_an_interrupt_has_left_unread_is_read_when_it_is_asked_for(monkeypatch):
     monkeypatch.setattr(_feed, "processors", lambda: 1)
-    monkeypatch.setattr(_feed, "REST", 0.02)
+    monkeypatch.setattr(_feed, "KEPT", 0.1)
     monkeypatch.setattr(_feed, "CHUNK_BATCHES", 1)
     reader = Watched(fails=[KeyboardInterrupt()])
     pipeline = pipeline_over(reader)

@@ -9,8 +9,8 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from itertools import islice, repeat, takewhile
 from typing import Any, NamedTuple, TypeAlias
 
@@ -39,8 +39,9 @@ CHUNK_BATCHES = 8
 COPIED_FROM = 2**18
 """Bytes from which it costs more to copy rows than to place them on the device."""
 
-REST = 2e-3
-"""Seconds that whoever waited for a chunk may be away before a thread that made way reads on."""
+KEPT, REST = 5e-3, 1e-3
+"""Seconds for which a place is kept for who has waited and copied; a thread rests so long before it
+looks again."""
 
 BLOCK = 2**15
 """Records whose order is computed in one call."""
@@ -104,16 +105,15 @@ class Feed:
         sequential = isinstance(supply.reader, Stream)
         self._at_once = 1 if sequential else threads
         self._threads = ThreadPoolExecutor(self._at_once, "datarax-read")
-        # Among more threads than processors, one that is woken may wait for milliseconds.
-        self._shares = 1 < self._at_once >= processors()
-        # What a collection of garbage finds may be a pipeline's end, which needs it again.
-        self._lock = threading.RLock()
-        self._reading = 0
-        self._awaited: _Chunk | None = None
-        self._left = -math.inf
+        self._lock, self._reading = threading.Lock(), 0  # for the number of reads, whoever reads
+        # Among more threads than processors, who is woken to take a chunk may wait for as long as
+        # it takes to copy some. So who waits copies, too, and one of the threads rests.
+        copies = isinstance(supply.reader, Reader) and supply.reader.only_copies
+        self._shares = copies and 1 < self._at_once >= processors()
+        self._kept_until = -math.inf
+        self._pending: collections.deque[tuple[_Chunk, Callable[[], Any]]] = collections.deque()
         self._records = _Records(supply.order, supply.length)
-        self._pending: collections.deque[_Chunk] = collections.deque()  # nobody reads them yet
-        self._queue: collections.deque[_Chunk] = collections.deque()  # nobody has taken them yet
+        self._queue: collections.deque[_Chunk] = collections.deque()
         self._ready: collections.deque[Fed] = collections.deque()
         self._asked: tuple[Cut, bool] | None = None
         self._singly = 1
@@ -157,7 +157,9 @@ class Feed:
         if self._ready:  # unless what was read ahead has been dropped since
             self._ready.popleft()
 
-    def stacks(self, start: Cursor, cut: Cut, counts: Sequence[int]) -> Iterator[Stack]:
+    def stacks(
+        self, start: Cursor, cut: Cut, counts: Sequence[int]
+    ) -> Generator[Stack, None, None]:
         """Chunks of so many batches, in the cut of `scan`; later ones are read meanwhile."""
         self.forget()
         depth = min(max(BUFFER_BYTES // (self.batch_bytes * max(counts)), 2), 4)
@@ -172,20 +174,14 @@ class Feed:
                     queue.append(chunk)
                 yield self._result(queue.popleft())
         finally:
-            self._drop(queue)
+            self.forget()
 
     def forget(self) -> None:
         """Drops what was read ahead."""
-        self._drop(self._queue)
+        # Were the last to come first, an interrupt could leave chunks that nobody will read.
+        self._queue.clear()
         self._ready.clear()
-
-    def _drop(self, chunks: "collections.deque[_Chunk]") -> None:
-        """Takes back what was asked for, as far as nobody has begun to read it."""
-        with self._lock:
-            for chunk in chunks:
-                with contextlib.suppress(ValueError):
-                    self._pending.remove(chunk)
-        chunks.clear()
+        self._pending.clear()
 
     def close(self) -> None:
         """Ends the threads, without waiting for them."""
@@ -193,49 +189,48 @@ class Feed:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _result(self, chunk: "_Chunk") -> Any:
-        """What was read of a chunk. Who has to wait for it may read, too: see `_read_in_thread`."""
-        if not chunk.future.done():
-            self._awaited = chunk
-            try:
-                while self._shares and not chunk.future.done() and self._read_next():
-                    pass
-                return chunk.future.result()
-            finally:
-                self._awaited, self._left = None, time.monotonic()
-        return chunk.future.result()
+        """What was read of a chunk, once it is read: here, if there is nothing else to do."""
+        if chunk.future.done():
+            return chunk.future.result()
+        try:
+            while self._shares and not chunk.future.done():
+                self._kept_until = -math.inf  # the place is taken now, or not needed
+                if not self._read_next(self._at_once):
+                    break
+                self._kept_until = time.monotonic() + KEPT
+            return chunk.future.result()
+        finally:
+            if self._shares:
+                self._kept_until = time.monotonic() + KEPT
 
     def _read_in_thread(self) -> None:
-        """Reads the next chunk, if there is one.
+        """Reads all that is pending, but leaves a place for who will wait for it in a moment."""
+        while self._pending:
+            kept = time.monotonic() < self._kept_until
+            if not self._read_next(self._at_once - kept):
+                time.sleep(REST)
 
-        Where the threads have no processor to spare, one makes way for who waits for a chunk or did
-        so a moment ago, and who waits reads in its place.
-        """
-        # A program that ends waits for all that its threads were asked for. The flag is not public.
-        while self._pending and not getattr(concurrent.futures.thread, "_shutdown", False):
-            if self._read_next(thread=True):
-                return
-            time.sleep(REST)
-
-    def _read_next(self, *, thread: bool = False) -> bool:
-        """Reads the next chunk, if there is one and the caller has to read it."""
+    def _read_next(self, places: int) -> bool:
+        """Reads the next chunk, if there is one and fewer than so many are being read."""
         with self._lock:
-            if not self._pending:
+            if self._reading >= places:
                 return False
-            near = self._awaited is not None or time.monotonic() < self._left + REST
-            makes_way = thread and self._shares and near and self._pending[0] is not self._awaited
-            if self._reading >= self._at_once - makes_way:
+            try:
+                chunk, read = self._pending.popleft()
+            except IndexError:
                 return False
-            self._reading += thread
-            chunk = self._pending.popleft()
+            self._reading += 1
         try:
-            chunk.future.set_result(chunk.read())
+            found = read()
         except BaseException as error:
             chunk.future.set_exception(error)
             if not isinstance(error, Exception):
                 raise
+        else:
+            chunk.future.set_result(found)
         finally:
             with self._lock:
-                self._reading -= thread
+                self._reading -= 1
         return True
 
     def _next_chunk(self, start: Cursor, cut: Cut, loop: bool) -> "_Chunk":
@@ -279,8 +274,8 @@ class Feed:
             plan = self._plan(start, cut, count, stacked)
             read = functools.partial(self._as_asked, self._read_plan, plan, cut, stacked)
             start, after = plan.starts[0], plan.after
-        chunk = _Chunk(start, cut, count, loop, after, read)
-        self._pending.append(chunk)
+        chunk = _Chunk(start, cut, count, loop, after)
+        self._pending.append((chunk, read))
         self._threads.submit(self._read_in_thread)
         return chunk
 
@@ -315,7 +310,10 @@ class Feed:
         return Stack(placed, before, behind, after, failures)
 
     def _as_asked(self, read: Callable[..., Any], *args: Any) -> Any:
-        """Runs in a thread: `read`, under the settings of whoever wants the rows."""
+        """`read`, in whatever thread, under the settings of whoever wants the rows."""
+        # A program that ends waits for all that its threads were asked for. The flag is not public.
+        if getattr(concurrent.futures.thread, "_shutdown", False):
+            raise CancelledError
         with jax.enable_x64(self.supply.x64), transferring():
             return read(*args)
 
@@ -361,7 +359,7 @@ class Feed:
         return _Plan(rows, inside if masked else None, starts, after)
 
     def _read_plan(self, plan: "_Plan", cut: Cut, stacked: bool) -> Any:
-        """Runs in a thread: reads, and places on the device."""
+        """Reads, and places on the device."""
         rows, inside, starts, after = plan
         reader, spec = self.supply.reader, self.supply.spec
         assert isinstance(reader, Reader)
@@ -473,14 +471,13 @@ class _Plan(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Chunk:
-    """Batches that one thread reads in one go. Where a stream's end is known once it is read."""
+    """Batches that are read in one go. Where a stream's end is known once it is read."""
 
     start: Cursor | None
     cut: Cut
     count: int
     loop: bool
     after: Cursor | None
-    read: Callable[[], Any]
     future: Future = dataclasses.field(default_factory=Future)
 
     def begins(self, start: Cursor, cut: Cut, loop: bool) -> bool:

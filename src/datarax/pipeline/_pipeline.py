@@ -97,8 +97,7 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
             with a shorter batch, `step` and `scan` fill it from the next epoch. "drop": they are
             skipped. "pad": the batch is filled up with zero rows, which a mask marks.
         mask_name: the field of the mask, boolean, of shape `(batch_size,)`, False for a zero row.
-        num_threads: threads that read ahead, where the rows of the source are on the host. If that
-            is every processor, whoever waits for a batch reads in place of one of them.
+        num_threads: threads that read ahead, where the rows of the source are on the host.
         progress: shows a progress bar for every loop, and for every scan over a source on the
             host (extra "progress").
 

@@ -94,9 +94,9 @@ def _scan_fed(
     counts = stack_counts(length, feed.batch_bytes)
     values, changed, outs, after = binding.read(), {}, [], runtime.start
     bar = Bar(pipeline.progress, length, f"scan from epoch {epoch}")
+    stacks = feed.stacks(runtime.start, cut, counts)
     meter.begin()
     try:
-        stacks = feed.stacks(runtime.start, cut, counts)
         for count in counts:
             started = time.perf_counter()
             stack = next(stacks)
@@ -122,6 +122,7 @@ def _scan_fed(
         jax.block_until_ready((carry, outs))
         meter.lap(0)
     finally:
+        stacks.close()  # and not when the last traceback is gone
         meter.end()
         bar.close()
     size, records, last_batch = policy(pipeline)

@@ -59,7 +59,7 @@ class _Column(NamedTuple):
 class NpyReader(Reader):
     """Fields and their files."""
 
-    label = "StreamingDiskSource"
+    label, only_copies = "StreamingDiskSource", True
 
     files: tuple[tuple[str, str], ...]
 

@@ -112,6 +112,10 @@ class Reader(abc.ABC):
 
     label: str = "a source of your own"
 
+    only_copies: bool = False
+    """Whether `read` does no more than copy memory: whoever waits for rows may then do it as well.
+    Anything else is read by threads of the pipeline alone."""
+
     @abc.abstractmethod
     def __len__(self) -> int: ...
 
