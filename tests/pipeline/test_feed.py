@@ -216,6 +216,7 @@ def test_who_waits_reads_where_threads_have_no_processor_left(processors, mode, 
 @pytest.mark.spec("SRC-030")
 def test_what_does_more_than_to_copy_is_read_by_threads_alone(monkeypatch):
     monkeypatch.setattr(_feed, "processors", lambda: 1)
+    monkeypatch.setattr(_feed, "KEPT", 0.1)
     reader = type("Decoder", (Watched,), {"only_copies": False})()
     pipeline = pipeline_over(reader)
     reader.threads.clear()
