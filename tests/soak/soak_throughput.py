@@ -143,7 +143,7 @@ WAYS = {
     "scan": by_scan,
     "grain": by_grain,
     "torch": by_torch,
-    "torch, as JAX arrays": by_torch_placed,
+    "torch to JAX": by_torch_placed,
 }
 
 
@@ -205,7 +205,7 @@ def test_throughput(data, shuffle):
         each = median(lambda seconds, _, name=name: seconds[name])
         busy = median(lambda _, cores, name=name: cores[name])
         print(
-            f"  {name:20} {size / each / 2**30:6.2f} GiB/s, {ahead(name, 'numpy'):5.2f} of numpy, "
+            f"  {name:12} {size / each / 2**30:6.2f} GiB/s, {ahead(name, 'numpy'):5.2f} of numpy, "
             f"{each * 1e6:6.0f} us each, on {busy:.1f} cores"
         )
     for name in ("for", "scan"):
