@@ -103,7 +103,7 @@ def _put_on_cpu(device: Any) -> Callable[[np.ndarray], jax.Array] | None:
         return ShapedArray(shape, dtype)
 
     try:
-        from jax._src.interpreters.pxla import batched_device_put
+        from jaxlib.xla_client import batched_device_put
 
         def put(x: np.ndarray) -> jax.Array:
             return batched_device_put(shaped(x.shape, x.dtype), where, [x], devices, False)

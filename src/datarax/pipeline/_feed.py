@@ -279,6 +279,11 @@ class Feed:
         self._threads.submit(self._read_in_thread)
         return chunk
 
+    def _stays(self, fetched: Fetched, count: int = 1) -> bool:
+        """Whether all that a stage may ask for is left to who takes it, in `count` equal parts."""
+        wanted = jax.tree.leaves((fetched.batch, fetched.rows.mask))
+        return self.supply.on_cpu and all(_is_readable(x, count) for x in wanted)
+
     def _placed(self, fetched: Sequence[Fetched]) -> list[Fetched]:
         """Batches on the device. For a CPU, what can be read in place is left to who takes it.
 
@@ -286,8 +291,6 @@ class Feed:
         """
         wanted = [(batch, rows.mask) for batch, rows in fetched]
         if self.supply.on_cpu:
-            if all(map(_is_readable, jax.tree.leaves(wanted))):
-                return list(fetched)
             placed = jax.tree.map(lambda x: x if _is_readable(x) else jax.device_put(x), wanted)
         else:
             placed = jax.device_put(wanted)  # in one call, which costs less than one for each
@@ -375,7 +378,12 @@ class Feed:
         if stacked:
             whole, broken = Fetched(batch, rows), [x for some in failures for x in some]
             return self._stack(whole, starts, after, broken)
-        batches = self._placed(_cut(Fetched(batch, rows), cut.size, len(starts)))
+        if self.supply.bare:
+            rows = rows._replace(record=None)  # no stage asks which they are
+        whole = Fetched(batch, rows)
+        batches = _cut(whole, cut.size, len(starts))
+        if not self._stays(whole, len(starts)):
+            batches = self._placed(batches)
         ends = [*starts[1:], after]
         return [Fed(*x) for x in zip(batches, repeat(cut), starts, ends, failures)]
 
@@ -564,9 +572,13 @@ def _cut(whole: Fetched, size: int, count: int) -> list[Fetched]:
     return [jax.tree.unflatten(structure, [x[i : i + size] for x in leaves]) for i in starts]
 
 
-def _is_readable(x: np.ndarray) -> bool:
-    """Whether a program on a CPU reads the array in its place, or copies it in next to no time."""
-    return x.nbytes < COPIED_FROM or x.ctypes.data % ALIGNMENT == 0
+def _is_readable(x: np.ndarray, count: int = 1) -> bool:
+    """Whether a program on a CPU reads each of `count` equal parts of the array in its place, or
+    copies it in next to no time.
+    """
+    size = x.nbytes // count
+    evenly = count == 1 or size % ALIGNMENT == 0
+    return size < COPIED_FROM or (evenly and x.ctypes.data % ALIGNMENT == 0)
 
 
 def _spread(x: np.ndarray, inside: np.ndarray) -> np.ndarray:

@@ -108,9 +108,9 @@ class NpyReader(Reader):
 
 def _are_in_a_row(records: np.ndarray) -> bool:
     first, count = int(records[0]), len(records)
-    return int(records[-1]) == first + count - 1 and np.array_equal(
-        records, np.arange(first, first + count, dtype=records.dtype)
-    )
+    if int(records[-1]) != first + count - 1:
+        return False
+    return bool((records == np.arange(first, first + count, dtype=records.dtype)).all())
 
 
 def _files(path: Path) -> tuple[tuple[str, str], ...]:

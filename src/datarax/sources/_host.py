@@ -349,6 +349,8 @@ def held_spec(stored: Spec) -> Spec:
 
 def conform(batch: Batch, stored: Spec, held: Spec, records: np.ndarray) -> Batch:
     """A batch of the `stored` spec in the types of the `held` one, or what is wrong with it."""
+    if _is_held(batch, stored, held, len(records)):
+        return batch
     found, wanted, targets = flat_fields(batch), flat_fields(stored), flat_fields(held)
     if found.keys() != wanted.keys():
         raise ValueError(f"it has the fields {list(found)}, and not {list(wanted)}")
@@ -360,6 +362,18 @@ def conform(batch: Batch, stored: Spec, held: Spec, records: np.ndarray) -> Batc
             raise ValueError(f"it has {spec_text({name: x})}, and not {spec_text({name: other})}")
         fields[name] = hold(name, x, targets[name].dtype, records)
     return jax.tree.map(fields.__getitem__, _named(stored))
+
+
+def _is_held(batch: Batch, stored: Spec, held: Spec, count: int) -> bool:
+    """Whether a batch is already what `conform` makes of it, for which no names are needed."""
+    leaves, structure = jax.tree.flatten(batch)
+    wanted, other = jax.tree.flatten(stored)
+    return structure == other and all(
+        isinstance(x, np.ndarray)
+        and x.shape == (count, *w.shape)
+        and x.dtype == w.dtype == target.dtype
+        for x, w, target in zip(leaves, wanted, jax.tree.leaves(held), strict=True)
+    )
 
 
 def first_readable(read: Callable[[int], Any], length: int) -> Any:
