@@ -437,7 +437,7 @@ CASES = {
             lambda: Pipeline(source=indexed(Torn()), batch_size=4).step(),
             "Stage 'source': RandomAccessSource could not read record 2 of Torn: "
             "OSError: torn\nThe cursor has not moved, so a retry goes on with this batch. "
-            'In what is no stream or mixture, on_error="mask" with `max_errors` masks such rows.',
+            'In what is no stream, on_error="mask" with `max_errors` masks such rows.',
             {"source": "RandomAccessSource", "file": "Torn", "record": 2, "stage": "source"},
         )
     ],

@@ -328,7 +328,7 @@ class ReadError(SourceError):
         super().__init__(
             f"Stage {stage!r}: {source} could not read {which} of {file}: {reason}\n"
             "The cursor has not moved, so a retry goes on with this batch. "
-            'In what is no stream or mixture, on_error="mask" with `max_errors` masks such rows.'
+            'In what is no stream, on_error="mask" with `max_errors` masks such rows.'
         )
 
 

@@ -228,22 +228,24 @@ def test_what_cannot_be_mixed_is_refused():
 
     with pytest.raises(ValueError, match="has a method `order` of its own"):
         MixDataSourcesNode(MixDataSourcesConfig(num_sources=1), [Backwards(4)])
-    masking = RandomAccessSource(
-        RandomAccessSourceConfig(on_error="mask", max_errors=1), [{"id": np.int32(0)}]
-    )
-    with pytest.raises(
-        ValueError, match="Source 0 masks the records that it cannot read, which a mixture does not"
-    ):
-        MixDataSourcesNode(MixDataSourcesConfig(num_sources=1), [masking])
+    marked = child(0, 3)
+    marked.masks = True
+    with pytest.raises(ValueError, match=r"Source 0, a MemorySource, .* has no `reader`"):
+        MixDataSourcesNode(MixDataSourcesConfig(num_sources=1), [marked])
+    for other in child(0, 3), child(0, 3, host=True):
+        with pytest.raises(
+            ValueError, match=r"mask the records .* source 1 does and source 0 does"
+        ):
+            MixDataSourcesNode(MixDataSourcesConfig(num_sources=2), [other, masking([])])
 
 
 class Broken(list):
-    """Records of which one cannot be read."""
+    """Records of which some cannot be read."""
 
-    bad = 3
+    bad = (3,)
 
     def __getitem__(self, i):
-        if i == self.bad:
+        if i in self.bad:
             raise OSError("a scratch")
         return super().__getitem__(i)
 
@@ -264,8 +266,45 @@ def test_a_broken_record_of_a_mixture_is_named(host, stages, caplog):
         assert pipeline.cursor == (0, 6)
     with pytest.raises(ReadError, match="a scratch"):
         pipeline.replay(15)
-    data.bad = None
+    data.bad = ()
     assert len(np.concatenate([ids_of(batch) for batch in pipeline])) == len(mixture) - 6
+
+
+def masking(bad, max_errors=1):
+    """Twelve records, of which these cannot be read."""
+    data = Broken({"source": np.int32(1), "id": np.int32(i)} for i in range(12))
+    data.bad = bad
+    config = RandomAccessSourceConfig(on_error="mask", max_errors=max_errors)
+    return RandomAccessSource(config, data)
+
+
+@pytest.mark.spec("SRC-033", "SRC-025")
+@pytest.mark.parametrize("mode", ["for", "step", "scan", "jit"])
+@pytest.mark.parametrize("stages", [[], [lambda batch: batch]], ids=["bare", "staged"])
+def test_a_mixture_of_sources_that_mask_masks(mode, stages):
+    sources = [masking([3]), masking([5, 7], max_errors=2)]
+    mixture = MixDataSourcesNode(MixDataSourcesConfig(num_sources=2), sources)
+    pipeline = Pipeline(source=mixture, stages=stages, batch_size=4, rngs=nnx.Rngs(0))
+    if mode == "for":
+        batches = list(pipeline)
+    elif mode == "scan":
+        batches = [pipeline.scan(lambda batch: batch, length=6)]
+    else:
+        step = pipeline.step if mode == "step" else nnx.jit(Pipeline.step)
+        batches = [step(*[pipeline] * (mode == "jit")) for _ in range(6)]
+    ids, mask = (np.concatenate([x[name].ravel() for x in batches]) for name in ("id", "mask"))
+    assert sorted(ids[mask]) == sorted([*({*range(12)} - {3}), *({*range(12)} - {5, 7})])
+    assert ids[~mask].tolist() == [0, 0, 0]
+
+
+@pytest.mark.spec("SRC-033", "SRC-025")
+def test_a_mixture_may_mask_as_many_rows_as_its_sources_together():
+    sources = [masking([3, 4]), masking([5])]
+    mixture = MixDataSourcesNode(MixDataSourcesConfig(num_sources=2), sources)
+    pipeline = Pipeline(source=mixture, batch_size=1, rngs=nnx.Rngs(0))
+    with pytest.raises(ReadError, match=r"2 others of epoch 0 .* max_errors=2 allows"):
+        list(pipeline)
+    assert pipeline.stats().masked == 2
 
 
 def ids_of(batch):

@@ -24,10 +24,10 @@ from .._order import (
     swap_or_not_each,
     word,
 )
-from .._types import Batch, Offsets, Records, Spec, Turns, Words, expect, integer, spec_text
+from .._types import Batch, Mask, Offsets, Records, Spec, Turns, Words, expect, integer, spec_text
 from ..errors import EmptySourceError, SpecsError
 from ._base import NAME, EagerSourceBase
-from ._host import Reader, call_host, empty_rows
+from ._host import Reader, call_host, call_host_readable, empty_rows
 
 PERIOD = 256
 """The most rows after which every source has had its exact share."""
@@ -94,8 +94,9 @@ class MixDataSourcesNode(EagerSourceBase):
     Args:
         config: the shares, and where an epoch ends.
         sources: sources with a length, whose records have the same fields, shapes and types. Not
-            allowed are mixtures, and sources that shuffle by "permutation", override `order` or
-            mask unreadable records.
+            allowed are mixtures, and sources that shuffle by "permutation" or override `order`.
+            Either all mask records that they cannot read, or none does; a mixture of those that do
+            may mask as many in an epoch as they together.
         rngs: a seed of its own for the arrangement; without it the pipeline's is used.
 
     Raises:
@@ -131,10 +132,17 @@ class MixDataSourcesNode(EagerSourceBase):
                     f"Source {i}, a {type(source).__name__}, has a method `order` of its own, "
                     "which a mixture does not call. Take a source without one."
                 )
-            if source.masks:
+            if source.masks != sources[0].masks:
+                does = {True: "does", False: "does not"}
                 raise ValueError(
-                    f"Source {i} masks the records that it cannot read, which a mixture does not. "
-                    'Take on_error="raise".'
+                    "Of the sources of a mixture all must mask the records that they cannot read "
+                    f"or none, but source {i} {does[source.masks]} and source 0 "
+                    f"{does[sources[0].masks]}. Give all of them the same `on_error`."
+                )
+            if source.masks and source.reader is None:
+                raise ValueError(
+                    f"Source {i}, a {type(source).__name__}, masks records and has no `reader`. A "
+                    "mixture masks only what it reads on the host."
                 )
             if source.element_spec != sources[0].element_spec:
                 raise SpecsError(
@@ -160,6 +168,8 @@ class MixDataSourcesNode(EagerSourceBase):
         if all(reader is not None for reader in readers):
             # `all` has seen that none of them is None, which pyright cannot.
             self.reader = MixReader(tuple(readers), self.plan)  # pyright: ignore[reportArgumentType]
+            self.masks = sources[0].masks
+            self.max_errors = sum(source.max_errors for source in sources)
 
     def __len__(self) -> int:
         return self.plan.length
@@ -192,6 +202,9 @@ class MixDataSourcesNode(EagerSourceBase):
             for i, source in enumerate(self.sources)
         ]
         return MixOrder(keys_of(order_key, epochs), jnp.stack(keys), epochs, self.plan)
+
+    def gather_readable(self, records: Records) -> tuple[Batch, Mask]:
+        return call_host_readable(self.reader, records)
 
     def gather(self, records: Records) -> Batch:
         if self.reader is not None:
