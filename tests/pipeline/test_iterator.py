@@ -15,6 +15,7 @@ from helpers import (
     Affine,
     Count,
     Endless,
+    Numbers,
     ahead,
     assert_same,
     by_for,
@@ -32,6 +33,8 @@ from helpers import (
 )
 from hypothesis import given, settings, strategies as st
 
+from datarax import Pipeline
+from datarax.errors import StageError
 from datarax.pipeline import _feed, _iterator
 from datarax.pipeline._core import Program
 from datarax.sources import (
@@ -582,3 +585,38 @@ def test_a_stage_that_is_refused_is_seen_by_no_other_thread():
         thread.join(0.1)
         assert stream.nodes["double"] is double
     thread.join()
+
+
+def in_fours(batch):
+    return {"id": batch["id"].reshape(-1, 4).repeat(4, axis=0)}
+
+
+@pytest.mark.spec("ITER-002")
+def test_a_loop_warns_when_it_begins_of_a_last_batch_that_will_fail():
+    pipeline = Pipeline(source=Numbers(18), stages=[in_fours], batch_size=8)
+    with pytest.warns(
+        UserWarning,
+        match=r"(?s)last batch of this loop will have 2 rows, not 8, and will fail: Stage "
+        r"'in_fours' failed.*any number of rows, or build the pipeline with last_batch=\"drop\"",
+    ):
+        batches = iter(pipeline)
+    assert len(next(batches)["id"]) == len(next(batches)["id"]) == 8
+    with pytest.raises(StageError, match="in_fours"):
+        next(batches)
+    assert pipeline.cursor == (0, 16)
+
+
+@pytest.mark.spec("ITER-002")
+def test_a_loop_warns_of_nothing_else():
+    def taken(length, last_batch="keep", stages=(in_fours,), start=0):
+        pipeline = Pipeline(
+            source=Numbers(length), stages=stages, batch_size=8, last_batch=last_batch
+        )
+        pipeline.seek(epoch=0, offset=start)
+        return iter(pipeline)
+
+    taken(16), taken(18, "drop"), taken(18, "pad"), taken(18, stages=[])  # with errors for warnings
+    taken(18, start=10), taken(20), taken(2 + 16, start=2)
+    with pytest.warns(UserWarning):
+        batches = taken(18)
+    iter(batches._pipeline)  # once is enough

@@ -5,6 +5,7 @@ import functools
 import math
 import threading
 import time
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from itertools import compress
@@ -94,6 +95,7 @@ class Runtime:
         self._traced = self._mutable = False
         self._keeps_state = True  # for all that is known before the first batch
         self.start = Cursor(0, 0)
+        self._foreseen: tuple[Binding, Cut] | None = None
         self._orders: dict[int, tuple[Any, Any]] = {}
         self._stretch: tuple[Any, int, int, Any] = None, 0, 0, None
         self._ahead: collections.deque[Ready] = collections.deque()
@@ -177,6 +179,26 @@ class Runtime:
     def values(self) -> Values:
         """The pipeline's values as of the last look."""
         return self._values.copy()
+
+    def foresee(self, pipeline: "Pipeline") -> None:
+        """Warns of a stage that will refuse the shorter batch at the end of a loop that begins."""
+        binding, (size, length, last_batch) = self._binding, policy(pipeline)
+        if length is None or last_batch != "keep" or pipeline._sink == NAME:
+            return
+        whole, over = divmod(length - self.start.offset, size)
+        cut = Cut(over, 1, False)
+        if binding is None or not (whole and over) or self._foreseen == (binding, cut):
+            return
+        self._foreseen = binding, cut
+        try:
+            pipeline._trace(binding, self.values, cut)
+        except StageError as error:
+            warnings.warn(
+                f"The last batch of this loop will have {cut.size} rows, not {size}, and will "
+                f"fail: {error}\nLet the stage take any number of rows, or build the pipeline with "
+                'last_batch="drop" or "pad".',
+                stacklevel=4,
+            )
 
     def feed(self, pipeline: "Pipeline") -> Feed | None:
         """What reads rows ahead, if the source is on the host. Call it after `look`."""
@@ -427,11 +449,12 @@ class BatchIterator(Iterator[Batch]):
             self._runtime.look(pipeline)
             self._began = self._runtime.start
             self._epoch = self._began.epoch
-        if is_traced(self._epoch):
-            raise TypeError(
-                "Inside a traced function the end of an epoch is not known. "
-                "Use `step()` there, or `scan(step_fn, length)`."
-            )
+            if is_traced(self._epoch):
+                raise TypeError(
+                    "Inside a traced function the end of an epoch is not known. "
+                    "Use `step()` there, or `scan(step_fn, length)`."
+                )
+            self._runtime.foresee(pipeline)
         self._ended = False
         self._bar: Bar | None = None
 

@@ -494,12 +494,17 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
         if isinstance(self.source, EagerSourceBase) and self.source.shuffle:
             self._need_words(NAME, self.source)
 
-    def _trace(self, binding: Binding, values: list[Any]) -> dict[str, Spec]:
-        """The specs of all outputs, from an abstract run on a copy: no state moves."""
+    def _trace(
+        self, binding: Binding, values: list[Any], cut: Cut | None = None
+    ) -> dict[str, Spec]:
+        """The specs of all outputs, from an abstract run on a copy: no state moves.
+
+        Of a batch of that `cut`, else of the one that `step` gives.
+        """
+        cut = cut or running_on(self.batch_size, length_of(self.source), self.last_batch)
 
         def outputs(values: list[Any]) -> dict[str, Batch]:
             (copy,) = merge(binding.structure, values)
-            cut = running_on(copy.batch_size, length_of(copy.source), copy.last_batch)
             start = start_of(copy, cut)
             order = order_at(copy, start.epoch, cut.epochs)
             if isinstance(copy.source, StreamSource):
