@@ -248,7 +248,8 @@ CASES = {
         ),
         (
             lambda: pipeline(source=Endless()).scan(whole),
-            "A source without end needs `length` in scan(step_fn, length).",
+            "How many batches an epoch of this source has is not known beforehand. Give `length` "
+            "to scan(step_fn, length); it goes on into the next epoch.",
             {},
         ),
     ],
@@ -437,7 +438,8 @@ CASES = {
             lambda: Pipeline(source=indexed(Torn()), batch_size=4).step(),
             "Stage 'source': RandomAccessSource could not read record 2 of Torn: "
             "OSError: torn\nThe cursor has not moved, so a retry goes on with this batch. "
-            'In what is no stream, on_error="mask" with `max_errors` masks such rows.',
+            'To go on without such records, give the source on_error="mask" and `max_errors`, '
+            "the most of an epoch.",
             {"source": "RandomAccessSource", "file": "Torn", "record": 2, "stage": "source"},
         )
     ],
@@ -510,7 +512,7 @@ CASES = {
         (
             lambda: pipeline([lambda batch: batch["x"]]),
             "Stage 'lambda' failed: TypeError: a stage must return a dict of arrays, got "
-            f"DynamicJaxprTracer\nIt was called with\n  source: {SHAPES}",
+            f"an array\nIt was called with\n  source: {SHAPES}",
             {"node": "lambda", "predecessors": {"source": SHAPES}},
         ),
         (

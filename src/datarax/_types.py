@@ -3,11 +3,13 @@
 Axes: `b` rows of a batch, `n` records of a source.
 """
 
+import inspect
 import operator
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
+from flax import nnx
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Key, UInt, UInt32
 
@@ -43,6 +45,15 @@ class Cursor(NamedTuple):
 
     epoch: Any
     offset: Any
+
+
+class Signed(type(nnx.Module)):
+    """Modules that show `help` and editors the parameters of `__init__`, and not `*args`."""
+
+    @property
+    def __signature__(cls) -> inspect.Signature:
+        own = inspect.signature(cls.__init__)
+        return own.replace(parameters=list(own.parameters.values())[1:])
 
 
 def integer(value: Any, otherwise: int) -> int:

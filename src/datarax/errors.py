@@ -321,14 +321,22 @@ class ReadError(SourceError):
     code: ClassVar[str] = "read"
 
     def __init__(
-        self, source: str, file: str, record: int | None, reason: str, stage: str = "source"
+        self,
+        source: str,
+        file: str,
+        record: int | None,
+        reason: str,
+        stage: str = "source",
+        *,
+        way_out: str = 'To go on without such records, give the source on_error="mask" and '
+        "`max_errors`, the most of an epoch.",
     ):
         self.source, self.file, self.record, self.stage = source, file, record, stage
         which = "a batch" if record is None else f"record {record}"
+        place = "" if file == source else f" of {file}"
         super().__init__(
-            f"Stage {stage!r}: {source} could not read {which} of {file}: {reason}\n"
-            "The cursor has not moved, so a retry goes on with this batch. "
-            'In what is no stream, on_error="mask" with `max_errors` masks such rows.'
+            f"Stage {stage!r}: {source} could not read {which}{place}: {reason}\n"
+            f"The cursor has not moved, so a retry goes on with this batch. {way_out}".rstrip()
         )
 
 

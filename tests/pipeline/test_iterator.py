@@ -192,7 +192,7 @@ def test_a_loop_over_an_endless_source_does_not_end():
     assert stream.cursor == (0, 24)
     with pytest.raises(TypeError) as error:
         len(stream)
-    assert str(error.value) == "A source without end has no number of batches."
+    assert str(error.value) == "How many batches an epoch of this source has is not known."
 
 
 @pytest.mark.spec("ITER-001", "STEP-015")

@@ -147,7 +147,7 @@ def test_readers_are_equal_where_they_read_the_same_files(case, tmp_path):
 
 
 def arguments(kind):
-    return list(inspect.signature(kind.__init__).parameters.values())[1:]
+    return list(inspect.signature(kind).parameters.values())
 
 
 CONFIGURED = {
@@ -156,6 +156,11 @@ CONFIGURED = {
     for name, kind in vars(module).items()
     if inspect.isclass(kind) and "config" in [x.name for x in arguments(kind)[:1]]
 }
+
+
+@pytest.mark.internal
+def test_help_shows_the_parameters_of_sources_and_operators():
+    assert len(CONFIGURED) == 12 and CONFIGURED.keys() >= {"MemorySource", "ElementOperator"}
 
 
 @pytest.mark.internal

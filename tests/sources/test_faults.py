@@ -127,7 +127,7 @@ def test_masked_records_are_zero_counted_and_reported(last_batch, mode, caplog):
             batch = jax.tree.map(lambda x: x[0], pipeline.scan(lambda batch: batch))
     assert np.flatnonzero(~np.asarray(batch["mask"])).tolist() == [3, 17]
     assert np.asarray(batch["id"]).tolist() == [0 if i in (3, 17) else i + 1 for i in range(N)]
-    assert "2 records of epoch 0 were masked" in caplog.text
+    assert "Masked in epoch 0: 2 of the records" in caplog.text
     assert "record 17 of Broken: OSError('no record 17')" in caplog.text
 
 
@@ -145,7 +145,10 @@ def test_more_than_max_errors_are_an_error_that_leaves_the_cursor():
     for _ in range(3):
         pipeline.step()
     for _ in range(2):
-        with pytest.raises(ReadError, match=r"1 others of epoch 0 .* max_errors=1 allows"):
+        with pytest.raises(
+            ReadError,
+            match=r"before it 1 of epoch 0 .* max_errors=1 allows.*\n.*Raise `max_errors`",
+        ):
             pipeline.step()
         assert pipeline.cursor == (0, 15)
     assert pipeline.stats().masked == 1
@@ -221,7 +224,9 @@ def test_a_masked_record_counts_when_its_batch_comes(mode):
     for _ in range(3):
         next(batches)
         counts.append(pipeline.stats().masked)
-    assert counts == [0, 1, 0]
+    assert counts == [0, 1, 1]
+    list(pipeline), list(pipeline)  # the rest of an epoch, and another one
+    assert pipeline.stats().masked == 3
 
 
 @pytest.mark.spec("SRC-034")
@@ -548,6 +553,61 @@ def test_a_null_is_no_value(kind, form, first, tmp_path, caplog):
     np.testing.assert_array_equal(x[mask], good)
 
 
+@pytest.mark.spec("SRC-031")
+@pytest.mark.parametrize("form", ["parquet", "arrow"])
+@pytest.mark.parametrize(
+    "other, words",
+    [
+        ({"x": [1], "id": ["a"]}, "no error, since it is not read"),
+        ({"id": [1]}, r"b\.{form}' has no column 'x', which the first file has, only \['id'\]"),
+        (
+            {"x": [1.5]},
+            r"b\.{form}' has the column x float64\[\], which in the first file is x int64",
+        ),
+        ({"x": [[1]]}, "has the column x int64\\[0\\], which in"),
+        ({"x": ["a"]}, "Field 'x' has the Arrow type string.*decode it: a RandomAccessSource"),
+    ],
+)
+def test_files_with_other_columns_than_the_first_are_refused(form, other, words, tmp_path):
+    pa = pytest.importorskip("pyarrow", reason="needs the extra 'arrow'")
+    import pyarrow.parquet
+
+    for name, columns in {"a": {"x": [0, 1]}, "b": other}.items():
+        table, path = pa.table(columns), tmp_path / f"{name}.{form}"
+        if form == "parquet":
+            pyarrow.parquet.write_table(table, path)
+        else:
+            with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+                writer.write_table(table)
+    config = ArrowSourceConfig(paths=tmp_path, on_error="mask", max_errors=3)
+    if words.startswith("no error"):
+        assert ArrowSource(config).get_batch_at(0, 3)["x"].tolist() == [0, 1, 1]
+        return
+    with pytest.raises(ValueError, match=words.format(form=form)):
+        ArrowSource(config)
+
+
+@pytest.mark.spec("SRC-031")
+def test_a_column_that_no_file_has_is_named(tmp_path):
+    pa = pytest.importorskip("pyarrow", reason="needs the extra 'arrow'")
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pa.table({"x": [1]}), tmp_path / "a.parquet")
+    with pytest.raises(FileError, match=r"a\.parquet' has no column 'y', only \['x'\]\.$"):
+        ArrowSource(ArrowSourceConfig(paths=tmp_path, columns=["y"]))
+
+
+@pytest.mark.spec("SRC-033")
+def test_of_many_masked_records_some_are_listed(caplog):
+    pipeline = over(Broken(range(5, 35), 40), batch_size=8, on_error="mask", max_errors=30)
+    with caplog.at_level(logging.WARNING, "datarax"):
+        list(pipeline)
+    (text,) = [x.getMessage() for x in caplog.records]
+    assert text.startswith("Masked in epoch 0: 30 of the records\n  RandomAccessSource, record 5 ")
+    assert text.count("RandomAccessSource") == 20
+    assert text.endswith("\n  and 10 more")
+
+
 @pytest.mark.spec("SRC-019")
 def test_a_tensor_comes_in_the_order_of_its_axes(tmp_path):
     pa = pytest.importorskip("pyarrow", reason="needs the extra 'arrow'")
@@ -576,7 +636,7 @@ def test_a_null_of_a_data_set_is_named_and_the_batches_before_it_come(streaming)
         source = HFEagerSource(HFEagerSourceConfig(), dataset)
     pipeline, seen = Pipeline(source=source, batch_size=5), []
     for _ in range(2):
-        with pytest.raises(ReadError, match=r"record 12 of .*'x' is null there") as caught:
+        with pytest.raises(ReadError, match=r"record 12.*: .*'x' is null there") as caught:
             for batch in pipeline:
                 seen.append(batch["x"][:, 0].tolist())
         assert (caught.value.record, pipeline.cursor) == (12, (0, 10))

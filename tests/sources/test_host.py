@@ -401,3 +401,16 @@ def test_what_cannot_be_indexed_or_iterated_is_refused(unchecked):
         IterableSource(IterableSourceConfig(), 3)
     with pytest.raises(ValueError, match=r"`form` is one of .*, got 'pickle'"):
         encode({"x": 1}, "pickle")
+
+
+@pytest.mark.spec("SRC-019")
+def test_parts_of_a_host_source_in_another_order_or_of_another_kind_are_refused(unchecked):
+    class Unhashable(Squares):
+        __hash__ = None  # as of a dataclass that is not frozen
+
+    with pytest.raises(TypeError, match="`reader` must be of type Reader, got HostSourceConfig"):
+        HostSource(HostSourceConfig(), Squares(3))
+    with pytest.raises(TypeError, match="`config` must be of type HostSourceConfig, got dict"):
+        HostSource(Squares(3), {})
+    with pytest.raises(TypeError, match=r"(?s)must be hashable.*frozen dataclass of paths"):
+        HostSource(Unhashable(3), HostSourceConfig())

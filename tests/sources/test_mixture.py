@@ -219,7 +219,7 @@ def test_what_cannot_be_mixed_is_refused():
         mix((2, 50), (3, 1))
     with pytest.raises(ValueError, match="Take shuffle=True"):
         mix((4, 4), shuffle="permutation")
-    with pytest.raises(TypeError, match="parts of a mixture themselves"):
+    with pytest.raises(TypeError, match="parts of a mixture instead"):
         MixDataSourcesNode(MixDataSourcesConfig(num_sources=1), [mix((4, 4))])
 
     class Backwards(Numbers):
@@ -302,7 +302,7 @@ def test_a_mixture_may_mask_as_many_rows_as_its_sources_together():
     sources = [masking([3, 4]), masking([5])]
     mixture = MixDataSourcesNode(MixDataSourcesConfig(num_sources=2), sources)
     pipeline = Pipeline(source=mixture, batch_size=1, rngs=nnx.Rngs(0))
-    with pytest.raises(ReadError, match=r"2 others of epoch 0 .* max_errors=2 allows"):
+    with pytest.raises(ReadError, match=r"before it 2 of epoch 0 .* max_errors=2 allows"):
         list(pipeline)
     assert pipeline.stats().masked == 2
 

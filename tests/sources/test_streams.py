@@ -158,7 +158,7 @@ def test_a_broken_record_of_a_stream_leaves_the_cursor_and_can_be_tried_again():
     pipeline = Pipeline(source=stream(some), batch_size=5)
     assert ids(pipeline.step() for _ in range(2)) == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
     for _ in range(2):
-        with pytest.raises(ReadError, match=r"record 12 .*the disk is gone") as caught:
+        with pytest.raises(ReadError, match=r"record 12: .*the disk is gone") as caught:
             pipeline.step()
         assert caught.value.record == 12
         assert pipeline.cursor == (0, 10)
@@ -194,7 +194,7 @@ def test_a_value_that_does_not_fit_is_named_with_its_own_record():
 
     pipeline = Pipeline(source=stream(new), batch_size=5)
     pipeline.step()
-    with pytest.raises(ReadError, match=r"record 7 .*'id' .*record 7 does not fit") as caught:
+    with pytest.raises(ReadError, match=r"record 7: .*'id' .*record 7 does not fit") as caught:
         pipeline.step()
     assert caught.value.record == 7
 
@@ -231,7 +231,7 @@ def test_a_damaged_example_of_a_data_set_comes_after_those_before_it(tmp_path):
     source.stream.reader = broken
     pipeline, seen = Pipeline(source=source, batch_size=5), []
     for _ in range(2):
-        with pytest.raises(ReadError, match="record 12 ") as caught:
+        with pytest.raises(ReadError, match="record 12:") as caught:
             for batch in pipeline:
                 seen += batch["id"].tolist()
         assert (caught.value.record, pipeline.cursor) == (12, (0, 10))

@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Key
 
 from .._keys import BaseKey, base_words
-from .._types import Batch, KeyLike, expect
+from .._types import Batch, KeyLike, Signed, expect
 
 
 @jax.tree_util.register_dataclass
@@ -25,7 +25,7 @@ class Element:
         return Element({**self.data, **fields})
 
 
-class OperatorModule(nnx.Module):
+class OperatorModule(nnx.Module, metaclass=Signed):
     """A stage with one method to write: `apply(element, key) -> element`, for a single row.
 
     Args:

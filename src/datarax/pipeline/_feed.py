@@ -442,7 +442,7 @@ class Feed:
             if len(records) == wanted:
                 break
             if at.offset == 0 or (last_batch == "drop" and at.offset < size):
-                raise EmptySourceError(f"A pass over {stream.label}, {at.offset} records long,")
+                raise EmptySourceError(f"a pass over {stream.label}, {at.offset} records long,")
             at = Cursor(at.epoch + 1, 0)  # the pass has no more
             if last_batch == "drop":
                 found, places = [], []

@@ -237,7 +237,8 @@ def misfit_text(hint: Hint) -> str:
 def check_batch(output: Any) -> None:
     """Raises for an output that is no batch: no dict of arrays with equally many rows."""
     if not isinstance(output, dict):
-        raise TypeError(f"a stage must return a dict of arrays, got {type(output).__name__}")
+        got = "an array" if isinstance(output, jax.Array) else type(output).__name__
+        raise TypeError(f"a stage must return a dict of arrays, got {got}")
     rows = dict(_rows_of(output, ""))
     if len(set(rows.values())) != 1:
         raise ValueError(f"all fields of a batch must have the same number of rows, got {rows}")

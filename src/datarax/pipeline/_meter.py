@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 from ..errors import ReadError
@@ -10,13 +11,16 @@ from ..sources._host import require
 
 LOG = logging.getLogger("datarax")
 
+LISTED = 20
+"""The most masked records of an epoch that are named in the log."""
+
 
 class Stats(NamedTuple):
     """What `for` and `scan` have cost since the pipeline was built, in seconds of the wall clock.
 
     `waited` is how long the consumer stood still for rows that were not read yet, `computed` the
-    rest of the time spent in loops and scans. `masked` counts the rows that could not be read, of
-    epochs that have not come to their end.
+    rest of the time spent in loops and scans, compiling included. `masked` counts the records that
+    could not be read, each once an epoch.
     """
 
     batches: int
@@ -34,7 +38,7 @@ class Meter:
     """Counts for `Pipeline.stats()`, and keeps the budget of `max_errors`."""
 
     def __init__(self):
-        self.batches, self.waited, self.elapsed = 0, 0.0, 0.0
+        self.batches, self.waited, self.elapsed, self.masked = 0, 0.0, 0.0, 0
         self._since: float | None = None
         self._failures: dict[int, dict[int | None, ReadError]] = {}
 
@@ -67,24 +71,30 @@ class Meter:
                     error.source,
                     error.file,
                     error.record,
-                    f"{error.__cause__!r}; {len(known)} others of epoch {epoch} could not be read "
-                    f"either, which is all that max_errors={most} allows",
+                    f"{error.__cause__!r}; before it {len(known)} of epoch {epoch} could not be "
+                    f"read either, which is all that max_errors={most} allows",
+                    way_out="Raise `max_errors` to go on without more of them.",
                 ) from error
+            self.masked += error.record not in known
             known[error.record] = error
 
     def report(self, epoch: int) -> None:
         """Says at the end of an epoch what was masked in it."""
         known = self._failures.pop(epoch, {})
         if known:
-            reasons = "".join(
+            reasons = [
                 f"\n  {x.source}, record {x.record} of {x.file}: {x.__cause__!r}"
-                for x in known.values()
+                for x in islice(known.values(), LISTED)
+            ]
+            if len(known) > LISTED:
+                reasons.append(f"\n  and {len(known) - LISTED} more")
+            LOG.warning(
+                "Masked in epoch %d: %d of the records%s", epoch, len(known), "".join(reasons)
             )
-            LOG.warning("%d records of epoch %d were masked:%s", len(known), epoch, reasons)
 
     def stats(self) -> Stats:
-        masked = sum(map(len, self._failures.values()))
-        return Stats(self.batches, self.waited, max(self.elapsed - self.waited, 0.0), masked)
+        computed = max(self.elapsed - self.waited, 0.0)
+        return Stats(self.batches, self.waited, computed, self.masked)
 
 
 class Bar:

@@ -1,6 +1,5 @@
 """`Pipeline`: a source, a graph of stages, and a cursor; the only thing that remembers."""
 
-import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
@@ -14,7 +13,7 @@ from .._bundle import Bundle, FixedBundle
 from .._keys import all_words, batch_key, node_key, record_keys
 from .._order import word
 from .._rows import Cut, LastBatch, Rows, batches_of_loop, pack, running_on
-from .._types import Batch, Cursor, Mask, Spec, Words, integer, spec_text
+from .._types import Batch, Cursor, Mask, Signed, Spec, Words, integer, spec_text
 from .._xla import settings
 from ..errors import (
     BatchSizeError,
@@ -60,19 +59,13 @@ class _Hidden:
     _specs: tuple[Any, dict[str, Spec]]
 
 
-class _CheckedOnceBuilt(type(nnx.Module)):
+class _CheckedOnceBuilt(Signed):
     """Checks a pipeline after the last line of its `__init__`, that of a subclass included."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         pipeline = super().__call__(*args, **kwargs)
         pipeline._check()
         return pipeline
-
-    @property
-    def __signature__(cls) -> inspect.Signature:
-        # For `help` and editors, which would show the signature above.
-        own = inspect.signature(cls.__init__)
-        return own.replace(parameters=list(own.parameters.values())[1:])
 
 
 class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
@@ -274,7 +267,7 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
         """Batches in a whole epoch of `for`; a `TypeError` for a source without a length."""
         length = length_of(self.source)
         if length is None:
-            raise TypeError("A source without end has no number of batches.")
+            raise TypeError("How many batches an epoch of this source has is not known.")
         return batches_of_loop(self.batch_size, length, self.last_batch)
 
     def __call__(self, batch: Batch) -> Batch:

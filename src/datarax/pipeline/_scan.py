@@ -142,7 +142,10 @@ def _rest_of_epoch(pipeline: "Pipeline") -> int:
     """How many batches are left in the cursor's epoch."""
     records = length_of(pipeline.source)
     if records is None:
-        raise LastBatchError("A source without end needs `length` in scan(step_fn, length).")
+        raise LastBatchError(
+            "How many batches an epoch of this source has is not known beforehand. Give `length` "
+            "to scan(step_fn, length); it goes on into the next epoch."
+        )
     cursor = pipeline._runtime.start
     if is_traced(cursor.offset):
         raise TypeError("Inside a traced function scan() needs `length`, a number.")

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from .._types import Batch, Spec, expect, flat_fields, integer
+from .._types import Batch, Spec, expect, flat_fields, integer, spec_text
 from ..errors import EmptySourceError, FieldTypeError, FileError
 from ._host import HostSource, HostSourceConfig, Reader, empty_rows, names, require
 
@@ -89,8 +89,13 @@ class ArrowReader(Reader):
     def stored_spec(self) -> Spec:  # pyright: ignore[reportIncompatibleMethodOverride]
         if not self._chunks:
             raise EmptySourceError(self.label)
-        fields, _ = self._cache.get(self._chunks[0], None)
-        return {name: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for name, x in fields.items()}
+        first = self._chunks[0]
+        fields, _ = self._cache.get(first, None)
+        spec = {name: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for name, x in fields.items()}
+        for path, schema in {chunk.path: chunk.schema for chunk in self._chunks}.items():
+            if not schema.equals(first.schema):
+                _check_schema(path, schema, spec)
+        return spec
 
     def read(self, records: np.ndarray) -> Batch:
         records = records.astype(np.int64)
@@ -104,15 +109,9 @@ class ArrowReader(Reader):
             inside = records[rows] - (int(self._ends[i]) - chunk.rows)
             fields, holes = self._cache.get(chunk, self.stored_spec)
             for name, target in batch.items():
-                column = fields[name]
-                if column.shape[1:] != target.shape[1:] or column.dtype != target.dtype:
-                    raise ValueError(
-                        f"column {name!r} of {chunk.path} is {column.dtype}{column.shape[1:]}, "
-                        f"and {target.dtype}{target.shape[1:]} in the first file"
-                    )
                 if name in holes and holes[name][inside].any():
                     raise hole(name)
-                target[rows] = column[inside]
+                target[rows] = fields[name][inside]
         return batch
 
     def place(self, record: int) -> str:
@@ -128,6 +127,11 @@ class _Chunk(abc.ABC):
     path: str
     rows: int
 
+    @property
+    @abc.abstractmethod
+    def schema(self) -> Any:
+        """The columns of the file that are read, as Arrow describes them."""
+
     @abc.abstractmethod
     def load(self, spec: Spec | None) -> tuple[Fields, Fields]:
         """What `columns_of` says of them."""
@@ -141,10 +145,15 @@ class _RowGroup(_Chunk):
     columns: tuple[str, ...] | None
     metadata: Any
 
+    @property
+    def schema(self) -> Any:
+        return _selected(self.metadata.schema.to_arrow_schema(), self.columns)
+
     def load(self, spec: Spec | None) -> tuple[Fields, Fields]:
         # A ParquetFile is not for several threads; to open one with known metadata is cheap.
         with _parquet(self.path, self.metadata) as file:
-            names = None if self.columns is None else list(self.columns)
+            names = self.columns if spec is None else spec  # which may leave out some of this file
+            names = None if names is None else list(names)
             table = file.read_row_group(self.group, columns=names, use_threads=False)
         return columns_of(table, spec)
 
@@ -156,6 +165,10 @@ class _RecordBatch(_Chunk):
     map: mmap.mmap
     end: int
     batch: Any
+
+    @property
+    def schema(self) -> Any:
+        return self.batch.schema
 
     def load(self, spec: Spec | None) -> tuple[Fields, Fields]:
         self.batch.validate(full=True)
@@ -193,7 +206,7 @@ def _paths(paths: Any) -> tuple[str, ...]:
             return (str(path.absolute()),)
         paths = sorted(x for x in path.iterdir() if x.suffix in (".parquet", ".arrow"))
         if not paths:
-            raise EmptySourceError(f"The folder {str(path)!r}, without .parquet or .arrow files,")
+            raise EmptySourceError(f"the folder {str(path)!r}, without .parquet or .arrow files,")
     return tuple(str(Path(path).absolute()) for path in paths)
 
 
@@ -222,6 +235,8 @@ def _chunks(path: str, columns: tuple[str, ...] | None) -> list[_Chunk]:
         if columns is not None:
             batches = [batch.select(list(columns)) for batch in batches]
         return [_RecordBatch(path, x.num_rows, view, len(view), x) for x in batches]
+    except FileError:  # of a column that is missing
+        raise
     except OSError as error:  # pa.ArrowInvalid is one of ValueError
         raise FileError(path, f"cannot be opened: {error.strerror or error}.") from error
     except (pa.ArrowException, ValueError) as error:
@@ -241,20 +256,44 @@ def _check_columns(path: str, columns: tuple[str, ...] | None, names: Sequence[s
             raise FileError(path, f"has no column {name!r}, only {list(names)}.")
 
 
+def _selected(schema: Any, columns: tuple[str, ...] | None) -> Any:
+    if columns is None:
+        return schema
+    return require("pyarrow", "arrow").schema([schema.field(name) for name in columns])
+
+
+def _check_schema(path: str, schema: Any, spec: Spec) -> None:
+    """Raises unless a file has the columns of the first one, which have this spec."""
+    for name, wanted in spec.items():
+        if name not in schema.names:
+            raise FileError(
+                path, f"has no column {name!r}, which the first file has, only {schema.names}."
+            )
+        none = require("pyarrow", "arrow").array([], schema.field(name).type)
+        found, _ = _array(name, none, wanted.shape)
+        found = jax.ShapeDtypeStruct(found.shape[1:], found.dtype)
+        if found != wanted:
+            raise FileError(
+                path,
+                f"has the column {spec_text({name: found})}, which in the first file is "
+                f"{spec_text({name: wanted})}.",
+            )
+
+
 def columns_of(table: Any, spec: Spec | None = None) -> tuple[Fields, Fields]:
     """Columns of a table or record batch as NumPy arrays, views where Arrow allows it.
 
-    Also, for those that have such, the rows that are null, hold a null, or are lists of another
-    length than those of `spec`, or without one than the first.
+    Those of `spec`, or without one all. Also, for those that have such, the rows that are null,
+    hold a null, or are lists of another length than in `spec`, or without one than the first.
     """
     fields, holes = {}, {}
-    for name in table.schema.names:
+    for name in table.schema.names if spec is None else spec:
         column = table.column(name)
         if hasattr(column, "combine_chunks"):
             column = column.combine_chunks()
         if hasattr(column, "num_chunks"):
             column = column.chunk(0)
-        shape = spec[name].shape if spec and name in spec else ()
+        shape = () if spec is None else spec[name].shape
         fields[name], missing = _array(name, column, shape)
         if missing is not None:
             holes[name] = missing
@@ -295,7 +334,8 @@ def _array(name: str, column: Any, shape: tuple[int, ...]) -> tuple[np.ndarray, 
     else:
         raise FieldTypeError(
             name,
-            f"has the Arrow type {kind}, which JAX cannot hold. Leave the column out.",
+            f"has the Arrow type {kind}, which JAX cannot hold. Leave the column out, or decode "
+            "it: a RandomAccessSource takes any object that gives its records by number.",
         )
     good = (lengths == width) if null is None else (lengths == width) & ~null
     whole = bool(good.all())

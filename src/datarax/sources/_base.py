@@ -29,6 +29,7 @@ from .._types import (
     Mask,
     Records,
     Scalar,
+    Signed,
     Spec,
     Turns,
     Words,
@@ -58,7 +59,7 @@ class RandomAccess(Protocol):
     def get_batch_at(self, start: Scalar, batch_size: int, key: Any) -> Batch: ...
 
 
-class EagerSourceBase(nnx.Module):
+class EagerSourceBase(nnx.Module, metaclass=Signed):
     """A source of known length that can fetch any records: write `__len__` and `gather`.
 
     The pipeline takes care of order, epochs and keys.

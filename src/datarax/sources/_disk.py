@@ -118,7 +118,7 @@ def _files(path: Path) -> tuple[tuple[str, str], ...]:
     if path.is_dir():
         found = tuple((file.stem, str(file.absolute())) for file in sorted(path.glob("*.npy")))
         if not found:
-            raise EmptySourceError(f"The folder {str(path)!r}, without a .npy file,")
+            raise EmptySourceError(f"the folder {str(path)!r}, without a .npy file,")
         return found
     return (("data", str(path.absolute())),)
 

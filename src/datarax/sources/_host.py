@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 from .._order import ORDERS, Blocks, Shuffle
-from .._types import Batch, Mask, Records, Spec, flat_fields, integer, spec_text
+from .._types import Batch, Mask, Records, Spec, expect, flat_fields, integer, spec_text
 from .._xla import aligned
 from ..errors import DataraxError, EmptySourceError, FieldTypeError, ReadError
 from ._base import EagerSourceBase
@@ -218,6 +218,16 @@ class HostSource(EagerSourceBase):
     """
 
     def __init__(self, reader: Reader, config: HostSourceConfig, *, rngs: nnx.Rngs | None = None):
+        expect("reader", reader, Reader)
+        expect("config", config, HostSourceConfig)
+        try:
+            hash(reader)
+        except TypeError as error:
+            raise TypeError(
+                "A reader must be hashable, since it is a static part of compiled programs, but "
+                f"{type(reader).__name__} is not ({error}). Make it a frozen dataclass of paths "
+                "and numbers."
+            ) from error
         super().__init__(shuffle=config.order, rngs=rngs)
         self.reader = reader
         self.config = config

@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from .._rows import Cut, Rows
-from .._types import Batch, Spec, expect
+from .._types import Batch, Signed, Spec, expect
 from ..errors import EmptySourceError, RandomAccessError, ReadError
 from ._base import Fetched
 from ._host import conform, held_spec, names, spec_of, stack
@@ -32,7 +32,7 @@ class IterableSourceConfig:
     fields: Sequence[str] | None = None
 
 
-class StreamSource(nnx.Module):
+class StreamSource(nnx.Module, metaclass=Signed):
     """A source over a `Stream`, for `for`, `step` and `scan` outside of `jit`.
 
     An epoch is one pass and ends where the stream does. After a resume or a `seek`, the stream
@@ -137,6 +137,7 @@ class Stream:
                     self.label,
                     offset + len(found),
                     f"{type(error).__name__}: {error}",
+                    way_out="",  # streams do not mask
                 ) from error
             self._at = (epoch, offset + len(found))
             return found

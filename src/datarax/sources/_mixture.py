@@ -119,8 +119,8 @@ class MixDataSourcesNode(EagerSourceBase):
         for i, source in enumerate(sources):
             if not isinstance(source, EagerSourceBase) or isinstance(source, MixDataSourcesNode):
                 raise TypeError(
-                    f"Source {i} must be one of its own, with a length and `gather`, "
-                    f"got {type(source).__name__}. Give the parts of a mixture themselves."
+                    f"Source {i} of a mixture must have a length and be no mixture itself, got "
+                    f"{type(source).__name__}. Give the parts of a mixture instead of it."
                 )
             if source.shuffle == "permutation":
                 raise ValueError(
@@ -160,7 +160,7 @@ class MixDataSourcesNode(EagerSourceBase):
             periods = max(-(-n // q) for n, q in zip(lengths, quotas, strict=True))
         if periods == 0:
             raise EmptySourceError(
-                f"An epoch that stops with the first of sources of {lengths} records, with shares "
+                f"an epoch that stops with the first of sources of {lengths} records, with shares "
                 f"of {quotas} in {sum(quotas)} rows,"
             )
         self.plan = Plan(quotas, periods, lengths, tuple(source.shuffle for source in sources))
