@@ -176,6 +176,21 @@ def arrows(folder):
     return lambda rngs=None, **kw: ArrowSource(ArrowSourceConfig(paths=folder, **kw), rngs=rngs)
 
 
+def decoded_parquets(folder):
+    pa = pytest.importorskip("pyarrow", reason="needs the extra 'arrow'")
+    import pyarrow.parquet
+
+    data = {"id": columns()["id"], "raw": [x.tobytes() for x in columns()["x"]]}
+    pyarrow.parquet.write_table(pa.table(data), folder / "data.parquet", row_group_size=7)
+    return lambda rngs=None, **kw: ArrowSource(
+        ArrowSourceConfig(paths=folder, decode=from_bytes, **kw), rngs=rngs
+    )
+
+
+def from_bytes(row):
+    return {"id": np.int32(row["id"]), "x": np.frombuffer(row["raw"], np.float32)}
+
+
 def objects(folder):
     data = rows()
     return lambda rngs=None, **kw: RandomAccessSource(
@@ -222,6 +237,7 @@ HOST = [
         npz_records,
         parquets,
         arrows,
+        decoded_parquets,
         objects,
         torch_dataset,
         grain_source,

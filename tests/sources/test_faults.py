@@ -565,7 +565,7 @@ def test_a_null_is_no_value(kind, form, first, tmp_path, caplog):
             r"b\.{form}' has the column x float64\[\], which in the first file is x int64",
         ),
         ({"x": [[1]]}, "has the column x int64\\[0\\], which in"),
-        ({"x": ["a"]}, "Field 'x' has the Arrow type string.*decode it: a RandomAccessSource"),
+        ({"x": ["a"]}, "Field 'x' has the Arrow type string.*or decode it"),
     ],
 )
 def test_files_with_other_columns_than_the_first_are_refused(form, other, words, tmp_path):
@@ -585,6 +585,38 @@ def test_files_with_other_columns_than_the_first_are_refused(form, other, words,
         return
     with pytest.raises(ValueError, match=words.format(form=form)):
         ArrowSource(config)
+
+
+@pytest.mark.spec("SRC-031", "SRC-033")
+@pytest.mark.parametrize("form", ["parquet", "arrow"])
+def test_rows_are_decoded_by_a_function_of_the_users_own(unchecked, form, tmp_path):
+    pa = pytest.importorskip("pyarrow", reason="needs the extra 'arrow'")
+    import pyarrow.parquet
+
+    words = ["1", "22", None, "4444"]
+    table, path = pa.table({"word": words, "n": range(4)}), tmp_path / f"a.{form}"
+    if form == "parquet":
+        pyarrow.parquet.write_table(table, path, row_group_size=3)
+    else:
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table, max_chunksize=3)
+
+    def decode(row):
+        return {"number": int(row["word"]), "n": row["n"]}
+
+    options = dict(paths=path, decode=decode)
+    source = ArrowSource(ArrowSourceConfig(**options))
+    found = source.get_batch_at(0, 2)
+    assert (found["number"].tolist(), found["n"].tolist()) == ([1, 22], [0, 1])
+    with pytest.raises(ReadError, match=r"record 2 of .*a\.(parquet|arrow): TypeError: int\(\)"):
+        list(Pipeline(source=source, batch_size=4))
+    source = ArrowSource(ArrowSourceConfig(**options, on_error="mask", max_errors=1))
+    (batch,) = Pipeline(source=source, batch_size=4)
+    assert batch["number"].tolist() == [1, 22, 0, 4444]
+    only = ArrowSource(ArrowSourceConfig(paths=path, columns=["n"], decode=dict))
+    assert list(only.element_spec) == ["n"]
+    with pytest.raises(ValueError, match="`decode` is a function of a row, got 'npz'"):
+        ArrowSourceConfig(paths=path, decode="npz")
 
 
 @pytest.mark.spec("SRC-031")

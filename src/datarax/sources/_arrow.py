@@ -7,17 +7,28 @@ import functools
 import mmap
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import jax
 import numpy as np
 from flax import nnx
 
-from .._types import Batch, Spec, expect, flat_fields, integer, spec_text
+from .._types import Batch, Spec, expect, integer, spec_text
 from ..errors import EmptySourceError, FieldTypeError, FileError
-from ._host import HostSource, HostSourceConfig, Reader, empty_rows, names, require
+from ._host import (
+    HostSource,
+    HostSourceConfig,
+    Reader,
+    empty_rows,
+    first_readable,
+    names,
+    require,
+    spec_of,
+    stack,
+)
+from ._random_access import as_record
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,36 +41,42 @@ class ArrowSourceConfig(HostSourceConfig):
     Args:
         paths: a `.parquet` or `.arrow` file, a folder of them, or several files, read as one.
         columns: the columns to read; None reads all.
-        cached_chunks: how many decoded row groups are kept, those used last.
+        decode: a function from a row, a dict of Python values, to a dict of arrays: for columns of
+            strings or of encoded images. Without it the columns become the fields as they are.
+        cached_chunks: how many row groups are kept as they were read, those used last.
     """
 
     paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
     columns: Sequence[str] | None = None
+    decode: Callable[[dict[str, Any]], Any] | None = None
     cached_chunks: int = 32
 
     def __post_init__(self):
         super().__post_init__()
         if integer(self.cached_chunks, 0) < 1:
             raise ValueError(f"`cached_chunks` is at least 1, got {self.cached_chunks!r}.")
+        if self.decode is not None and not callable(self.decode):
+            raise ValueError(f"`decode` is a function of a row, got {self.decode!r}.")
 
 
 class ArrowSource(HostSource):
     """Rows of Parquet files, and of memory-mapped Arrow files (extra "arrow").
 
-    Columns hold numbers, booleans, or lists and tensors of them, all of one shape. A row with a
-    null, or with a list of another length, cannot be read. Page checksums of Parquet are verified
-    where a file has them.
+    Columns hold numbers, booleans, or lists and tensors of them, all of one shape, unless `decode`
+    makes such of them. A row with a null, or with a list of another length, cannot be read. Page
+    checksums of Parquet are verified where a file has them.
     """
 
     def __init__(self, config: ArrowSourceConfig, *, rngs: nnx.Rngs | None = None):
         expect("config", config, ArrowSourceConfig)
         columns = names("columns", config.columns)
-        reader = ArrowReader(_paths(config.paths), columns, config.cached_chunks)
+        how = _paths(config.paths), columns, config.cached_chunks
+        reader = ColumnReader(*how) if config.decode is None else RowReader(*how, config.decode)
         super().__init__(reader, config, rngs=rngs)
 
 
 @dataclasses.dataclass(frozen=True)
-class ArrowReader(Reader):
+class _ChunkReader(Reader):
     """Rows of files, chunk by chunk: a row group of Parquet, a record batch of Arrow."""
 
     label = "ArrowSource"
@@ -84,41 +101,73 @@ class ArrowReader(Reader):
     def __len__(self) -> int:
         return int(self._ends[-1]) if self._chunks else 0
 
+    def place(self, record: int) -> str:
+        return self._chunks[int(np.searchsorted(self._ends, record, "right"))].path
+
+    def _by_chunk(self, records: np.ndarray) -> Iterator[tuple["_Chunk", np.ndarray, np.ndarray]]:
+        """Chunks, for which of the records each is needed, and their places in it."""
+        records = records.astype(np.int64)
+        where = np.searchsorted(self._ends, records, "right")
+        for i in np.unique(where):
+            chunk, rows = self._chunks[i], np.flatnonzero(where == i)
+            yield chunk, rows, records[rows] - (int(self._ends[i]) - chunk.rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class ColumnReader(_ChunkReader):
+    """Columns of numbers, which become the fields as they are."""
+
     # A cached property where the base has a property: it, too, is only ever read.
     @functools.cached_property
     def stored_spec(self) -> Spec:  # pyright: ignore[reportIncompatibleMethodOverride]
         if not self._chunks:
             raise EmptySourceError(self.label)
-        first = self._chunks[0]
-        fields, _ = self._cache.get(first, None)
+        fields, _ = self._cache.get(self._chunks[0], lambda chunk: columns_of(chunk.table(None)))
         spec = {name: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for name, x in fields.items()}
-        for path, schema in {chunk.path: chunk.schema for chunk in self._chunks}.items():
-            if not schema.equals(first.schema):
-                _check_schema(path, schema, spec)
+        _check_schemas(self._chunks, spec)
         return spec
 
     def read(self, records: np.ndarray) -> Batch:
-        records = records.astype(np.int64)
-        where = np.searchsorted(self._ends, records, "right")
-        batch = {
-            name: empty_rows(len(records), x.shape, x.dtype)
-            for name, x in flat_fields(self.stored_spec).items()
-        }
-        for i in np.unique(where):
-            chunk, rows = self._chunks[i], np.flatnonzero(where == i)
-            inside = records[rows] - (int(self._ends[i]) - chunk.rows)
-            fields, holes = self._cache.get(chunk, self.stored_spec)
+        spec = self.stored_spec
+        batch = {name: empty_rows(len(records), x.shape, x.dtype) for name, x in spec.items()}
+        for chunk, rows, inside in self._by_chunk(records):
+            # Only what the first file has: another may hold more, and not what JAX can.
+            fields, holes = self._cache.get(
+                chunk, lambda chunk: columns_of(chunk.table(list(spec)), spec)
+            )
             for name, target in batch.items():
                 if name in holes and holes[name][inside].any():
                     raise hole(name)
                 target[rows] = fields[name][inside]
         return batch
 
-    def place(self, record: int) -> str:
-        return self._chunks[int(np.searchsorted(self._ends, record, "right"))].path
+
+@dataclasses.dataclass(frozen=True)
+class RowReader(_ChunkReader):
+    """Rows of whatever columns, of which a function makes records."""
+
+    decode: Callable[[dict[str, Any]], Any]
+
+    @functools.cached_property
+    def stored_spec(self) -> Spec:  # pyright: ignore[reportIncompatibleMethodOverride]
+        _check_schemas(self._chunks, None)
+        return spec_of(first_readable(lambda i: self._decoded(np.array([i]))[0], len(self)))
+
+    def read(self, records: np.ndarray) -> Batch:
+        return stack(self._decoded(records))
+
+    def _decoded(self, records: np.ndarray) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = [{}] * len(records)
+        for chunk, rows, inside in self._by_chunk(records):
+            table = self._cache.get(chunk, lambda chunk: chunk.table(self.columns))
+            for row, values in zip(rows, table.take(inside).to_pylist(), strict=True):
+                found[row] = as_record(self.decode(values), None)
+        return found
 
 
-Fields = dict[str, np.ndarray]
+Fields: TypeAlias = dict[str, np.ndarray]
+
+T = TypeVar("T")
 
 
 class _Chunk(abc.ABC):
@@ -133,8 +182,8 @@ class _Chunk(abc.ABC):
         """The columns of the file that are read, as Arrow describes them."""
 
     @abc.abstractmethod
-    def load(self, spec: Spec | None) -> tuple[Fields, Fields]:
-        """What `columns_of` says of them."""
+    def table(self, columns: Sequence[str] | None) -> Any:
+        """These columns of them, by default all that are to be read."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,13 +198,12 @@ class _RowGroup(_Chunk):
     def schema(self) -> Any:
         return _selected(self.metadata.schema.to_arrow_schema(), self.columns)
 
-    def load(self, spec: Spec | None) -> tuple[Fields, Fields]:
+    def table(self, columns: Sequence[str] | None) -> Any:
+        names = self.columns if columns is None else columns
+        names = None if names is None else list(names)
         # A ParquetFile is not for several threads; to open one with known metadata is cheap.
         with _parquet(self.path, self.metadata) as file:
-            names = self.columns if spec is None else spec  # which may leave out some of this file
-            names = None if names is None else list(names)
-            table = file.read_row_group(self.group, columns=names, use_threads=False)
-        return columns_of(table, spec)
+            return file.read_row_group(self.group, columns=names, use_threads=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,9 +218,9 @@ class _RecordBatch(_Chunk):
     def schema(self) -> Any:
         return self.batch.schema
 
-    def load(self, spec: Spec | None) -> tuple[Fields, Fields]:
+    def table(self, columns: Sequence[str] | None) -> Any:
         self.batch.validate(full=True)
-        return columns_of(self.batch, spec)
+        return self.batch if columns is None else self.batch.select(list(columns))
 
 
 class _Cache:
@@ -180,9 +228,9 @@ class _Cache:
 
     def __init__(self, size: int):
         self._size, self._lock = size, threading.Lock()
-        self._kept: collections.OrderedDict[int, tuple[Fields, Fields]] = collections.OrderedDict()
+        self._kept: collections.OrderedDict[int, Any] = collections.OrderedDict()
 
-    def get(self, chunk: _Chunk, spec: Spec | None) -> tuple[Fields, Fields]:
+    def get(self, chunk: _Chunk, load: Callable[[_Chunk], T]) -> T:
         if isinstance(chunk, _RecordBatch):
             size = chunk.map.size()
             if size < chunk.end:  # to look into the map would kill the process
@@ -191,7 +239,7 @@ class _Cache:
             if id(chunk) in self._kept:
                 self._kept.move_to_end(id(chunk))
                 return self._kept[id(chunk)]
-        found = chunk.load(spec)
+        found = load(chunk)
         with self._lock:
             self._kept[id(chunk)] = found
             while len(self._kept) > self._size:
@@ -262,22 +310,29 @@ def _selected(schema: Any, columns: tuple[str, ...] | None) -> Any:
     return require("pyarrow", "arrow").schema([schema.field(name) for name in columns])
 
 
-def _check_schema(path: str, schema: Any, spec: Spec) -> None:
-    """Raises unless a file has the columns of the first one, which have this spec."""
-    for name, wanted in spec.items():
-        if name not in schema.names:
-            raise FileError(
-                path, f"has no column {name!r}, which the first file has, only {schema.names}."
-            )
-        none = require("pyarrow", "arrow").array([], schema.field(name).type)
-        found, _ = _array(name, none, wanted.shape)
-        found = jax.ShapeDtypeStruct(found.shape[1:], found.dtype)
-        if found != wanted:
-            raise FileError(
-                path,
-                f"has the column {spec_text({name: found})}, which in the first file is "
-                f"{spec_text({name: wanted})}.",
-            )
+def _check_schemas(chunks: Sequence[_Chunk], spec: Spec | None) -> None:
+    """Raises unless each file has the columns of the first: those of `spec`, in its shapes and
+    types, or all, of whatever types."""
+    pa, schemas = require("pyarrow", "arrow"), {chunk.path: chunk.schema for chunk in chunks}
+    for path, schema in schemas.items():
+        first = chunks[0].schema
+        if schema.equals(first):
+            continue
+        for name in first.names if spec is None else spec:
+            if name not in schema.names:
+                raise FileError(
+                    path, f"has no column {name!r}, which the first file has, only {schema.names}."
+                )
+            if spec is None:
+                continue
+            values, _ = _array(name, pa.array([], schema.field(name).type), spec[name].shape)
+            found = jax.ShapeDtypeStruct(values.shape[1:], values.dtype)
+            if found != spec[name]:
+                raise FileError(
+                    path,
+                    f"has the column {spec_text({name: found})}, which in the first file is "
+                    f"{spec_text({name: spec[name]})}.",
+                )
 
 
 def columns_of(table: Any, spec: Spec | None = None) -> tuple[Fields, Fields]:
@@ -335,7 +390,8 @@ def _array(name: str, column: Any, shape: tuple[int, ...]) -> tuple[np.ndarray, 
         raise FieldTypeError(
             name,
             f"has the Arrow type {kind}, which JAX cannot hold. Leave the column out, or decode "
-            "it: a RandomAccessSource takes any object that gives its records by number.",
+            "it: `decode` of an ArrowSource does, and a RandomAccessSource takes any object that "
+            "gives its records by number.",
         )
     good = (lengths == width) if null is None else (lengths == width) & ~null
     whole = bool(good.all())
