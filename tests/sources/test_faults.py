@@ -629,6 +629,34 @@ def test_a_column_that_no_file_has_is_named(tmp_path):
         ArrowSource(ArrowSourceConfig(paths=tmp_path, columns=["y"]))
 
 
+@pytest.mark.spec("SRC-019")
+@pytest.mark.parametrize("form", ["npy", "parquet", "array_record"])
+def test_a_file_that_replaces_another_is_another(form, tmp_path):
+    path = tmp_path / f"a.{form}"
+
+    def write(width):
+        rows = [{"data": np.full(width, i, np.float32)} for i in range(8)]
+        if form == "npy":
+            np.save(path, np.stack([row["data"] for row in rows]))
+            return StreamingDiskSource(StreamingDiskSourceConfig(path=path))
+        if form == "array_record":
+            cases.array_record(path, [encode(row) for row in rows])
+            return ArrayRecordSource(ArrayRecordSourceConfig(paths=path))
+        pa = pytest.importorskip("pyarrow", reason="needs the extra 'arrow'")
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pa.table({"data": [[*row["data"]] for row in rows]}), path)
+        return ArrowSource(ArrowSourceConfig(paths=path))
+
+    def total(batch):
+        return {"sum": batch["data"] @ jnp.ones(width)}
+
+    for width in (3, 5):
+        pipeline = Pipeline(source=write(width), stages=[total], batch_size=4)
+        assert pipeline.node_specs["source"]["data"].shape == (4, width)
+        assert pipeline.step()["sum"].tolist() == [i * width for i in range(4)]
+
+
 @pytest.mark.spec("SRC-033")
 def test_of_many_masked_records_some_are_listed(caplog):
     pipeline = over(Broken(range(5, 35), 40), batch_size=8, on_error="mask", max_errors=30)

@@ -13,7 +13,17 @@ from flax import nnx
 from .._types import Batch, Spec, expect
 from ..errors import FileError
 from ._codec import DECODERS, Decode
-from ._host import HostSource, HostSourceConfig, Reader, first_readable, require, spec_of, stack
+from ._host import (
+    HostSource,
+    HostSourceConfig,
+    Reader,
+    Stamp,
+    first_readable,
+    require,
+    spec_of,
+    stack,
+    stamp,
+)
 from ._random_access import as_record
 
 RANDOM_ACCESS = "readahead_buffer_size:0,max_parallelism:0"
@@ -54,7 +64,8 @@ class ArrayRecordSource(HostSource):
         if isinstance(paths, str | os.PathLike):
             paths = (paths,)
         decode = config.decode if callable(config.decode) else DECODERS[config.decode]
-        parts = tuple(Part(str(Path(path).absolute())) for path in paths)
+        names = [str(Path(path).absolute()) for path in paths]
+        parts = tuple(Part(name, stamp(name)) for name in names)
         super().__init__(PartsReader(parts, decode, "ArrayRecordSource"), config, rngs=rngs)
 
 
@@ -63,6 +74,7 @@ class Part:
     """Records `skip` up to `skip + take` of a file; without `take` all that follow."""
 
     path: str
+    stamp: Stamp
     skip: int = 0
     take: int | None = None
 

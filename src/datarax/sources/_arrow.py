@@ -21,12 +21,14 @@ from ._host import (
     HostSource,
     HostSourceConfig,
     Reader,
+    Stamp,
     empty_rows,
     first_readable,
     names,
     require,
     spec_of,
     stack,
+    stamp,
 )
 from ._random_access import as_record
 
@@ -70,7 +72,8 @@ class ArrowSource(HostSource):
     def __init__(self, config: ArrowSourceConfig, *, rngs: nnx.Rngs | None = None):
         expect("config", config, ArrowSourceConfig)
         columns = names("columns", config.columns)
-        how = _paths(config.paths), columns, config.cached_chunks
+        paths = _paths(config.paths)
+        how = paths, tuple(map(stamp, paths)), columns, config.cached_chunks
         reader = ColumnReader(*how) if config.decode is None else RowReader(*how, config.decode)
         super().__init__(reader, config, rngs=rngs)
 
@@ -82,6 +85,7 @@ class _ChunkReader(Reader):
     label = "ArrowSource"
 
     paths: tuple[str, ...]
+    stamps: tuple[Stamp, ...]
     columns: tuple[str, ...] | None
     cached_chunks: int
 

@@ -14,7 +14,7 @@ from flax import nnx
 
 from .._types import Batch, Spec, expect
 from ..errors import EmptySourceError, FileError, UnequalLengthsError
-from ._host import HostSource, HostSourceConfig, Reader, empty_rows
+from ._host import HostSource, HostSourceConfig, Reader, Stamp, empty_rows, stamp
 from ._values import need_held_type
 
 PAGE = 2**12
@@ -43,7 +43,9 @@ class StreamingDiskSource(HostSource):
 
     def __init__(self, config: StreamingDiskSourceConfig, *, rngs: nnx.Rngs | None = None):
         expect("config", config, StreamingDiskSourceConfig)
-        super().__init__(NpyReader(_files(Path(config.path))), config, rngs=rngs)
+        files = _files(Path(config.path))
+        stamps = tuple(stamp(file) for _, file in files)
+        super().__init__(NpyReader(files, stamps), config, rngs=rngs)
 
 
 class _Column(NamedTuple):
@@ -62,6 +64,7 @@ class NpyReader(Reader):
     label, only_copies = "StreamingDiskSource", True
 
     files: tuple[tuple[str, str], ...]
+    stamps: tuple[Stamp, ...]
 
     def __len__(self) -> int:
         return self._length

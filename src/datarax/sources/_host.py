@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import importlib
 import math
+import os
 import types
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias
@@ -105,9 +106,11 @@ class Reader(abc.ABC):
     """Reads rows from storage: write `__len__`, `stored_spec` and `read`, and use a `HostSource`.
 
     A reader is small and hashable, since it is a static part of compiled programs: a frozen
-    dataclass of paths and numbers. Equal readers must read the same rows. Open files when they are
-    first needed, in a `functools.cached_property`, which copies and pickles leave out. `read` is
-    called by several threads at once. `label` is what errors call the source.
+    dataclass of paths and numbers. Equal readers must read the same rows, since programs that are
+    compiled for one serve the other: where a file may be replaced by another under its name, hold
+    its time of change too. Open files when they are first needed, in a `functools.cached_property`,
+    which copies and pickles leave out. `read` is called by several threads at once. `label` is what
+    errors call the source.
     """
 
     label: str = "a source of your own"
@@ -346,6 +349,18 @@ class _Loan:
 def _spare(size: int) -> collections.deque[np.ndarray]:
     """The buffers for that many bytes that nobody uses; none of sizes that are cheap or rare."""
     return collections.deque(maxlen=SPARE_BYTES // size if size >= SPARE_FROM else 0)
+
+
+Stamp: TypeAlias = tuple[int, int, int] | None
+
+
+def stamp(path: str) -> Stamp:
+    """What tells a file from another that takes its place, so that their readers are not equal."""
+    try:
+        found = os.stat(path)
+    except OSError:  # whoever opens it will say why
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def held_spec(stored: Spec) -> Spec:

@@ -13,7 +13,7 @@ from flax import nnx
 from .._types import expect
 from ..errors import FieldTypeError, FileError
 from ._array_record import Part, PartsReader
-from ._host import HostSource, HostSourceConfig, Reader, names, require
+from ._host import HostSource, HostSourceConfig, Reader, names, require, stamp
 from ._iterable import Stream, StreamSource
 
 ROWS = 256
@@ -103,11 +103,11 @@ def tfds_reader(config: Any, label: str) -> PartsReader:
     for name in fields or ():
         if name not in info.features:
             raise FieldTypeError(name, f"is no feature of {path}, only {list(info.features)} are.")
-    parts = tuple(
-        Part(os.fspath(x.filename), x.skip, x.take if x.take >= 0 else x.examples_in_shard - x.skip)
-        for x in info.splits[config.split].file_instructions
-    )
-    return PartsReader(parts, TfdsDecoder(path, fields), label)
+    parts = []
+    for x in info.splits[config.split].file_instructions:
+        file, take = os.fspath(x.filename), x.take if x.take >= 0 else x.examples_in_shard - x.skip
+        parts.append(Part(file, stamp(file), x.skip, take))
+    return PartsReader(tuple(parts), TfdsDecoder(path, fields), label)
 
 
 @dataclasses.dataclass(frozen=True)
