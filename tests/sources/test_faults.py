@@ -1,5 +1,6 @@
 """What goes wrong in storage: named, survived, counted, and never unpickled."""
 
+import gc
 import json
 import logging
 import os
@@ -7,6 +8,8 @@ import pickle
 import subprocess
 import sys
 import threading
+import time
+import weakref
 from typing import Any
 
 import jax
@@ -744,3 +747,35 @@ def test_a_folder_without_a_data_set_is_named(content, tmp_path):
 def test_the_columns_that_a_data_set_shows_are_its_fields():
     shown = set_of().with_format("numpy", columns=["id"])
     assert list(HFEagerSource(HFEagerSourceConfig(), shown).element_spec) == ["id"]
+
+
+@pytest.mark.spec("SRC-033")
+def test_every_epoch_that_a_batch_touches_is_reported(caplog):
+    pipeline = over(Broken([1], n=3), batch_size=8, on_error="mask", max_errors=1)
+    with caplog.at_level(logging.WARNING, "datarax"):
+        for _ in range(3):
+            pipeline.step()
+    assert pipeline.stats().masked == 8
+    assert [x.getMessage().partition(":")[0] for x in caplog.records] == [
+        f"Masked in epoch {i}" for i in range(8)
+    ]
+
+
+@pytest.mark.internal
+def test_a_pipeline_that_is_gone_keeps_nobodys_data():
+    class Records(list):
+        pass
+
+    records = Records({"id": np.int32(i)} for i in range(8))
+    seen = weakref.ref(records)
+    pipeline = Pipeline(
+        source=RandomAccessSource(RandomAccessSourceConfig(), records), batch_size=4
+    )
+    pipeline.step(), list(pipeline), pipeline.scan(lambda batch: batch, 2)
+    del pipeline, records
+    for _ in range(50):
+        gc.collect()
+        if seen() is None:
+            break
+        time.sleep(0.1)
+    assert seen() is None

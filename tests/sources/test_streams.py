@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from datarax import Pipeline
 from datarax.errors import EmptySourceError, RandomAccessError, ReadError
@@ -16,6 +17,10 @@ from datarax.sources import (
     HFStreamingSourceConfig,
     IterableSource,
     IterableSourceConfig,
+    MemorySource,
+    MemorySourceConfig,
+    RandomAccessSource,
+    RandomAccessSourceConfig,
     TFDSStreamingSource,
     TFDSStreamingSourceConfig,
 )
@@ -258,3 +263,104 @@ def test_fields_that_a_data_set_does_not_have_are_refused(fields, error, tmp_pat
         TFDSStreamingSource(TFDSStreamingSourceConfig(path=path, fields=fields))
     config = TFDSStreamingSourceConfig(path=path, fields=["id"])
     assert list(TFDSStreamingSource(config).element_spec) == ["id"]
+
+
+@pytest.mark.spec("KEYS-007", "SRC-027")
+@pytest.mark.parametrize("last_batch", ["keep", "drop", "pad"])
+@pytest.mark.parametrize("length", [8, 10])
+def test_the_key_of_a_batch_is_that_of_its_first_record_in_all_modes(length, last_batch):
+    def noise(batch, *, key):
+        return {**batch, "noise": jax.random.bits(key, batch["id"].shape[:1])}
+
+    def over(records):
+        kind = IterableSource if records is ids else MemorySource
+        config = IterableSourceConfig() if records is ids else MemorySourceConfig()
+        return Pipeline(
+            source=kind(config, records),
+            stages=[noise],
+            batch_size=4,
+            last_batch=last_batch,
+            rngs=nnx.Rngs(3),
+        )
+
+    ids = [{"id": np.int32(i)} for i in range(length)]
+    sized, *streams = over({"id": np.arange(length, dtype=np.int32)}), over(ids), over(ids)
+    expected = [sized.step() for _ in range(6)]
+    scanned = streams[1].scan(lambda batch: batch, 6)
+    for i, batch in enumerate(expected):
+        other = streams[0].step()
+        for name, x in batch.items():
+            np.testing.assert_array_equal(other[name], x)
+            np.testing.assert_array_equal(scanned[name][i], x)
+    assert streams[0].cursor == streams[1].cursor
+
+
+class Flaky:
+    """Numbers, of which no pass begins while it is told to fail."""
+
+    fails = 0
+
+    def __iter__(self):
+        if self.fails:
+            self.fails -= 1
+            raise OSError("a hiccup")
+        return iter([{"id": np.int32(i)} for i in range(8)])
+
+
+@pytest.mark.spec("SRC-031", "SRC-032")
+def test_a_pass_that_does_not_begin_is_a_read_error_and_is_begun_again():
+    records = Flaky()
+    pipeline = Pipeline(source=IterableSource(IterableSourceConfig(), records), batch_size=4)
+    again = pickle.loads(pickle.dumps(pipeline))  # which has to look at the first record anew
+    for stream, data in (pipeline, records), (again, again.source.stream.new.args[0]):
+        stream.seek(epoch=0, offset=4)
+        data.fails = 2
+        for _ in range(2):
+            with pytest.raises(ReadError, match=r"read record \d: OSError: a hiccup"):
+                stream.step()
+        assert stream.step()["id"].tolist() == [4, 5, 6, 7]
+    records.fails = 1
+    with pytest.raises(ReadError, match="IterableSource could not read record 0: OSError: a hicc"):
+        Pipeline(source=IterableSource(IterableSourceConfig(), records), batch_size=4)
+
+
+@pytest.mark.spec("SRC-027")
+def test_a_stream_may_use_the_memory_of_a_record_again():
+    def records():
+        row = np.zeros(2, np.float32)
+        for i in range(8):
+            row[:] = i
+            yield {"x": row}
+
+    pipeline = Pipeline(source=IterableSource(IterableSourceConfig(), records), batch_size=4)
+    assert [batch["x"][:, 0].tolist() for batch in pipeline] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+@pytest.mark.spec("SRC-031")
+def test_all_batches_before_a_broken_example_come():
+    datasets = pytest.importorskip("datasets", reason="needs the extra 'hf'")
+
+    def examples():
+        for i in range(400):
+            if i == 300:
+                raise OSError("a scratch")
+            yield {"x": i}
+
+    dataset = datasets.IterableDataset.from_generator(examples)
+    source = HFStreamingSource(HFStreamingSourceConfig(), dataset)
+    found = []
+    with pytest.raises(ReadError, match="record 300: ") as caught:
+        for batch in Pipeline(source=source, batch_size=4):
+            found += batch["x"].tolist()
+    assert found == [*range(300)]
+    assert caught.value.record == 300
+
+
+@pytest.mark.spec("SRC-019")
+def test_columns_are_no_records(unchecked):
+    with pytest.raises(TypeError, match=r"got a dict, which gives its keys\. A dict of columns"):
+        IterableSource(IterableSourceConfig(), {"x": np.zeros(3)})
+    with pytest.raises(TypeError, match=r"data\[i\], and got a dict. A dict of columns is for Mem"):
+        RandomAccessSource(RandomAccessSourceConfig(), {"x": np.zeros(3)})
+    numbered = RandomAccessSource(RandomAccessSourceConfig(), {0: {"x": 1}, 1: {"x": 2}})
+    assert numbered.get_batch_at(0, 2)["x"].tolist() == [1, 2]

@@ -21,6 +21,8 @@ from flax import nnx
 from .._bundle import Fixed
 from .._types import is_traced
 from .._xla import trace
+from ..sources._host import Reader
+from ..sources._iterable import Stream
 
 Values: TypeAlias = list[Any]
 """The value of every leaf, in NNX's order."""
@@ -40,7 +42,11 @@ class Structure:
         self.programs: dict[Any, Any] = {}  # see `kept`
         self.graphdef = graphdef
         self.arrays = arrays  # what is no Variable: its place and its name
-        static = (x.value for _, x in graphdef.attributes if isinstance(x, nnx.graph.Static))
+        static = [x.value for _, x in graphdef.attributes if isinstance(x, nnx.graph.Static)]
+        # What reads a user's object holds it, and nothing but itself is ever equal to it.
+        self.lasts = not any(isinstance(x, Stream) for x in static) and all(
+            x.lasting for x in static if isinstance(x, Reader)
+        )
         self._types = tuple(map(_types, static))
         try:
             self._hash = hash((graphdef, self._types))
@@ -86,7 +92,8 @@ def canonical(structure: Structure) -> Structure:
         if found is None:
             found = structure
             _STRUCTURES[found] = weakref.ref(found)
-        _RECENT.append(found)
+        if found.lasts:
+            _RECENT.append(found)
         return found
 
 

@@ -53,7 +53,8 @@ Failures: TypeAlias = Sequence[tuple[int, ReadError]]
 class Fed(NamedTuple):
     """A batch as it was read, where it starts, and where the next one does.
 
-    Without rows it is the end of a stream's pass.
+    Without rows it is the end of a stream's pass. `first` is where its first row stands, if not at
+    `start`: that may have been the end of a pass.
     """
 
     fetched: Fetched | None
@@ -61,6 +62,7 @@ class Fed(NamedTuple):
     start: Cursor
     after: Cursor
     failures: Failures = ()
+    first: Cursor | None = None
 
 
 class Stack(NamedTuple):
@@ -212,25 +214,29 @@ class Feed:
 
     def _read_next(self, places: int) -> bool:
         """Reads the next chunk, if there is one and fewer than so many are being read."""
-        with self._lock:
-            if self._reading >= places:
-                return False
-            try:
-                chunk, read = self._pending.popleft()
-            except IndexError:
-                return False
-            self._reading += 1
+        counted = False
         try:
-            found = read()
-        except BaseException as error:
-            chunk.future.set_exception(error)
-            if not isinstance(error, Exception):
-                raise
-        else:
-            chunk.future.set_result(found)
-        finally:
             with self._lock:
-                self._reading -= 1
+                if self._reading >= places:
+                    return False
+                try:
+                    chunk, read = self._pending.popleft()
+                except IndexError:
+                    return False
+                self._reading += 1
+                counted = True  # no interrupt comes between the two
+            try:
+                found = read()
+            except BaseException as error:
+                chunk.future.set_exception(error)
+                if not isinstance(error, Exception):
+                    raise
+            else:
+                chunk.future.set_result(found)
+        finally:
+            if counted:
+                with self._lock:
+                    self._reading -= 1
         return True
 
     def _next_chunk(self, start: Cursor, cut: Cut, loop: bool) -> "_Chunk":
@@ -300,17 +306,17 @@ class Feed:
         ]
 
     def _stack(
-        self, whole: Fetched, starts: list[Cursor], after: Cursor, failures: Failures
+        self, whole: Fetched, starts: list[Cursor], ends: list[Cursor], failures: Failures
     ) -> Stack:
         count = len(starts)  # and no -1 for the rows: a field may have no items to count them by
         fetched = jax.tree.map(lambda x: x.reshape(count, len(x) // count, *x.shape[1:]), whole)
         kind = whole.rows.epoch.dtype
         before, behind = (
             Cursor(*(np.array(x, kind) for x in zip(*cursors, strict=True)))
-            for cursors in (starts, [*starts[1:], after])
+            for cursors in (starts, ends)
         )
         (placed,) = self._placed([fetched])
-        return Stack(placed, before, behind, after, failures)
+        return Stack(placed, before, behind, ends[-1], failures)
 
     def _as_asked(self, read: Callable[..., Any], *args: Any) -> Any:
         """`read`, in whatever thread, under the settings of whoever wants the rows."""
@@ -375,16 +381,16 @@ class Feed:
             for row, error in zip(np.flatnonzero(inside & ~mask).tolist(), errors, strict=True):
                 failures[row // cut.size].append((int(rows.epoch[row]), error))
             rows = rows._replace(mask=mask)
+        ends = [*starts[1:], after]
         if stacked:
             whole, broken = Fetched(batch, rows), [x for some in failures for x in some]
-            return self._stack(whole, starts, after, broken)
+            return self._stack(whole, starts, ends, broken)
         if self.supply.bare:
             rows = rows._replace(record=None)  # no stage asks which they are
         whole = Fetched(batch, rows)
         batches = _cut(whole, cut.size, len(starts))
         if not self._stays(whole, len(starts)):
             batches = self._placed(batches)
-        ends = [*starts[1:], after]
         return [Fed(*x) for x in zip(batches, repeat(cut), starts, ends, failures)]
 
     def _masked_rows(
@@ -427,7 +433,7 @@ class Feed:
             placed = iter(self._placed(batches))
             return [x._replace(fetched=x.fetched and next(placed)) for x in fed]
         whole = jax.tree.map(lambda *x: np.concatenate(x), *(x.fetched for x in fed))
-        return self._stack(whole, [x.start for x in fed], fed[-1].after, ())
+        return self._stack(whole, [x.first or x.start for x in fed], [x.after for x in fed], ())
 
     def _next_of_stream(self, start: Cursor, cut: Cut, loop: bool) -> Fed:
         stream, size, last_batch = self.supply.reader, self.supply.size, self.supply.last_batch
@@ -458,7 +464,8 @@ class Feed:
             batch = jax.tree.map(lambda x: _spread(x, inside), batch)
             epoch, offset = _spread(epoch, inside), _spread(offset, inside)
             rows = _host_rows(epoch, offset, offset, inside)
-        return Fed(Fetched(batch, rows), cut._replace(size=len(rows.epoch)), start, at)
+        cut = cut._replace(size=len(rows.epoch))
+        return Fed(Fetched(batch, rows), cut, start, at, first=Cursor(*places[0]))
 
 
 def _host_rows(epoch: Any, record: Any, offset: Any, mask: Any = None) -> Rows:

@@ -220,9 +220,10 @@ class Runtime:
         x64 = bool(jax.config.read("jax_enable_x64"))
         parts = (reader, bare, here, x64, *policy(pipeline), pipeline.num_threads, *keys)
         known, feed = self._feed
-        self._fed = self._values
         if known is not None and len(known) == len(parts) and all(map(_is_it, known, parts)):
+            self._fed = self._values
             return feed
+        self._feed = None, None  # until another one stands: what follows may fail
         self._close_feed()
         structure, values = binding.structure, list(self._values)
 
@@ -238,7 +239,7 @@ class Runtime:
         supply = Supply(reader, spec, size, length, last_batch, masks, bare, here, x64, order)
         feed = Feed(supply, pipeline.num_threads)
         self._close_feed = weakref.finalize(self, feed.close)  # once called, it lets go of it
-        self._feed = parts, feed
+        self._feed, self._fed = (parts, feed), self._values
         return feed
 
     def take(
@@ -293,8 +294,8 @@ class Runtime:
             feed = self._feed[1]
             assert feed is not None
             feed.handed_over()
-            if start.epoch != self.start.epoch:
-                self.meter.report(self.start.epoch)
+            for ended in range(self.start.epoch, start.epoch):
+                self.meter.report(ended)
         self.start = start
         for i, value in after.items():
             values[i] = value
@@ -383,7 +384,7 @@ class Runtime:
             ready = ready[:1]
         program = batch_program(binding.structure, cut, len(ready), None)
         kind = self._values[binding.position].dtype.type
-        given = [(fed.fetched, Cursor(*map(kind, fed.start))) for fed in ready]
+        given = [(fed.fetched, Cursor(*map(kind, fed.first or fed.start))) for fed in ready]
         try:
             results = program(self._values, None, given)
         except Exception as error:

@@ -96,7 +96,8 @@ class NpyReader(Reader):
             if view is not None and view.size() < end:
                 raise OSError(f"{file} was cut to {view.size()} bytes and needs {end}")
             to = batch[field] = empty_rows(count, rows.shape[1:], rows.dtype)
-            if not rows.flags.c_contiguous:  # `take` would copy the whole file first
+            if not (rows.flags.c_contiguous and rows.flags.aligned):
+                # `take` would copy the whole file first.
                 to[...] = rows[records]
             elif rows.nbytes < PAGE * len(rows) and _are_in_a_row(records):
                 np.copyto(to, rows[first : first + count])

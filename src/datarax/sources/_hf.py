@@ -92,15 +92,28 @@ class HFStream(Stream):
         self.dataset = dataset
 
     def begin(self, epoch: int, skip: int) -> Iterator[dict[str, Any]]:
-        rest = self.dataset.with_format("arrow").skip(skip)
-        rest.set_epoch(epoch)  # here: what is derived from a data set forgets its epoch
-        for chunk in rest.iter(batch_size=ROWS):
-            fields, holes = columns_of(chunk)
-            for i in range(chunk.num_rows):
-                for name, missing in holes.items():
-                    if missing[i]:
-                        raise hole(name)
-                yield {name: np.array(x[i]) for name, x in fields.items()}
+        size = ROWS
+        while True:
+            rest = self.dataset.with_format("arrow").skip(skip)
+            rest.set_epoch(epoch)  # here: what is derived from a data set forgets its epoch
+            chunks = rest.iter(batch_size=size)
+            while True:
+                try:
+                    chunk = next(chunks, None)
+                except Exception:
+                    if size == 1:
+                        raise
+                    size = 1  # so that the rows before the broken one come
+                    break
+                if chunk is None:
+                    return
+                fields, holes = columns_of(chunk)
+                for i in range(chunk.num_rows):
+                    for name, missing in holes.items():
+                        if missing[i]:
+                            raise hole(name)
+                    yield {name: np.array(x[i]) for name, x in fields.items()}
+                skip += chunk.num_rows
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ from flax import nnx
 
 from .._rows import Cut, Rows
 from .._types import Batch, Signed, Spec, expect
-from ..errors import EmptySourceError, RandomAccessError, ReadError
+from ..errors import DataraxError, EmptySourceError, RandomAccessError, ReadError
 from ._base import Fetched
 from ._host import conform, held_spec, names, spec_of, stack
 from ._random_access import as_record
@@ -79,6 +79,11 @@ class IterableSource(StreamSource):
         records: Iterable[Any] | Callable[[], Iterator[Any]],
     ):
         expect("config", config, IterableSourceConfig)
+        if isinstance(records, Mapping):
+            raise TypeError(
+                "IterableSource takes records one by one, and got a dict, which gives its keys. A "
+                "dict of columns is for MemorySource."
+            )
         if isinstance(records, Iterator):
             raise TypeError(
                 f"A {type(records).__name__} can be read once, and a stream is read again for "
@@ -113,34 +118,38 @@ class Stream:
 
     @functools.cached_property
     def stored_spec(self) -> Spec:
-        for record in self.begin(0, 0):
-            return spec_of(record)
+        try:
+            for record in self.begin(0, 0):
+                return spec_of(record)
+        except DataraxError:
+            raise
+        except Exception as error:
+            raise self._read_error(0, error) from error
         raise EmptySourceError(self.label)
 
     def read(self, epoch: int, offset: int, count: int, spec: Spec) -> list[dict[str, Any]]:
         """Up to `count` records from a place on; fewer only where the pass ends."""
         with self._lock:
-            if self._iterator is None or self._at != (epoch, offset):
-                self._iterator = self.begin(epoch, offset)
             found: list[dict[str, Any]] = []
             try:
+                if self._iterator is None or self._at != (epoch, offset):
+                    self._iterator = self.begin(epoch, offset)
                 for record in self._iterator:
                     place = np.array([offset + len(found)])
-                    conform(stack([record]), self.stored_spec, spec, place)
-                    found.append(record)
+                    one = stack([record])  # a copy: the stream may use its memory again
+                    conform(one, self.stored_spec, spec, place)
+                    found.append(jax.tree.map(lambda x: x[0], one))
                     if len(found) == count:
                         break
             except Exception as error:
                 self._iterator = None  # an iterator that has raised is at its end
-                raise ReadError(
-                    self.label,
-                    self.label,
-                    offset + len(found),
-                    f"{type(error).__name__}: {error}",
-                    way_out="",  # streams do not mask
-                ) from error
+                raise self._read_error(offset + len(found), error) from error
             self._at = (epoch, offset + len(found))
             return found
+
+    def _read_error(self, record: int, error: Exception) -> ReadError:
+        reason = f"{type(error).__name__}: {error}"
+        return ReadError(self.label, self.label, record, reason, way_out="")  # it does not mask
 
     def __deepcopy__(self, memo: Any) -> "Stream":
         return self

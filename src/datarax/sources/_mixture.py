@@ -331,6 +331,10 @@ class MixReader(Reader):
         return sum(self.plan.lengths)
 
     @property
+    def lasting(self) -> bool:
+        return all(reader.lasting for reader in self.readers)
+
+    @property
     def stored_spec(self) -> Spec:
         # Children may store one spec in different types; here they are those that JAX holds.
         return self.readers[0].element_spec

@@ -59,6 +59,11 @@ class RandomAccessSource(HostSource):
                 "RandomAccessSource takes an object with `__len__` and `__getitem__`, got "
                 f"{type(data).__name__}. What can only be iterated is for IterableSource."
             )
+        if isinstance(data, Mapping) and 0 not in data:
+            raise TypeError(
+                "RandomAccessSource reads record i as data[i], and got a dict. A dict of columns "
+                "is for MemorySource."
+            )
         super().__init__(ObjectReader(data, names("fields", config.fields)), config, rngs=rngs)
 
 
