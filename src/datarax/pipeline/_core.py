@@ -19,8 +19,9 @@ from .._order import Order, Stretch, word
 from .._rows import Cut, advance, settle, touched, zero_outside
 from .._types import Batch, Cursor, Scalar
 from .._xla import NO_TRACE, ONE_THREAD, apart, on_cpu, trace, transferring
-from ..errors import CapturedError, MaskNameError, RandomAccessError
+from ..errors import CapturedError, MaskNameError, RandomAccessError, StageError
 from ..sources._base import NAME, EagerSourceBase, Fetched, fetch, length_of, order_of
+from ..sources._iterable import StreamSource
 from ._binding import Changes, Structure, Values, changes, has_tracer, kept, merge
 from ._captured import captured
 from ._graph import check_source_batch, key_wanted, scope, scoped
@@ -129,6 +130,37 @@ def drawn(
     if alone or any(map(key_wanted, stages)):
         return apart(cursor.offset, run, values, fetched, cursor)
     return run(values, fetched, cursor)
+
+
+def outputs_of(structure: Structure, values: Values, cut: Cut) -> dict[str, Any]:
+    """The specs of what every node gives for a batch of that cut, from an abstract run."""
+
+    def outputs(values: Values) -> dict[str, Batch]:
+        (copy,) = merge(structure, values)
+        start = start_of(copy, cut)
+        order = order_at(copy, start.epoch, cut.epochs)
+        if isinstance(copy.source, StreamSource):
+            fetched = copy.source.blank(cut)
+        else:
+            fetched = fetched_from(copy, order, start, cut, 1, cut.epochs)
+        found, _ = draw(copy, fetched, start, cut)
+        changes(structure, (copy,), values)  # raises for what may not change
+        return found
+
+    return jax.eval_shape(outputs, values)  # which sorts the names
+
+
+@kept(CUTS)
+def refusal(structure: Structure, cut: Cut, kinds: tuple[Any, tuple[Any, ...]]) -> str | None:
+    """What a stage says that does not take a batch of that cut. `kinds` are those of the values:
+    their tree, and what `jax.typeof` tells of its leaves."""
+    tree, leaves = kinds
+    specs = [jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=x.weak_type) for x in leaves]
+    try:
+        outputs_of(structure, jax.tree.unflatten(tree, specs), cut)
+    except StageError as error:
+        return str(error)
+    return None
 
 
 def updated(values: Values, new: Changes) -> Values:

@@ -43,6 +43,7 @@ from ._core import (
     draw,
     fetched_from,
     order_program,
+    refusal,
     start_of,
     stretch_program,
     updated,
@@ -190,13 +191,13 @@ class Runtime:
         if binding is None or not (whole and over) or self._foreseen == (binding, cut):
             return
         self._foreseen = binding, cut
-        try:
-            pipeline._trace(binding, self.values, cut)
-        except StageError as error:
+        leaves, tree = jax.tree.flatten(self._values)
+        reason = refusal(binding.structure, cut, (tree, tuple(map(jax.typeof, leaves))))
+        if reason is not None:
             warnings.warn(
                 f"The last batch of this loop will have {cut.size} rows, not {size}, and will "
-                f"fail: {error}\nLet the stage take any number of rows, or build the pipeline with "
-                'last_batch="drop" or "pad".',
+                f"fail: {reason}\nLet the stage take any number of rows, or build the pipeline "
+                'with last_batch="drop" or "pad".',
                 stacklevel=4,
             )
 

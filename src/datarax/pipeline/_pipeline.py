@@ -37,10 +37,9 @@ from ..sources._base import (
     length_of,
 )
 from ..sources._host import raised_in
-from ..sources._iterable import StreamSource
 from . import _scan, _show, _state
-from ._binding import Binding, changes, merge
-from ._core import Position, draw, fetched_from, order_at, start_of
+from ._binding import Binding, merge
+from ._core import Position, draw, outputs_of
 from ._graph import Graph, Keyring, Stage, as_stage, call_stage, chain_names
 from ._iterator import BatchIterator, Runtime, cursor, move, step
 from ._meter import Stats
@@ -487,28 +486,10 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
         if isinstance(self.source, EagerSourceBase) and self.source.shuffle:
             self._need_words(NAME, self.source)
 
-    def _trace(
-        self, binding: Binding, values: list[Any], cut: Cut | None = None
-    ) -> dict[str, Spec]:
-        """The specs of all outputs, from an abstract run on a copy: no state moves.
-
-        Of a batch of that `cut`, else of the one that `step` gives.
-        """
-        cut = cut or running_on(self.batch_size, length_of(self.source), self.last_batch)
-
-        def outputs(values: list[Any]) -> dict[str, Batch]:
-            (copy,) = merge(binding.structure, values)
-            start = start_of(copy, cut)
-            order = order_at(copy, start.epoch, cut.epochs)
-            if isinstance(copy.source, StreamSource):
-                fetched = copy.source.blank(cut)
-            else:
-                fetched = fetched_from(copy, order, start, cut, 1, cut.epochs)
-            found, _ = draw(copy, fetched, start, cut)
-            changes(binding.structure, (copy,), values)  # raises for what may not change
-            return found
-
-        specs = jax.eval_shape(outputs, values)  # which sorts its names
+    def _trace(self, binding: Binding, values: list[Any]) -> dict[str, Spec]:
+        """The specs of all outputs, from an abstract run on a copy: no state moves."""
+        cut = running_on(self.batch_size, length_of(self.source), self.last_batch)
+        specs = outputs_of(binding.structure, values, cut)
         return {name: specs[name] for name in (NAME, *self._graph.names, OVERRIDE) if name in specs}
 
     def _need_words(self, name: str, part: Any) -> Words:
