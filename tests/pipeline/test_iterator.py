@@ -384,7 +384,7 @@ def test_looking_ahead_computes_several_batches_in_one_call(monkeypatch, stages,
 
 
 @pytest.mark.internal
-@pytest.mark.parametrize("count", [2, 8, 32])
+@pytest.mark.parametrize("count", [2, 8, 64])
 def test_who_changes_a_stage_at_every_batch_does_not_pay_for_looking_ahead(monkeypatch, count):
     computed, call = [], Program.__call__
 

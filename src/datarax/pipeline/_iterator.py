@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 BINDINGS = 8
 """How many sets of `modules` a pipeline remembers."""
 
-AHEAD = 32
+AHEAD = 64
 """The most batches that `for` and `step` compute in one call, and hand out one by one."""
 
 AHEAD_BYTES = 4 * 2**20
