@@ -1,7 +1,9 @@
 """What is read ahead, and the order of it."""
 
 import dataclasses
+import gc
 import itertools
+import signal
 import subprocess
 import sys
 import threading
@@ -120,21 +122,18 @@ atexit.register(read_on)
 """
     code = late + LEFT_EARLY.replace("print(", "(lambda *_, **__: None)(")
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert out.stdout == "cannot schedule new futures after shutdown\n", out.stderr
+    assert out.stdout == "The program is ending, and no rows are read any more.\n", out.stderr
 
 
 @pytest.mark.internal
-def test_a_program_ends_while_another_thread_scans():
+def test_a_thread_of_the_users_comes_to_the_end_of_its_scan():
     scan = (
         LEFT_EARLY[: LEFT_EARLY.index("for batch")]
         + """
 import threading
 
 def scan():
-    try:
-        stream.scan(lambda batch: batch, 4)
-    except BaseException as error:
-        print(type(error).__name__)
+    print(stream.scan(lambda batch: batch["data"][0], 4))
 
 threading.Thread(target=scan).start()
 """
@@ -143,8 +142,128 @@ threading.Thread(target=scan).start()
     code = code.replace('"ending" if ENDING else "reading"', '"reading"')
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert out.stderr == ""
-    # The rows are not read any more, or not asked for.
-    assert out.stdout.splitlines()[-1] in ("CancelledError", "RuntimeError")
+    assert "[0 1 2 3]" in out.stdout.splitlines()
+
+
+BLOCKED = """
+import signal, sys, threading
+import numpy as np
+from datarax import Pipeline
+from datarax.sources import IterableSource, IterableSourceConfig
+
+def rows():
+    yield {"x": np.int32(1)}
+    yield {"x": np.int32(2)}
+    print("blocked", flush=True)
+    threading.Event().wait()
+
+source = IterableSource(IterableSourceConfig(), rows)
+stream = Pipeline(source=source, batch_size=1)
+for batch in stream:
+    print(batch["x"], flush=True)
+    if sys.argv[1] == "left":
+        break
+"""
+
+
+@pytest.mark.internal
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+@pytest.mark.parametrize("how", ["left", "interrupted"])
+def test_a_stream_that_blocks_keeps_no_program_from_ending(how):
+    command = [sys.executable, "-c", BLOCKED, how]
+    program = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1
+    )
+    assert program.stdout is not None
+    try:
+        while "blocked" not in program.stdout.readline():
+            pass
+        if how == "interrupted":
+            time.sleep(0.5)
+            program.send_signal(signal.SIGINT)
+        _, errors = program.communicate(timeout=30)
+    finally:
+        program.kill()
+    if how == "left":
+        assert (program.returncode, errors) == (0, "")
+    else:
+        assert program.returncode != 0
+        assert errors.rstrip().endswith("KeyboardInterrupt")
+        assert errors.count("Traceback") == 1
+
+
+@pytest.mark.internal
+def test_the_threads_of_a_pipeline_that_is_gone_end():
+    def running():
+        return {x for x in threading.enumerate() if x.name.startswith("datarax-read")}
+
+    before = running()
+    pipeline = pipeline_over(Watched())
+    next(iter(pipeline))
+    mine = running() - before
+    assert len(mine) == 2
+    del pipeline
+    gc.collect()
+    for thread in mine:
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+INTERRUPTED = """
+import _thread, faulthandler, signal, sys, threading
+import numpy as np
+from datarax import Pipeline
+from datarax.sources import RandomAccessSource, RandomAccessSourceConfig
+
+faulthandler.dump_traceback_later(100, exit=True)
+mode, wanted = sys.argv[1], int(sys.argv[2])
+source = RandomAccessSource(RandomAccessSourceConfig(), list(np.arange(64)))
+stream = Pipeline(source=source, batch_size=1)
+calm, armed, interrupts = threading.Event(), False, 0
+
+def interrupt(*_):
+    global armed
+    if armed:
+        armed = False
+        raise KeyboardInterrupt
+
+def disturb():
+    while not calm.wait(0.003):
+        _thread.interrupt_main()
+
+def first(batch):
+    return batch["data"]
+
+def use():
+    if mode == "for":
+        return [int(batch["data"][0]) for batch in stream]
+    return np.ravel(stream.scan(first, 64)).tolist()
+
+assert use() == [*range(64)]
+signal.signal(signal.SIGINT, interrupt)
+disturber = threading.Thread(target=disturb)
+disturber.start()
+while interrupts < wanted:
+    try:
+        armed = True
+        use()
+        armed = False
+    except KeyboardInterrupt:
+        interrupts += 1
+calm.set()
+disturber.join()
+stream.seek(epoch=5)
+assert use() == [*range(64)]
+print("all there")
+"""
+
+
+@pytest.mark.spec("SRC-032")
+@pytest.mark.parametrize("mode", ["for", "scan"])
+def test_interrupts_at_any_moment_lose_nothing(mode):
+    command = [sys.executable, "-c", INTERRUPTED, mode, "100"]
+    out = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert out.stdout == "all there\n", out.stderr
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,10 +326,14 @@ def test_who_waits_reads_where_threads_have_no_processor_left(processors, mode, 
     reader = Watched()
     pipeline = pipeline_over(reader)
     reader.threads.clear()
-    assert [*mode(pipeline), *mode(pipeline), *mode(pipeline)] == [*range(64)] * 3
+    shares = []
+    while not shares or (max(shares) <= 1 / 4 and len(shares) < 5):  # a busy machine may take more
+        reader.at_once.clear()
+        assert [*mode(pipeline), *mode(pipeline), *mode(pipeline)] == [*range(64)] * 3
+        assert max(reader.at_once) <= 2  # as many as the user allows
+        shares.append(reader.at_once.count(2) / len(reader.at_once))
+    assert max(shares) > 1 / 4  # of two in turns, it is every other
     assert (MAIN in reader.threads) == (processors < 3)
-    assert max(reader.at_once) == 2  # as many as the user allows
-    assert reader.at_once.count(2) > len(reader.at_once) / 4  # of two in turns, it is every other
 
 
 @pytest.mark.spec("SRC-030")

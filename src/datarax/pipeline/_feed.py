@@ -1,7 +1,6 @@
 """Rows of a source on the host, read ahead of the device by threads."""
 
 import collections
-import concurrent.futures.thread
 import contextlib
 import dataclasses
 import functools
@@ -10,7 +9,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from itertools import islice, repeat, takewhile
 from typing import Any, NamedTuple, TypeAlias
 
@@ -26,6 +24,7 @@ from ..errors import EmptySourceError, ReadError
 from ..sources._base import Fetched
 from ..sources._host import Reader, conform, empty_rows, stack
 from ..sources._iterable import Stream
+from ._threads import Outcome, Threads
 
 BUFFER_BYTES = 64 * 2**20
 """The most that rows read ahead weigh together, unless a single chunk weighs more."""
@@ -106,7 +105,6 @@ class Feed:
         self.supply = supply
         sequential = isinstance(supply.reader, Stream)
         self._at_once = 1 if sequential else threads
-        self._threads = ThreadPoolExecutor(self._at_once, "datarax-read")
         self._lock, self._reading = threading.Lock(), 0  # for the number of reads, whoever reads
         # Among more threads than processors, who is woken to take a chunk may wait for as long as
         # it takes to copy some. So who waits copies, too, and one of the threads rests.
@@ -125,6 +123,7 @@ class Feed:
         self.count = min(max(CHUNK_BYTES // self.batch_bytes, 1), CHUNK_BATCHES)
         room = BUFFER_BYTES // (self.batch_bytes * self.count)
         self._depth = min(max(room, 1), 2 * threads + 2)
+        self._threads = Threads(self._at_once, "datarax-read")
 
     def take(self, start: Cursor, cut: Cut, loop: bool, several: int) -> list[Fed]:
         """The next batch from `start` on, and of those read with it up to `several` in all.
@@ -188,28 +187,35 @@ class Feed:
     def close(self) -> None:
         """Ends the threads, without waiting for them."""
         self.forget()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._threads.close()
 
     def _result(self, chunk: "_Chunk") -> Any:
         """What was read of a chunk, once it is read: here, if there is nothing else to do."""
-        if chunk.future.done():
-            return chunk.future.result()
+        if chunk.outcome.known:
+            return chunk.outcome.result()
+        self._threads.check_open()
         try:
-            while self._shares and not chunk.future.done():
+            while self._shares and not chunk.outcome.known:
                 self._kept_until = -math.inf  # the place is taken now, or not needed
                 if not self._read_next(self._at_once):
                     break
                 self._kept_until = time.monotonic() + KEPT
-            return chunk.future.result()
+            return chunk.outcome.result()
         finally:
             if self._shares:
                 self._kept_until = time.monotonic() + KEPT
 
     def _read_in_thread(self) -> None:
         """Reads all that is pending, but leaves a place for who will wait for it in a moment."""
-        while self._pending:
+        while self._pending and not self._threads.closed:
             kept = time.monotonic() < self._kept_until
-            if not self._read_next(self._at_once - kept):
+            try:
+                rests = not self._read_next(self._at_once - kept)
+            except BaseException as error:
+                if isinstance(error, Exception):
+                    raise
+                continue  # no interrupt, since this thread gets none: who waits has been told
+            if rests:
                 time.sleep(REST)
 
     def _read_next(self, places: int) -> bool:
@@ -226,13 +232,11 @@ class Feed:
                 self._reading += 1
                 counted = True  # no interrupt comes between the two
             try:
-                found = read()
+                chunk.outcome.tell(read())
             except BaseException as error:
-                chunk.future.set_exception(error)
+                chunk.outcome.tell(error=error)
                 if not isinstance(error, Exception):
                     raise
-            else:
-                chunk.future.set_result(found)
         finally:
             if counted:
                 with self._lock:
@@ -271,7 +275,7 @@ class Feed:
         stacked: bool = False,
     ) -> "_Chunk":
         if self.supply.length is None:
-            earlier = None if before is None else before.future
+            earlier = None if before is None else before.outcome
             how = self._read_stream, start, earlier, cut, count, loop, stacked
             read = functools.partial(self._as_asked, *how)
             start, after = (start if earlier is None else None), None
@@ -320,9 +324,6 @@ class Feed:
 
     def _as_asked(self, read: Callable[..., Any], *args: Any) -> Any:
         """`read`, in whatever thread, under the settings of whoever wants the rows."""
-        # A program that ends waits for all that its threads were asked for. The flag is not public.
-        if getattr(concurrent.futures.thread, "_shutdown", False):
-            raise CancelledError
         with jax.enable_x64(self.supply.x64), transferring():
             return read(*args)
 
@@ -414,7 +415,7 @@ class Feed:
     def _read_stream(
         self,
         start: Cursor | None,
-        earlier: Future | None,
+        earlier: Outcome | None,
         cut: Cut,
         count: int,
         loop: bool,
@@ -493,7 +494,7 @@ class _Chunk:
     count: int
     loop: bool
     after: Cursor | None
-    future: Future = dataclasses.field(default_factory=Future)
+    outcome: Outcome = dataclasses.field(default_factory=Outcome)
 
     def begins(self, start: Cursor, cut: Cut, loop: bool) -> bool:
         """Whether its first batch is the one wanted now; what could not be read is not."""
@@ -501,7 +502,7 @@ class _Chunk:
             return False
         if self.start is not None:
             return self.start == start
-        return self.future.exception() is None and self.future.result()[0].start == start
+        return self.outcome.error() is None and self.outcome.result()[0].start == start
 
 
 def processors() -> int:
