@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import itertools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -148,6 +149,18 @@ def disk(folder):
     )
 
 
+def disk_parts(folder):
+    paths, ends = [], (0, 9, 9, 20, N)
+    for begin, end in itertools.pairwise(ends):
+        paths.append(folder / str(len(paths)))
+        paths[-1].mkdir()
+        for name, x in columns().items():
+            np.save(paths[-1] / f"{name}.npy", x[begin:end])
+    return lambda rngs=None, **kw: StreamingDiskSource(
+        StreamingDiskSourceConfig(path=paths, **kw), rngs=rngs
+    )
+
+
 def array_records(folder):
     data = [encode(row) for row in rows()]
     paths = (
@@ -233,6 +246,7 @@ HOST = [
     Case(prepare.__name__, prepare)
     for prepare in (
         disk,
+        disk_parts,
         array_records,
         npz_records,
         parquets,

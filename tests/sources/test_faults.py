@@ -20,7 +20,13 @@ from flax import nnx
 from helpers import ahead
 
 from datarax import Pipeline
-from datarax.errors import FieldTypeError, FileError, ReadError, UnequalLengthsError
+from datarax.errors import (
+    EmptySourceError,
+    FieldTypeError,
+    FileError,
+    ReadError,
+    UnequalLengthsError,
+)
 from datarax.sources import (
     ArrayRecordSource,
     ArrayRecordSourceConfig,
@@ -308,6 +314,53 @@ def test_files_that_are_missing_or_no_arrays_are_named(tmp_path):
     np.save(folder / "b.npy", np.zeros(4, np.int32))
     with pytest.raises(UnequalLengthsError, match="'a': 3, 'b': 4"):
         open_(folder)
+
+
+@pytest.mark.spec("SRC-031")
+def test_parts_that_are_unlike_are_named(tmp_path):
+    def folder(name, **fields):
+        (tmp_path / name).mkdir()
+        for field, x in fields.items():
+            np.save(tmp_path / name / f"{field}.npy", x)
+        return tmp_path / name
+
+    def open_(*parts):
+        return StreamingDiskSource(StreamingDiskSourceConfig(path=parts))
+
+    first = folder("first", x=np.zeros((3, 2), np.float32), y=np.zeros(3, np.int32))
+    fields = folder("fields", x=np.zeros((3, 2), np.float32))
+    with pytest.raises(FileError, match=r"fields' has the fields \['x'\], and not \['x', 'y'\]"):
+        open_(first, fields)
+    kind = folder("kind", x=np.zeros((3, 2), np.float32), y=np.zeros(3, np.int16))
+    with pytest.raises(FileError, match=r"y.npy' has rows int16\[\], and not rows int32\[\]"):
+        open_(first, kind)
+    shape = folder("shape", x=np.zeros((3, 4), np.float32), y=np.zeros(3, np.int32))
+    with pytest.raises(FileError, match=r"x.npy' has rows float32\[4\], and not rows float32\[2"):
+        open_(first, shape)
+    # Together they would be of one length.
+    long = folder("long", x=np.zeros((4, 2), np.float32), y=np.zeros(2, np.int32))
+    short = folder("short", x=np.zeros((2, 2), np.float32), y=np.zeros(4, np.int32))
+    with pytest.raises(UnequalLengthsError, match=r"/long/x.npy': 4, '.*/long/y.npy': 2"):
+        open_(first, long, short)
+    with pytest.raises(EmptySourceError, match="an empty list"):
+        open_()
+    with pytest.raises(EmptySourceError):
+        open_(folder("none", x=np.zeros((0, 2), np.float32), y=np.zeros(0, np.int32)))
+
+
+@pytest.mark.spec("SRC-031")
+def test_a_record_that_cannot_be_read_is_named_with_its_part(tmp_path):
+    for name in ("a", "b"):
+        np.save(tmp_path / f"{name}.npy", np.arange(50_000, dtype=np.int32))
+    source = StreamingDiskSource(
+        StreamingDiskSourceConfig(path=[tmp_path / "a.npy", tmp_path / "b.npy"])
+    )
+    pipeline = Pipeline(source=source, batch_size=10)
+    pipeline.step()
+    os.truncate(tmp_path / "b.npy", 1000)
+    pipeline.seek(epoch=0, offset=60_000)
+    with pytest.raises(ReadError, match=r"record 60000 of [^,]*/b.npy: .*was cut to 1000 bytes"):
+        pipeline.step()
 
 
 @pytest.mark.spec("SRC-036")

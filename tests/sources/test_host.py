@@ -184,6 +184,33 @@ def test_rows_come_in_the_order_asked_for(tmp_path, layout, width, records):
     np.testing.assert_array_equal(batch["data"], data[records])
 
 
+@pytest.mark.spec("SRC-003")
+@pytest.mark.parametrize("width", [3, PAGE // 4], ids=["narrow", "wide"])
+def test_parts_are_read_as_one(tmp_path, width):
+    data = np.arange(40 * width, dtype=np.float32).reshape(40, width)
+    ends = [0, 11, 12, 12, 33, 40]
+    paths = [tmp_path / f"{i}.npy" for i in range(len(ends) - 1)]
+    for path, begin, end in zip(paths, ends[:-1], ends[1:], strict=True):
+        np.save(path, data[begin:end])
+    source = StreamingDiskSource(StreamingDiskSourceConfig(path=paths))
+    assert len(source) == 40
+    for records in ([*range(40)], [*range(9, 14)], [11], [39, 0, 12, 11, 38, 1], [13, 14, 2, 15]):
+        batch = source.reader.read(np.array(records, np.uint32))
+        np.testing.assert_array_equal(batch["data"], data[records])
+
+
+@pytest.mark.internal
+def test_pipelines_over_lists_of_files_share_their_programs(tmp_path):
+    np.save(tmp_path / "x.npy", np.arange(10, dtype=np.int32))
+    pipelines = []
+    for _ in range(2):
+        config = StreamingDiskSourceConfig(path=[tmp_path / "x.npy"])
+        assert config.path == (tmp_path / "x.npy",)
+        pipelines.append(Pipeline(source=StreamingDiskSource(config), batch_size=2))
+    one, other = (pipeline._runtime.look(pipeline).structure for pipeline in pipelines)
+    assert one is other
+
+
 @pytest.mark.internal
 @pytest.mark.parametrize("layout", ["C", "F"])
 @pytest.mark.parametrize("records", [[1, 2, 3], [3, 1, 2]], ids=str)

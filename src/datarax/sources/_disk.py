@@ -5,6 +5,7 @@ import functools
 import math
 import mmap
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -12,7 +13,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from .._types import Batch, Spec, expect
+from .._types import Batch, Spec, expect, spec_text
 from ..errors import EmptySourceError, FileError, UnequalLengthsError
 from ._host import HostSource, HostSourceConfig, Reader, Stamp, empty_rows, stamp
 from ._values import need_held_type
@@ -28,24 +29,29 @@ class StreamingDiskSourceConfig(HostSourceConfig):
     """Which files a `StreamingDiskSource` reads; `HostSourceConfig` has the other options.
 
     Args:
-        path: a `.npy` file, which becomes the field "data", or a folder of them, one per field.
+        path: a `.npy` file, which becomes the field "data", or a folder of them, one per field; or
+            several such files, or folders, read as one in the order given.
     """
 
-    path: str | os.PathLike[str]
+    path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
 class StreamingDiskSource(HostSource):
     """Rows of memory-mapped `.npy` files; only those that a batch needs are read.
 
     Axis 0 counts the records. Files of Python objects are refused: nothing is ever unpickled. A
-    file that is missing or damaged is a `FileError`.
+    file that is missing, damaged or unlike the others is a `FileError`.
     """
 
     def __init__(self, config: StreamingDiskSourceConfig, *, rngs: nnx.Rngs | None = None):
         expect("config", config, StreamingDiskSourceConfig)
-        files = _files(Path(config.path))
-        stamps = tuple(stamp(file) for _, file in files)
-        super().__init__(NpyReader(files, stamps), config, rngs=rngs)
+        path = config.path
+        paths = [path] if isinstance(path, str | os.PathLike) else list(path)
+        if not paths:
+            raise EmptySourceError("`path`, an empty list,")
+        parts = tuple(_files(Path(x)) for x in paths)
+        stamps = tuple(stamp(file) for part in parts for _, file in part)
+        super().__init__(NpyReader(parts, stamps), config, rngs=rngs)
 
 
 class _Column(NamedTuple):
@@ -59,55 +65,102 @@ class _Column(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class NpyReader(Reader):
-    """Fields and their files."""
+    """The parts of the data, each with its fields and their files."""
 
     label, only_copies = "StreamingDiskSource", True
 
-    files: tuple[tuple[str, str], ...]
+    parts: tuple[tuple[tuple[str, str], ...], ...]
     stamps: tuple[Stamp, ...]
 
     def __len__(self) -> int:
-        return self._length
+        return int(self._ends[-1])
 
     @functools.cached_property
-    def _length(self) -> int:
-        lengths = {field: len(x.rows) for field, x in self._columns.items()}
-        if len(set(lengths.values())) > 1:
-            raise UnequalLengthsError(lengths)
-        return next(iter(lengths.values()))
+    def _columns(self) -> list[dict[str, _Column]]:
+        """The fields of each part, which are alike."""
+        opened = [{field: _open(file) for field, file in part} for part in self.parts]
+        first = opened[0]
+        for files, part in zip(self.parts, opened, strict=True):
+            folder = str(Path(files[0][1]).parent)
+            if part.keys() != first.keys():
+                raise FileError(folder, f"has the fields {list(part)}, and not {list(first)}.")
+            for field, (file, _, rows, _) in part.items():
+                like = first[field].rows
+                if (rows.shape[1:], rows.dtype) != (like.shape[1:], like.dtype):
+                    raise FileError(file, f"has {_row_text(rows)}, and not {_row_text(like)}.")
+            names = dict(files) if len(opened) > 1 else {field: field for field in part}
+            lengths = {names[field]: len(x.rows) for field, x in part.items()}
+            if len(set(lengths.values())) > 1:
+                raise UnequalLengthsError(lengths)
+        return opened
 
     @functools.cached_property
-    def _columns(self) -> dict[str, _Column]:
-        return {field: _open(file) for field, file in self.files}
+    def _ends(self) -> np.ndarray:
+        """How many records the parts up to each have in all."""
+        return np.cumsum([len(next(iter(part.values())).rows) for part in self._columns])
 
     # A cached property where the base has a property: it, too, is only ever read.
     @functools.cached_property
     def stored_spec(self) -> Spec:  # pyright: ignore[reportIncompatibleMethodOverride]
         return {
             field: jax.ShapeDtypeStruct(x.rows.shape[1:], x.rows.dtype)
-            for field, x in self._columns.items()
+            for field, x in self._columns[0].items()
         }
 
     def read(self, records: np.ndarray) -> Batch:
-        batch = {}
-        first, count = int(records[0]), len(records)
-        for field, (file, view, rows, end) in self._columns.items():
-            # Reading a map past the end of a file that was cut kills the process.
-            if view is not None and view.size() < end:
-                raise OSError(f"{file} was cut to {view.size()} bytes and needs {end}")
-            to = batch[field] = empty_rows(count, rows.shape[1:], rows.dtype)
-            if not (rows.flags.c_contiguous and rows.flags.aligned):
-                # `take` would copy the whole file first.
-                to[...] = rows[records]
-            elif rows.nbytes < PAGE * len(rows) and _are_in_a_row(records):
-                np.copyto(to, rows[first : first + count])
-            else:
-                # Every record is in range, and "raise" would fill a second buffer first.
-                np.take(rows, records, axis=0, out=to, mode="clip")
+        batch = {
+            field: empty_rows(len(records), x.shape, x.dtype)
+            for field, x in self.stored_spec.items()
+        }
+        for part, where, inside in self._divided(records):
+            for field, column in self._columns[part].items():
+                to = batch[field]
+                if isinstance(where, slice):
+                    _copy(column, inside, to[where])
+                else:
+                    rows = empty_rows(len(inside), to.shape[1:], to.dtype)
+                    _copy(column, inside, rows)
+                    to[where] = rows
         return batch
 
+    def _divided(self, records: np.ndarray) -> Iterator[tuple[int, slice | np.ndarray, np.ndarray]]:
+        """The parts that records are in, with their places in the batch and in the part."""
+        if len(self.parts) == 1:
+            yield 0, slice(None), records
+            return
+        parts = np.searchsorted(self._ends, records, side="right")
+        for part in np.unique(parts).tolist():
+            (where,) = np.nonzero(parts == part)
+            first, count = int(where[0]), len(where)
+            start = self._ends[part - 1] if part else 0
+            inside = records[where] - records.dtype.type(start)
+            in_a_row = int(where[-1]) == first + count - 1
+            yield part, slice(first, first + count) if in_a_row else where, inside
+
     def place(self, record: int) -> str:
-        return ", ".join(file for _, file in self.files)
+        part = int(np.searchsorted(self._ends, record, side="right"))
+        return ", ".join(file for _, file in self.parts[part])
+
+
+def _row_text(rows: np.ndarray) -> str:
+    return "rows " + spec_text({"": jax.ShapeDtypeStruct(rows.shape[1:], rows.dtype)}).strip()
+
+
+def _copy(column: _Column, records: np.ndarray, to: np.ndarray) -> None:
+    """Copies rows of a file."""
+    file, view, rows, end = column
+    first, count = int(records[0]), len(records)
+    # Reading a map past the end of a file that was cut kills the process.
+    if view is not None and view.size() < end:
+        raise OSError(f"{file} was cut to {view.size()} bytes and needs {end}")
+    if not (rows.flags.c_contiguous and rows.flags.aligned):
+        # `take` would copy the whole file first.
+        to[...] = rows[records]
+    elif rows.nbytes < PAGE * len(rows) and _are_in_a_row(records):
+        np.copyto(to, rows[first : first + count])
+    else:
+        # Every record is in range, and "raise" would fill a second buffer first.
+        np.take(rows, records, axis=0, out=to, mode="clip")
 
 
 def _are_in_a_row(records: np.ndarray) -> bool:

@@ -82,6 +82,10 @@ class HostSourceConfig:
     max_errors: int = 0
 
     def __post_init__(self):
+        # A source keeps it, and pipelines share programs if what their parts keep can be hashed.
+        for field in dataclasses.fields(self):
+            if isinstance(value := getattr(self, field.name), list):
+                object.__setattr__(self, field.name, tuple(value))
         if not isinstance(self.shuffle, bool | str) or self.shuffle not in ORDERS:
             raise ValueError(
                 f'`shuffle` is False, True, "permutation" or "blocks", got {self.shuffle!r}.'
