@@ -498,7 +498,7 @@ def test_fresh_functions_are_not_kept_without_bound():
     from datarax.pipeline import _core
 
     def fresh(i):
-        ballast = np.full(2**17, i, np.int32)  # half a megabyte that only the function keeps
+        ballast = np.full(2**20, i, np.int32)  # four megabytes that only the function keeps
 
         def step_fn(batch):
             assert ballast[0] == i
@@ -517,7 +517,7 @@ def test_fresh_functions_are_not_kept_without_bound():
             memory.append(resident())
             assert len(alive) <= _core.SCANS + 1
     full, again = memory
-    assert again - full < 2**17 * _core.SCANS, f"{(again - full) / 2**20:.0f} MiB more"
+    assert again - full < 2**20 * _core.SCANS, f"{(again - full) / 2**20:.0f} MiB more"
 
 
 # Callables.

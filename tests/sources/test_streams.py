@@ -319,9 +319,10 @@ def test_a_pass_that_does_not_begin_is_a_read_error_and_is_begun_again():
             with pytest.raises(ReadError, match=r"read record \d: OSError: a hiccup"):
                 stream.step()
         assert stream.step()["id"].tolist() == [4, 5, 6, 7]
-    records.fails = 1
+    fresh = Flaky()  # of the other, threads still read ahead
+    fresh.fails = 1
     with pytest.raises(ReadError, match="IterableSource could not read record 0: OSError: a hicc"):
-        Pipeline(source=IterableSource(IterableSourceConfig(), records), batch_size=4)
+        Pipeline(source=IterableSource(IterableSourceConfig(), fresh), batch_size=4)
 
 
 @pytest.mark.spec("SRC-027")
