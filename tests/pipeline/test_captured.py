@@ -1,6 +1,9 @@
 """NNX objects that a function reaches by itself are found wherever it can hold them."""
 
+import collections
+import dataclasses
 import functools
+import types
 
 import flax.nnx as nnx
 import jax
@@ -58,7 +61,54 @@ def by_closure():
     return lambda batch: model(batch)
 
 
+@dataclasses.dataclass
+class Parts:
+    model: Model = dataclasses.field(default_factory=Model)
+    scale: float = 2.0
+
+    def double(self, batch):
+        return {**batch, "x": self.scale * batch["x"]}
+
+    def use(self, model, batch):
+        return model(self.double(batch))
+
+    def use_mine(self, batch):
+        return self.use(self.model, batch)
+
+
+class Nested:
+    def __init__(self):
+        self.parts = types.SimpleNamespace(model=Model())
+
+    def use(self, batch):
+        return self.parts.model(batch)
+
+
+class Constants:
+    model = MODEL
+
+
+TRAINER, PARTS, NAMESPACE = Trainer(), Parts(), types.SimpleNamespace(model=MODEL)
+SET, MAPPING = {MODEL}, collections.UserDict(model=MODEL)
+LIBRARY = types.ModuleType("library")
+LIBRARY.model = MODEL
+
+
+def by_set(batch):
+    return next(iter(SET))(batch)
+
+
 CAPTURING = {
+    "attribute of a namespace": lambda batch: NAMESPACE.model(batch),
+    "attribute of a dataclass": lambda batch: PARTS.model(batch),
+    "method of a global object": lambda batch: TRAINER.evaluate(batch),
+    "method by another method": lambda batch: PARTS.use_mine(batch),
+    "attribute of an attribute": Nested().use,
+    "attribute of a class": lambda batch: Constants.model(batch),
+    "attribute of an imported module": lambda batch: LIBRARY.model(batch),
+    "set": by_set,
+    "mapping of the user's": lambda batch: MAPPING["model"](batch),
+    "partial of a dataclass": functools.partial(lambda parts, batch: parts.model(batch), Parts()),
     "global": by_global,
     "helper": by_helper,
     "container": by_container,
@@ -107,6 +157,23 @@ def test_a_scan_of_a_function_that_reaches_modules_is_refused(function):
 def test_the_bound_method_of_a_module_is_refused_as_the_function_of_a_scan():
     with pytest.raises(CapturedError, match=r"reaches \['self'\]"):
         pipeline().scan(MODEL.__call__, 2)
+
+
+@pytest.mark.spec("SCAN-018")
+def test_a_module_is_refused_as_the_function_of_a_scan():
+    with pytest.raises(CapturedError, match=r"reaches \['step_fn'\]"):
+        pipeline().scan(MODEL, 2)
+
+
+@pytest.mark.spec("SCAN-018", "ERR-032")
+def test_what_a_function_does_not_use_of_an_object_is_no_matter():
+    parts = Parts()
+    for step in (parts.double, lambda batch: parts.double(batch)):
+        assert pipeline(step).scan(step, 2)["x"][0, 1] == 4
+    given = pipeline().scan(
+        lambda model, batch: parts.use(model, batch)["x"], 2, modules=[parts.model]
+    )
+    assert given[0, 1] == 4
 
 
 @pytest.mark.spec("SCAN-018", "ERR-032")
