@@ -35,3 +35,10 @@ def unchecked():
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def standard_promotion():
+    """Types are promoted as JAX does unless told otherwise: for what comes of a weak type."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield

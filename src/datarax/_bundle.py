@@ -32,6 +32,10 @@ class Bundle(nnx.Module):
     def get(self, name: str) -> Any:
         return getattr(self, _attribute(name))
 
+    def name_of(self, attribute: str) -> str:
+        """The name of the part that is this attribute."""
+        return next(name for name in self.names if _attribute(name) == attribute)
+
     def put(self, name: str, part: Any) -> None:
         attribute = _attribute(name)
         if attribute in vars(self):

@@ -84,6 +84,11 @@ def flat_fields(tree: Any) -> dict[str, Any]:
     }
 
 
+def escaped(name: str) -> str:
+    """A field's name in a dotted path: a dot of its own is no step of the path."""
+    return name.replace("\\", "\\\\").replace(".", "\\.")
+
+
 def spec_text(spec: Any) -> str:
     """A spec for people: `image float32[16,32,32,3], label int32[16]`."""
     return ", ".join(field_texts(spec))

@@ -7,6 +7,7 @@ from operator import attrgetter
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import ShapedArray
 from jax.extend.core import get_opaque_trace_state
@@ -114,6 +115,18 @@ def _put_on_cpu(device: Any) -> Callable[[np.ndarray], jax.Array] | None:
     return put if (found.aval, found.committed) == (wanted.aval, False) else None
 
 
+def weak_zeros(shape: tuple[int, ...], dtype: Any) -> jax.Array | None:
+    """Zeros that adopt the type of what they meet, as Python's do; None where JAX has none."""
+    zero = jnp.asarray(np.zeros((), dtype).item())
+    return jnp.broadcast_to(zero, shape) if zero.dtype == dtype else None
+
+
+def _blank(like: jax.ShapeDtypeStruct) -> jax.Array:
+    """Zeros of that type: if only one branch has a weak type, the result has none."""
+    weak = weak_zeros(like.shape, like.dtype) if like.weak_type else None
+    return jax.lax.full_like(like, 0) if weak is None else weak
+
+
 def apart(number: Scalar, function: Callable[..., T], *args: Any) -> T:
     """`function(*args)`, compiled by itself on the CPU; `number` is any that is not the largest.
 
@@ -125,7 +138,7 @@ def apart(number: Scalar, function: Callable[..., T], *args: Any) -> T:
     if not on_cpu():
         return function(*args)
     once = jax.jit(function)  # traced once for the two calls
-    blank = jax.tree.map(lambda x: jax.lax.full_like(x, 0), jax.eval_shape(once, *args))
+    blank = jax.tree.map(_blank, jax.eval_shape(once, *args))
     kind = number.dtype
     always = number < kind.type(np.iinfo(kind).max)
     return jax.lax.cond(always, once, lambda *_: blank, *args)

@@ -7,9 +7,11 @@ import os
 
 import jax
 import jax.extend
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from datarax_conformance import model
+from flax import nnx
 from helpers import (
     MODES,
     Count,
@@ -29,10 +31,11 @@ from helpers import (
 )
 from hypothesis import example, given, settings, strategies as st
 
+from datarax import Pipeline
 from datarax._rows import Cut
-from datarax.errors import LastBatchError
+from datarax.errors import LastBatchError, StageError
 from datarax.pipeline._core import Program, batch_program, order_program
-from datarax.sources import MemorySource, MemorySourceConfig
+from datarax.sources import EagerSourceBase, MemorySource, MemorySourceConfig
 
 CHAIN = {
     "nodes": {"double": "affine(2,1)", "n": "count"},
@@ -340,3 +343,118 @@ def test_a_program_can_be_called_outside_and_inside_a_trace():
     assert jax.grad(lambda x: program(x))(3.0) == 2
     assert jax.vmap(program)(jax.numpy.arange(2.0)).tolist() == [0, 2]
     assert program(3.0) == 6
+
+
+class Center(nnx.Module):
+    """Takes off a moving mean that is weakly typed, as Python's numbers are."""
+
+    def __init__(self):
+        self.mean = nnx.Variable(jnp.asarray(0.0))
+
+    def __call__(self, batch):
+        self.mean[...] = 0.5 * self.mean[...] + 0.5 * batch["x"].mean()
+        two = jnp.broadcast_to(jnp.asarray(2.0), batch["x"].shape)
+        return {"x": batch["x"] - self.mean[...], "two": two}
+
+
+class CenterWithKeys(Center):
+    def __call__(self, batch, *, keys):
+        return super().__call__(batch)
+
+
+@pytest.mark.spec("SCAN-001", "SCAN-006", "STEP-015", "ITER-010")
+@pytest.mark.parametrize("stage", [Center, CenterWithKeys])
+@pytest.mark.parametrize("kind", [jnp.bfloat16, np.uint8])
+@pytest.mark.usefixtures("standard_promotion")
+def test_weak_types_are_the_same_in_every_mode(stage, kind):
+    def make():
+        source = MemorySource(MemorySourceConfig(), {"x": np.arange(20).astype(kind)})
+        return Pipeline(source=source, stages=[stage()], batch_size=2, rngs=nnx.Rngs(0))
+
+    expected, spec = by_scan(make(), 10), make().element_spec
+    for mode in by_step, by_for:
+        with ahead(3):
+            batches = mode(make(), 10)
+        for batch, other in zip(batches, expected, strict=True):
+            assert_same(batch, other)
+            assert {name: x.dtype for name, x in batch.items()} == {
+                name: x.dtype for name, x in spec.items()
+            }
+            assert batch["two"].weak_type
+
+
+class Drifting(nnx.Module):
+    """Has a Variable that is of another type, or shape, after the first batch."""
+
+    def __init__(self, first, then):
+        self.value, self.then = nnx.Variable(first), then
+
+    def __call__(self, batch):
+        self.value.set_value(self.then(self.value.get_value(), batch))
+        return batch
+
+
+@pytest.mark.spec("ERR-025", "SCAN-006")
+@pytest.mark.parametrize(
+    "first, then, text",
+    [
+        (jnp.bfloat16(0), lambda x, b: x + b["x"].mean(), r"bfloat16\[\] and became float32\[\]"),
+        (0, lambda x, b: x + b["x"].mean(), r"int32\[\] and became float32\[\]"),
+        (jnp.zeros(2), lambda x, b: b["x"], r"float32\[2\] and became float32\[4\]"),
+        ((jnp.zeros(2),), lambda x, b: (*x, *x), r"float32\[2\] and became 2 arrays"),
+    ],
+)
+@pytest.mark.usefixtures("standard_promotion")
+def test_a_variable_that_changes_its_type_is_refused_with_its_stage(first, then, text):
+    with pytest.raises(StageError, match=rf"'Drifting' failed: .*`Drifting.value` was {text}"):
+        pipeline([Drifting(first, then)], length=8, batch_size=4)
+
+
+@pytest.mark.spec("ERR-025")
+@pytest.mark.parametrize("ways", [by_step, by_for, by_scan])
+def test_a_stage_that_does_not_compile_is_named(ways):
+    def never(x):
+        raise NotImplementedError("no kernel for this device")
+
+    odd = jax.extend.core.Primitive("odd")
+    odd.def_abstract_eval(lambda x: x)
+    odd.def_impl(never)
+
+    def stage(batch):
+        return {**batch, "x": odd.bind(batch["x"])}
+
+    stream = pipeline([stage], length=8, batch_size=4)
+    with pytest.raises(StageError, match=r"Stage 'stage' failed: .*no kernel for this device"):
+        ways(stream, 1)
+    assert stream.cursor == (0, 0)
+
+
+class Counting(nnx.Module):
+    """A source that counts how often it is asked, and draws."""
+
+    def __init__(self):
+        self.rngs, self.asked = nnx.Rngs(0), nnx.Variable(jnp.int32(0))
+
+    def get_batch_at(self, start, batch_size, key):
+        self.asked[...] += 1
+        return {"x": jax.random.normal(self.rngs(), (batch_size,))}
+
+
+class CountingGather(EagerSourceBase):
+    def __init__(self):
+        super().__init__()
+        self.asked = nnx.Variable(jnp.int32(0))
+
+    def __len__(self):
+        return 4
+
+    def gather(self, records):
+        self.asked[...] += 1
+        return {"x": records}
+
+
+@pytest.mark.spec("ERR-025")
+@pytest.mark.parametrize("source", [Counting, CountingGather])
+def test_a_source_that_changes_itself_is_refused(source):
+    with pytest.raises(StageError, match=r"'source' failed: .* changes a Variable of its own"):
+        Pipeline(source=source(), batch_size=2, rngs=nnx.Rngs(0))

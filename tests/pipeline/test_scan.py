@@ -1,5 +1,6 @@
 """`scan` is `step`, many times, in one compiled loop."""
 
+import dataclasses
 import functools
 import gc
 import os
@@ -590,3 +591,53 @@ def test_modules_come_in_a_list(unchecked):
     with pytest.raises(TypeError) as error:
         pipeline().scan(lambda model, batch: None, 2, modules=nnx.Linear(1, 1, rngs=nnx.Rngs(0)))
     assert str(error.value) == "`modules` must be a list or tuple of NNX objects, got Linear."
+
+
+@dataclasses.dataclass(frozen=True)
+class Multiply:
+    factor: float
+
+    def __call__(self, batch):
+        return batch["id"] * self.factor
+
+
+@pytest.mark.spec("SCAN-015")
+@pytest.mark.usefixtures("standard_promotion")
+def test_functions_that_are_equal_and_not_of_the_same_types_are_two():
+    stream = pipeline(length=8, batch_size=2)
+    for factor, kind in ((2, "int32"), (2.0, "float32"), (2, "int32")):
+        assert str(stream.scan(Multiply(factor), 1).dtype) == kind
+
+
+class Noisy(nnx.Module):
+    def __init__(self):
+        self.dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
+
+    def __call__(self, x):
+        y = self.dropout(x)
+        self.sow(nnx.Intermediate, "seen", y.sum())
+        return y
+
+
+@pytest.mark.spec("ERR-023")
+@pytest.mark.filterwarnings("ignore:Using 'Module.sow:DeprecationWarning")
+def test_what_of_a_module_must_not_change_in_a_scan_is_named():
+    def evaluate(model, batch):
+        model.eval()
+        return model.dropout(batch["x"])
+
+    def use(model, batch):
+        return model(batch["x"])
+
+    stream, sown = pipeline(length=8, batch_size=2), Noisy()
+    sown(jnp.ones(2))
+    changes = "may be added, removed or assigned while a batch is made, but "
+    with pytest.raises(TypeError, match=rf"{changes}`modules\[0\]\.seen` was.*nnx.capture"):
+        stream.scan(use, 2, modules=(Noisy(),))
+    with pytest.raises(
+        TypeError, match=r"`modules\[1\]\.seen` was float32\[\] and became 2 arrays"
+    ):
+        stream.scan(lambda _, model, batch: use(model, batch), 2, modules=(Noisy(), sown))
+    with pytest.raises(TypeError, match=rf"{changes}`modules\[0\]\.dropout.deterministic` was"):
+        stream.scan(evaluate, 2, modules=(Noisy(),))
+    assert stream.cursor == (0, 0)

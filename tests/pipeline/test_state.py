@@ -609,3 +609,105 @@ def test_a_subclass_and_a_loop_over_it_can_be_copied():
         twin = copy.deepcopy(stream)
         assert ids(itertools.islice(loop, 2)) == [2, 3, 4, 5]
         assert ids(twin) == list(range(2, 12))
+
+
+# Types and places.
+
+
+class Scale(nnx.Module):
+    def __init__(self, value):
+        self.factor = nnx.Param(value)
+
+    def __call__(self, batch):
+        return {"x": batch["x"] * self.factor[...]}
+
+
+@pytest.mark.spec("STATE-001", "STATE-015", "STATE-016")
+@pytest.mark.parametrize(
+    "value", [2.0, jnp.asarray(2.0), jnp.broadcast_to(jnp.asarray(2.0), (1, 3)), 3]
+)
+@pytest.mark.usefixtures("standard_promotion")
+def test_what_is_resumed_is_as_weakly_typed_as_it_was(value):
+    def make():
+        data = {"x": np.arange(30).reshape(10, 3).astype(jnp.bfloat16)}
+        source = MemorySource(MemorySourceConfig(), data)
+        return Pipeline(source=source, stages=[Scale(value)], batch_size=2)
+
+    original, resumed = make(), make()
+    original.step()
+    state = json.loads(json.dumps(original.get_state()))
+    jsonschema.validate(state, json.loads(SCHEMA.read_text()))
+    resumed.set_state(state)
+    assert resumed.get_state() == state
+    assert_same(resumed.step(), original.step())
+
+
+@pytest.mark.spec("STATE-001", "STATE-015")
+def test_a_variable_that_is_split_over_devices_stays_so():
+    code = """
+        import jax, jax.numpy as jnp, numpy as np
+        from flax import nnx
+        from jax.sharding import NamedSharding, PartitionSpec
+        from datarax import Pipeline
+        from datarax.sources import MemorySource, MemorySourceConfig
+
+        mesh = jax.make_mesh((4,), ("data",))
+
+        class Embed(nnx.Module):
+            def __init__(self):
+                split = NamedSharding(mesh, PartitionSpec(None, "data"))
+                self.table = nnx.Param(jax.device_put(jnp.eye(4), split))
+                self.rngs = nnx.Rngs(jax.device_put(jax.random.key(0), jax.devices()[1]))
+
+            def __call__(self, batch):
+                whole = jax.device_put(self.table[...], NamedSharding(mesh, PartitionSpec()))
+                return {"x": batch["x"] @ whole}
+
+        source = MemorySource(MemorySourceConfig(), {"x": np.ones((8, 4), np.float32)})
+        pipeline = Pipeline(source=source, stages=[Embed()], batch_size=4)
+        before = pipeline.step()
+        variables = nnx.to_pure_dict(nnx.state(pipeline.nodes["Embed"]))
+        pipeline.set_state(pipeline.get_state())
+        after = nnx.to_pure_dict(nnx.state(pipeline.nodes["Embed"]))
+        jax.tree.map(lambda x, y: x.sharding == y.sharding or 1 / 0, variables, after)
+        assert pipeline.step()["x"].tolist() == before["x"].tolist()
+        print(tuple(pipeline.nodes["Embed"].table[...].sharding.spec))
+    """
+    flags = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    out = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, env=flags
+    )
+    assert out.stdout == "(None, 'data')\n", out.stderr
+
+
+@pytest.mark.spec("STATE-015")
+def test_variables_whose_names_hold_dots_are_told_apart():
+    class Parts(nnx.Module):
+        def __init__(self):
+            inner = nnx.Dict({"b": nnx.Variable(jnp.int32(0))})
+            self.parts = nnx.Dict({"a.b": nnx.Variable(jnp.int32(0)), "a": inner})
+
+        def __call__(self, batch):
+            self.parts["a.b"][...] += 1
+            self.parts["a"]["b"][...] += 100
+            both = self.parts["a.b"][...] + self.parts["a"]["b"][...]
+            return {**batch, "both": jnp.zeros_like(batch["id"]) + both}
+
+    original, resumed = (pipeline([Parts()], length=8, batch_size=2) for _ in range(2))
+    original.step()
+    resumed.set_state(original.get_state())
+    assert resumed.step()["both"].tolist() == original.step()["both"].tolist() == [202, 202]
+
+
+@pytest.mark.spec("STATE-019")
+def test_text_that_is_nested_without_end_is_no_state():
+    stream = pipeline(length=8, batch_size=2)
+    with pytest.raises(StateError, match="is not JSON"):
+        stream.set_state("[" * 100_000)
+
+
+@pytest.mark.internal
+def test_there_is_no_state_inside_a_trace():
+    stream = pipeline([Count()], length=8, batch_size=2)
+    with pytest.raises(TypeError, match="Inside a traced function a pipeline has no state yet"):
+        nnx.jit(lambda stream: stream.get_state() and None)(stream)

@@ -47,7 +47,7 @@ class Structure:
         self.lasts = not any(isinstance(x, Stream) for x in static) and all(
             x.lasting for x in static if isinstance(x, Reader)
         )
-        self._types = tuple(map(_types, static))
+        self._types = tuple(map(types_of, static))
         try:
             self._hash = hash((graphdef, self._types))
         except TypeError:  # a static attribute cannot be hashed: nothing is shared
@@ -64,14 +64,15 @@ class Structure:
         return self._types == other._types and self.graphdef == other.graphdef
 
 
-def _types(static: Any) -> Any:
+def types_of(static: Any) -> Any:
     """A static attribute as what tells equal values of different types apart."""
     if isinstance(static, bool | int | float | complex):
         return type(static), repr(static)
     if isinstance(static, tuple | frozenset):
-        return type(static), *map(_types, static)
+        return type(static), *map(types_of, static)
     if dataclasses.is_dataclass(static) and not isinstance(static, type):
-        return type(static), *(_types(getattr(static, f.name)) for f in dataclasses.fields(static))
+        fields = dataclasses.fields(static)
+        return type(static), *(types_of(getattr(static, field.name)) for field in fields)
     return type(static)
 
 
@@ -219,9 +220,11 @@ def changes(structure: Structure, roots: Any, before: Sequence[Any]) -> Changes:
     """Which values of `roots` are no longer those they were merged with."""
     now, after = nnx.graph.flatten(roots, with_paths=False)
     if now != structure.graphdef:
+        which = _first_changed(merge(structure, before), roots)
         raise TypeError(
-            "no attribute of a module may be added, removed or assigned while a batch is made; "
-            "create it in `__init__`, and keep what changes in an nnx.Variable"
+            "no attribute of a module may be added, removed or assigned while a batch is made, but "
+            f"`{which}` was; create it in `__init__`, keep what changes in an nnx.Variable, call "
+            "`eval()` and `train()` before, and collect what a module sows with nnx.capture"
         )
     found = {i: x for i, (x, old) in enumerate(zip(after, before, strict=True)) if x is not old}
     for place in found.keys() & structure.arrays.keys():
@@ -229,7 +232,67 @@ def changes(structure: Structure, roots: Any, before: Sequence[Any]) -> Changes:
             "what changes while a batch is made must be kept in an nnx.Variable, but the array "
             f"`{structure.arrays[place]}` was assigned"
         )
+    for place, new in found.items():
+        was, is_now = _kinds(before[place]), _kinds(new)
+        if was != is_now:
+            paths = nnx.graph.flatten(roots)[1].paths
+            raise VariableTypeError(tuple(paths[place]), was, is_now)
     return found
+
+
+class VariableTypeError(TypeError):
+    """A Variable, at `path`, that is given a value of another type than it had."""
+
+    def __init__(self, path: tuple[Any, ...], was: Any, is_now: Any):
+        self.path = path
+        super().__init__(
+            f"a Variable must keep its type and shape while batches are made, but "
+            f"`{_place(path)}` was {_kinds_text(was)} and became {_kinds_text(is_now)}; let it "
+            "begin as what it becomes"
+        )
+
+
+def _kinds(value: Any) -> tuple[Any, list[tuple[tuple[int, ...], Any]]]:
+    leaves, tree = jax.tree.flatten(value)
+    return tree, [(x.shape, x.dtype) for x in map(jax.typeof, leaves)]
+
+
+def _kinds_text(kinds: Any) -> str:
+    tree, leaves = kinds
+    if len(leaves) == 1:
+        ((shape, dtype),) = leaves
+        return f"{dtype}[{','.join(map(str, shape))}]"
+    return f"{len(leaves)} arrays in {tree}"
+
+
+def _place(path: Sequence[Any]) -> str:
+    """Where in a pipeline, or in the `modules` of a scan, something is."""
+    root, *rest = path
+    if root == 0:
+        return ".".join(map(str, rest[1:] if rest[0] == "_nodes" else rest))
+    return ".".join(map(str, (f"modules[{root - 1}]", *rest)))
+
+
+def _first_changed(was: Any, now: Any) -> str:
+    """The path of an attribute that one of two versions of some objects has, or has otherwise."""
+    old, new = (
+        {path: _attributes(x) or {} for path, x in nnx.iter_graph(roots)} for roots in (was, now)
+    )
+    for path, attributes in new.items():
+        before = old.get(path, {})
+        for name in (*attributes, *(x for x in before if x not in attributes)):
+            pair = attributes.get(name, END), before.get(name, END)
+            nodes = all(isinstance(x, nnx.Pytree | nnx.Variable) for x in pair)  # looked at apart
+            if not (nodes or str(name).startswith("_pytree__") or _equal(*pair)):
+                return _place((*path, name))
+    return "one"
+
+
+def _equal(one: Any, other: Any) -> bool:
+    try:
+        return one is other or (type(one) is type(other) and bool(one == other))
+    except Exception:  # arrays, say, which are compared elsewhere
+        return True
 
 
 def has_tracer(values: Sequence[Any]) -> bool:

@@ -22,7 +22,16 @@ from .._xla import NO_TRACE, ONE_THREAD, apart, on_cpu, trace, transferring
 from ..errors import CapturedError, MaskNameError, RandomAccessError, StageError
 from ..sources._base import NAME, EagerSourceBase, Fetched, fetch, length_of, order_of
 from ..sources._iterable import StreamSource
-from ._binding import Changes, Structure, Values, changes, has_tracer, kept, merge
+from ._binding import (
+    Changes,
+    Structure,
+    Values,
+    VariableTypeError,
+    changes,
+    has_tracer,
+    kept,
+    merge,
+)
 from ._captured import captured
 from ._graph import check_source_batch, key_wanted, scope, scoped
 
@@ -142,12 +151,37 @@ def outputs_of(structure: Structure, values: Values, cut: Cut) -> dict[str, Any]
         if isinstance(copy.source, StreamSource):
             fetched = copy.source.blank(cut)
         else:
-            fetched = fetched_from(copy, order, start, cut, 1, cut.epochs)
+            fetched = _fetched_unchanged(structure, values, copy, order, start, cut)
         found, _ = draw(copy, fetched, start, cut)
-        changes(structure, (copy,), values)  # raises for what may not change
+        try:
+            changes(structure, (copy,), values)  # raises for what may not change
+        except VariableTypeError as error:
+            held = error.path[1] == "_nodes"  # else a subclass has it
+            node = copy._nodes.name_of(error.path[2]) if held else copy._sink
+            raise StageError(node, {}, f"TypeError: {error}") from error
         return found
 
     return jax.eval_shape(outputs, values)  # which sorts the names
+
+
+def _fetched_unchanged(
+    structure: Structure, values: Values, copy: "Pipeline", order: Any, start: Cursor, cut: Cut
+) -> Fetched:
+    """`fetched_from`, or an error if the source changes itself: what it gave would not be kept."""
+    try:
+        fetched = fetched_from(copy, order, start, cut, 1, cut.epochs)
+        if not changes(structure, (copy,), values):
+            return fetched
+        cause = None
+    except TraceContextError as error:  # it did so in a trace of ours
+        cause = error
+    raise StageError(
+        NAME,
+        {},
+        "a source must give the same rows whenever it is asked for the same, but this one changes "
+        "a Variable of its own, or draws from its own nnx.Rngs; draw in a stage that takes `keys`, "
+        "and count there.",
+    ) from cause
 
 
 @kept(CUTS)
@@ -334,7 +368,7 @@ def scan_program(
     Rows are fetched for up to `fetch` batches at a time, in a loop around that. Given `fed`,
     batches that the host has read with the cursors before and after each, the loop is over these.
     """
-    if names := captured(step_fn):
+    if names := ["step_fn"] if isinstance(step_fn, nnx.Pytree) else captured(step_fn):
         raise CapturedError(names)
 
     def one(state: tuple[Values, Any], fed: Any) -> tuple[tuple[Values, Any], Any]:

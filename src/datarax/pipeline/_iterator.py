@@ -42,6 +42,7 @@ from ._core import (
     batch_program,
     draw,
     fetched_from,
+    order_at,
     order_program,
     refusal,
     start_of,
@@ -321,7 +322,7 @@ class Runtime:
         try:
             found = program(values, order)[again:]
         except Exception as error:
-            retry = functools.partial(_by_hand, binding, values, order, cut)
+            retry = functools.partial(by_hand, binding, values, order, cut)
             blame(pipeline, program, error, retry)
             raise
         self._keeps_state = any(after for _, after in found)
@@ -389,7 +390,7 @@ class Runtime:
         try:
             results = program(self._values, None, given)
         except Exception as error:
-            again = functools.partial(_by_hand, binding, self._values, None, cut, given)
+            again = functools.partial(by_hand, binding, self._values, None, cut, given)
             blame(pipeline, program, error, again)
             raise
         self._append(pipeline, binding, results, ready)
@@ -594,10 +595,12 @@ def _is_mutable(value: Any) -> bool:
     return isinstance(value, np.ndarray) and value.flags.writeable
 
 
-def _by_hand(binding: Binding, values: Values, order: Any, cut: Cut, fed: Any = None) -> None:
+def by_hand(binding: Binding, values: Values, order: Any, cut: Cut, fed: Any = None) -> None:
     """Makes batches stage by stage, so that the stage that fails is known."""
     copy, *_ = merge(binding.structure, values)
     start = start_of(copy, cut)
+    if order is None and not fed:
+        order = order_at(copy, start.epoch, cut.epochs)
     for fetched, at in fed or [(fetched_from(copy, order, start, cut, 1, cut.epochs), start)]:
         draw(copy, jax.device_put(fetched), at, cut)  # as a stage sees it in a program
 
@@ -609,14 +612,15 @@ def blame(
     the source that was read meanwhile.
 
     Only stages that call the host fail at run time. Where there are several, the batch is made
-    `again`, by hand; if it then goes well, all of them are named.
+    `again`, by hand; if it then goes well, all of them are named. So it is where a program does not
+    compile, as some operations do not on some device.
     """
     if NAME in program.host_nodes and (read := raised_in(error)) is not None:
         raise read
     stages = sorted(x for x in program.host_nodes if x is not None and x != NAME)
-    if isinstance(error, DataraxError) or not stages:
+    if isinstance(error, DataraxError) or not (stages or not program.called):
         return
-    if len(program.host_nodes) > 1:
+    if len(program.host_nodes) != 1:
         try:
             if again is not None:
                 again()
@@ -624,7 +628,7 @@ def blame(
             raise named from error
         except Exception:
             return
-        if len(stages) < len(program.host_nodes):
+        if not stages or len(stages) < len(program.host_nodes):
             return  # it may as well have been the source, or the function of a scan
     specs, graph = pipeline.node_specs, pipeline._graph
     came = {p: spec_text(specs[p]) for stage in stages for p in graph.reads(stage)}

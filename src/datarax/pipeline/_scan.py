@@ -1,5 +1,6 @@
 """`scan`: many batches in one compiled loop."""
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,10 +13,10 @@ from .._types import Cursor, integer, is_traced
 from ..errors import LastBatchError, ScanLengthError
 from ..sources._base import length_of
 from ..sources._iterable import StreamSource
-from ._binding import Binding, Changes, has_tracer
+from ._binding import Binding, Changes, has_tracer, types_of
 from ._core import scan_program
 from ._feed import Feed, stack_counts
-from ._iterator import blame, max_errors, policy
+from ._iterator import blame, by_hand, max_errors, policy
 from ._meter import Bar
 
 if TYPE_CHECKING:
@@ -65,7 +66,10 @@ def scan(
             try:
                 after, carry, outs = program(values, init_carry)
             except Exception as error:
-                blame(pipeline, program, error, None)
+                again = functools.partial(
+                    by_hand, runtime.bind(pipeline), runtime.values, None, cut
+                )
+                blame(pipeline, program, error, again)
                 raise
             if known is not None and end is not None:
                 after[known] = pack(end, length_of(pipeline.source))
@@ -177,6 +181,22 @@ class _ById:
         return isinstance(other, _ById) and self.function is other.function
 
 
+class _ByTypes(_ById):
+    """A dataclass as a function: one with 1 in it is not one with 1.0, though Python has it so."""
+
+    def __init__(self, function: Callable[..., Any]):
+        super().__init__(function)
+        self._types = types_of(function)
+
+    def __hash__(self) -> int:
+        return hash(self.function)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _ByTypes) or self._types != other._types:
+            return False
+        return self.function == other.function
+
+
 def _end(pipeline: "Pipeline", length: int) -> Cursor | None:
     """Where a scan ends that nothing else moves; None if the user is tracing where it starts.
 
@@ -196,4 +216,4 @@ def _hashable(function: Callable[..., Any]) -> Callable[..., Any]:
         hash(function)
     except TypeError:
         return _ById(function)
-    return function
+    return _ByTypes(function) if hasattr(function, "__dataclass_fields__") else function

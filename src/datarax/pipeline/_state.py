@@ -12,7 +12,8 @@ import numpy as np
 from flax import nnx
 
 from .._keys import BaseKey
-from .._types import integer
+from .._types import escaped, integer, is_traced
+from .._xla import weak_zeros
 from ..errors import StateError
 from ..sources._base import NAME, EagerSourceBase, length_of
 from ._core import Position
@@ -27,11 +28,14 @@ VERSION = 1
 def get_state(pipeline: "Pipeline") -> dict[str, Any]:
     """See `Pipeline.get_state`."""
     epoch, offset = pipeline.cursor
+    leaves = _leaves(pipeline)
+    if any(map(is_traced, (epoch, *(leaf for _, leaf in leaves.values())))):
+        raise TypeError("Inside a traced function a pipeline has no state yet; take it outside.")
     return {
         "version": VERSION,
         "cursor": {"epoch": epoch, "offset": offset},
         "fingerprint": fingerprint(pipeline),
-        "variables": {name: _dump(leaf) for name, (_, leaf) in _leaves(pipeline).items()},
+        "variables": {name: _dump(leaf) for name, (_, leaf) in leaves.items()},
     }
 
 
@@ -40,7 +44,7 @@ def set_state(pipeline: "Pipeline", state: Mapping[str, Any] | str | bytes) -> N
     if isinstance(state, str | bytes):
         try:
             state = json.loads(state)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise StateError("state", f"is not JSON: {error}") from error
     if not isinstance(state, Mapping) or state.get("version") != VERSION:
         got = state.get("version") if isinstance(state, Mapping) else type(state).__name__
@@ -115,7 +119,7 @@ def _leaves(pipeline: "Pipeline") -> dict[str, tuple[nnx.Variable, Any]]:
     for path, x in nnx.iter_graph(pipeline):
         mine = isinstance(x, nnx.Variable) and not isinstance(x, BaseKey | Position)
         if mine and id(x) not in held:
-            name = ".".join(map(str, path))
+            name = ".".join(escaped(str(x)) for x in path)
             leaves, _ = jax.tree_util.tree_flatten_with_path(x.get_raw_value())
             for inner, leaf in leaves:
                 found[name + jax.tree_util.keystr(inner)] = x, leaf
@@ -133,7 +137,9 @@ def _dump(leaf: Any) -> dict[str, Any]:
     array = array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
     little = array.astype(array.dtype.newbyteorder("<")) if array.dtype.isbuiltin else array
     data = base64.b64encode(little.tobytes()).decode()
-    return {"dtype": array.dtype.name, "shape": list(array.shape), "data": data}
+    found = {"dtype": array.dtype.name, "shape": list(array.shape), "data": data}
+    # The type of what is computed with it may hang on this.
+    return found | ({"weak_type": True} if jax.typeof(leaf).weak_type else {})
 
 
 def _load(name: str, saved: Any, leaf: Any) -> Any:
@@ -153,7 +159,13 @@ def _load(name: str, saved: Any, leaf: Any) -> Any:
     except (KeyError, TypeError, ValueError) as error:
         raise StateError(f"variables.{name}", f"holds no data of its type: {error}") from error
     value = jnp.array(array)
-    return jax.random.wrap_key_data(value, impl=mine["key"]) if "key" in mine else value
+    weak = weak_zeros(array.shape, value.dtype) if saved.get("weak_type") is True else None
+    if weak is not None:
+        value = weak.at[...].set(value)
+    if "key" in mine:
+        value = jax.random.wrap_key_data(value, impl=mine["key"])
+    stays = isinstance(leaf, jax.Array) and leaf.committed
+    return jax.device_put(value, leaf.sharding) if stays else value
 
 
 def _get(state: Mapping[str, Any], field: str, kind: Any) -> Any:

@@ -10,7 +10,7 @@ from flax import nnx
 
 from .._bundle import FixedBundle
 from .._order import Shuffle
-from .._types import Batch, Records, Scalar, expect
+from .._types import Batch, Records, Scalar, escaped, expect
 from ..errors import EmptySourceError, FieldTypeError, UnequalLengthsError
 from ._base import EagerSourceBase
 from ._column import Column
@@ -106,7 +106,7 @@ def _flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested fields by their dotted names."""
     flat: dict[str, Any] = {}
     for name, x in fields.items():
-        path = prefix + _escaped(name)
+        path = prefix + escaped(name)
         flat |= _flat(x, f"{path}.") if isinstance(x, Mapping) else {path: x}
     return flat
 
@@ -116,17 +116,12 @@ def _nested_names(fields: Mapping[str, Any], prefix: str = "") -> tuple[tuple[st
     return tuple(
         (
             name,
-            _nested_names(x, f"{prefix}{_escaped(name)}.")
+            _nested_names(x, f"{prefix}{escaped(name)}.")
             if isinstance(x, Mapping)
-            else prefix + _escaped(name),
+            else prefix + escaped(name),
         )
         for name, x in fields.items()
     )
-
-
-def _escaped(name: str) -> str:
-    """A field's name in a dotted path: a dot of its own is no step of the path."""
-    return name.replace("\\", "\\\\").replace(".", "\\.")
 
 
 def _map(function: Callable[[str], Any], names: Any) -> Any:
