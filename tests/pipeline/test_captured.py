@@ -108,7 +108,6 @@ CAPTURING = {
     "attribute of an imported module": lambda batch: LIBRARY.model(batch),
     "set": by_set,
     "mapping of the user's": lambda batch: MAPPING["model"](batch),
-    "partial of a dataclass": functools.partial(lambda parts, batch: parts.model(batch), Parts()),
     "global": by_global,
     "helper": by_helper,
     "container": by_container,
@@ -168,12 +167,26 @@ def test_a_module_is_refused_as_the_function_of_a_scan():
 @pytest.mark.spec("SCAN-018", "ERR-032")
 def test_what_a_function_does_not_use_of_an_object_is_no_matter():
     parts = Parts()
-    for step in (parts.double, lambda batch: parts.double(batch)):
+    parts.update = lambda state, batch: state.model(batch)  # no method, though it looks like one
+    state = types.SimpleNamespace(scale=2.0, model=None)
+
+    def by_name(batch):
+        kept = {}
+        kept.update(x=batch["x"] * state.scale * parts.scale / 2)
+        return kept
+
+    for step in (
+        lambda batch: parts.double(batch),
+        by_name,
+        lambda batch: by_name(batch) | {"y": getattr(state, "model", None) or batch["x"]},
+        functools.partial(lambda config, batch: {"x": batch["x"] * config.scale}, parts),
+    ):
         assert pipeline(step).scan(step, 2)["x"][0, 1] == 4
-    given = pipeline().scan(
-        lambda model, batch: parts.use(model, batch)["x"], 2, modules=[parts.model]
-    )
-    assert given[0, 1] == 4
+    for step in (
+        lambda model, batch: parts.use(model, batch)["x"],
+        lambda model, batch: parts.update(types.SimpleNamespace(model=model), batch)["x"] * 2,
+    ):
+        assert pipeline().scan(step, 2, modules=[parts.model])[0, 1] == 4
 
 
 @pytest.mark.spec("SCAN-018", "ERR-032")

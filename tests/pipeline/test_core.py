@@ -399,9 +399,8 @@ class Drifting(nnx.Module):
     "first, then, text",
     [
         (jnp.bfloat16(0), lambda x, b: x + b["x"].mean(), r"bfloat16\[\] and became float32\[\]"),
-        (0, lambda x, b: x + b["x"].mean(), r"int32\[\] and became float32\[\]"),
         (jnp.zeros(2), lambda x, b: b["x"], r"float32\[2\] and became float32\[4\]"),
-        ((jnp.zeros(2),), lambda x, b: (*x, *x), r"float32\[2\] and became 2 arrays"),
+        ((jnp.zeros(2),), lambda x, b: (*x, *x), r"1 in PyTreeDef.* and became 2 in PyTree"),
     ],
 )
 @pytest.mark.usefixtures("standard_promotion")
@@ -429,14 +428,11 @@ def test_a_stage_that_does_not_compile_is_named(ways):
     assert stream.cursor == (0, 0)
 
 
-class Counting(nnx.Module):
-    """A source that counts how often it is asked, and draws."""
-
+class Drawing(nnx.Module):
     def __init__(self):
-        self.rngs, self.asked = nnx.Rngs(0), nnx.Variable(jnp.int32(0))
+        self.rngs = nnx.Rngs(0)
 
     def get_batch_at(self, start, batch_size, key):
-        self.asked[...] += 1
         return {"x": jax.random.normal(self.rngs(), (batch_size,))}
 
 
@@ -454,7 +450,52 @@ class CountingGather(EagerSourceBase):
 
 
 @pytest.mark.spec("ERR-025")
-@pytest.mark.parametrize("source", [Counting, CountingGather])
+@pytest.mark.parametrize("source", [Drawing, CountingGather])
 def test_a_source_that_changes_itself_is_refused(source):
-    with pytest.raises(StageError, match=r"'source' failed: .* changes a Variable of its own"):
+    with pytest.raises(StageError, match=r"'source' failed: .* changes an nnx.Variable or draws"):
         Pipeline(source=source(), batch_size=2, rngs=nnx.Rngs(0))
+
+
+@nnx.jit
+def linear(net, x):
+    return net(x)
+
+
+class Generating(nnx.Module):
+    def __init__(self):
+        self.net = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
+
+    def get_batch_at(self, start, batch_size, key):
+        return {"x": linear(self.net, jnp.ones((batch_size, 2)))}
+
+
+@pytest.mark.spec("SRC-002")
+def test_a_source_may_use_compiled_functions_of_modules():
+    assert Pipeline(source=Generating(), batch_size=4).step()["x"].shape == (4, 2)
+
+
+@pytest.mark.spec("STATE-001", "SCAN-006")
+@pytest.mark.usefixtures("standard_promotion")
+def test_a_number_of_pythons_becomes_what_it_is_added_to():
+    def make():
+        return pipeline([Drifting(0, lambda x, b: x + b["x"].mean())], length=8, batch_size=4)
+
+    stream, resumed, scanned = make(), make(), make()
+    stream.step()
+    scanned.scan(whole, 1)
+    resumed.set_state(stream.get_state())
+    values = [x.nodes["Drifting"].value.get_value() for x in (stream, resumed, scanned)]
+    assert [float(x) for x in values] == [2.5] * 3
+
+
+@pytest.mark.spec("ERR-025")
+def test_an_error_of_the_function_of_a_scan_is_no_stages():
+    def fail(x):
+        raise ValueError("boom")
+
+    def step_fn(batch):
+        spec = jax.ShapeDtypeStruct((), np.float32)
+        return jax.pure_callback(fail, spec, batch["x"].sum())
+
+    with pytest.raises(jax.errors.JaxRuntimeError, match="boom"):
+        jax.block_until_ready(pipeline(length=8, batch_size=4).scan(step_fn, 2))

@@ -634,9 +634,7 @@ def test_what_of_a_module_must_not_change_in_a_scan_is_named():
     changes = "may be added, removed or assigned while a batch is made, but "
     with pytest.raises(TypeError, match=rf"{changes}`modules\[0\]\.seen` was.*nnx.capture"):
         stream.scan(use, 2, modules=(Noisy(),))
-    with pytest.raises(
-        TypeError, match=r"`modules\[1\]\.seen` was float32\[\] and became 2 arrays"
-    ):
+    with pytest.raises(TypeError, match=r"`modules\[1\]\.seen` was 1 in .* and became 2 in "):
         stream.scan(lambda _, model, batch: use(model, batch), 2, modules=(Noisy(), sown))
     with pytest.raises(TypeError, match=rf"{changes}`modules\[0\]\.dropout.deterministic` was"):
         stream.scan(evaluate, 2, modules=(Noisy(),))

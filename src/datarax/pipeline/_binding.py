@@ -72,7 +72,8 @@ def types_of(static: Any) -> Any:
         return type(static), *map(types_of, static)
     if dataclasses.is_dataclass(static) and not isinstance(static, type):
         fields = dataclasses.fields(static)
-        return type(static), *(types_of(getattr(static, field.name)) for field in fields)
+        values = [getattr(static, x.name, None) for x in fields if x.compare]
+        return type(static), *map(types_of, values)
     return type(static)
 
 
@@ -234,7 +235,8 @@ def changes(structure: Structure, roots: Any, before: Sequence[Any]) -> Changes:
         )
     for place, new in found.items():
         was, is_now = _kinds(before[place]), _kinds(new)
-        if was != is_now:
+        weak = jax.tree.map(lambda x: jax.typeof(x).weak_type, before[place])
+        if was != is_now and weak is not True:  # as Python's numbers become what they meet
             paths = nnx.graph.flatten(roots)[1].paths
             raise VariableTypeError(tuple(paths[place]), was, is_now)
     return found
@@ -259,10 +261,10 @@ def _kinds(value: Any) -> tuple[Any, list[tuple[tuple[int, ...], Any]]]:
 
 def _kinds_text(kinds: Any) -> str:
     tree, leaves = kinds
-    if len(leaves) == 1:
+    if tree == jax.tree.structure(0):
         ((shape, dtype),) = leaves
         return f"{dtype}[{','.join(map(str, shape))}]"
-    return f"{len(leaves)} arrays in {tree}"
+    return f"{len(leaves)} in {tree}"
 
 
 def _place(path: Sequence[Any]) -> str:

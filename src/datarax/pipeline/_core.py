@@ -151,7 +151,7 @@ def outputs_of(structure: Structure, values: Values, cut: Cut) -> dict[str, Any]
         if isinstance(copy.source, StreamSource):
             fetched = copy.source.blank(cut)
         else:
-            fetched = _fetched_unchanged(structure, values, copy, order, start, cut)
+            fetched = _fetched_undrawn(copy, order, start, cut)
         found, _ = draw(copy, fetched, start, cut)
         try:
             changes(structure, (copy,), values)  # raises for what may not change
@@ -164,23 +164,23 @@ def outputs_of(structure: Structure, values: Values, cut: Cut) -> dict[str, Any]
     return jax.eval_shape(outputs, values)  # which sorts the names
 
 
-def _fetched_unchanged(
-    structure: Structure, values: Values, copy: "Pipeline", order: Any, start: Cursor, cut: Cut
-) -> Fetched:
-    """`fetched_from`, or an error if the source changes itself: what it gave would not be kept."""
+def _fetched_undrawn(copy: "Pipeline", order: Any, start: Cursor, cut: Cut) -> Fetched:
+    """`fetched_from`, or an error if the source draws from its own streams: they would not move."""
+    streams = [x for _, x in nnx.iter_graph(copy.source) if isinstance(x, nnx.RngState)]
+    before = [x.get_raw_value() for x in streams]
+    cause = None
     try:
         fetched = fetched_from(copy, order, start, cut, 1, cut.epochs)
-        if not changes(structure, (copy,), values):
+        if all(x.get_raw_value() is y for x, y in zip(streams, before, strict=True)):
             return fetched
-        cause = None
-    except TraceContextError as error:  # it did so in a trace of ours
+    except TraceContextError as error:  # in a trace of ours
         cause = error
     raise StageError(
         NAME,
         {},
         "a source must give the same rows whenever it is asked for the same, but this one changes "
-        "a Variable of its own, or draws from its own nnx.Rngs; draw in a stage that takes `keys`, "
-        "and count there.",
+        "an nnx.Variable or draws from an nnx.Rngs; draw in a stage that takes `keys`, and count "
+        "there.",
     ) from cause
 
 
@@ -226,6 +226,7 @@ class Program:
 
     def __init__(self, function: Callable[..., Any], batches: int = 1):
         self._function, self._batches = function, batches
+        self.traced = False
         self._inner: Any = jax.jit(function)  # for a call inside a trace
         self._outer = self._inner  # and outside
         self.called = False
@@ -250,6 +251,7 @@ class Program:
         return self._outer if trace() == NO_TRACE else self._inner
 
     def _first_look(self, traced: Any) -> None:
+        self.traced = True
         jaxpr, out = traced.jaxpr.jaxpr, traced.out_info
         arrays = jax.tree.leaves(out)
         self.host_nodes = frozenset(_callers(jaxpr, None))
@@ -368,7 +370,8 @@ def scan_program(
     Rows are fetched for up to `fetch` batches at a time, in a loop around that. Given `fed`,
     batches that the host has read with the cursors before and after each, the loop is over these.
     """
-    if names := ["step_fn"] if isinstance(step_fn, nnx.Pytree) else captured(step_fn):
+    holds = isinstance(step_fn, nnx.Pytree) and jax.tree.leaves(nnx.state(step_fn))
+    if names := ["step_fn"] if holds else captured(step_fn):
         raise CapturedError(names)
 
     def one(state: tuple[Values, Any], fed: Any) -> tuple[tuple[Values, Any], Any]:

@@ -618,9 +618,10 @@ def blame(
     if NAME in program.host_nodes and (read := raised_in(error)) is not None:
         raise read
     stages = sorted(x for x in program.host_nodes if x is not None and x != NAME)
-    if isinstance(error, DataraxError) or not (stages or not program.called):
+    uncompiled = program.traced and not program.called
+    if isinstance(error, DataraxError) or not (stages or uncompiled):
         return
-    if len(program.host_nodes) != 1:
+    if not stages or len(program.host_nodes) > 1:
         try:
             if again is not None:
                 again()

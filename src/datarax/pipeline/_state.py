@@ -148,14 +148,16 @@ def _load(name: str, saved: Any, leaf: Any) -> Any:
     if not isinstance(saved, Mapping):
         raise StateError(f"variables.{name}", f"must be an array, got {saved!r}.")
     for field in ("key", "dtype", "shape"):
-        if saved.get(field) != mine.get(field):
+        # What is weakly typed becomes what it meets.
+        adopts = field == "dtype" and "weak_type" in mine
+        if saved.get(field) != mine.get(field) and not adopts:
             raise StateError(
                 f"variables.{name}",
                 f"has {field} {mine.get(field)!r} here, but {saved.get(field)!r} in the state.",
             )
     try:
         data = base64.b64decode(saved["data"], validate=True)
-        array = np.frombuffer(data, jnp.dtype(mine["dtype"])).reshape(mine["shape"])
+        array = np.frombuffer(data, jnp.dtype(saved["dtype"])).reshape(mine["shape"])
     except (KeyError, TypeError, ValueError) as error:
         raise StateError(f"variables.{name}", f"holds no data of its type: {error}") from error
     value = jnp.array(array)

@@ -1,6 +1,6 @@
 """Threads that read ahead: an interrupt cannot wedge them, and no program waits for them to end.
 
-All that is waited for here is a `SimpleQueue`, which is C from end to end. What Python code locks,
+Who waits for rows waits for a `SimpleQueue`, which is C from end to end. What Python code locks,
 as a `Future` or an executor does, an interrupt between two of its lines can leave locked for good.
 """
 
@@ -53,10 +53,13 @@ class Threads:
         self.closed = False
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._count = count
-        for i in range(count):
-            thread = threading.Thread(target=self._work, name=f"{name}-{i}", daemon=True)
-            _RUNNING[thread] = self
-            thread.start()
+        try:
+            for i in range(count):
+                thread = threading.Thread(target=self._work, name=f"{name}-{i}", daemon=True)
+                thread.start()
+        except BaseException:  # an interrupt, or too many threads
+            self.close()
+            raise
 
     def submit(self, job: Callable[[], None]) -> None:
         """Calls `job()` in one of the threads; it must not raise."""
@@ -75,6 +78,7 @@ class Threads:
             self._jobs.put(None)
 
     def _work(self) -> None:
+        _RUNNING[threading.current_thread()] = self
         try:
             while (job := self._jobs.get()) is not None:
                 job()
@@ -90,7 +94,7 @@ to take one out and to copy all are one step each of the interpreter."""
 
 @atexit.register
 def _end() -> None:
-    running, until = list(_RUNNING.items()), time.monotonic() + GRACE
+    running, until = list(_RUNNING.copy().items()), time.monotonic() + GRACE
     for _, threads in running:
         threads.close()
     for thread, _ in running:
