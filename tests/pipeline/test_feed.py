@@ -146,7 +146,7 @@ threading.Thread(target=scan).start()
 
 
 BLOCKED = """
-import signal, sys, threading
+import sys, threading
 import numpy as np
 from datarax import Pipeline
 from datarax.sources import IterableSource, IterableSourceConfig
@@ -155,13 +155,16 @@ def rows():
     yield {"x": np.int32(1)}
     yield {"x": np.int32(2)}
     print("blocked", flush=True)
+    blocked.set()
     threading.Event().wait()
 
+blocked = threading.Event()
 source = IterableSource(IterableSourceConfig(), rows)
 stream = Pipeline(source=source, batch_size=1)
 for batch in stream:
     print(batch["x"], flush=True)
     if sys.argv[1] == "left":
+        blocked.wait()
         break
 """
 
@@ -176,8 +179,7 @@ def test_a_stream_that_blocks_keeps_no_program_from_ending(how):
     )
     assert program.stdout is not None
     try:
-        while "blocked" not in program.stdout.readline():
-            pass
+        assert any("blocked" in line for line in program.stdout)
         if how == "interrupted":
             time.sleep(0.5)
             program.send_signal(signal.SIGINT)
