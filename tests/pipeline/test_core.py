@@ -399,6 +399,7 @@ class Drifting(nnx.Module):
     "first, then, text",
     [
         (jnp.bfloat16(0), lambda x, b: x + b["x"].mean(), r"bfloat16\[\] and became float32\[\]"),
+        (0, lambda x, b: b["id"], r"int32\[\] and became int32\[4\]"),
         (jnp.zeros(2), lambda x, b: b["x"], r"float32\[2\] and became float32\[4\]"),
         ((jnp.zeros(2),), lambda x, b: (*x, *x), r"1 in PyTreeDef.* and became 2 in PyTree"),
     ],

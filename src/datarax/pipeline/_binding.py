@@ -236,7 +236,9 @@ def changes(structure: Structure, roots: Any, before: Sequence[Any]) -> Changes:
     for place, new in found.items():
         was, is_now = _kinds(before[place]), _kinds(new)
         weak = jax.tree.map(lambda x: jax.typeof(x).weak_type, before[place])
-        if was != is_now and weak is not True:  # as Python's numbers become what they meet
+        if weak is True and is_now == (was[0], [(was[1][0][0], is_now[1][0][1])]):
+            continue  # of that shape still: as Python's numbers become what they meet
+        if was != is_now:
             paths = nnx.graph.flatten(roots)[1].paths
             raise VariableTypeError(tuple(paths[place]), was, is_now)
     return found

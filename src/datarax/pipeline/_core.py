@@ -217,7 +217,7 @@ class Program:
     `seconds` that the first call took (tracing, compiling), `bytes` of what it returned, and
     `host_nodes`: the nodes that call back to the host while it runs, None for a function of the
     user's that does. `batches` is how many of these the function is written out for, one after
-    the other.
+    the other. It is `traced` before it is compiled, and `called` once a first call went well.
     """
 
     seconds = math.inf

@@ -39,10 +39,11 @@ class Outcome(Generic[T]):
         return self._error
 
     def result(self) -> T:
-        """The same."""
+        """Waits for the value, or raises the error. One thread at a time may wait."""
         error = self.error()
         if error is not None:
             raise error
+        # Without an error there is a value, which the types cannot say: T may itself have None.
         return self._value  # pyright: ignore[reportReturnType]
 
 
