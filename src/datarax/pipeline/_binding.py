@@ -145,8 +145,8 @@ class Binding:
         self.structure = canonical(Structure(graphdef, names))
         self._held, self._variables = _taker(list(self.variables)), list(self.variables.values())
         self.position = paths.index(("0", "_cursor_state"))
-        place = self.variables[self.position]
-        self.is_cursor_shared = any(x is place for _, x in nnx.iter_graph(roots[1:]))
+        self._place = self.variables[self.position]
+        self.is_cursor_shared = any(x is self._place for _, x in nnx.iter_graph(roots[1:]))
         # What could be assigned to: looked at as one row of objects, in C, at every batch.
         nodes = [x for _, x in nnx.iter_graph(roots) if not isinstance(x, Fixed)]
         dicts = [x for x in map(_attributes, nodes) if x is not None]
@@ -165,7 +165,7 @@ class Binding:
         return (
             all(map(is_, map(_RAW_VALUE, self._variables), self._held(values)))
             and self._trace == trace()
-            and self.is_current()
+            and all(map(is_, chain.from_iterable(self._rows), self._attributes))
         )
 
     def read(self) -> Values:
@@ -174,6 +174,13 @@ class Binding:
         for i, array in self._arrays:  # from the first place on, so that each finds its own
             values.insert(i, array)
         return values
+
+    def move(self, position: Any) -> None:
+        """Puts the cursor there. It is one step, and as a rule all that a batch changes."""
+        if self.position in self._settable:
+            _SET_RAW_VALUE(self._place, position)
+        else:
+            self.write({self.position: position}, self.read())
 
     def write(self, changes: Changes, before: Values) -> None:
         """Puts new values into the Variables they belong to: all, or on an interrupt none."""

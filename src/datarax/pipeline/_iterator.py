@@ -7,8 +7,8 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from itertools import compress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import compress, repeat
 from operator import is_not
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -76,9 +76,10 @@ STRETCH = 2**13
 """Rows whose order is computed together: the rounds of a few cost as much as those of many."""
 
 
-Ready: TypeAlias = tuple[Batch, Changes, Cursor, Fed | None]
-"""A batch that is computed and not yet handed over; the new values and the cursor once it is; and
-where it comes from if the host has read its rows."""
+Ready: TypeAlias = tuple[tuple[Batch, Changes], np.ndarray | None, Cursor, Fed | None]
+"""A batch that is computed and not yet handed over, with the values that are new once it is; the
+cursor then, as an array (None: it is among the new values) and in numbers; and where the batch
+comes from if the host has read its rows."""
 
 
 class Runtime:
@@ -273,13 +274,14 @@ class Runtime:
             binding is None
             or not self._ahead
             or (epoch is not None and self.start.epoch != epoch)
-            or not self._is_unchanged(binding)
+            or not binding.is_unchanged(self._values)
+            or settings() != self._settings
         ):
             return None
         return self._hand_over(pipeline, binding)
 
     def _hand_over(self, pipeline: "Pipeline", binding: Binding) -> Batch:
-        batch, after, start, fed = self._ahead[0]
+        (batch, after), position, start, fed = self._ahead[0]
         values = self._values
         if fed is not None and fed.failures:
             try:
@@ -290,7 +292,12 @@ class Runtime:
                 feed.forget()  # so that a retry reads again
                 self._discard()
                 raise
-        binding.write(after, values)
+        if after and position is not None:
+            after = {**after, binding.position: position}
+        if after:
+            binding.write(after, values)
+        else:  # as a rule
+            binding.move(position)
         self._ahead.popleft()
         if fed is not None:
             feed = self._feed[1]
@@ -298,9 +305,13 @@ class Runtime:
             feed.handed_over()
             for ended in range(self.start.epoch, start.epoch):
                 self.meter.report(ended)
+        # Last of all, so that an interrupt before shows in the next look.
         self.start = start
-        for i, value in after.items():
-            values[i] = value
+        if after:
+            for i, value in after.items():
+                values[i] = value
+        else:
+            values[binding.position] = position
         if self._traced:
             self._binding = None  # what is known of a trace ends with it: look anew
         return batch
@@ -327,10 +338,9 @@ class Runtime:
             raise
         self._keeps_state = any(after for _, after in found)
         if asked is None:
-            found = self._with_cursors(found, binding.position, cut.size, *policy(pipeline)[1:])
+            self._ahead.extend(self._with_cursors(found, cut.size, *policy(pipeline)[1:]))
         else:
-            found = [(batch, after, self.start, None) for batch, after in found]
-        self._ahead.extend(found)
+            self._ahead.extend((each, None, self.start, None) for each in found)
 
     def _computed_at_once(self, pipeline: "Pipeline", single: Program, cut: Cut, due: int) -> int:
         """How many batches the next call computes, if `due` are left of that cut."""
@@ -350,16 +360,12 @@ class Runtime:
         return count if worth_it else 1
 
     def _with_cursors(
-        self, found: Sequence[Any], place: int, size: int, length: int | None, last_batch: Any
-    ) -> list[Ready]:
+        self, found: Sequence[Any], size: int, length: int | None, last_batch: Any
+    ) -> Iterable[Ready]:
         """Batches in a row of which all but the last end in the epoch of the first."""
         starts = starts_within(*self.start, size, len(found))
         ends = [*starts[1:], advance(starts[-1], size, length, last_batch, host_where)]
-        packed = pack_each(ends, length)
-        return [
-            (batch, {**after, place: position}, end, None)
-            for (batch, after), position, end in zip(found, packed, ends, strict=True)
-        ]
+        return zip(found, pack_each(ends, length), ends, repeat(None), strict=False)
 
     def _compute_fed(
         self, pipeline: "Pipeline", binding: Binding, feed: Feed, cut: Cut, loop: bool
@@ -371,7 +377,7 @@ class Runtime:
             self.meter.waited_since(started)
         if pipeline._sink == NAME or ready[0].fetched is None:  # a program would only copy
             batches = place([_unstaged(fed.fetched, pipeline.mask_name) for fed in ready])
-            self._append(pipeline, binding, [(batch, {}) for batch in batches], ready)
+            self._append(pipeline, [(batch, {}) for batch in batches], ready)
             return
         cut = ready[0].cut
         single = batch_program(binding.structure, cut, 1, None)
@@ -393,19 +399,18 @@ class Runtime:
             again = functools.partial(by_hand, binding, self._values, None, cut, given)
             blame(pipeline, program, error, again)
             raise
-        self._append(pipeline, binding, results, ready)
+        self._append(pipeline, results, ready)
 
     def _append(
         self,
         pipeline: "Pipeline",
-        binding: Binding,
         results: Sequence[tuple[Batch, Changes]],
         ready: Sequence[Fed],
     ) -> None:
         """Puts batches in a row into `_ahead`, each with the cursor behind it."""
         packed = pack_each([fed.after for fed in ready], length_of(pipeline.source))
-        for (batch, after), position, fed in zip(results, packed, ready, strict=True):
-            self._ahead.append((batch, {**after, binding.position: position}, fed.after, fed))
+        for result, position, fed in zip(results, packed, ready, strict=True):
+            self._ahead.append((result, position, fed.after, fed))
 
     def _discard(self) -> None:
         """Forgets what was computed ahead; where half was in vain, the next try waits longer."""
