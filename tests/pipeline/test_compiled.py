@@ -1,5 +1,6 @@
-"""What XLA makes of a shuffled scan: read from the program that it really compiles."""
+"""What XLA makes of a pipeline: read from the programs that it really compiles."""
 
+import collections
 import dataclasses
 import math
 import os
@@ -7,9 +8,18 @@ import re
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from flax import nnx
 
+from datarax import Pipeline
 from datarax._order import FMIX32, ROUNDS
+from datarax._rows import Cut
+from datarax.operators import Element, ElementOperator, ElementOperatorConfig
+from datarax.pipeline._core import batch_program, order_program
+from datarax.sources import MemorySource, MemorySourceConfig
 
 LENGTH, BATCH, BATCHES, WIDTH = 1000, 13, 16, 7
 
@@ -127,6 +137,37 @@ def test_an_order_is_computed_once_a_row(scan_hlo: Hlo, branch: int):
         elif operation.code == "multiply" and _operands(operation) & constants:
             rounds += times * math.prod((fusion or operation).shape)
     assert rounds == ROUNDS * BATCH * BATCHES
+
+
+def crop(element: Element, key) -> Element:
+    top, left = jax.random.randint(key, (2,), 0, 3)
+    image = jax.lax.dynamic_slice(element.data["image"], (top, left), (8, 8))
+    return element.update_data({"image": image})
+
+
+def flip(element: Element, key) -> Element:
+    image = element.data["image"]
+    image = jnp.where(jax.random.bernoulli(key), image[:, ::-1], image)
+    return element.update_data({"image": image})
+
+
+@pytest.mark.internal("fused into what reads it twice, a crop is computed twice for every element")
+def test_what_a_stage_has_drawn_is_computed_once():
+    data = {"image": np.zeros((12, 10, 10), np.uint8)}
+    stages = [ElementOperator(ElementOperatorConfig(stochastic=True), fn=x) for x in (crop, flip)]
+    source = MemorySource(MemorySourceConfig(), data)
+    stream = Pipeline(source=source, stages=stages, batch_size=6, rngs=nnx.Rngs(0))
+    runtime = stream._runtime
+    structure, values = runtime.look(stream).structure, runtime.values
+    program = batch_program(structure, Cut(6, 1, False), 1, None)
+    order = order_program(structure, 1)(values, np.uint32(0))
+    hlo = Hlo(jax.jit(program._function).lower(values, order).compile().as_text())
+    codes = collections.defaultdict(set)  # of the operations in each loop over elements
+    for operation, _, fusion in hlo.visit():
+        codes[(fusion or operation).name].add(operation.code)
+    assert any("gather" in loop for loop in codes.values())
+    assert any("reverse" in loop for loop in codes.values())
+    assert [loop for loop in codes.values() if {"gather", "reverse"} <= loop] == []
 
 
 def _operands(operation: Operation) -> set[str]:

@@ -263,6 +263,30 @@ def _at(epoch):
     return stream
 
 
+class Counted(nnx.Module):
+    """Draws a number for each row, and counts the batches."""
+
+    def __init__(self):
+        self.count = nnx.Variable(jnp.int32(0))
+
+    def __call__(self, batch, *, keys):
+        self.count[...] += 1
+        drawn = jax.vmap(jax.random.bits)(keys)
+        return {**batch, "drawn": drawn, "count": jnp.full(len(drawn), self.count[...])}
+
+
+@pytest.mark.spec("KEYS-006", "DAG-007")
+@pytest.mark.parametrize("as_method", [False, True])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_stage_may_draw_and_count(mode, as_method):
+    stage = Counted()
+    stages = [stage.__call__ if as_method else stage]
+    batches = MODES[mode](pipeline(stages, length=12, batch_size=4, seed=9), 3)
+    assert [batch["count"].tolist() for batch in batches] == [[1] * 4, [2] * 4, [3] * 4]
+    assert len({x for batch in batches for x in batch["drawn"].tolist()}) == 12
+    assert stage.count[...] == 3
+
+
 @pytest.mark.spec("KEYS-007")
 def test_the_key_of_a_batch_counts_its_first_row():
     stream = pipeline([batch_words], length=10, batch_size=4, seed=9)

@@ -33,7 +33,7 @@ from ._binding import (
     merge,
 )
 from ._captured import captured
-from ._graph import check_source_batch, key_wanted, scope, scoped
+from ._graph import Keyring, Wanted, check_source_batch, key_wanted, scope, scoped
 
 if TYPE_CHECKING:
     from ._pipeline import Pipeline
@@ -106,13 +106,13 @@ def draw(
             raise MaskNameError(pipeline.mask_name, list(batch))
         batch = zero_outside(batch, mask) | {pipeline.mask_name: mask}
 
-    def keyring(name: str, stage: Any, wanted: str) -> jax.Array:
+    def keys(name: str, stage: Any, wanted: Wanted) -> jax.Array:
         node = node_key(pipeline._need_words(name, stage), name)
         if wanted == "key":
             return batch_key(node, cursor.epoch, cursor.offset)
         return apart(cursor.offset, record_keys, node, rows.epoch, rows.record)
 
-    outputs = pipeline._transform(batch, keyring, mask)
+    outputs = pipeline._transform(batch, Keyring(keys, cursor.offset), mask)
     length = length_of(pipeline.source)
     return outputs, advance(cursor, cut.size, length, pipeline.last_batch)
 

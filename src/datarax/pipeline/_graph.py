@@ -11,14 +11,16 @@ import itertools
 import re
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import equinox as eqx
 import jax
 import numpy as np
 from flax import nnx
 
-from .._types import Batch, is_traced, spec_text
+from .._keys import BaseKey
+from .._types import Batch, Scalar, is_traced, spec_text
+from .._xla import apart
 from ..errors import (
     CycleError,
     DataraxError,
@@ -40,8 +42,19 @@ from ._hints import Hint, first_misfit, hints_of
 
 Stage: TypeAlias = Callable[..., Batch]
 
-Keyring: TypeAlias = Callable[[str, Stage, Literal["key", "keys"]], jax.Array]
-"""Keys for a node: those of the batch ("key") or of its rows ("keys")."""
+Wanted: TypeAlias = Literal["key", "keys"]
+"""Which keys a stage takes: one for the batch, or one for each of its rows."""
+
+
+class Keyring(NamedTuple):
+    """What the nodes of one batch draw from.
+
+    `keys(name, stage, wanted)` are those of a node. `number` is one of the batch's that `apart`
+    can go by, None where a pipeline is called by hand.
+    """
+
+    keys: Callable[[str, Stage, Wanted], jax.Array]
+    number: Scalar | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +153,7 @@ def chain_names(stages: Sequence[Stage]) -> list[str]:
     return names
 
 
-def key_wanted(stage: Stage) -> Literal["key", "keys"] | None:
+def key_wanted(stage: Stage) -> Wanted | None:
     """Which keys a stage takes: it declares a keyword of that name. At most one of the two."""
     if isinstance(stage, OperatorModule):
         return "keys" if stage.stochastic else None
@@ -149,7 +162,7 @@ def key_wanted(stage: Stage) -> Literal["key", "keys"] | None:
     except (TypeError, ValueError):  # a builtin without a signature
         return None
     bound = stage.keywords if isinstance(stage, functools.partial) else {}
-    wanted: list[Literal["key", "keys"]] = [
+    wanted: list[Wanted] = [
         name
         for name in ("key", "keys")
         if name in declared
@@ -172,16 +185,26 @@ def call_stage(
 ) -> Batch:
     """One node's output: the one place where a stage is called, and named if it fails."""
     came = {p: spec_text(batch) for p, batch in inputs}
+
+    def run(batches: Sequence[Batch], keys: Mapping[str, jax.Array]) -> Batch:
+        with unchanged_but_variables(stage):
+            output = stage(*batches, **keys)
+        check_batch(output)
+        return output
+
     try:
         if not callable(stage):
             raise TypeError(f"a stage must be callable, got {type(stage).__name__}")
         wanted = key_wanted(stage)
-        keys = {wanted: keyring(name, stage, wanted)} if wanted else {}
+        keys = {wanted: keyring.keys(name, stage, wanted)} if wanted else {}
         # Each reader gets dicts of its own: one may write into them, the others do not see it.
         batches = [jax.tree.map(lambda x: x, batch) for _, batch in inputs]
-        with jax.named_scope(scope(name)), unchanged_but_variables(stage):
-            output = stage(*batches, **keys)
-        check_batch(output)
+        with jax.named_scope(scope(name)):
+            if wanted and keyring.number is not None and only_draws(stage):
+                # Else XLA computes a random crop again for each time that an element is read.
+                output = apart(keyring.number, run, batches, keys)
+            else:
+                output = run(batches, keys)
         if not any(map(is_traced, jax.tree.leaves(output))):
             jax.block_until_ready(output)  # run by hand: what fails on the device fails here
     except DataraxError:
@@ -189,6 +212,15 @@ def call_stage(
     except Exception as error:
         raise StageError(name, came, f"{type(error).__name__}: {error}") from error
     return output
+
+
+def only_draws(stage: Stage) -> bool:
+    """Whether a stage changes nothing when it is called: it has no Variables but a seed."""
+    holder = getattr(stage, "__self__", stage)  # a method changes the object that it is of
+    if not isinstance(holder, nnx.Pytree):
+        return True
+    variables = (x for _, x in nnx.iter_graph(holder) if isinstance(x, nnx.Variable))
+    return all(isinstance(x, BaseKey) for x in variables)
 
 
 def scope(name: str) -> str:

@@ -40,7 +40,7 @@ from ..sources._host import raised_in
 from . import _scan, _show, _state
 from ._binding import Binding, merge
 from ._core import Position, draw, outputs_of
-from ._graph import Graph, Keyring, Stage, as_stage, call_stage, chain_names
+from ._graph import Graph, Keyring, Stage, Wanted, as_stage, call_stage, chain_names
 from ._iterator import BatchIterator, Runtime, cursor, move, step
 from ._meter import Stats
 
@@ -519,7 +519,7 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
         rows = jax.tree.leaves(batch)[0].shape[0]
         zero = jnp.uint32(0)
 
-        def keyring(name: str, stage: Any, wanted: str) -> jax.Array:
+        def keys(name: str, stage: Any, wanted: Wanted) -> jax.Array:
             node = node_key(self._need_words(name, stage), name)
             if wanted == "key":
                 return batch_key(node, zero, zero)
@@ -527,7 +527,7 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
                 node, jnp.zeros(rows, jnp.uint32), jnp.arange(rows, dtype=jnp.uint32)
             )
 
-        return keyring
+        return Keyring(keys)
 
 
 class NodeView(MutableMapping[str, Any]):
