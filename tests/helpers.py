@@ -258,11 +258,17 @@ MODES: dict[str, Callable[[Any, int], list[Any]]] = {
 
 
 @contextlib.contextmanager
-def ahead(batches: int) -> Iterator[None]:
-    """`for` and `step` compute so many batches at a time, from the first one on that may be."""
-    from datarax.pipeline import _iterator
+def ahead(batches: int, sides: int = 1) -> Iterator[None]:
+    """`for` and `step` compute so many batches at a time, from the first one on that may be.
+
+    On several `sides` as if each were so large that it had better have a processor of its own.
+    """
+    from datarax.pipeline import _core, _iterator
 
     with pytest.MonkeyPatch.context() as patch:
+        if sides > 1:
+            patch.setattr(_core, "ONE_THREAD_BYTES", 0)
+            patch.setattr(_iterator, "processors", lambda: sides)
         patch.setattr(_iterator, "AHEAD", batches)
         patch.setattr(_iterator, "AHEAD_COMPILE", 1e9)
         patch.setattr(_iterator, "PATIENCE", 0)

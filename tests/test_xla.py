@@ -1,5 +1,8 @@
 """What is compiled apart gives what it would give anyway."""
 
+import os
+import platform
+import subprocess
 import sys
 import types
 
@@ -10,7 +13,7 @@ import pytest
 
 from datarax import _order, _xla
 from datarax._order import SwapOrNot, epoch_keys
-from datarax._xla import apart, on_cpu, place, transferring
+from datarax._xla import SIDE_BY_SIDE, apart, beside, on_cpu, place, transferring
 from datarax.sources import _host
 
 pytestmark = pytest.mark.internal("XLA compiles for a device, and each has traps of its own")
@@ -146,3 +149,48 @@ def test_rounds_are_a_loop_on_the_cpu_alone(monkeypatch, cpu):
     assert (" while(" in jax.jit(run).lower(offsets).compile().as_text()) == cpu
     assert jax.jit(run)(offsets).tolist() == order(offsets.astype(jnp.uint32)).tolist()
     assert sorted(jax.jit(run)(offsets).tolist()) == list(range(1000))
+
+
+@pytest.mark.skipif(not SIDE_BY_SIDE or (os.cpu_count() or 1) < 2, reason="nothing runs beside")
+def test_a_program_does_not_wait_for_one_that_it_is_beside():
+    @jax.jit
+    def work(turns):
+        return jax.lax.fori_loop(0, turns, lambda _, x: jnp.cos(x @ x), jnp.eye(64)).sum()
+
+    jax.block_until_ready(work(1))
+    with beside(1):
+        long = work(20_000)
+    with beside(2):
+        short = work(1)
+    jax.block_until_ready(short)
+    assert not long.is_ready()
+
+
+MEMORY = """
+import resource
+import sys
+import numpy as np
+from datarax._xla import keep_memory
+
+def batches():
+    return [np.ones(750_000, np.uint8) for _ in range(6)]
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+if sys.argv[1] == "keep":
+    keep_memory()
+batches()
+before = faults()
+batches()
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
+def test_memory_that_is_kept_is_not_got_anew_page_by_page():
+    def faults(how):
+        command = [sys.executable, "-c", MEMORY, how]
+        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+    assert faults("keep") < 100 < faults("not")

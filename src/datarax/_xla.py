@@ -65,6 +65,39 @@ def _chosen_device() -> Any:
     return jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def beside(number: int) -> contextlib.AbstractContextManager[Any]:
+    """What is called meanwhile does not wait, on a CPU, for what was called under other numbers.
+
+    XLA's CPU client else begins with a program when the last one that the thread has called is
+    done, so that two that have nothing to do with each other use one processor.
+    """
+    return contextlib.nullcontext() if _STREAM is None else _STREAM(number)
+
+
+try:  # no public part of JAX
+    from jaxlib.xla_client import execution_stream_id as _STREAM
+except ImportError:
+    _STREAM = None
+
+SIDE_BY_SIDE = _STREAM is not None
+"""Whether `beside` can do what it says."""
+
+
+@functools.cache
+def keep_memory() -> None:
+    """Lets the process keep some memory that it frees, up to 64 MiB, for what it allocates next.
+
+    glibc gives memory back to the system as soon as twice as much is free as the largest piece
+    that was ever allocated by itself. A few batches that are freed together may be more, and to
+    get the memory of the next ones page by page takes as long as to compute them.
+    """
+    np.empty(LARGEST_PIECE, np.uint8)  # no page of it is touched
+
+
+LARGEST_PIECE = 2**25 - 2**16
+"""Bytes, just under the 32 MiB from which on glibc learns nothing."""
+
+
 def place(tree: Any) -> Any:
     """Arrays of types that JAX holds on the default device, as `jax.device_put` places them.
 

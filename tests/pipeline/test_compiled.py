@@ -159,7 +159,7 @@ def test_what_a_stage_has_drawn_is_computed_once():
     stream = Pipeline(source=source, stages=stages, batch_size=6, rngs=nnx.Rngs(0))
     runtime = stream._runtime
     structure, values = runtime.look(stream).structure, runtime.values
-    program = batch_program(structure, Cut(6, 1, False), 1, None)
+    program = batch_program(structure, Cut(6, 1, False), 1, None, False)
     order = order_program(structure, 1)(values, np.uint32(0))
     hlo = Hlo(jax.jit(program._function).lower(values, order).compile().as_text())
     codes = collections.defaultdict(set)  # of the operations in each loop over elements

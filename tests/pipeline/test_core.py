@@ -318,7 +318,7 @@ def test_each_of_the_batches_of_a_call_hangs_on_the_one_before():
     runtime = stream._runtime
     structure, values = runtime.look(stream).structure, runtime.values
     order = order_program(structure, 1)(values, np.uint32(0))
-    program = batch_program(structure, Cut(4, 1, False), 3, None)
+    program = batch_program(structure, Cut(4, 1, False), 3, None, False)
     jaxpr = program._inner.trace(values, order).jaxpr.jaxpr
     needs = {}
     for equation in jaxpr.eqns:

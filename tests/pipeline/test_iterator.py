@@ -257,6 +257,71 @@ def test_looking_ahead_is_not_seen(last_batch, script):
     assert_same(got, expected)
 
 
+def words_beside(batch, *, keys):
+    """Another function, so that nobody has compiled a program with it for one thread."""
+    return record_words(batch, keys=keys)
+
+
+def drawing(words, last_batch="keep", source=None):
+    nodes = {"words": words, "affine": Affine(1, 0)}
+    return Pipeline.from_dag(
+        source=source or MemorySource(MemorySourceConfig(shuffle=True), columns(33)),
+        nodes=nodes,
+        edges={"words": [], "affine": ["words"]},
+        sink="affine",
+        batch_size=2,
+        last_batch=last_batch,
+        rngs=nnx.Rngs(1),
+    )
+
+
+@pytest.mark.spec("ITER-010", "STATE-003", "STATE-005")
+@pytest.mark.parametrize("sides, count", [(2, 4), (2, 5), (3, 3), (4, 3)])
+@settings(max_examples=20)
+@given(last_batch=st.sampled_from(["keep", "drop", "pad"]), script=SCRIPTS)
+def test_programs_that_run_side_by_side_are_not_seen(sides, count, last_batch, script):
+    expected = drive(drawing(record_words, last_batch), script)
+    with ahead(count, sides):
+        got = drive(drawing(words_beside, last_batch), script)
+    assert_same(got, expected)
+
+
+@pytest.mark.spec("DAG-007", "ITER-010")
+def test_batches_that_hang_on_one_another_are_computed_one_after_the_other():
+    stream = pipeline([words_beside, Count()], length=34, batch_size=2, seed=1)
+    with ahead(4, 2):
+        counts = [batch["count"].tolist() for batch in stream]
+    assert counts == [[i, i] for i in range(1, 18)]
+
+
+@pytest.mark.internal
+@pytest.mark.parametrize("on_host", [False, True])
+def test_while_batches_are_handed_over_others_are_computed_side_by_side(on_host, monkeypatch):
+    turns, beside = [], _iterator.beside
+
+    def counting(side):
+        turns.append(side)
+        return beside(side)
+
+    monkeypatch.setattr(_iterator, "beside", counting)
+    source = None
+    if on_host:
+        data = columns(33)
+        records = [{name: x[i] for name, x in data.items()} for i in range(33)]
+        source = RandomAccessSource(RandomAccessSourceConfig(shuffle=True), records)
+    expected = [batch["x"].tolist() for batch in drawing(record_words)]
+    stream = drawing(words_beside, source=source)
+    with ahead(8 if on_host else 4, 2):
+        loop, got = iter(stream), []
+        for turns_then in ([], [1, 2], [1, 2], [1, 2, 1], [1, 2, 1], [1, 2, 1, 2]):
+            got.append(next(loop)["x"].tolist())  # the first shows that none hangs on the others
+            assert on_host or turns == turns_then
+        stream.nodes["affine"].a[...] *= 2
+        got += [batch["x"].tolist() for batch in loop]
+    assert got == expected[:6] + [[2 * x for x in batch] for batch in expected[6:]]
+    assert {1, 2} <= set(turns)
+
+
 STEPS_AND_LOOPS = [
     *["step"] * 12,
     *["loop", *["next"] * 6],  # it ends where its epoch does, whatever was read for `step`
@@ -432,7 +497,17 @@ def test_as_many_batches_are_computed_together_as_are_worth_it(monkeypatch, know
     program = Program(lambda values: values)
     for name, value in known.items():
         setattr(program, name, value)
-    assert _iterator.at_once(program, epoch) == count
+    assert _iterator.at_once(program, 1, epoch) == count
+
+
+@pytest.mark.internal
+@pytest.mark.parametrize("seconds, count", [(0.1, 8), (0.7, 4), (2, 2), (9, 1)])
+def test_of_several_programs_side_by_side_one_is_compiled(monkeypatch, seconds, count):
+    monkeypatch.setattr(_iterator, "AHEAD", 8)
+    monkeypatch.setattr(_iterator, "AHEAD_COMPILE", 2)
+    program = Program(lambda values: values)
+    program.seconds = seconds
+    assert _iterator.at_once(program, 2, 16) == count
 
 
 @pytest.mark.internal

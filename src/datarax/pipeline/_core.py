@@ -217,15 +217,18 @@ class Program:
     `seconds` that the first call took (tracing, compiling), `bytes` of what it returned, and
     `host_nodes`: the nodes that call back to the host while it runs, None for a function of the
     user's that does. `batches` is how many of these the function is written out for, one after
-    the other. It is `traced` before it is compiled, and `called` once a first call went well.
+    the other. On a CPU its kernels are `shared` out among threads where that is worth it, unless
+    it is to run on `one_thread`. It is `traced` before it is compiled, and `called` once a first
+    call went well.
     """
 
     seconds = math.inf
     bytes = 0
     host_nodes: frozenset[str | None] = frozenset()
+    shared = False
 
-    def __init__(self, function: Callable[..., Any], batches: int = 1):
-        self._function, self._batches = function, batches
+    def __init__(self, function: Callable[..., Any], batches: int = 1, one_thread: bool = False):
+        self._function, self._batches, self._one_thread = function, batches, one_thread
         self.traced = False
         self._inner: Any = jax.jit(function)  # for a call inside a trace
         self._outer = self._inner  # and outside
@@ -258,7 +261,11 @@ class Program:
         self.bytes = sum(x.size * x.dtype.itemsize for x in arrays)
         if not arrays and not self.host_nodes:  # records in stored order, say
             self._inner = self._outer = lambda *_: out
-        elif on_cpu() and _weight(jaxpr) <= self._batches * ONE_THREAD_BYTES:
+        elif not on_cpu():
+            return
+        elif not self._one_thread and _weight(jaxpr) > self._batches * ONE_THREAD_BYTES:
+            self.shared = True
+        else:
             self._outer = jax.jit(self._function, compiler_options=ONE_THREAD)
 
 
@@ -319,7 +326,13 @@ def stretch_program(kind: Any, count: int) -> Program:
 
 
 @kept(CUTS)
-def batch_program(structure: Structure, cut: Cut, count: int, position: int | None) -> Program:
+def batch_program(
+    structure: Structure,
+    cut: Cut,
+    count: int,
+    position: int | None,
+    one_thread: bool,
+) -> Program:
     """`count` batches one after the other, each with the values that have changed by then.
 
     Several are whole: all rows of each are in the epoch of the first. The cursor is not among the
@@ -349,7 +362,7 @@ def batch_program(structure: Structure, cut: Cut, count: int, position: int | No
             results.append((batch, after | moved))
         return results
 
-    return Program(run, count)
+    return Program(run, count, one_thread)
 
 
 @kept(SCANS)

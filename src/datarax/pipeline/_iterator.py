@@ -8,6 +8,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from itertools import compress, repeat
 from operator import is_not
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -31,7 +32,7 @@ from .._rows import (
     starts_within,
 )
 from .._types import Batch, Cursor, integer, is_traced, spec_text
-from .._xla import on_cpu, place, settings
+from .._xla import SIDE_BY_SIDE, beside, keep_memory, on_cpu, place, settings
 from ..errors import DataraxError, ReadError, SeekError, StageError
 from ..sources._base import NAME, EagerSourceBase, Fetched, length_of
 from ..sources._host import raised_in
@@ -49,7 +50,7 @@ from ._core import (
     stretch_program,
     updated,
 )
-from ._feed import Fed, Feed, Supply, on_host
+from ._feed import Fed, Feed, Supply, on_host, processors
 from ._meter import Bar, Meter
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ BINDINGS = 8
 AHEAD = 64
 """The most batches that `for` and `step` compute in one call, and hand out one by one."""
 
-AHEAD_BYTES = 4 * 2**20
+AHEAD_BYTES = 8 * 2**20
 """The most that batches computed ahead may weigh together: a call costs little beside computing
 that many bytes, and caches do not hold many more."""
 
@@ -96,13 +97,15 @@ class Runtime:
         self._settings = settings()
         self._values: Values = []
         self._traced = self._mutable = False
-        self._keeps_state = True  # for all that is known before the first batch
+        self._keeps_state: bool | None = None  # which the first batch shows
         self.start = Cursor(0, 0)
         self._foreseen: tuple[Binding, Cut] | None = None
         self._orders: dict[int, tuple[Any, Any]] = {}
         self._stretch: tuple[Any, int, int, Any] = None, 0, 0, None
         self._ahead: collections.deque[Ready] = collections.deque()
         self._filled = 0  # how many batches that held when it was last filled
+        self._low = 0  # it is filled up again when it holds no more than so many
+        self._turn = 0
         self._patience = self._next_patience = PATIENCE
         self._feed: tuple[Any, Feed | None] = None, None
         self._close_feed: Callable[[], Any] = lambda: None
@@ -146,7 +149,7 @@ class Runtime:
                 self._orders.clear()  # a key has changed, maybe
         else:
             pipeline._check_settings()
-            changed, self._mutable, self._keeps_state = values, False, True
+            changed, self._mutable, self._keeps_state = values, False, None
             self._orders.clear()
         self._traced = has_tracer(changed)
         new = jax.tree.leaves(values if self._mutable else changed)
@@ -176,7 +179,7 @@ class Runtime:
             self._orders.clear()
         self._values, self.start = values, start
         self._ahead.clear()
-        self._filled = 0
+        self._filled = self._low = 0
 
     @property
     def values(self) -> Values:
@@ -256,8 +259,8 @@ class Runtime:
         """
         binding = self._binding
         assert binding is not None
-        if not self._ahead:
-            if self._filled > 1:  # all have been handed over
+        if len(self._ahead) <= self._low:
+            if self._filled > 1:  # enough have been handed over
                 self._next_patience = PATIENCE
             feed = self.feed(pipeline)
             if feed is None:
@@ -272,7 +275,7 @@ class Runtime:
         binding = self._binding
         if (
             binding is None
-            or not self._ahead
+            or len(self._ahead) <= self._low
             or (epoch is not None and self.start.epoch != epoch)
             or not binding.is_unchanged(self._values)
             or settings() != self._settings
@@ -319,53 +322,98 @@ class Runtime:
     def _compute(self, pipeline: "Pipeline", binding: Binding, cut: Cut, following: int) -> None:
         """Fills `_ahead` with the next batch, or with several if that has proved worth it."""
         asked = binding.position if is_traced(self.start.epoch) else None
-        program = batch_program(binding.structure, cut, 1, asked)
-        start, values, due = self.start, self._values, max(1, following + 1)
+        single = batch_program(binding.structure, cut, 1, asked, False)
         self._patience -= 1
-        count = self._computed_at_once(pipeline, program, cut, due) if self._patience < 0 else 1
-        if count > 1:
-            program = batch_program(binding.structure, cut, count, asked)
-        again, length = max(0, count - due), length_of(pipeline.source)
-        if again:
-            start = Cursor(start.epoch, start.offset - again * cut.size)
-            values = updated(values, {binding.position: pack(start, length)})
-        order = self._order(pipeline, binding, start, cut, count)
-        try:
-            found = program(values, order)[again:]
-        except Exception as error:
-            retry = functools.partial(by_hand, binding, values, order, cut)
-            blame(pipeline, program, error, retry)
-            raise
-        self._keeps_state = any(after for _, after in found)
-        if asked is None:
-            self._ahead.extend(self._with_cursors(found, cut.size, *policy(pipeline)[1:]))
-        else:
-            self._ahead.extend((each, None, self.start, None) for each in found)
+        sides, most = self._sides(single), 1
+        if self._takes_several(single):
+            size, length, last_batch = policy(pipeline)
+            most = at_once(single, sides, length and batches_of(size, length, last_batch))
+        several = max(1, most // sides)
+        # While the last are handed over, a program that runs beside others computes the next.
+        self._low = most - several
+        while len(self._ahead) <= self._low:
+            start, values, due = self.start, self._values, max(1, following + 1)
+            if self._ahead:
+                _, place, start, _ = self._ahead[-1]
+                values, due = updated(values, {binding.position: place}), due - len(self._ahead)
+                if due < 1:
+                    break
+            count = several if self._fits(several, due, start, cut) else 1
+            again = max(0, count - due)
+            if again:
+                first = Cursor(start.epoch, start.offset - again * cut.size)
+                place = pack(first, length_of(pipeline.source))
+                values = updated(values, {binding.position: place})
+            else:
+                first = start
+            args = values, self._order(pipeline, binding, first, cut, count)
+            side = self._next_side(sides) if most > 1 else None
+            found = self._call(pipeline, binding, cut, count, asked, side, args)[again:]
+            self._keeps_state = any(after for _, after in found)
+            if asked is None:
+                self._ahead.extend(with_cursors(found, start, cut.size, *policy(pipeline)[1:]))
+            else:
+                self._ahead.extend((each, None, start, None) for each in found)
 
-    def _computed_at_once(self, pipeline: "Pipeline", single: Program, cut: Cut, due: int) -> int:
-        """How many batches the next call computes, if `due` are left of that cut."""
-        size, length, last_batch = policy(pipeline)
-        count = at_once(single, length and batches_of(size, length, last_batch))
-        missing = max(0, count - due)
-        worth_it = (
-            not self._traced
-            and not self._mutable
-            and self.start.epoch < 2**32 - 1  # after the last batch of all comes an error
-            and not single.host_nodes
-            # Near the end of an epoch, a few that were handed out before are computed once more.
-            and missing < count // 2
-            and missing * cut.size <= self.start.offset
-            and not (missing and self._keeps_state)
+    def _fits(self, count: int, due: int, start: Cursor, cut: Cut) -> bool:
+        """Whether so many are computed from `start` on, if `due` are left of that cut.
+
+        Near the end of an epoch, a few that were handed out before are computed once more.
+        """
+        missing = count - due
+        return missing <= 0 or (
+            missing < count // 2
+            and missing * cut.size <= start.offset
+            and self._keeps_state is False
         )
-        return count if worth_it else 1
 
-    def _with_cursors(
-        self, found: Sequence[Any], size: int, length: int | None, last_batch: Any
-    ) -> Iterable[Ready]:
-        """Batches in a row of which all but the last end in the epoch of the first."""
-        starts = starts_within(*self.start, size, len(found))
-        ends = [*starts[1:], advance(starts[-1], size, length, last_batch, host_where)]
-        return zip(found, pack_each(ends, length), ends, repeat(None), strict=False)
+    def _sides(self, single: Program) -> int:
+        """How many programs like this one are best called together, to run side by side.
+
+        For one at a time, its kernels are shared out among all processors. Better is a program for
+        each of these, but no batch may then depend on the one before.
+        """
+        able = single.shared and SIDE_BY_SIDE and jax.local_device_count() == 1
+        return processors() if able and self._keeps_state is False else 1
+
+    def _next_side(self, sides: int) -> int | None:
+        """The place of the next program among those that run side by side, if any do."""
+        if sides == 1:
+            return None
+        keep_memory()
+        self._turn = self._turn % sides + 1
+        return self._turn
+
+    def _call(
+        self,
+        pipeline: "Pipeline",
+        binding: Binding,
+        cut: Cut,
+        count: int,
+        asked: int | None,
+        side: int | None,
+        args: tuple[Any, ...],
+    ) -> list[tuple[Batch, Changes]]:
+        """The results of the program for so many batches, or an error that names the stage."""
+        alone = side is not None and count > 1
+        program = batch_program(binding.structure, cut, count, asked, alone)
+        try:
+            with nullcontext() if side is None else beside(side):
+                return program(*args)
+        except Exception as error:
+            blame(pipeline, program, error, functools.partial(by_hand, binding, cut, *args))
+            raise
+
+    def _takes_several(self, single: Program) -> bool:
+        """Whether any batches may be computed before the first of them is asked for."""
+        return (
+            self._patience < 0
+            and not self._traced
+            and not self._mutable
+            and not single.host_nodes
+            and self.start.epoch < 2**32 - 1  # after the last batch of all comes an error
+            and not (single.shared and self._keeps_state is None)
+        )
 
     def _compute_fed(
         self, pipeline: "Pipeline", binding: Binding, feed: Feed, cut: Cut, loop: bool
@@ -380,25 +428,21 @@ class Runtime:
             self._append(pipeline, [(batch, {}) for batch in batches], ready)
             return
         cut = ready[0].cut
-        single = batch_program(binding.structure, cut, 1, None)
+        single = batch_program(binding.structure, cut, 1, None, False)
         self._patience -= 1
+        sides = self._sides(single)
         # As many as were read in one go or one, so that there are two programs to compile.
-        if not (
-            self._patience < 0
-            and len(ready) == feed.count <= at_once(single)
-            and not self._mutable
-            and not single.host_nodes
-        ):
+        full = len(ready) == feed.count <= at_once(single, sides)
+        if not (full and self._takes_several(single)):
             ready = ready[:1]
-        program = batch_program(binding.structure, cut, len(ready), None)
         kind = self._values[binding.position].dtype.type
         given = [(fed.fetched, Cursor(*map(kind, fed.first or fed.start))) for fed in ready]
-        try:
-            results = program(self._values, None, given)
-        except Exception as error:
-            again = functools.partial(by_hand, binding, self._values, None, cut, given)
-            blame(pipeline, program, error, again)
-            raise
+        count, results = max(1, len(ready) // sides), []
+        for i in range(0, len(ready), count):
+            args = self._values, None, given[i : i + count]
+            side = self._next_side(sides) if len(ready) > 1 else None
+            results += self._call(pipeline, binding, cut, len(args[2]), None, side, args)
+        self._keeps_state = any(after for _, after in results)
         self._append(pipeline, results, ready)
 
     def _append(
@@ -419,7 +463,7 @@ class Runtime:
             longer = 2 * max(self._next_patience, vain)
             self._patience = self._next_patience = min(longer, 4 * AHEAD)
         self._ahead.clear()
-        self._filled = 0
+        self._filled = self._low = 0
 
     def _order(
         self, pipeline: "Pipeline", binding: Binding, start: Cursor, cut: Cut, count: int
@@ -534,12 +578,23 @@ def step(pipeline: "Pipeline") -> Batch:
         return batch
 
 
-def at_once(single: Program, in_epoch: int | None = None) -> int:
-    """How many batches are worth computing together, by what compiling one has taken.
+def with_cursors(
+    found: Sequence[Any], start: Cursor, size: int, length: int | None, last_batch: Any
+) -> Iterable[Ready]:
+    """Batches in a row from `start` on; all but the last end in the epoch of the first."""
+    starts = starts_within(*start, size, len(found))
+    ends = [*starts[1:], advance(starts[-1], size, length, last_batch, host_where)]
+    return zip(found, pack_each(ends, length), ends, repeat(None), strict=False)
+
+
+def at_once(single: Program, sides: int, in_epoch: int | None = None) -> int:
+    """How many batches are worth computing together, by what compiling one has taken. Of several
+    programs `sides` by side one is compiled.
 
     With a divisor of those `in_epoch`, none are left over at its end; else as few as can be.
     """
-    most = min(AHEAD, AHEAD_COMPILE / single.seconds, AHEAD_BYTES / max(single.bytes, 1))
+    compiled = AHEAD_COMPILE / single.seconds * sides
+    most = min(AHEAD, compiled, AHEAD_BYTES / max(single.bytes, 1))
     most = max(1, int(most))
     if not in_epoch:
         return most
@@ -600,7 +655,7 @@ def _is_mutable(value: Any) -> bool:
     return isinstance(value, np.ndarray) and value.flags.writeable
 
 
-def by_hand(binding: Binding, values: Values, order: Any, cut: Cut, fed: Any = None) -> None:
+def by_hand(binding: Binding, cut: Cut, values: Values, order: Any, fed: Any = None) -> None:
     """Makes batches stage by stage, so that the stage that fails is known."""
     copy, *_ = merge(binding.structure, values)
     start = start_of(copy, cut)

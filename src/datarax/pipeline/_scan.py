@@ -67,7 +67,7 @@ def scan(
                 after, carry, outs = program(values, init_carry)
             except Exception as error:
                 again = functools.partial(
-                    by_hand, runtime.bind(pipeline), runtime.values, None, cut
+                    by_hand, runtime.bind(pipeline), cut, runtime.values, None
                 )
                 blame(pipeline, program, error, again)
                 raise
