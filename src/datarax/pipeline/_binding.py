@@ -156,9 +156,11 @@ class Binding:
         self._settable: set[int] = set()
 
     def is_current(self) -> bool:
-        """Whether the graph still has the attributes it was bound with."""
+        """Whether the graph has the attributes it was bound with, in the trace that it was."""
         # `END` stands elsewhere if there is one more, or one less.
-        return all(map(is_, chain.from_iterable(self._rows), self._attributes))
+        return self._trace == trace() and all(
+            map(is_, chain.from_iterable(self._rows), self._attributes)
+        )
 
     def is_unchanged(self, values: Values) -> bool:
         """Whether the graph is as it was bound, holds these values, and no other trace is open."""

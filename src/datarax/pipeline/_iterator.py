@@ -140,8 +140,9 @@ class Runtime:
         binding = self._binding
         if binding is not None and self._is_unchanged(binding):
             return binding
-        pipeline._cursor_state.claim()
-        binding = self.bind(pipeline)
+        if binding is None or not binding.is_current():
+            pipeline._cursor_state.claim()
+            binding = self.bind(pipeline)
         values = binding.read()
         if binding is self._binding:
             changed = list(compress(values, map(is_not, values, self._values)))
