@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 import itertools
+import os
 import signal
 import subprocess
 import sys
@@ -123,6 +124,33 @@ atexit.register(read_on)
     code = late + LEFT_EARLY.replace("print(", "(lambda *_, **__: None)(")
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert out.stdout == "The program is ending, and no rows are read any more.\n", out.stderr
+
+
+@pytest.mark.internal
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
+def test_a_forked_process_gets_an_error_and_does_not_wait_for_threads_that_it_has_not():
+    fork = """
+import os, signal, warnings
+
+warnings.simplefilter("ignore")  # JAX warns of the fork
+child = os.fork()
+if not child:
+    signal.alarm(30)
+    try:
+        for batch in stream:
+            pass
+    except RuntimeError as error:
+        print(error, flush=True)
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+"""
+    code = LEFT_EARLY.replace("print(", "(lambda *_, **__: None)(") + fork
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert out.stdout == (
+        "This process was forked from the one that reads the rows, and has none of its threads. "
+        "Build the pipeline in the process that uses it, and start that one with the method "
+        "'spawn', as JAX needs it.\n"
+    ), out.stderr
 
 
 @pytest.mark.internal

@@ -5,6 +5,7 @@ as a `Future` or an executor does, an interrupt between two of its lines can lea
 """
 
 import atexit
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -52,6 +53,7 @@ class Threads:
 
     def __init__(self, count: int, name: str):
         self.closed = False
+        self._process = os.getpid()
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._count = count
         try:
@@ -69,6 +71,12 @@ class Threads:
 
     def check_open(self) -> None:
         """Raises if nobody does anything any more."""
+        if self._process != os.getpid():
+            raise RuntimeError(
+                "This process was forked from the one that reads the rows, and has none of its "
+                "threads. Build the pipeline in the process that uses it, and start that one with "
+                "the method 'spawn', as JAX needs it."
+            )
         if self.closed:
             raise RuntimeError("The program is ending, and no rows are read any more.")
 
