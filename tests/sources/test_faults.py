@@ -316,6 +316,34 @@ def test_files_that_are_missing_or_no_arrays_are_named(tmp_path):
         open_(folder)
 
 
+MANY_PARTS = """
+import resource
+import sys
+from datarax.errors import FileError
+from datarax.sources import StreamingDiskSource, StreamingDiskSourceConfig
+
+_, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, most))
+try:
+    StreamingDiskSource(StreamingDiskSourceConfig(path=[sys.argv[1]] * 100))
+except FileError as error:
+    print(error)
+"""
+
+
+@pytest.mark.spec("SRC-031")
+def test_more_files_than_may_be_open(tmp_path):
+    pytest.importorskip("resource")
+    file = tmp_path / "part.npy"
+    np.save(file, np.arange(3))
+    command = [sys.executable, "-c", MANY_PARTS, str(file)]
+    out = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert out.stdout == (
+        f"File {str(file)!r} cannot be opened: Too many open files. A source keeps each of its "
+        "files open: raise `ulimit -n`, or join some files.\n"
+    ), out.stderr
+
+
 @pytest.mark.spec("SRC-031")
 def test_parts_that_are_unlike_are_named(tmp_path):
     def folder(name, **fields):
