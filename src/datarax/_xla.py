@@ -85,7 +85,8 @@ SIDE_BY_SIDE = _STREAM is not None
 
 @functools.cache
 def keep_memory() -> None:
-    """Lets the process keep some memory that it frees, up to 64 MiB, for what it allocates next.
+    """Lets the process keep some memory that it frees for what it allocates next: up to 64 MiB in
+    each arena of malloc's, of which threads may have their own.
 
     glibc gives memory back to the system as soon as twice as much is free as the largest piece
     that was ever allocated by itself. A few batches that are freed together may be more, and to

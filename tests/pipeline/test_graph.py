@@ -287,6 +287,60 @@ def test_a_stage_may_draw_and_count(mode, as_method):
     assert stage.count[...] == 3
 
 
+class Toggles(nnx.Module):
+    """Draws, and changes itself meanwhile."""
+
+    def __init__(self):
+        self.dropout = nnx.Dropout(0.5)
+        self.factor, self.parts = 1, nnx.List([])
+
+    def __call__(self, batch, *, key):
+        self.dropout.eval()
+        self.factor = 3
+        self.parts.append(1)
+        kept = self.dropout(batch["x"], rngs=key) * self.factor
+        self.parts.pop()
+        self.factor = 1
+        self.dropout.train()
+        return {**batch, "x": kept}
+
+
+class Maps(nnx.Module):
+    """Draws, under a transformation of itself."""
+
+    def __init__(self):
+        self.factor = 3
+
+    def __call__(self, batch, *, keys):
+        def one(module, x, key):
+            return x * module.factor + 0 * jax.random.uniform(key)
+
+        return {**batch, "x": nnx.vmap(one, in_axes=(None, 0, 0))(self, batch["x"], keys)}
+
+
+@pytest.mark.spec("KEYS-006")
+@pytest.mark.parametrize("stage", [Toggles, Maps])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_module_that_draws_may_use_itself_as_any_other_does(mode, stage):
+    [batch] = MODES[mode](pipeline([stage()], length=12, batch_size=4, seed=9), 1)
+    plain = pipeline(length=12, batch_size=4, seed=9).step()
+    assert batch["x"].tolist() == [3 * x for x in plain["x"].tolist()]
+
+
+@pytest.mark.spec("KEYS-006")
+def test_a_module_that_draws_and_assigns_is_told_what_to_do():
+    class Assigns(nnx.Module):
+        def __init__(self):
+            self.calls = 0
+
+        def __call__(self, batch, *, key):
+            self.calls += 1
+            return batch
+
+    with pytest.raises(errors.StageError, match=r"keep what changes in an nnx\.Variable"):
+        pipeline([Assigns()], seed=9)
+
+
 @pytest.mark.spec("KEYS-007")
 def test_the_key_of_a_batch_counts_its_first_row():
     stream = pipeline([batch_words], length=10, batch_size=4, seed=9)

@@ -294,6 +294,75 @@ def test_batches_that_hang_on_one_another_are_computed_one_after_the_other():
     assert counts == [[i, i] for i in range(1, 18)]
 
 
+class CountWhole(nnx.Module):
+    """Counts the batches of two rows, and no others."""
+
+    def __init__(self):
+        self.seen = nnx.Variable(jnp.int32(0))
+
+    def __call__(self, batch):
+        if len(batch["id"]) == 2:
+            self.seen[...] += 1
+        return {**batch, "seen": jnp.zeros_like(batch["id"]) + self.seen[...]}
+
+
+@pytest.mark.spec("DAG-007", "ITER-010")
+@pytest.mark.parametrize("count, sides", [(8, 1), (4, 2), (3, 3)])
+@pytest.mark.parametrize("on_host", [False, True])
+def test_a_stage_may_count_in_whole_batches_alone(on_host, count, sides):
+    source = None
+    if on_host:
+        data = columns(33)
+        records = [{name: x[i] for name, x in data.items()} for i in range(33)]
+        source = RandomAccessSource(RandomAccessSourceConfig(), records)
+    stream = pipeline([CountWhole()], source=source, length=33, batch_size=2)
+    with ahead(count, sides):
+        seen = [batch["seen"].tolist()[-1] for _ in range(2) for batch in stream]
+        stream.seek(epoch=2, offset=24)
+        seen += [batch["seen"].tolist()[-1] for batch in stream]
+    assert seen == [*range(1, 17), 16, *range(17, 33), 32, 33, 34, 35, 36, 36]
+
+
+@pytest.mark.spec("STEP-012")
+def test_what_fails_ahead_fails_when_its_turn_has_come(monkeypatch):
+    stream = pipeline([words_beside], length=40, batch_size=2, seed=1)
+    expected = ids(pipeline([record_words], length=40, batch_size=2, seed=1))
+    call = _iterator.Runtime._call
+
+    def fail(*_):
+        raise MemoryError("no room for another")
+
+    with ahead(4, 2):
+        got = ids(by_step(stream, 3))  # and two more are ready
+        monkeypatch.setattr(_iterator.Runtime, "_call", fail)
+        got += ids(by_step(stream, 2))
+        for _ in range(2):
+            with pytest.raises(MemoryError, match="no room for another"):
+                stream.step()
+        monkeypatch.setattr(_iterator.Runtime, "_call", call)
+        got += ids(by_step(stream, 15))
+    assert got == expected
+
+
+@pytest.mark.spec("ITER-001", "STEP-003")
+@pytest.mark.parametrize("first", ["step", "next"])
+def test_what_an_interrupt_has_left_behind_is_cut_anew(first, monkeypatch):
+    stream, hand_over = pipeline(length=33, batch_size=2), _iterator.Runtime._hand_over
+    stream.seek(epoch=0, offset=32)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_iterator.Runtime, "_hand_over", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        stream.step() if first == "step" else next(iter(stream))
+    monkeypatch.setattr(_iterator.Runtime, "_hand_over", hand_over)
+    if first == "step":
+        assert ids(stream) == [32]
+    else:
+        assert ids(by_step(stream, 1)) == [32, 0]
+
+
 @pytest.mark.internal
 @pytest.mark.parametrize("on_host", [False, True])
 def test_while_batches_are_handed_over_others_are_computed_side_by_side(on_host, monkeypatch):
@@ -303,6 +372,9 @@ def test_while_batches_are_handed_over_others_are_computed_side_by_side(on_host,
         turns.append(side)
         return beside(side)
 
+    def words(batch, *, keys):  # of which no other test knows what it does
+        return record_words(batch, keys=keys)
+
     monkeypatch.setattr(_iterator, "beside", counting)
     source = None
     if on_host:
@@ -310,7 +382,7 @@ def test_while_batches_are_handed_over_others_are_computed_side_by_side(on_host,
         records = [{name: x[i] for name, x in data.items()} for i in range(33)]
         source = RandomAccessSource(RandomAccessSourceConfig(shuffle=True), records)
     expected = [batch["x"].tolist() for batch in drawing(record_words)]
-    stream = drawing(words_beside, source=source)
+    stream = drawing(words, source=source)
     with ahead(8 if on_host else 4, 2):
         loop, got = iter(stream), []
         for turns_then in ([], [1, 2], [1, 2], [1, 2, 1], [1, 2, 1], [1, 2, 1, 2]):

@@ -219,13 +219,15 @@ class Program:
     user's that does. `batches` is how many of these the function is written out for, one after
     the other. On a CPU its kernels are `shared` out among threads where that is worth it, unless
     it is to run on `one_thread`. It is `traced` before it is compiled, and `called` once a first
-    call went well.
+    call went well. One for a batch `keeps_state` if that changes more than the cursor; None: it was
+    not called.
     """
 
     seconds = math.inf
     bytes = 0
     host_nodes: frozenset[str | None] = frozenset()
     shared = False
+    keeps_state: bool | None = None
 
     def __init__(self, function: Callable[..., Any], batches: int = 1, one_thread: bool = False):
         self._function, self._batches, self._one_thread = function, batches, one_thread

@@ -49,12 +49,12 @@ Wanted: TypeAlias = Literal["key", "keys"]
 class Keyring(NamedTuple):
     """What the nodes of one batch draw from.
 
-    `keys(name, stage, wanted)` are those of a node. `number` is one of the batch's that `apart`
-    can go by, None where a pipeline is called by hand.
+    `keys(name, stage, wanted)` are those of a node. `offset` is the batch's, which `apart` needs;
+    None where a pipeline is called by hand.
     """
 
     keys: Callable[[str, Stage, Wanted], jax.Array]
-    number: Scalar | None = None
+    offset: Scalar | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,7 +186,7 @@ def call_stage(
     """One node's output: the one place where a stage is called, and named if it fails."""
     came = {p: spec_text(batch) for p, batch in inputs}
 
-    def run(batches: Sequence[Batch], keys: Mapping[str, jax.Array]) -> Batch:
+    def run(stage: Stage, batches: Sequence[Batch], keys: Mapping[str, jax.Array]) -> Batch:
         with unchanged_but_variables(stage):
             output = stage(*batches, **keys)
         check_batch(output)
@@ -200,11 +200,12 @@ def call_stage(
         # Each reader gets dicts of its own: one may write into them, the others do not see it.
         batches = [jax.tree.map(lambda x: x, batch) for _, batch in inputs]
         with jax.named_scope(scope(name)):
-            if wanted and keyring.number is not None and only_draws(stage):
+            if wanted and keyring.offset is not None and not keeps_variables(stage):
                 # Else XLA computes a random crop again for each time that an element is read.
-                output = apart(keyring.number, run, batches, keys)
+                copy = copied(stage)
+                output = apart(keyring.offset, lambda *args: run(copy(), *args), batches, keys)
             else:
-                output = run(batches, keys)
+                output = run(stage, batches, keys)
         if not any(map(is_traced, jax.tree.leaves(output))):
             jax.block_until_ready(output)  # run by hand: what fails on the device fails here
     except DataraxError:
@@ -214,13 +215,21 @@ def call_stage(
     return output
 
 
-def only_draws(stage: Stage) -> bool:
-    """Whether a stage changes nothing when it is called: it has no Variables but a seed."""
-    holder = getattr(stage, "__self__", stage)  # a method changes the object that it is of
+def keeps_variables(stage: Stage) -> bool:
+    """Whether a stage has Variables that a call could change; a seed is not among them."""
+    holder = getattr(stage, "__self__", stage)
     if not isinstance(holder, nnx.Pytree):
-        return True
+        return False
     variables = (x for _, x in nnx.iter_graph(holder) if isinstance(x, nnx.Variable))
-    return all(isinstance(x, BaseKey) for x in variables)
+    return not all(isinstance(x, BaseKey) for x in variables)
+
+
+def copied(stage: Stage) -> Callable[[], Stage]:
+    """What makes a copy of a stage in the trace that asks for it: NNX lets no other change it."""
+    if not isinstance(stage, nnx.Pytree):
+        return lambda: stage
+    graphdef, flat = nnx.graph.flatten(stage)
+    return lambda: nnx.graph.unflatten(graphdef, flat)
 
 
 def scope(name: str) -> str:

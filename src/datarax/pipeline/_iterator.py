@@ -72,6 +72,9 @@ AHEAD_COMPILE = 3.0
 PATIENCE = 2
 """Batches handed out one at a time before any is computed ahead, so that the first comes early."""
 
+ENOUGH = 2
+"""How often all that is computed ahead has to be used, until earlier changes are forgotten."""
+
 
 STRETCH = 2**13
 """Rows whose order is computed together: the rounds of a few cost as much as those of many."""
@@ -97,7 +100,6 @@ class Runtime:
         self._settings = settings()
         self._values: Values = []
         self._traced = self._mutable = False
-        self._keeps_state: bool | None = None  # which the first batch shows
         self.start = Cursor(0, 0)
         self._foreseen: tuple[Binding, Cut] | None = None
         self._orders: dict[int, tuple[Any, Any]] = {}
@@ -105,7 +107,8 @@ class Runtime:
         self._ahead: collections.deque[Ready] = collections.deque()
         self._filled = 0  # how many batches that held when it was last filled
         self._low = 0  # it is filled up again when it holds no more than so many
-        self._turn = 0
+        self._used = 0  # how many that were computed ahead have been handed over since a change
+        self._turn = 0  # beside which others the last program runs
         self._patience = self._next_patience = PATIENCE
         self._feed: tuple[Any, Feed | None] = None, None
         self._close_feed: Callable[[], Any] = lambda: None
@@ -150,7 +153,7 @@ class Runtime:
                 self._orders.clear()  # a key has changed, maybe
         else:
             pipeline._check_settings()
-            changed, self._mutable, self._keeps_state = values, False, None
+            changed, self._mutable = values, False
             self._orders.clear()
         self._traced = has_tracer(changed)
         new = jax.tree.leaves(values if self._mutable else changed)
@@ -260,16 +263,15 @@ class Runtime:
         """
         binding = self._binding
         assert binding is not None
-        if len(self._ahead) <= self._low:
-            if self._filled > 1:  # enough have been handed over
-                self._next_patience = PATIENCE
-            feed = self.feed(pipeline)
-            if feed is None:
-                self._compute(pipeline, binding, cut, following)
-            else:
-                self._compute_fed(pipeline, binding, feed, cut, loop)
-            self._filled = len(self._ahead)
-        return self._hand_over(pipeline, binding) or None
+        try:
+            if len(self._ahead) <= self._low:
+                self._fill(pipeline, binding, cut, following, loop)
+            return self._hand_over(pipeline, binding) or None
+        except BaseException as error:
+            if not isinstance(error, Exception):  # who comes next may cut otherwise
+                self._ahead.clear()
+                self._filled = self._low = 0
+            raise
 
     def take_ready(self, pipeline: "Pipeline", epoch: int | None = None) -> Batch | None:
         """The next batch, if it is computed, of that epoch, and nothing has changed since."""
@@ -320,6 +322,21 @@ class Runtime:
             self._binding = None  # what is known of a trace ends with it: look anew
         return batch
 
+    def _fill(
+        self, pipeline: "Pipeline", binding: Binding, cut: Cut, following: int, loop: bool
+    ) -> None:
+        """Sees to it that the next batch is in `_ahead`."""
+        if self._filled > 1:
+            self._used += self._filled - len(self._ahead)
+            if self._used >= ENOUGH * self._filled:
+                self._next_patience = PATIENCE
+        feed = self.feed(pipeline)
+        if feed is None:
+            self._compute(pipeline, binding, cut, following)
+        else:
+            self._compute_fed(pipeline, binding, feed, cut, loop)
+        self._filled = len(self._ahead)
+
     def _compute(self, pipeline: "Pipeline", binding: Binding, cut: Cut, following: int) -> None:
         """Fills `_ahead` with the next batch, or with several if that has proved worth it."""
         asked = binding.position if is_traced(self.start.epoch) else None
@@ -339,7 +356,7 @@ class Runtime:
                 values, due = updated(values, {binding.position: place}), due - len(self._ahead)
                 if due < 1:
                     break
-            count = several if self._fits(several, due, start, cut) else 1
+            count = several if fits(several, due, start, cut, single) else 1
             again = max(0, count - due)
             if again:
                 first = Cursor(start.epoch, start.offset - again * cut.size)
@@ -349,24 +366,20 @@ class Runtime:
                 first = start
             args = values, self._order(pipeline, binding, first, cut, count)
             side = self._next_side(sides) if most > 1 else None
-            found = self._call(pipeline, binding, cut, count, asked, side, args)[again:]
-            self._keeps_state = any(after for _, after in found)
+            try:
+                found = self._call(pipeline, binding, cut, count, asked, side, args)[again:]
+            except Exception:
+                if not self._ahead:
+                    raise
+                self._low = 0  # it fails again when its turn has come
+                return
+            single.keeps_state = any(after for _, after in found)
             if asked is None:
                 self._ahead.extend(with_cursors(found, start, cut.size, *policy(pipeline)[1:]))
             else:
                 self._ahead.extend((each, None, start, None) for each in found)
-
-    def _fits(self, count: int, due: int, start: Cursor, cut: Cut) -> bool:
-        """Whether so many are computed from `start` on, if `due` are left of that cut.
-
-        Near the end of an epoch, a few that were handed out before are computed once more.
-        """
-        missing = count - due
-        return missing <= 0 or (
-            missing < count // 2
-            and missing * cut.size <= start.offset
-            and self._keeps_state is False
-        )
+            if single.keeps_state:
+                self._low = 0
 
     def _sides(self, single: Program) -> int:
         """How many programs like this one are best called together, to run side by side.
@@ -375,7 +388,7 @@ class Runtime:
         each of these, but no batch may then depend on the one before.
         """
         able = single.shared and SIDE_BY_SIDE and jax.local_device_count() == 1
-        return processors() if able and self._keeps_state is False else 1
+        return processors() if able and single.keeps_state is False else 1
 
     def _next_side(self, sides: int) -> int | None:
         """The place of the next program among those that run side by side, if any do."""
@@ -406,14 +419,15 @@ class Runtime:
             raise
 
     def _takes_several(self, single: Program) -> bool:
-        """Whether any batches may be computed before the first of them is asked for."""
+        """Whether batches may be computed before they are asked for."""
         return (
             self._patience < 0
             and not self._traced
             and not self._mutable
             and not single.host_nodes
             and self.start.epoch < 2**32 - 1  # after the last batch of all comes an error
-            and not (single.shared and self._keeps_state is None)
+            # Until one has shown whether others can be computed beside it.
+            and not (single.shared and single.keeps_state is None)
         )
 
     def _compute_fed(
@@ -443,7 +457,7 @@ class Runtime:
             args = self._values, None, given[i : i + count]
             side = self._next_side(sides) if len(ready) > 1 else None
             results += self._call(pipeline, binding, cut, len(args[2]), None, side, args)
-        self._keeps_state = any(after for _, after in results)
+        single.keeps_state = any(after for _, after in results)
         self._append(pipeline, results, ready)
 
     def _append(
@@ -458,13 +472,14 @@ class Runtime:
             self._ahead.append((result, position, fed.after, fed))
 
     def _discard(self) -> None:
-        """Forgets what was computed ahead; where half was in vain, the next try waits longer."""
+        """Forgets what was computed ahead; where a third was in vain, the next try waits longer."""
         vain = len(self._ahead)
-        if vain and 2 * vain >= self._filled:
+        self._used += self._filled - vain if self._filled > 1 else 0
+        if 2 * vain > self._used:
             longer = 2 * max(self._next_patience, vain)
             self._patience = self._next_patience = min(longer, 4 * AHEAD)
         self._ahead.clear()
-        self._filled = self._low = 0
+        self._filled = self._low = self._used = 0
 
     def _order(
         self, pipeline: "Pipeline", binding: Binding, start: Cursor, cut: Cut, count: int
@@ -579,6 +594,17 @@ def step(pipeline: "Pipeline") -> Batch:
         return batch
 
 
+def fits(count: int, due: int, start: Cursor, cut: Cut, single: Program) -> bool:
+    """Whether so many are computed from `start` on, if `due` are left of that cut.
+
+    Near the end of an epoch, a few that were handed out before are computed once more.
+    """
+    missing = count - due
+    return missing <= 0 or (
+        missing < count // 2 and missing * cut.size <= start.offset and single.keeps_state is False
+    )
+
+
 def with_cursors(
     found: Sequence[Any], start: Cursor, size: int, length: int | None, last_batch: Any
 ) -> Iterable[Ready]:
@@ -589,9 +615,9 @@ def with_cursors(
 
 
 def at_once(single: Program, sides: int, in_epoch: int | None = None) -> int:
-    """How many batches are worth computing together, by what compiling one has taken. Of several
-    programs `sides` by side one is compiled.
+    """How many batches are worth computing together, by what compiling one has taken.
 
+    If they run on several `sides`, the program for one of these is compiled.
     With a divisor of those `in_epoch`, none are left over at its end; else as few as can be.
     """
     compiled = AHEAD_COMPILE / single.seconds * sides
