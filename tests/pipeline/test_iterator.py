@@ -542,6 +542,29 @@ def test_who_changes_a_stage_at_every_batch_does_not_pay_for_looking_ahead(monke
 
 
 @pytest.mark.internal
+@pytest.mark.parametrize("devices, beside", [(1, True), (2, False)])
+@pytest.mark.parametrize("sides, every, most", [(2, 1, 1.3), (2, 8, 1.5), (8, 2, 1.3)])
+def test_nor_does_who_has_batches_computed_side_by_side(
+    monkeypatch, sides, every, most, devices, beside
+):
+    computed, call = [], _iterator.Runtime._call
+
+    def counting(runtime, pipeline, binding, cut, count, asked, side, args):
+        computed.append((count, side))
+        return call(runtime, pipeline, binding, cut, count, asked, side, args)
+
+    monkeypatch.setattr(_iterator.Runtime, "_call", counting)
+    monkeypatch.setattr(jax, "local_device_count", lambda: devices)
+    with ahead(8, sides):
+        stream = pipeline([words_beside, Affine(1, 0)], length=800, batch_size=2, seed=1)
+        for i, _ in zip(range(200), stream, strict=False):
+            if i % every == 0:
+                stream.nodes["Affine"].a[...] = i
+    assert sum(count for count, _ in computed) < most * 200
+    assert any(side is not None for _, side in computed) == beside
+
+
+@pytest.mark.internal
 @pytest.mark.parametrize(
     "known, epoch, count",
     [

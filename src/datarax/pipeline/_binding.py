@@ -166,8 +166,7 @@ class Binding:
         """Whether the graph is as it was bound, holds these values, and no other trace is open."""
         return (
             all(map(is_, map(_RAW_VALUE, self._variables), self._held(values)))
-            and self._trace == trace()
-            and all(map(is_, chain.from_iterable(self._rows), self._attributes))
+            and self.is_current()
         )
 
     def read(self) -> Values:

@@ -60,7 +60,7 @@ BINDINGS = 8
 """How many sets of `modules` a pipeline remembers."""
 
 AHEAD = 64
-"""The most batches that `for` and `step` compute in one call, and hand out one by one."""
+"""The most batches that `for` and `step` compute ahead, and hand out one by one."""
 
 AHEAD_BYTES = 8 * 2**20
 """The most that batches computed ahead may weigh together: a call costs little beside computing
@@ -71,10 +71,6 @@ AHEAD_COMPILE = 3.0
 
 PATIENCE = 2
 """Batches handed out one at a time before any is computed ahead, so that the first comes early."""
-
-ENOUGH = 2
-"""How often all that is computed ahead has to be used, until earlier changes are forgotten."""
-
 
 STRETCH = 2**13
 """Rows whose order is computed together: the rounds of a few cost as much as those of many."""
@@ -328,7 +324,7 @@ class Runtime:
         """Sees to it that the next batch is in `_ahead`."""
         if self._filled > 1:
             self._used += self._filled - len(self._ahead)
-            if self._used >= ENOUGH * self._filled:
+            if self._used >= self._filled:  # whatever was in vain before
                 self._next_patience = PATIENCE
         feed = self.feed(pipeline)
         if feed is None:
@@ -378,7 +374,7 @@ class Runtime:
                 self._ahead.extend(with_cursors(found, start, cut.size, *policy(pipeline)[1:]))
             else:
                 self._ahead.extend((each, None, start, None) for each in found)
-            if single.keeps_state:
+            if single.keeps_state:  # what comes next needs the values that this one leaves
                 self._low = 0
 
     def _sides(self, single: Program) -> int:
@@ -394,7 +390,6 @@ class Runtime:
         """The place of the next program among those that run side by side, if any do."""
         if sides == 1:
             return None
-        keep_memory()
         self._turn = self._turn % sides + 1
         return self._turn
 
@@ -409,6 +404,8 @@ class Runtime:
         args: tuple[Any, ...],
     ) -> list[tuple[Batch, Changes]]:
         """The results of the program for so many batches, or an error that names the stage."""
+        if side is not None:
+            keep_memory()
         alone = side is not None and count > 1
         program = batch_program(binding.structure, cut, count, asked, alone)
         try:
