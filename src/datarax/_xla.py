@@ -90,7 +90,7 @@ def keep_memory() -> None:
 
     glibc gives memory back to the system as soon as twice as much is free as the largest piece
     that was ever allocated by itself. A few batches that are freed together may be more, and to
-    get the memory of the next ones page by page takes as long as to compute them.
+    get the memory of the next ones page by page can take longer than to compute them.
     """
     np.empty(LARGEST_PIECE, np.uint8)  # no page of it is touched
 

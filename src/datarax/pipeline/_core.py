@@ -18,7 +18,7 @@ from .._keys import batch_key, node_key, record_keys
 from .._order import Order, Stretch, word
 from .._rows import Cut, advance, settle, touched, zero_outside
 from .._types import Batch, Cursor, Scalar
-from .._xla import NO_TRACE, ONE_THREAD, apart, on_cpu, trace, transferring
+from .._xla import NO_TRACE, ONE_THREAD, apart, keep_memory, on_cpu, trace, transferring
 from ..errors import CapturedError, MaskNameError, RandomAccessError, StageError
 from ..sources._base import NAME, EagerSourceBase, Fetched, fetch, length_of, order_of
 from ..sources._iterable import StreamSource
@@ -263,9 +263,11 @@ class Program:
         self.bytes = sum(x.size * x.dtype.itemsize for x in arrays)
         if not arrays and not self.host_nodes:  # records in stored order, say
             self._inner = self._outer = lambda *_: out
-        elif not on_cpu():
             return
-        elif not self._one_thread and _weight(jaxpr) > self._batches * ONE_THREAD_BYTES:
+        if not on_cpu():
+            return
+        keep_memory()
+        if not self._one_thread and _weight(jaxpr) > self._batches * ONE_THREAD_BYTES:
             self.shared = True
         else:
             self._outer = jax.jit(self._function, compiler_options=ONE_THREAD)

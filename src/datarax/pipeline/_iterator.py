@@ -32,7 +32,7 @@ from .._rows import (
     starts_within,
 )
 from .._types import Batch, Cursor, integer, is_traced, spec_text
-from .._xla import SIDE_BY_SIDE, beside, keep_memory, on_cpu, place, settings
+from .._xla import SIDE_BY_SIDE, beside, on_cpu, place, settings
 from ..errors import DataraxError, ReadError, SeekError, StageError
 from ..sources._base import NAME, EagerSourceBase, Fetched, length_of
 from ..sources._host import raised_in
@@ -404,8 +404,6 @@ class Runtime:
         args: tuple[Any, ...],
     ) -> list[tuple[Batch, Changes]]:
         """The results of the program for so many batches, or an error that names the stage."""
-        if side is not None:
-            keep_memory()
         alone = side is not None and count > 1
         program = batch_program(binding.structure, cut, count, asked, alone)
         try:
