@@ -2,6 +2,7 @@
 
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import types
@@ -180,7 +181,7 @@ pipeline = Pipeline(source=MemorySource(MemorySourceConfig(), {"x": x}), batch_s
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
-for _ in range(8):
+for _ in range(16):
     before = faults()
     # Epochs are kept, and dropped together.
     epochs = [list(pipeline) if sys.argv[1] == "for" else pipeline.scan(dict) for _ in range(3)]
@@ -195,5 +196,5 @@ for _ in range(8):
 def test_memory_of_batches_is_not_got_anew_page_by_page(mode):
     command = [sys.executable, "-c", FAULTS, mode]
     out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    # 12 MB are 3000 pages.
-    assert sum(map(int, out.split()[4:])) < 500
+    # 12 MB are 3000 pages. Each thread of XLA's that takes a turn has to get some once.
+    assert statistics.median(map(int, out.split()[8:])) < 200

@@ -161,13 +161,15 @@ def test_what_a_stage_has_drawn_is_computed_once():
     structure, values = runtime.look(stream).structure, runtime.values
     program = batch_program(structure, Cut(6, 1, False), 1, None, False)
     order = order_program(structure, 1)(values, np.uint32(0))
-    hlo = Hlo(jax.jit(program._function).lower(values, order).compile().as_text())
+    hlo = Hlo(program._inner.lower(values, order).compile().as_text())
     codes = collections.defaultdict(set)  # of the operations in each loop over elements
     for operation, _, fusion in hlo.visit():
         codes[(fusion or operation).name].add(operation.code)
     assert any("gather" in loop for loop in codes.values())
     assert any("reverse" in loop for loop in codes.values())
     assert [loop for loop in codes.values() if {"gather", "reverse"} <= loop] == []
+    program(values, order)
+    assert "while" not in program._outer.lower(values, order).as_text()
 
 
 def _operands(operation: Operation) -> set[str]:

@@ -526,7 +526,7 @@ def test_who_changes_a_stage_at_every_batch_does_not_pay_for_looking_ahead(monke
     computed, call = [], Program.__call__
 
     def counting(program, *args):
-        if "batch_program" in program._function.__qualname__:  # not that of the order
+        if "batch_program" in program._inner.__qualname__:  # not that of the order
             computed.append(program._batches)
         return call(program, *args)
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.errors import TraceContextError
 
+from .._draws import written_out
 from .._keys import batch_key, node_key, record_keys
 from .._order import Order, Stretch, word
 from .._rows import Cut, advance, settle, touched, zero_outside
@@ -230,7 +231,7 @@ class Program:
     keeps_state: bool | None = None
 
     def __init__(self, function: Callable[..., Any], batches: int = 1, one_thread: bool = False):
-        self._function, self._batches, self._one_thread = function, batches, one_thread
+        self._batches, self._one_thread = batches, one_thread
         self.traced = False
         self._inner: Any = jax.jit(function)  # for a call inside a trace
         self._outer = self._inner  # and outside
@@ -267,10 +268,9 @@ class Program:
         if not on_cpu():
             return
         keep_memory()
-        if not self._one_thread and _weight(jaxpr) > self._batches * ONE_THREAD_BYTES:
-            self.shared = True
-        else:
-            self._outer = jax.jit(self._function, compiler_options=ONE_THREAD)
+        self.shared = not self._one_thread and _weight(jaxpr) > self._batches * ONE_THREAD_BYTES
+        options = None if self.shared else ONE_THREAD
+        self._outer = jax.jit(written_out(self._inner), compiler_options=options)
 
 
 def _callers(jaxpr: Any, outer: str | None) -> Iterator[str | None]:

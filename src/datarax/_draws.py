@@ -1,0 +1,135 @@
+"""Random bits that are drawn with `jax.random`, compiled for a CPU: the same bits, sooner.
+
+There JAX turns each block of threefry into a loop of five turns, lest XLA compute its 20 rounds
+again for everything that hangs on them. But a turn is a dozen kernels, and those of a few draws
+take longer than a batch of small images. Written out, the rounds are one kernel, which `apart`
+keeps from being computed again.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from operator import is_
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, jaxpr_as_fun
+from jax.extend.random import threefry_prng_impl
+
+from ._keys import threefry2x32, typed
+from ._xla import apart
+
+
+def written_out(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that JAX can trace, with the rounds of threefry written out in its program."""
+
+    def run(*args: Any) -> Any:
+        program, out = jax.make_jaxpr(function, return_shape=True)(*args)
+        results = jaxpr_as_fun(_Rewriter().program(program))(*jax.tree.leaves(args))
+        return jax.tree.unflatten(jax.tree.structure(out), results)
+
+    return run
+
+
+class _Rewriter:
+    """Puts other equations in the place of some, in a program and in those that it calls."""
+
+    def __init__(self):
+        # What is called several times stays one, which JAX lowers once. Keyed by identity, and
+        # kept along, so that no other can have the same.
+        self._done: dict[int, tuple[Any, Any]] = {}
+
+    def program(self, old: ClosedJaxpr) -> ClosedJaxpr:
+        """The same one if there is nothing to replace."""
+        if id(old) not in self._done:
+            parts = [self._in_place_of(x) for x in old.jaxpr.eqns]
+            equations = [x for new in parts for x in new]
+            same = len(equations) == len(parts) and all(map(is_, equations, old.jaxpr.eqns))
+            new = old if same else old.replace(jaxpr=old.jaxpr.replace(eqns=equations))
+            self._done[id(old)] = old, new
+        return self._done[id(old)][1]
+
+    def _in_place_of(self, equation: JaxprEqn) -> Sequence[JaxprEqn]:
+        rule = _RULES.get(equation.primitive.name)
+        if rule is None or not _is_threefry(equation):
+            inner = {name: self._parameter(x) for name, x in equation.params.items()}
+            same = all(x is equation.params[name] for name, x in inner.items())
+            return [equation if same else equation.replace(params=inner)]
+        specs = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in _avals(equation.invars)]
+        written = jax.make_jaxpr(functools.partial(rule, **equation.params))(*specs)
+        if written.consts:  # there is no place for them; JAX's older way of counting has some
+            return [equation]
+        names = dict(zip(written.jaxpr.invars, equation.invars, strict=True))
+        names |= dict(zip(written.jaxpr.outvars, equation.outvars, strict=True))
+        return [
+            x.replace(
+                invars=[y if isinstance(y, Literal) else names.get(y, y) for y in x.invars],
+                outvars=[names.get(y, y) for y in x.outvars],
+                source_info=equation.source_info,
+            )
+            for x in self.program(written).jaxpr.eqns
+        ]
+
+    def _parameter(self, x: Any) -> Any:
+        if isinstance(x, ClosedJaxpr):
+            return self.program(x)
+        if isinstance(x, tuple) and x and all(isinstance(y, ClosedJaxpr) for y in x):  # branches
+            new = tuple(map(self.program, x))
+            return x if all(y is z for y, z in zip(x, new, strict=True)) else new
+        return x
+
+
+def _avals(atoms: Sequence[Any]) -> list[Any]:
+    return [x.aval for x in atoms]
+
+
+def _is_threefry(equation: JaxprEqn) -> bool:
+    """Whether it computes blocks of threefry, and any at all."""
+    avals = _avals((*equation.invars, *equation.outvars))
+    dtype = avals[0].dtype
+    keyed = jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    return (not keyed or dtype == _threefry_keys()) and all(x.size for x in avals)
+
+
+@functools.cache  # and not at import, of which it would be a part that can be felt
+def _threefry_keys() -> Any:
+    return jax.eval_shape(lambda: jax.random.key(0, impl="threefry2x32")).dtype
+
+
+def _each(function: Callable[..., Any], keys: jax.Array, *args: Any) -> Any:
+    """A function of a key's words, for each of the keys."""
+    for _ in range(keys.ndim):
+        function = jax.vmap(function)
+    return function(jax.random.key_data(keys), *args)
+
+
+def _bits(keys: jax.Array, *, bit_width: int, shape: tuple[int, ...]) -> jax.Array:
+    draw = functools.partial(threefry_prng_impl.random_bits, bit_width=bit_width, shape=shape)
+    return _each(draw, keys)
+
+
+def _split(keys: jax.Array, *, shape: tuple[int, ...]) -> jax.Array:
+    return typed(_each(lambda key: threefry_prng_impl.split(key, shape), keys))
+
+
+def _fold_in(keys: jax.Array, numbers: jax.Array) -> jax.Array:
+    shape = jnp.broadcast_shapes(keys.shape, numbers.shape)
+    keys, numbers = jnp.broadcast_to(keys, shape), jnp.broadcast_to(numbers, shape)
+    return typed(_each(threefry_prng_impl.fold_in, keys, numbers))
+
+
+def _rounds(*words: jax.Array) -> tuple[jax.Array, jax.Array]:
+    one, other, high, low = jnp.broadcast_arrays(*words)
+    # No word has all bits set, and one more.
+    bits_set = jax.lax.population_count(one.reshape(-1)[0])
+    both = apart(bits_set, threefry2x32, jnp.stack([one, other], -1), high, low)
+    return both[..., 0], both[..., 1]
+
+
+_RULES: dict[str, Callable[..., Any]] = {
+    "random_bits": _bits,
+    "random_split": _split,
+    "random_fold_in": _fold_in,
+    "threefry2x32": _rounds,
+}
+"""By the names of JAX's operations."""

@@ -1,0 +1,123 @@
+"""Random bits whose rounds are written out are those of JAX."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from datarax import _draws
+from datarax._draws import written_out
+
+pytestmark = pytest.mark.internal("on a CPU, JAX's own loop takes longer than a small batch")
+
+SHAPES = st.lists(st.integers(0, 3), max_size=3).map(tuple)
+
+
+def keys_of(shape, impl="threefry2x32"):
+    return jax.random.split(jax.random.key(7, impl=impl), shape)
+
+
+def data(tree):
+    """Arrays that NumPy can compare."""
+    typed = jax.dtypes.prng_key
+    return jax.tree.map(
+        lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, typed) else x, tree
+    )
+
+
+def assert_same(function, *args):
+    expected, found = (data(jax.jit(f)(*args)) for f in (function, written_out(function)))
+    assert jax.tree.structure(expected) == jax.tree.structure(found)
+    for x, y in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
+        assert (x.dtype, x.weak_type) == (y.dtype, y.weak_type)
+        np.testing.assert_array_equal(x, y)
+
+
+def loops(function, *args):
+    return jax.jit(function).lower(*args).as_text().count("stablehlo.while")
+
+
+@settings(max_examples=40)
+@given(SHAPES, SHAPES, st.sampled_from([jnp.uint8, jnp.uint16, jnp.uint32]), st.integers(1, 3))
+def test_the_bits_are_those_of_jax(batch, shape, dtype, parts):
+    def draw(key):
+        numbers = jnp.arange(parts, dtype=jnp.uint32)
+        folded = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
+        return jax.random.bits(key, shape, dtype), jax.random.split(key, (parts, 2)), folded
+
+    function = draw
+    for _ in batch:
+        function = jax.vmap(function)
+    assert_same(function, keys_of(batch) if 0 not in batch else keys_of((1,))[:0].reshape(batch))
+
+
+def nested(key, x):
+    """Draws wherever a program calls another one."""
+    within = jax.lax.cond(x > 0, jax.random.normal, lambda key: x, key)
+    key, drawn = jax.lax.scan(
+        lambda k, _: (jax.random.fold_in(k, 1), jax.random.bits(k)), key, None, 3
+    )
+    last = jax.lax.while_loop(
+        lambda k: jax.random.uniform(k) < 0.9, lambda k: jax.random.split(k)[1], key
+    )
+    chosen = jax.random.choice(key, 10, (4,), replace=False)
+    again = jax.checkpoint(lambda key: jax.nn.relu(jax.random.normal(key)))(key)
+    return {"within": within, "drawn": drawn, "last": last, "chosen": chosen, "again": again}
+
+
+@pytest.mark.parametrize("partitionable", [False, True])
+def test_draws_in_programs_that_are_called_are_written_out_too(partitionable):
+    with jax.threefry_partitionable(partitionable):
+        assert_same(nested, jax.random.key(3), jnp.float32(1))
+        assert_same(jax.vmap(nested), keys_of((4,)), jnp.array([-1.0, 0, 1, 2]))
+
+
+def test_bits_of_64_are_those_of_jax():
+    with jax.enable_x64(True):
+        assert_same(lambda key: jax.random.bits(key, (3,), jnp.uint64), jax.random.key(3))
+
+
+def test_old_keys_are_keys():
+    assert_same(lambda key: jax.random.normal(key, (2,)), jax.random.PRNGKey(3))
+
+
+def test_no_loop_is_left():
+    def function(keys):
+        return jax.vmap(lambda key: jax.random.randint(key, (2,), 0, 9))(keys)
+
+    assert loops(function, keys_of((4,))) > 0
+    assert loops(written_out(function), keys_of((4,))) == 0
+
+
+def test_the_rounds_are_not_computed_again_for_every_number_that_hangs_on_them():
+    def noise(keys):
+        return jax.vmap(jax.random.normal)(keys)[:, None] + jnp.zeros((4, 1000))
+
+    text = jax.jit(written_out(noise)).lower(keys_of((4,))).compile().as_text()
+    assert " conditional(" in text
+
+
+def test_another_generator_stays_as_it_is():
+    def function(key):
+        return jax.random.normal(key, (3,)), jax.random.split(key), jax.random.fold_in(key, 2)
+
+    assert_same(function, jax.random.key(3, impl="unsafe_rbg"))
+
+
+def test_a_program_that_is_called_several_times_stays_one():
+    @jax.jit
+    def drawn(key):
+        return jax.random.normal(key)
+
+    def function(keys):
+        return [drawn(key) for key in keys]
+
+    text = jax.jit(written_out(function)).lower(keys_of((3,))).as_text()
+    assert text.count("func.func private @drawn") == 1
+
+
+def test_a_rule_that_needs_constants_is_left_out(monkeypatch):
+    table = jnp.arange(4, dtype=jnp.uint32)
+    monkeypatch.setitem(_draws._RULES, "random_bits", lambda keys, **_: table[:2])
+    assert_same(lambda key: jax.random.bits(key, (2,)), jax.random.key(3))
