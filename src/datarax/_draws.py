@@ -16,23 +16,33 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, jaxpr_as_fun
 from jax.extend.random import threefry_prng_impl
 
-from ._keys import threefry2x32, typed
+from ._keys import rounds, typed
+from ._types import is_traced
 from ._xla import apart
 
 
 def written_out(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that JAX can trace, with the rounds of threefry written out in its program."""
+    """A function that JAX can trace, with the rounds of threefry written out in its program.
+
+    What `jax.jit` gives is traced no second time.
+    """
 
     def run(*args: Any) -> Any:
+        leaves = jax.tree.leaves(args)
+        if not any(map(is_traced, leaves)):  # under `jax.disable_jit`, or to find where a NaN is
+            return function(*args)
         program, out = jax.make_jaxpr(function, return_shape=True)(*args)
-        results = jaxpr_as_fun(_Rewriter().program(program))(*jax.tree.leaves(args))
+        results = jaxpr_as_fun(_Rewriter().program(program))(*leaves)
         return jax.tree.unflatten(jax.tree.structure(out), results)
 
     return run
 
 
 class _Rewriter:
-    """Puts other equations in the place of some, in a program and in those that it calls."""
+    """Puts other equations in the place of some, in a program and in those that it calls.
+
+    Where JAX holds a program in another form (`jax.checkpoint`, a kernel) it stays as it is.
+    """
 
     def __init__(self):
         # What is called several times stays one, which JAX lowers once. Keyed by identity, and
@@ -56,8 +66,9 @@ class _Rewriter:
             same = all(x is equation.params[name] for name, x in inner.items())
             return [equation if same else equation.replace(params=inner)]
         specs = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in _avals(equation.invars)]
-        written = jax.make_jaxpr(functools.partial(rule, **equation.params))(*specs)
-        if written.consts:  # there is no place for them; JAX's older way of counting has some
+        with equation.ctx.manager:  # the settings that stood where it was traced
+            written = jax.make_jaxpr(functools.partial(rule, **equation.params))(*specs)
+        if written.consts:  # There is no place for them. JAX's older way of counting has some.
             return [equation]
         names = dict(zip(written.jaxpr.invars, equation.invars, strict=True))
         names |= dict(zip(written.jaxpr.outvars, equation.outvars, strict=True))
@@ -67,15 +78,15 @@ class _Rewriter:
                 outvars=[names.get(y, y) for y in x.outvars],
                 source_info=equation.source_info,
             )
-            for x in self.program(written).jaxpr.eqns
+            for x in self.program(written).jaxpr.eqns  # bits are drawn in blocks: another rule
         ]
 
     def _parameter(self, x: Any) -> Any:
         if isinstance(x, ClosedJaxpr):
             return self.program(x)
-        if isinstance(x, tuple) and x and all(isinstance(y, ClosedJaxpr) for y in x):  # branches
+        if type(x) is tuple and x and all(isinstance(y, ClosedJaxpr) for y in x):  # branches
             new = tuple(map(self.program, x))
-            return x if all(y is z for y, z in zip(x, new, strict=True)) else new
+            return x if all(map(is_, x, new)) else new
         return x
 
 
@@ -84,11 +95,12 @@ def _avals(atoms: Sequence[Any]) -> list[Any]:
 
 
 def _is_threefry(equation: JaxprEqn) -> bool:
-    """Whether it computes blocks of threefry, and any at all."""
+    """Whether it computes blocks of threefry, any at all, and all of them on every device."""
     avals = _avals((*equation.invars, *equation.outvars))
     dtype = avals[0].dtype
     keyed = jnp.issubdtype(dtype, jax.dtypes.prng_key)
-    return (not keyed or dtype == _threefry_keys()) and all(x.size for x in avals)
+    whole = not any(any(x.sharding.spec) for x in avals)  # else an explicit mesh axis splits them
+    return (not keyed or dtype == _threefry_keys()) and whole and all(x.size for x in avals)
 
 
 @functools.cache  # and not at import, of which it would be a part that can be felt
@@ -118,18 +130,17 @@ def _fold_in(keys: jax.Array, numbers: jax.Array) -> jax.Array:
     return typed(_each(threefry_prng_impl.fold_in, keys, numbers))
 
 
-def _rounds(*words: jax.Array) -> tuple[jax.Array, jax.Array]:
-    one, other, high, low = jnp.broadcast_arrays(*words)
-    # No word has all bits set, and one more.
-    bits_set = jax.lax.population_count(one.reshape(-1)[0])
-    both = apart(bits_set, threefry2x32, jnp.stack([one, other], -1), high, low)
-    return both[..., 0], both[..., 1]
+def _block(*words: jax.Array) -> tuple[jax.Array, jax.Array]:
+    # `apart` wants a number that is not the largest of its type, which XLA must not find out: how
+    # many bits of a word are set, 32 at most.
+    bits_set = jax.lax.population_count(words[0].reshape(-1)[0])
+    return apart(bits_set, rounds, *words)
 
 
 _RULES: dict[str, Callable[..., Any]] = {
     "random_bits": _bits,
     "random_split": _split,
     "random_fold_in": _fold_in,
-    "threefry2x32": _rounds,
+    "threefry2x32": _block,
 }
 """By the names of JAX's operations."""

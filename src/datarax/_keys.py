@@ -25,23 +25,27 @@ class BaseKey(nnx.Variable):
     """The two words from which all keys of a pipeline, a source or an operator are counted."""
 
 
-@jax.jit  # so that its 20 rounds are traced once, not wherever a key is counted
-def threefry2x32(
-    key: UInt32[Array, "*#batch 2"],
-    high: UInt32[Array, "*batch"],
-    low: UInt32[Array, "*batch"],
-) -> UInt32[Array, "*batch 2"]:
-    """The 20-round block cipher on the counter `(high, low)`, elementwise; keys broadcast."""
-    parity = np.uint32(PARITY)
-    schedule = (key[..., 0], key[..., 1], key[..., 0] ^ key[..., 1] ^ parity)
-    x, y = high + schedule[0], low + schedule[1]
+def rounds(first: Any, second: Any, high: Any, low: Any) -> tuple[Any, Any]:
+    """The two words of a block, from those of the key and of the counter; all of them broadcast."""
+    schedule = (first, second, first ^ second ^ np.uint32(PARITY))
+    x, y = high + first, low + second
     for block in range(5):
         for bits in ROTATIONS[block % 2]:
             x = x + y
             y = x ^ ((y << np.uint32(bits)) | (y >> np.uint32(32 - bits)))
         x = x + schedule[(block + 1) % 3]
         y = y + schedule[(block + 2) % 3] + np.uint32(block + 1)
-    return jnp.stack([x, y], axis=-1)
+    return x, y
+
+
+@jax.jit  # so that the rounds are traced once, not wherever a key is counted
+def threefry2x32(
+    key: UInt32[Array, "*#batch 2"],
+    high: UInt32[Array, "*batch"],
+    low: UInt32[Array, "*batch"],
+) -> UInt32[Array, "*batch 2"]:
+    """The 20-round block cipher on the counter `(high, low)`, elementwise; keys broadcast."""
+    return jnp.stack(rounds(key[..., 0], key[..., 1], high, low), axis=-1)
 
 
 def split_word(value: UInt[Array, "*batch"]) -> tuple[Array, Array]:

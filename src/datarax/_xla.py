@@ -85,14 +85,14 @@ SIDE_BY_SIDE = _STREAM is not None
 
 @functools.cache
 def keep_memory() -> None:
-    """Lets the process keep some memory that it frees for what it allocates next: up to 64 MiB in
-    each arena of malloc's, of which threads may have their own.
+    """Lets the process keep up to 64 MiB of what it frees for what it allocates next.
 
-    glibc gives memory back to the system as soon as twice as much is free as the largest piece
-    that was ever allocated by itself. A few batches that are freed together may be more, and to
-    get the memory of the next ones page by page can take longer than to compute them.
+    As soon as glibc has given a piece of memory back, it takes pieces of that size from the heap
+    and leaves twice as much free at the heap's end. Until then whoever frees a few batches together
+    gets the memory of the next ones page by page, which can take longer than to compute them. So it
+    is shown at once a piece as large as it learns from.
     """
-    np.empty(LARGEST_PIECE, np.uint8)  # no page of it is touched
+    np.empty(LARGEST_PIECE, np.uint8)  # given back at once, and no page of it was touched
 
 
 LARGEST_PIECE = 2**25 - 2**16
