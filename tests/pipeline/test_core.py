@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import math
 import os
+import time
 
 import jax
 import jax.extend
@@ -500,3 +501,14 @@ def test_an_error_of_the_function_of_a_scan_is_no_stages():
 
     with pytest.raises(jax.errors.JaxRuntimeError, match="boom"):
         jax.block_until_ready(pipeline(length=8, batch_size=4).scan(step_fn, 2))
+
+
+@pytest.mark.internal("what holds a compiler up says nothing of how long the next one takes")
+def test_waiting_is_no_part_of_the_time_that_compiling_takes():
+    def function(values):
+        time.sleep(0.5)
+        return values + 1
+
+    program = Program(function)
+    program(jnp.arange(3))
+    assert 0 < program.seconds < 0.4

@@ -7,6 +7,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from operator import sub
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -215,7 +216,8 @@ def order_at(pipeline: "Pipeline", epoch: Scalar, epochs: int) -> Any:
 class Program:
     """A compiled function, and what its first call has shown of it.
 
-    `seconds` that the first call took (tracing, compiling), `bytes` of what it returned, and
+    `seconds` that the first call took (tracing, compiling), by the clock or by the processors'
+    time, whichever is less, since others may have held it up; `bytes` of what it returned; and
     `host_nodes`: the nodes that call back to the host while it runs, None for a function of the
     user's that does. `batches` is how many of these the function is written out for, one after
     the other. On a CPU its kernels are `shared` out among threads where that is worth it, unless
@@ -242,10 +244,11 @@ class Program:
             if self.called:
                 result = self._compiled(values, *args)
             else:
-                start = time.perf_counter()
+                start = time.perf_counter(), time.process_time()
                 self._first_look(self._inner.trace(values, *args))
                 result = self._compiled(values, *args)
-                self.seconds = time.perf_counter() - start
+                end = time.perf_counter(), time.process_time()
+                self.seconds = min(map(sub, end, start))
                 self.called = True
         # Only a call to the host fails at run time; whoever makes none is not waited for.
         if self.host_nodes and not has_tracer([result]):
