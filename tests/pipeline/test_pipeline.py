@@ -20,6 +20,7 @@ from helpers import (
     EqxScale,
     Normalise,
     Numbers,
+    ahead,
     assert_same,
     batch_words,
     by_for,
@@ -85,6 +86,25 @@ def test_a_seek_leaves_the_state_of_the_stages_alone():
     stream.seek(epoch=9)
     stream.reset()
     assert stream.step()["count"].tolist() == [4] * 4
+
+
+@pytest.mark.spec("STEP-013", "STEP-017")
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("seek_first", [False, True])
+def test_a_seek_hides_no_change_of_a_stage(mode, seek_first):
+    stage = Affine(2, 0)
+    stream = pipeline([stage], last_batch="drop")
+
+    def change():
+        stage.a[...] = jnp.float32(5)
+
+    with ahead(4):
+        MODES[mode](stream, 2)
+        for act in (stream.reset, change) if seek_first else (change, stream.reset):
+            act()
+        (batch,) = MODES[mode](stream, 1)
+    assert ids([batch]) == [0, 1, 2, 3]
+    assert batch["x"].tolist() == (5 * columns(10)["x"][:4]).tolist()
 
 
 @pytest.mark.spec("STEP-010", "STEP-013", "SHUF-013")

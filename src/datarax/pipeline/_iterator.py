@@ -164,6 +164,14 @@ class Runtime:
         """Whether all is as it was at the last look: the pipeline, and how JAX is set."""
         return binding.is_unchanged(self._values) and settings() == self._settings
 
+    def put(self, pipeline: "Pipeline", start: Cursor) -> None:
+        """Moves the cursor to the settled `start`. What else is known stays known."""
+        position = pack(start, length_of(pipeline.source))
+        pipeline._cursor_state.set_raw_value(position)
+        if self._binding is not None and not self._traced:
+            self._values[self._binding.position], self.start = position, start
+            self._discard()
+
     def moved(self, binding: Binding, before: Values, after: Changes, start: Cursor) -> None:
         """A scan over `binding` has moved the cursor to `start`, and changed these values."""
         mine = self._binding
@@ -645,7 +653,7 @@ def move(pipeline: "Pipeline", epoch: int, offset: int) -> None:
         if not 0 <= integer(value, -1) < end:
             raise SeekError(f"`{name}` must be an integer in [0, {end}), got {value!r}.")
     place = settle(Cursor(int(epoch), int(offset)), size, length, last_batch, host_where)
-    pipeline._cursor_state.set_raw_value(pack(place, length))
+    pipeline._runtime.put(pipeline, place)
 
 
 def policy(pipeline: "Pipeline") -> tuple[int, int | None, Any]:
