@@ -25,8 +25,13 @@ class BaseKey(nnx.Variable):
     """The two words from which all keys of a pipeline, a source or an operator are counted."""
 
 
-def rounds(first: Any, second: Any, high: Any, low: Any) -> tuple[Any, Any]:
-    """The two words of a block, from those of the key and of the counter; all of them broadcast."""
+def rounds(
+    first: UInt32[Array, "*#batch"],
+    second: UInt32[Array, "*#batch"],
+    high: UInt32[Array, "*#batch"],
+    low: UInt32[Array, "*#batch"],
+) -> tuple[UInt32[Array, "*batch"], UInt32[Array, "*batch"]]:
+    """The two words of a block, from those of a key and of a counter; all of these broadcast."""
     schedule = (first, second, first ^ second ^ np.uint32(PARITY))
     x, y = high + first, low + second
     for block in range(5):
