@@ -91,8 +91,12 @@ def keep_memory() -> None:
     and leaves twice as much free at the heap's end. Until then whoever frees a few batches together
     gets the memory of the next ones page by page, which can take longer than to compute them. So it
     is shown at once a piece as large as it learns from.
+
+    It is asked for where programs on a CPU make the batches. Rows that are read from files lie in
+    memory of their own, which is kept anyway, and which is faster outside the heap.
     """
-    np.empty(LARGEST_PIECE, np.uint8)  # given back at once, and no page of it was touched
+    if on_cpu():
+        np.empty(LARGEST_PIECE, np.uint8)  # given back at once, and no page of it was touched
 
 
 LARGEST_PIECE = 2**25 - 2**16

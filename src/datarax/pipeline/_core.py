@@ -20,7 +20,7 @@ from .._keys import batch_key, node_key, record_keys
 from .._order import Order, Stretch, word
 from .._rows import Cut, advance, settle, touched, zero_outside
 from .._types import Batch, Cursor, Scalar
-from .._xla import NO_TRACE, ONE_THREAD, apart, keep_memory, on_cpu, trace, transferring
+from .._xla import NO_TRACE, ONE_THREAD, apart, on_cpu, trace, transferring
 from ..errors import CapturedError, MaskNameError, RandomAccessError, StageError
 from ..sources._base import NAME, EagerSourceBase, Fetched, fetch, length_of, order_of
 from ..sources._iterable import StreamSource
@@ -270,7 +270,6 @@ class Program:
             return
         if not on_cpu():
             return
-        keep_memory()
         self.shared = not self._one_thread and _weight(jaxpr) > self._batches * ONE_THREAD_BYTES
         options = None if self.shared else ONE_THREAD
         self._outer = jax.jit(written_out(self._inner), compiler_options=options)

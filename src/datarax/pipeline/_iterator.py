@@ -32,7 +32,7 @@ from .._rows import (
     starts_within,
 )
 from .._types import Batch, Cursor, integer, is_traced, spec_text
-from .._xla import SIDE_BY_SIDE, beside, on_cpu, place, settings
+from .._xla import SIDE_BY_SIDE, beside, keep_memory, on_cpu, place, settings
 from ..errors import DataraxError, ReadError, SeekError, StageError
 from ..sources._base import NAME, EagerSourceBase, Fetched, length_of
 from ..sources._host import raised_in
@@ -343,6 +343,7 @@ class Runtime:
 
     def _compute(self, pipeline: "Pipeline", binding: Binding, cut: Cut, following: int) -> None:
         """Fills `_ahead` with the next batch, or with several if that has proved worth it."""
+        keep_memory()
         asked = binding.position if is_traced(self.start.epoch) else None
         single = batch_program(binding.structure, cut, 1, asked, False)
         self._patience -= 1

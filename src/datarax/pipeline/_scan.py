@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from .._rows import host_where, pack, running_on, settle, start_after
 from .._types import Cursor, integer, is_traced
+from .._xla import keep_memory
 from ..errors import LastBatchError, ScanLengthError
 from ..sources._base import length_of
 from ..sources._iterable import StreamSource
@@ -59,6 +60,7 @@ def scan(
                 pipeline, feed, binding, _hashable(step_fn), length, init_carry, unroll
             )
         else:
+            keep_memory()
             known = None if end is None else binding.position
             cut = running_on(*policy(pipeline))
             how = (_hashable(step_fn), length, cut, carried, fetch, unroll, known)
