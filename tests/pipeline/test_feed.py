@@ -14,13 +14,16 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from helpers import MODES
 
 from datarax import Pipeline
 from datarax.errors import ReadError
-from datarax.pipeline import _feed
+from datarax.pipeline import _feed, _iterator, _scan
 from datarax.sources import (
     HostSource,
     HostSourceConfig,
+    MemorySource,
+    MemorySourceConfig,
     RandomAccessSource,
     RandomAccessSourceConfig,
     Reader,
@@ -482,3 +485,19 @@ def test_what_an_interrupt_has_left_unread_is_read_when_it_is_asked_for(monkeypa
     reader.fails.clear()
     pipeline.seek(epoch=0, offset=reader.failed[0])
     assert ids(pipeline) == [*range(reader.failed[0], 64)]
+
+
+@pytest.mark.internal("buffers that are used again are read into faster outside malloc's heap")
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("where", ["host", "memory"])
+def test_memory_is_kept_for_data_in_memory_alone(where, mode, monkeypatch):
+    asked = []
+    for module in (_iterator, _scan):
+        monkeypatch.setattr(module, "keep_memory", lambda: asked.append(mode))
+    if where == "host":
+        source = RandomAccessSource(RandomAccessSourceConfig(), list(np.arange(12)))
+    else:
+        source = MemorySource(MemorySourceConfig(), np.arange(12))
+    stream = Pipeline(source=source, stages=[lambda batch: batch], batch_size=4)
+    MODES[mode](stream, 3)
+    assert bool(asked) == (where == "memory")
