@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from datarax_conformance import model
 from flax import nnx
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from datarax import Pipeline
 from datarax.operators import ElementOperator, ElementOperatorConfig
@@ -113,6 +114,17 @@ def pipeline(
     options.setdefault("rngs", None if seed is None else nnx.Rngs(seed))
     source = options.pop("source", None) or MemorySource(config, columns(length))
     return cls(source=source, stages=stages, batch_size=batch_size, **options)
+
+
+def sharding_of(*spec: Any, kind: AxisType = AxisType.Auto, **axes: int) -> NamedSharding:
+    """A sharding over a mesh of the one device, whose axes are named; "data" alone by default.
+
+    An axis may be longer than 1: no more than its length is then to be asked for.
+    """
+    axes = axes or {"data": 1}
+    devices = np.full(tuple(axes.values()), jax.devices()[0])
+    mesh = Mesh(devices, tuple(axes), axis_types=(kind,) * len(axes))
+    return NamedSharding(mesh, PartitionSpec(*spec))
 
 
 # Stages and sources.

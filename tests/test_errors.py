@@ -22,8 +22,10 @@ from helpers import (
     jitter,
     pipeline,
     record_words,
+    sharding_of,
     whole,
 )
+from jax.sharding import AxisType, PartitionSpec
 
 from datarax import Pipeline, errors
 from datarax.operators import ElementOperator, ElementOperatorConfig
@@ -228,6 +230,31 @@ CASES = {
             {},
         )
         for size in (0, -3, 2.5, "4", None, True, np.float32(2), 2**31, 2**40)
+    ],
+    "sharding": [
+        (
+            lambda: pipeline(sharding="data"),
+            "`sharding` must be a NamedSharding, got 'data'.",
+            {},
+        ),
+        (
+            lambda: pipeline(sharding=sharding_of(None, "data")),
+            "`sharding` must split the rows of a batch, axis 0, and no other, got "
+            f"{PartitionSpec(None, 'data')}.",
+            {},
+        ),
+        (
+            lambda: pipeline(sharding=sharding_of("data", kind=AxisType.Explicit)),
+            "`sharding` needs a mesh whose axes are all Auto, got (Explicit,): make it with "
+            "jax.make_mesh(shape, names, axis_types=(AxisType.Auto,) * len(names)).",
+            {},
+        ),
+        (
+            lambda: pipeline(batch_size=4, sharding=sharding_of("data", data=3)),
+            "`sharding` splits a batch into 3 equal parts, but a `batch_size` of 4 is no multiple "
+            "of that.",
+            {},
+        ),
     ],
     "last-batch": [
         (
@@ -598,6 +625,7 @@ REQUIREMENTS = {
     "seek": ["ERR-029"],
     "field-type": ["ERR-015", "SRC-005", "SRC-006"],
     "rngs": ["ERR-030"],
+    "sharding": ["MESH-004"],
     "state": ["STATE-018"],
 }
 

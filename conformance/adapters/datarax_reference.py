@@ -26,6 +26,7 @@ if "DATARAX_CONFORMANCE_SHARED" in os.environ:
     jax.config.update("jax_compilation_cache_dir", os.environ["DATARAX_CONFORMANCE_SHARED"])
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    jax.config.update("jax_num_cpu_devices", 4)
 
 
 class Overriding(Pipeline):
@@ -63,6 +64,8 @@ class Stream:
             settings["rngs"] = self.rngs
         if "mask_name" in options:
             settings["mask_name"] = options["mask_name"]
+        if "mesh" in options:
+            settings["sharding"] = parts.sharding_of(options["mesh"])
         self.source = parts.source_of(program, options.get("source", {}), self.own.get("source"))
         graph = {}
         if program.nodes or program.edges or program.sink is not None:
@@ -242,6 +245,14 @@ class Stream:
 
     def ask_counters(self):
         return [int(stream.count[...]) for _, stream in self.rngs.items()]
+
+    def ask_rows(self, how):
+        batch = next(iter(self.pipeline)) if how == "for" else self.pipeline.step()
+        shards = sorted(batch["id"].addressable_shards, key=lambda shard: shard.device.id)
+        return [shard.data.tolist() for shard in shards]
+
+    def ask_reads(self, processes):
+        return parts.records_read(processes, len(self.source), self.pipeline.batch_size)
 
     def ask_mend(self):
         self.source.reader.rows_of.bad.clear()

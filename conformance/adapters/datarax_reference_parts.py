@@ -1,6 +1,9 @@
 """The stages and sources of profile jax, as the reference's users write them."""
 
+import json
 import re
+import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -12,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Shaped
 
 from datarax.operators import ElementOperator, ElementOperatorConfig
@@ -31,6 +35,30 @@ from datarax.sources import (
     StreamingDiskSource,
     StreamingDiskSourceConfig,
 )
+
+
+def sharding_of(mesh):
+    """Rows over so many devices, or what is none such."""
+    if mesh == "word":
+        return "data"
+    kind = AxisType.Explicit if mesh == "explicit" else AxisType.Auto
+    count = mesh if isinstance(mesh, int) else 2
+    devices = jax.devices()[:count]
+    grid = jax.make_mesh((count,), ("data",), axis_types=(kind,), devices=devices)
+    return NamedSharding(grid, PartitionSpec(*[None] * (mesh == "columns"), "data"))
+
+
+def records_read(processes, length, batch_size):
+    """What each process of a job reads in an epoch."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    script = str(Path(__file__).with_name("datarax_reference_job.py"))
+    job = [
+        subprocess.Popen([sys.executable, script, *map(str, words)], stdout=subprocess.PIPE)
+        for words in ((port, i, processes, length, batch_size) for i in range(processes))
+    ]
+    return [json.loads(process.communicate()[0].splitlines()[-1]) for process in job]
 
 
 class Stage(nnx.Module):

@@ -186,6 +186,15 @@ class BatchSizeError(DataraxError):
         super().__init__(f"`batch_size` must be an integer in [1, 2**31), got {value!r}.")
 
 
+class ShardingError(DataraxError):
+    """`sharding` does not say how to split the rows of a batch."""
+
+    code: ClassVar[str] = "sharding"
+
+    def __init__(self, what: str):
+        super().__init__(f"`sharding` {what}.")
+
+
 class LastBatchError(DataraxError):
     """`last_batch` is unknown, or cannot be applied to this source or scan."""
 

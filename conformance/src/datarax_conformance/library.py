@@ -425,6 +425,9 @@ class Extended(Library):
         for name, form in program.nodes.items():
             if form in ("keys", "key", "element-keys"):
                 self.base_of(name)
+        self.parts = self.options.get("mesh", 1)
+        if not isinstance(self.parts, int) or size % self.parts:
+            raise Refused("sharding")
 
     @property
     def shuffled(self) -> bool:
@@ -581,6 +584,21 @@ class Extended(Library):
     def ask_read(self, start: int, n: int, seed: int) -> Batch:
         """Random access through the public face of the source."""
         return self.source.get_batch_at(start, n, (0, seed))
+
+    def ask_rows(self, how: str) -> list[list[int]]:
+        """The next batch of a loop, or of `step`: the rows that each device has."""
+        ids = self.take(stay=how == "for")["id"].tolist()
+        each, rest = divmod(len(ids), self.parts)
+        places = range(self.parts)
+        return [ids if rest else ids[i * each : (i + 1) * each] for i in places]
+
+    def ask_reads(self, processes: int) -> list[list[int]]:
+        """The records of an epoch that each process of a job reads; the first, whose shape is
+        looked at, aside."""
+        size = self.program.batch_size
+        records = np.arange(self.length)
+        owner = records % size // (size // processes)
+        return [[x for x in np.flatnonzero(owner == i).tolist() if x] for i in range(processes)]
 
     def ask_mend(self) -> None:
         """What could not be read can be."""

@@ -17,6 +17,7 @@ from flax.errors import TraceContextError
 
 from .._draws import written_out
 from .._keys import batch_key, node_key, record_keys
+from .._mesh import split
 from .._order import Order, Stretch, word
 from .._rows import Cut, advance, settle, touched, zero_outside
 from .._types import Batch, Cursor, Scalar
@@ -102,6 +103,8 @@ def draw(
     check_source_batch(batch, cut.size)
     # What has passed a branch or a loop has its fields sorted: so that no stage can tell, all have.
     batch = jax.tree.map(lambda x: x, batch)
+    if (sharding := pipeline.sharding) is not None:
+        batch, rows = split((batch, rows), sharding)
     mask = rows.mask
     if mask is not None:
         if pipeline.mask_name in batch or not isinstance(pipeline.mask_name, str):
@@ -115,6 +118,8 @@ def draw(
         return apart(cursor.offset, record_keys, node, rows.epoch, rows.record)
 
     outputs = pipeline._transform(batch, Keyring(keys, cursor.offset), mask)
+    if sharding is not None:
+        outputs[pipeline._sink] = split(outputs[pipeline._sink], sharding)
     length = length_of(pipeline.source)
     return outputs, advance(cursor, cut.size, length, pipeline.last_batch)
 
@@ -482,6 +487,8 @@ def fetched_at_once(
     held = {id(x) for _, x in nnx.iter_graph(parts) if isinstance(x, nnx.Variable)}
     if any(id(x) in held for _, x in nnx.iter_graph(modules)):
         return 1
+    if most is None and pipeline.sharding is not None:
+        most = 1  # else every device would gather the rows of all
     if most is None:
         record = jax.tree.leaves(source.element_spec)
         row_bytes = sum(math.prod(x.shape) * x.dtype.itemsize for x in record)

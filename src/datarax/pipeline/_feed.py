@@ -15,7 +15,9 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
+from .._mesh import assemble, own_rows
 from .._order import Order, StoredOrder, word
 from .._rows import Cut, LastBatch, Rows, advance, host_where, starts_within
 from .._types import Batch, Cursor, Spec
@@ -79,7 +81,8 @@ class Supply:
     """Where rows come from and how they are cut. `order(epoch)` is for a source with a length.
 
     `bare` says that no stage stands between reading and handing out, `on_cpu` that programs run on
-    a CPU; `x64` is a setting of the thread that asks, and no other knows it.
+    a CPU; `x64` is a setting of the thread that asks, and no other knows it. With a `sharding` the
+    rows are placed as it says, and rows that lie on no device of this process are not read.
     """
 
     reader: Reader | Stream
@@ -91,6 +94,7 @@ class Supply:
     bare: bool
     on_cpu: bool
     x64: bool
+    sharding: NamedSharding | None
     order: Callable[[int], Any]
 
 
@@ -291,16 +295,25 @@ class Feed:
 
     def _stays(self, fetched: Fetched, count: int = 1) -> bool:
         """Whether all that a stage may ask for is left to who takes it, in `count` equal parts."""
+        if self.supply.sharding is not None:
+            return False
         wanted = jax.tree.leaves((fetched.batch, fetched.rows.mask))
         return self.supply.on_cpu and all(_is_readable(x, count) for x in wanted)
 
-    def _placed(self, fetched: Sequence[Fetched]) -> list[Fetched]:
+    def _placed(
+        self, fetched: Sequence[Fetched], size: int | None = None, axis: int = 0
+    ) -> list[Fetched]:
         """Batches on the device. For a CPU, what can be read in place is left to who takes it.
 
-        What says which rows they have goes to the device if a stage asks for it.
+        What says which rows they have goes to the device if a stage asks for it. `size` is how many
+        rows a batch has, where only those of this process may be among the `fetched`.
         """
         wanted = [(batch, rows.mask) for batch, rows in fetched]
-        if self.supply.on_cpu:
+        if (sharding := self.supply.sharding) is not None:
+            placed = jax.tree.map(
+                lambda x: assemble(x, sharding, size or x.shape[axis], axis), wanted
+            )
+        elif self.supply.on_cpu:
             placed = jax.tree.map(lambda x: x if _is_readable(x) else jax.device_put(x), wanted)
         else:
             placed = jax.device_put(wanted)  # in one call, which costs less than one for each
@@ -310,7 +323,12 @@ class Feed:
         ]
 
     def _stack(
-        self, whole: Fetched, starts: list[Cursor], ends: list[Cursor], failures: Failures
+        self,
+        whole: Fetched,
+        size: int,
+        starts: list[Cursor],
+        ends: list[Cursor],
+        failures: Failures,
     ) -> Stack:
         count = len(starts)  # and no -1 for the rows: a field may have no items to count them by
         fetched = jax.tree.map(lambda x: x.reshape(count, len(x) // count, *x.shape[1:]), whole)
@@ -319,7 +337,7 @@ class Feed:
             Cursor(*(np.array(x, kind) for x in zip(*cursors, strict=True)))
             for cursors in (starts, ends)
         )
-        (placed,) = self._placed([fetched])
+        (placed,) = self._placed([fetched], size, axis=1)
         return Stack(placed, before, behind, ends[-1], failures)
 
     def _as_asked(self, read: Callable[..., Any], *args: Any) -> Any:
@@ -374,25 +392,36 @@ class Feed:
         reader, spec = self.supply.reader, self.supply.spec
         assert isinstance(reader, Reader)
         failures: list[list[tuple[int, ReadError]]] = [[] for _ in starts]
+        own = self._own_rows(cut.size, len(starts))
+        # The records are kept for others to read, and the reader may write to what it gets.
+        records = np.array(rows.record[own])
         if inside is None:
-            # The records are kept for others to read, and the reader may write to what it gets.
-            batch = reader.rows(np.array(rows.record), spec)
+            batch = reader.rows(records, spec)
         else:
-            batch, mask, errors = self._masked_rows(np.asarray(rows.record), inside)
-            for row, error in zip(np.flatnonzero(inside & ~mask).tolist(), errors, strict=True):
+            batch, mask, errors = self._masked_rows(records, inside[own])
+            holes = np.arange(len(inside))[own][inside[own] & ~mask].tolist()
+            for row, error in zip(holes, errors, strict=True):
                 failures[row // cut.size].append((int(rows.epoch[row]), error))
             rows = rows._replace(mask=mask)
         ends = [*starts[1:], after]
         if stacked:
             whole, broken = Fetched(batch, rows), [x for some in failures for x in some]
-            return self._stack(whole, starts, ends, broken)
+            return self._stack(whole, cut.size, starts, ends, broken)
         if self.supply.bare:
             rows = rows._replace(record=None)  # no stage asks which they are
         whole = Fetched(batch, rows)
-        batches = _cut(whole, cut.size, len(starts))
+        batches = _cut(whole, len(starts))
         if not self._stays(whole, len(starts)):
-            batches = self._placed(batches)
+            batches = self._placed(batches, cut.size)
         return [Fed(*x) for x in zip(batches, repeat(cut), starts, ends, failures)]
+
+    def _own_rows(self, size: int, count: int) -> Any:
+        """An index of the rows of some batches that are to be read by this process."""
+        sharding = self.supply.sharding
+        own = None if sharding is None else own_rows(sharding, size)
+        if own is None:
+            return slice(None)
+        return (np.arange(0, size * count, size)[:, None] + own).ravel()
 
     def _masked_rows(
         self, records: np.ndarray, inside: np.ndarray
@@ -434,7 +463,8 @@ class Feed:
             placed = iter(self._placed(batches))
             return [x._replace(fetched=x.fetched and next(placed)) for x in fed]
         whole = jax.tree.map(lambda *x: np.concatenate(x), *(x.fetched for x in fed))
-        return self._stack(whole, [x.first or x.start for x in fed], [x.after for x in fed], ())
+        starts, ends = [x.first or x.start for x in fed], [x.after for x in fed]
+        return self._stack(whole, cut.size, starts, ends, ())
 
     def _next_of_stream(self, start: Cursor, cut: Cut, loop: bool) -> Fed:
         stream, size, last_batch = self.supply.reader, self.supply.size, self.supply.last_batch
@@ -573,11 +603,16 @@ def stack_counts(length: int, batch_bytes: int) -> list[int]:
     return [count] * whole + [rest] * (rest > 0)
 
 
-def _cut(whole: Fetched, size: int, count: int) -> list[Fetched]:
-    """A chunk in `count` batches of `size` rows."""
+def _cut(whole: Fetched, count: int) -> list[Fetched]:
+    """A chunk in `count` batches, of as many rows each."""
     leaves, structure = jax.tree.flatten(whole)
-    starts = range(0, count * size, size)
-    return [jax.tree.unflatten(structure, [x[i : i + size] for x in leaves]) for i in starts]
+    sizes = [len(x) // count for x in leaves]
+    return [
+        jax.tree.unflatten(
+            structure, [x[i * n : (i + 1) * n] for x, n in zip(leaves, sizes, strict=True)]
+        )
+        for i in range(count)
+    ]
 
 
 def _is_readable(x: np.ndarray, count: int = 1) -> bool:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._keys import BaseKey
+from .._mesh import spans_processes
 from .._order import Order, Permutation, StoredOrder
 from .._rows import (
     Cut,
@@ -142,13 +143,14 @@ class Runtime:
         if binding is None or not binding.is_current():
             pipeline._cursor_state.claim()
             binding = self.bind(pipeline)
+        if binding is not self._binding:
+            pipeline._check_settings()
         values = binding.read()
         if binding is self._binding:
             changed = list(compress(values, map(is_not, values, self._values)))
             if len(changed) > (values[binding.position] is not self._values[binding.position]):
                 self._orders.clear()  # a key has changed, maybe
         else:
-            pipeline._check_settings()
             changed, self._mutable = values, False
             self._orders.clear()
         self._traced = has_tracer(changed)
@@ -232,7 +234,8 @@ class Runtime:
         keys = [self._values[i] for i, x in variables if isinstance(x, BaseKey)]
         bare, here = pipeline._sink == NAME, on_cpu()
         x64 = bool(jax.config.read("jax_enable_x64"))
-        parts = (reader, bare, here, x64, *policy(pipeline), pipeline.num_threads, *keys)
+        how = bare, here, x64, pipeline.sharding
+        parts = (reader, *how, *policy(pipeline), pipeline.num_threads, *keys)
         known, feed = self._feed
         if known is not None and len(known) == len(parts) and all(map(_is_it, known, parts)):
             self._fed = self._values
@@ -250,7 +253,7 @@ class Runtime:
         assert isinstance(source, EagerSourceBase | StreamSource)
         masks = isinstance(source, EagerSourceBase) and source.masks
         spec = source.element_spec
-        supply = Supply(reader, spec, size, length, last_batch, masks, bare, here, x64, order)
+        supply = Supply(reader, spec, size, length, last_batch, masks, *how, order)
         feed = Feed(supply, pipeline.num_threads)
         self._close_feed = weakref.finalize(self, feed.close)  # once called, it lets go of it
         self._feed, self._fed = (parts, feed), self._values
@@ -348,7 +351,7 @@ class Runtime:
         single = batch_program(binding.structure, cut, 1, asked, False)
         self._patience -= 1
         sides, most = self._sides(single), 1
-        if self._takes_several(single):
+        if self._takes_several(pipeline, single):
             size, length, last_batch = policy(pipeline)
             most = at_once(single, sides, length and batches_of(size, length, last_batch))
         several = max(1, most // sides)
@@ -422,13 +425,15 @@ class Runtime:
             blame(pipeline, program, error, functools.partial(by_hand, binding, cut, *args))
             raise
 
-    def _takes_several(self, single: Program) -> bool:
+    def _takes_several(self, pipeline: "Pipeline", single: Program) -> bool:
         """Whether batches may be computed before they are asked for."""
         return (
             self._patience < 0
             and not self._traced
             and not self._mutable
             and not single.host_nodes
+            # All must run the same programs, and how many batches those are for the clock decides.
+            and not spans_processes(pipeline.sharding)
             and self.start.epoch < 2**32 - 1  # after the last batch of all comes an error
             # Until one has shown whether others can be computed beside it.
             and not (single.shared and single.keeps_state is None)
@@ -452,7 +457,7 @@ class Runtime:
         sides = self._sides(single)
         # As many as were read in one go or one, so that there are two programs to compile.
         full = len(ready) == feed.count <= at_once(single, sides)
-        if not (full and self._takes_several(single)):
+        if not (full and self._takes_several(pipeline, single)):
             ready = ready[:1]
         kind = self._values[binding.position].dtype.type
         given = [(fed.fetched, Cursor(*map(kind, fed.first or fed.start))) for fed in ready]

@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import NamedSharding
 
 from .._bundle import Bundle, FixedBundle
 from .._keys import all_words, batch_key, node_key, record_keys
+from .._mesh import check_sharding
 from .._order import word
 from .._rows import Cut, LastBatch, Rows, batches_of_loop, pack, running_on
 from .._types import Batch, Cursor, Mask, Signed, Spec, Words, integer, spec_text
@@ -36,6 +38,7 @@ from ..sources._base import (
     Source,
     length_of,
 )
+from ..sources._column import spread
 from ..sources._host import raised_in
 from . import _scan, _show, _state
 from ._binding import Binding, merge
@@ -89,6 +92,10 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
             with a shorter batch, `step` and `scan` fill it from the next epoch. "drop": they are
             skipped. "pad": the batch is filled up with zero rows, which a mask marks.
         mask_name: the field of the mask, boolean, of shape `(batch_size,)`, False for a zero row.
+        sharding: how the rows of each batch lie on the devices of a mesh, for example
+            `NamedSharding(mesh, PartitionSpec("data"))`; the batches are the same as without. In a
+            job of several processes each then reads the rows of its own devices only. Data in
+            memory are copied to every device, unless they lie on several already (spec MESH).
         num_threads: threads that read ahead, where the rows of the source are on the host.
         progress: shows a progress bar for every loop, and for every scan over a source on the
             host (extra "progress").
@@ -120,6 +127,7 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
         rngs: nnx.Rngs | None = None,
         last_batch: LastBatch = "keep",
         mask_name: str = "mask",
+        sharding: NamedSharding | None = None,
         num_threads: int = 2,
         progress: bool = False,
     ):
@@ -147,6 +155,7 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
         self.batch_size = integer(batch_size, 0) or batch_size
         self.last_batch: LastBatch = last_batch
         self.mask_name = mask_name
+        self.sharding = sharding
         self.num_threads = integer(num_threads, 0) or num_threads
         self.progress = progress
         self._base = None if rngs is None else FixedBundle(all_words(rngs))
@@ -164,6 +173,7 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
         rngs: nnx.Rngs | None = None,
         last_batch: LastBatch = "keep",
         mask_name: str = "mask",
+        sharding: NamedSharding | None = None,
         num_threads: int = 2,
         progress: bool = False,
     ) -> "Pipeline":
@@ -196,6 +206,7 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
             rngs=rngs,
             last_batch=last_batch,
             mask_name=mask_name,
+            sharding=sharding,
             num_threads=num_threads,
             progress=progress,
         )
@@ -394,6 +405,10 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
         """The graph as the text of a Mermaid flowchart, with shapes on its edges."""
         return _show.mermaid(self)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a pickle holds: no `sharding`, which names devices of this process."""
+        return super().__getstate__() | {"sharding": None}
+
     def __bool__(self) -> bool:
         return True  # also without a length
 
@@ -461,7 +476,7 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
         _ = self.node_specs
 
     def _check_settings(self) -> None:
-        """Raises for settings that do not fit one another."""
+        """Raises for settings that do not fit one another; the source's data come to the mesh."""
         length, size, policy = length_of(self.source), self.batch_size, self.last_batch
         if not 1 <= integer(size, 0) < 2**31:
             raise BatchSizeError(size)
@@ -469,6 +484,9 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
             raise ValueError(
                 f"`num_threads` must be an integer of at least 1, got {self.num_threads!r}."
             )
+        if self.sharding is not None:
+            check_sharding(self.sharding, size)
+            spread(self.source, self.sharding)
         if policy not in ("keep", "drop", "pad"):
             raise LastBatchError(f'`last_batch` must be "keep", "drop" or "pad", got {policy!r}.')
         if length == 0:

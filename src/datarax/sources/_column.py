@@ -6,11 +6,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Shaped, UInt
 
 from .._bundle import Fixed
+from .._mesh import everywhere
 from .._rows import gathered_sharding, take
-from .._types import Records, Scalar
+from .._types import Records, Scalar, is_traced
 from .._xla import ALIGNMENT, aligned, on_cpu
 from ._base import SourceData
 
@@ -69,11 +72,34 @@ class Column(Fixed):
 
     def __getstate__(self) -> dict[str, Any]:
         """What a pickle holds: the rows, not what lies in front of them in this process."""
-        state, data = super().__getstate__(), self.data.get_raw_value()
-        if data.shape != self.shape:
-            rows = np.asarray(data)[data.size - math.prod(self.shape) :].reshape(self.shape)
-            state["data"] = SourceData(jax.device_put(_own(rows)))
+        state = super().__getstate__()
+        if (rows := self.rows()) is not self.data.get_raw_value():
+            state["data"] = SourceData(jax.device_put(_own(np.asarray(rows))))
         return state
+
+    def rows(self) -> jax.Array | np.ndarray:
+        """All rows, and nothing in front of them."""
+        data = self.data.get_raw_value()
+        if data.shape == self.shape:
+            return data
+        return np.asarray(data)[data.size - math.prod(self.shape) :].reshape(self.shape)
+
+
+def spread(source: Any, sharding: NamedSharding) -> None:
+    """Puts what a source holds on every device of the mesh, once, and not with every program.
+
+    What lies on several devices stays there: whoever has put it there may have split it.
+    """
+    columns = {id(x.data): x for _, x in nnx.iter_graph(source) if isinstance(x, Column)}
+    for _, variable in nnx.iter_graph(source):
+        if not isinstance(variable, nnx.Variable):
+            continue
+        x = variable.get_raw_value()
+        here = isinstance(x, jax.Array) and not is_traced(x) and len(x.sharding.device_set) == 1
+        if here and x.sharding.device_set != sharding.device_set:
+            # What lies in front of the rows is another length in each process.
+            rows = columns[id(variable)].rows() if id(variable) in columns else x
+            variable.set_raw_value(everywhere(rows, sharding))
 
 
 def _own(values: np.ndarray) -> np.ndarray:

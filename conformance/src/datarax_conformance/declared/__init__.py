@@ -8,6 +8,7 @@ from . import (
     errors,
     iter,
     library,
+    library_mesh,
     library_sources,
     library_stages,
     scan,
@@ -27,6 +28,7 @@ TABLES = (
     library.table,
     library_sources.table,
     library_stages.table,
+    library_mesh.table,
 )
 
 

@@ -551,4 +551,53 @@ MUTANTS = [
         '        raise Refused("rngs", node=name)\n',
         "                    return base_words(rngs[wanted])\n        return 0, 0\n",
     ),
+    # meshes
+    mutant(
+        "each device counts for itself",
+        "MESH-001",
+        "        count = size\n",
+        "        count = size // self.parts\n",
+    ),
+    mutant(
+        "the devices have the rows in turn",
+        "MESH-002",
+        "ids if rest else ids[i * each : (i + 1) * each]",
+        "ids if rest else ids[i :: self.parts]",
+    ),
+    mutant(
+        "a short batch is on the first device",
+        "MESH-002",
+        "[ids if rest else",
+        "[ids * (i == 0) if rest else",
+    ),
+    mutant("every process reads all", "MESH-003", "np.flatnonzero(owner == i)", "records"),
+    mutant(
+        "an uneven split is taken",
+        "MESH-004",
+        "not isinstance(self.parts, int) or size % self.parts",
+        "not isinstance(self.parts, int)",
+    ),
+    mutant(
+        "any sharding is taken",
+        "MESH-004",
+        "        if not isinstance(self.parts, int) or size % self.parts:\n",
+        "        self.parts = self.parts if isinstance(self.parts, int) else 2\n"
+        "        if size % self.parts:\n",
+    ),
+    Mutant(
+        "a state is of one mesh",
+        ["MESH-005"],
+        [
+            (
+                '"counts": self.counts}\n        return json.dumps(state)',
+                '"counts": self.counts, "parts": self.parts}\n        return json.dumps(state)',
+            ),
+            (
+                '        self.cursor, self.counts = Cursor(*saved["cursor"]), saved["counts"]\n',
+                '        if saved["parts"] != self.parts:\n'
+                '            raise Refused("state", field="mesh")\n'
+                '        self.cursor, self.counts = Cursor(*saved["cursor"]), saved["counts"]\n',
+            ),
+        ],
+    ),
 ]

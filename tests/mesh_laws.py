@@ -1,0 +1,244 @@
+"""The laws of a mesh, for a process that has several devices, or for one of a job.
+
+`python mesh_laws.py DEVICES [PORT PROCESS PROCESSES]` checks them all, and prints what it has read.
+"""
+
+import json
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.experimental.multihost_utils import process_allgather
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from datarax import Pipeline
+from datarax.sources import (
+    IterableSource,
+    IterableSourceConfig,
+    MemorySource,
+    MemorySourceConfig,
+    RandomAccessSource,
+    RandomAccessSourceConfig,
+)
+
+LENGTH, SIZE = 27, 8  # the last batch of a loop has 3 rows, which are no 4 parts
+WIDE = 20_000  # so large that the source shares the array with NumPy
+VALUES = np.random.default_rng(0).normal(size=(LENGTH, WIDE)).astype(np.float32)
+
+
+class Storage:
+    def __init__(self, bad=()):
+        self.bad, self.read = bad, []
+
+    def __len__(self):
+        return LENGTH
+
+    def __getitem__(self, record):
+        if record in self.bad:
+            raise OSError("broken")
+        self.read.append(int(record))
+        return {"id": np.int32(record), "x": VALUES[record, :3]}
+
+
+def memory():
+    # Each process has its array at another place between two multiples of what XLA shares.
+    place = slice(4 * jax.process_index(), 4 * jax.process_index() + VALUES.size)
+    values = np.empty(VALUES.size + 16, np.float32)[place].reshape(VALUES.shape)
+    values[...] = VALUES
+    fields = {"id": np.arange(LENGTH, dtype=np.int32), "x": values}
+    return MemorySource(MemorySourceConfig(shuffle=True), fields)
+
+
+def held_in_parts():
+    parts = NamedSharding(mesh(), PartitionSpec("data"))
+    rows = VALUES[:24, :3]
+    whole = jax.make_array_from_callback(rows.shape, parts, lambda index: rows[index])
+    return MemorySource(MemorySourceConfig(), {"x": whole})
+
+
+def storage():
+    return RandomAccessSource(RandomAccessSourceConfig(shuffle=True), Storage())
+
+
+def damaged():
+    config = RandomAccessSourceConfig(on_error="mask", max_errors=2)
+    return RandomAccessSource(config, Storage(bad=(3, 20)))
+
+
+def stream():
+    return IterableSource(IterableSourceConfig(), [{"x": row} for row in VALUES[:, :3]])
+
+
+def draws(batch, *, keys):
+    drawn = jax.vmap(lambda key: jax.random.bits(key, (2,)))(keys)
+    return {**batch, "drawn": drawn}
+
+
+class Mixes(nnx.Module):
+    """Looks at all rows, and counts batches."""
+
+    def __init__(self):
+        self.seen = nnx.Variable(jnp.int32(0))
+
+    def __call__(self, batch):
+        self.seen[...] += 1
+        x = batch["x"][:, :3]
+        return {**batch, "less": x - x.mean(0, keepdims=True), "count": x * 0 + self.seen[...]}
+
+
+CASES = {
+    "memory": (memory, [draws, Mixes], "keep"),
+    "held in parts": (held_in_parts, [draws], "drop"),
+    "storage": (storage, [draws, Mixes], "keep"),
+    "storage alone": (storage, [], "keep"),
+    "damaged": (damaged, [], "pad"),
+    "stream": (stream, [Mixes], "pad"),
+}
+MODES = {
+    "for": lambda pipeline: [batch for _ in range(2) for batch in pipeline],
+    "step": lambda pipeline: [pipeline.step() for _ in range(5)],
+    "scan": lambda pipeline: [pipeline.scan(dict, 6)],
+}
+
+
+# Each of them compiles for a second or more.
+IN_A_PROCESS = {
+    "memory": "for step scan",
+    "held in parts": "for",
+    "storage": "for scan",
+    "storage alone": "for step scan",
+    "damaged": "for scan",
+    "stream": "for scan",
+}
+IN_A_JOB = {"memory": "for", "storage": "for scan", "storage alone": "for", "stream": "for"}
+
+
+def mesh():
+    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+
+
+def by_rows():
+    return NamedSharding(mesh(), PartitionSpec("data"))
+
+
+def build(case, sharding):
+    source, stages, last_batch = CASES[case]
+    stages = [stage() if isinstance(stage, type) else stage for stage in stages]
+    how = {"batch_size": SIZE, "last_batch": last_batch, "rngs": nnx.Rngs(0)}
+    return Pipeline(source=source(), stages=stages, sharding=sharding, **how)
+
+
+def whole(x):
+    """All of an array, whoever has the parts."""
+    alone = x.is_fully_addressable or x.is_fully_replicated
+    return np.asarray(x if alone else process_allgather(x, tiled=True))
+
+
+def check_batches(case, mode):
+    """The batches of one without a sharding, lying as they are to lie; and the same state."""
+    sharding = by_rows()
+    alone, split = build(case, None), build(case, sharding)
+    for expected, found in zip(MODES[mode](alone), MODES[mode](split), strict=True):
+        assert expected.keys() == found.keys()
+        for name, x in found.items():
+            assert (x.shape, x.dtype) == (expected[name].shape, expected[name].dtype)
+            values, wanted = whole(x), whole(expected[name])
+            if name == "less":  # a mean, which the devices may round otherwise
+                np.testing.assert_allclose(values, wanted, rtol=0, atol=1e-6)
+            else:
+                np.testing.assert_array_equal(values, wanted, err_msg=f"{case} {mode} {name}")
+            if mode != "scan":
+                evenly = len(x) % jax.device_count() == 0
+                lies = sharding if evenly else NamedSharding(mesh(), PartitionSpec())
+                assert x.sharding.is_equivalent_to(lies, x.ndim), (case, mode, name, x.sharding)
+    assert alone.get_state() == split.get_state()
+    assert alone.cursor == split.cursor
+
+
+def check_state():
+    """A state goes from a mesh to a mesh, and to none."""
+    first = build("storage", by_rows())
+    first.step()
+    state = json.dumps(first.get_state())
+    for sharding in by_rows(), None:
+        resumed = build("storage", sharding)
+        resumed.set_state(state)
+        again = build("storage", by_rows())
+        again.step()
+        np.testing.assert_array_equal(whole(resumed.step()["id"]), whole(again.step()["id"]))
+
+
+def check_scan_trains():
+    """A model is trained in a scan, each device with its rows, as with all of them on one."""
+
+    def train(model, batch):
+        def loss_of(model):
+            return ((batch["x"][:, :3] @ model.kernel[...] - 1) ** 2).mean()
+
+        loss, slopes = nnx.value_and_grad(loss_of)(model)
+        model.kernel[...] -= 0.1 * slopes.kernel[...]
+        return loss
+
+    losses = []
+    for sharding in None, by_rows():
+        model = nnx.Linear(3, 1, use_bias=False, rngs=nnx.Rngs(1))
+        losses.append(whole(build("memory", sharding).scan(train, 6, modules=(model,))))
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+def check_reads():
+    """Of a batch that is split, no process reads what it has no device for."""
+    storage = Storage()
+    source = RandomAccessSource(RandomAccessSourceConfig(), storage)
+    pipeline = Pipeline(source=source, batch_size=SIZE, last_batch="drop", sharding=by_rows())
+    storage.read.clear()  # the shapes
+    pipeline.scan(dict, 3)
+    share, place = SIZE // jax.process_count(), jax.process_index()
+    own = [x for x in range(24) if x % SIZE // share == place]
+    # Two chunks may be read at the same time.
+    assert sorted(storage.read) == own, (storage.read, own)
+
+
+def check_data_lie_on_the_mesh():
+    """A copy on each device, made once, of the rows alone: what NumPy has in front of them differs
+    from process to process."""
+    pipeline = build("memory", by_rows())
+    held = pipeline.source.data.get("x").data
+    first = held.get_raw_value()
+    pipeline.step()
+    pipeline.nodes["draws"] = draws  # checks the pipeline anew
+    pipeline.step()
+    assert held.get_raw_value() is first
+    assert first.shape == VALUES.shape
+    assert first.sharding.device_set == set(jax.devices())
+
+
+def check_nothing_is_ahead():
+    """How much is computed at once hangs on the clock, and the processes would not agree on it."""
+    pipeline = build("memory", by_rows())
+    for _ in range(4):
+        for _ in pipeline:
+            assert not pipeline._runtime._ahead
+
+
+def main(devices, port=0, process=0, processes=1):
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", devices)
+    if processes > 1:
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(f"localhost:{port}", processes, process)
+        check_nothing_is_ahead()
+    for case, modes in (IN_A_JOB if processes > 1 else IN_A_PROCESS).items():
+        for mode in modes.split():
+            check_batches(case, mode)
+    check_state()
+    check_data_lie_on_the_mesh()
+    check_scan_trains()
+    check_reads()
+    print("all hold")
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))

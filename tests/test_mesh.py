@@ -1,0 +1,129 @@
+"""How batches lie on the devices of a mesh (spec MESH)."""
+
+import copy
+import pickle
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import mesh_laws
+import numpy as np
+import pytest
+from flax import nnx
+from helpers import pipeline, sharding_of
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from datarax._mesh import assemble, own_rows
+from datarax.errors import ShardingError
+
+LAWS = str(Path(mesh_laws.__file__))
+
+
+def finished(*jobs):
+    """All processes, which must come to the end."""
+    for job in jobs:
+        try:
+            out, err = job.communicate(timeout=240)
+        finally:
+            job.kill()
+        assert out.endswith("all hold\n"), err[-3000:]
+
+
+def started(*words):
+    command = [sys.executable, LAWS, *map(str, words)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.spec("MESH-001", "MESH-002", "MESH-005")
+def test_four_devices_get_the_batches_of_one():
+    finished(started(4))
+
+
+@pytest.mark.spec("MESH-001", "MESH-002", "MESH-003", "MESH-005")
+def test_two_processes_get_the_batches_of_one_and_read_half_of_them_each():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    finished(*[started(2, port, process, 2) for process in range(2)])
+
+
+@pytest.mark.spec("MESH-004")
+@pytest.mark.parametrize(
+    "sharding, text",
+    [
+        (sharding_of(PartitionSpec.UNCONSTRAINED), "must split the rows of a batch, axis 0, and"),
+        (
+            NamedSharding(sharding_of().mesh.abstract_mesh, PartitionSpec("data")),
+            "needs a mesh of devices, got",
+        ),
+        (
+            sharding_of(("data", "model"), data=2, model=3),
+            "splits a batch into 6 equal parts, but a `batch_size` of 8 is no multiple",
+        ),
+    ],
+)
+def test_what_does_not_split_rows_is_refused(sharding, text):
+    with pytest.raises(ShardingError, match=text):
+        pipeline(length=8, batch_size=8, sharding=sharding)
+
+
+@pytest.mark.spec("MESH-001")
+@pytest.mark.parametrize(
+    "sharding",
+    [
+        sharding_of("data"),
+        sharding_of(),
+        sharding_of(("data", "model"), data=1, model=1),
+        sharding_of("data", None),
+    ],
+    ids=str,
+)
+def test_shardings_of_rows_are_taken(sharding):
+    alone = pipeline(length=10, batch_size=4, seed=0)
+    split = pipeline(length=10, batch_size=4, seed=0, sharding=sharding)
+    for expected, found in zip(alone, split, strict=True):
+        assert found["id"].tolist() == expected["id"].tolist()
+        assert found["id"].sharding.mesh == sharding.mesh
+
+
+@pytest.mark.spec("MESH-001", "STEP-016")
+def test_it_is_traced_as_any_pipeline():
+    alone, split = (
+        pipeline(length=10, batch_size=4, seed=0, sharding=x) for x in (None, sharding_of("data"))
+    )
+    for _ in range(3):
+        found = nnx.jit(lambda pipeline: pipeline.step())(split)
+        assert found["id"].tolist() == alone.step()["id"].tolist()
+    assert split.replay(3)["source"]["id"].tolist() == [3]
+
+
+@pytest.mark.spec("MESH-005")
+def test_a_pickle_knows_no_devices_and_a_copy_does():
+    split = pipeline(length=10, batch_size=4, seed=0, sharding=sharding_of("data"))
+    split.step()
+    loaded, copied = pickle.loads(pickle.dumps(split)), copy.deepcopy(split)
+    assert (loaded.sharding, copied.sharding) == (None, split.sharding)
+    ids = split.step()["id"].tolist()
+    assert loaded.step()["id"].tolist() == copied.step()["id"].tolist() == ids
+
+
+@pytest.mark.spec("MESH-002")
+def test_a_sharding_may_be_given_later():
+    stream = pipeline(length=12, batch_size=4)
+    stream.step()
+    stream.sharding = sharding_of("data")
+    assert stream.step()["id"].sharding.is_equivalent_to(stream.sharding, 1)
+    stream.sharding = sharding_of("data", kind=AxisType.Explicit)
+    with pytest.raises(ShardingError):
+        stream.step()
+    stream.sharding = None
+    assert stream.step()["id"].tolist() == [8, 9, 10, 11]
+
+
+@pytest.mark.internal
+def test_rows_of_other_processes_need_not_be_at_hand(monkeypatch):
+    sharding = sharding_of("data")
+    assert own_rows(sharding, 4) is None
+    rows = np.arange(24).reshape(2, 4, 3)
+    np.testing.assert_array_equal(assemble(rows, sharding, 4, axis=1), rows)
