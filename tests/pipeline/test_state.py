@@ -559,6 +559,22 @@ def test_the_nnx_way_resumes_as_a_state_does(mode):
     assert_same(got, expected)
 
 
+@pytest.mark.spec("STATE-021")
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("kind", [np.int32, np.int64])
+def test_a_cursor_that_comes_back_in_another_integer_type_is_the_same_place(mode, kind):
+    original, resumed = (pipeline(length=10, batch_size=2, seed=1) for _ in range(2))
+    by_step(original, 2)
+    state = nnx.to_pure_dict(nnx.state(original))
+    state["_cursor_state"] = np.asarray(state["_cursor_state"]).astype(kind)
+    own = nnx.state(resumed)
+    nnx.replace_by_pure_dict(own, state)
+    nnx.update(resumed, own)
+    assert resumed.element_spec == original.element_spec
+    assert_same(MODES[mode](resumed, 2), MODES[mode](original, 2))
+    assert resumed.cursor == original.cursor
+
+
 def _unwrap_key(x):
     return jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
 

@@ -69,6 +69,12 @@ SCANS = 16
 class Position(nnx.Variable):
     """The cursor of a pipeline: an array of its epoch and its offset."""
 
+    def hold_as(self, kind: Any) -> None:
+        """Casts what was stored elsewhere and has come back in another integer type."""
+        raw = self.get_raw_value()
+        if raw.dtype != kind and jnp.issubdtype(raw.dtype, jnp.integer):
+            self.set_raw_value(raw.astype(kind))
+
     def claim(self) -> None:
         """Raises, before anything is computed, in a trace that the pipeline is no argument of."""
         try:
@@ -501,6 +507,6 @@ def fetched_at_once(
 def start_of(pipeline: "Pipeline", cut: Cut) -> Cursor:
     """The cursor from which the next batch really starts."""
     length = length_of(pipeline.source)
-    # Cast, since a position that was stored elsewhere may come back in another integer type.
+    # Cast, since specs may be asked for before `Position.hold_as` has seen it.
     cursor = Cursor(*jnp.asarray(pipeline._cursor_state[...]).astype(word(length or 1)))
     return settle(cursor, cut.size, length, pipeline.last_batch)

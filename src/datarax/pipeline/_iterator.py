@@ -19,7 +19,7 @@ import numpy as np
 
 from .._keys import BaseKey
 from .._mesh import spans_processes
-from .._order import Order, Permutation, StoredOrder
+from .._order import Order, Permutation, StoredOrder, word
 from .._rows import (
     Cut,
     advance,
@@ -145,6 +145,8 @@ class Runtime:
             binding = self.bind(pipeline)
         if binding is not self._binding:
             pipeline._check_settings()
+        found = cursor(pipeline)
+        pipeline._cursor_state.hold_as(word(length_of(pipeline.source) or 1))
         values = binding.read()
         if binding is self._binding:
             changed = list(compress(values, map(is_not, values, self._values)))
@@ -157,7 +159,7 @@ class Runtime:
         new = jax.tree.leaves(values if self._mutable else changed)
         self._mutable = any(map(_is_mutable, new))
         where = jnp.where if is_traced(values[binding.position]) else host_where
-        self.start = settle(cursor(pipeline), *policy(pipeline), where)
+        self.start = settle(found, *policy(pipeline), where)
         self._binding, self._values, self._settings = binding, values, settings()
         self._discard()
         return binding
@@ -245,9 +247,9 @@ class Runtime:
         structure, values = binding.structure, list(self._values)
 
         def order(epoch: int) -> Any:
-            word = values[binding.position].dtype.type(epoch)
+            number = values[binding.position].dtype.type(epoch)
             with on_host():
-                return order_program(structure, 1)(values, word)
+                return order_program(structure, 1)(values, number)
 
         size, length, last_batch = policy(pipeline)
         assert isinstance(source, EagerSourceBase | StreamSource)
