@@ -11,10 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.experimental.multihost_utils import process_allgather
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from datarax import Pipeline
+from datarax.errors import ShardingError
 from datarax.sources import (
+    EagerSourceBase,
     IterableSource,
     IterableSourceConfig,
     MemorySource,
@@ -88,12 +90,26 @@ class Mixes(nnx.Module):
         return {**batch, "less": x - x.mean(0, keepdims=True), "count": x * 0 + self.seen[...]}
 
 
+class Holds(nnx.Module):
+    """Remembers rows, of which each process then has a part."""
+
+    def __init__(self):
+        self.last = nnx.Variable(jnp.zeros((SIZE, 3)))
+
+    def __call__(self, batch):
+        before = self.last[...]
+        self.last[...] = batch["x"]
+        return {**batch, "before": before}
+
+
 CASES = {
     "memory": (memory, [draws, Mixes], "keep"),
     "held in parts": (held_in_parts, [draws], "drop"),
     "storage": (storage, [draws, Mixes], "keep"),
     "storage alone": (storage, [], "keep"),
     "damaged": (damaged, [], "pad"),
+    "padded": (storage, [], "pad"),
+    "held rows": (storage, [Holds], "drop"),
     "stream": (stream, [Mixes], "pad"),
 }
 MODES = {
@@ -112,7 +128,13 @@ IN_A_PROCESS = {
     "damaged": "for scan",
     "stream": "for scan",
 }
-IN_A_JOB = {"memory": "for", "storage": "for scan", "storage alone": "for", "stream": "for"}
+IN_A_JOB = {
+    "memory": "for",
+    "storage": "for scan",
+    "storage alone": "for",
+    "padded": "for scan",  # the last batch is padding alone to the second process
+    "stream": "for",
+}
 
 
 def mesh():
@@ -159,15 +181,16 @@ def check_batches(case, mode):
 
 def check_state():
     """A state goes from a mesh to a mesh, and to none."""
-    first = build("storage", by_rows())
+    first = build("held rows", by_rows())
     first.step()
     state = json.dumps(first.get_state())
+    expected = whole(first.step()["before"])
     for sharding in by_rows(), None:
-        resumed = build("storage", sharding)
+        resumed = build("held rows", sharding)
         resumed.set_state(state)
-        again = build("storage", by_rows())
-        again.step()
-        np.testing.assert_array_equal(whole(resumed.step()["id"]), whole(again.step()["id"]))
+        np.testing.assert_array_equal(whole(resumed.step()["before"]), expected)
+        resumed.set_state(state)  # where what it replaces lies in parts
+        np.testing.assert_array_equal(whole(resumed.step()["before"]), expected)
 
 
 def check_scan_trains():
@@ -215,6 +238,105 @@ def check_data_lie_on_the_mesh():
     assert first.sharding.device_set == set(jax.devices())
 
 
+def check_one_source_serves_several():
+    """Over other devices, and over none told: it stays as it was."""
+    source = memory()
+    for devices in jax.devices(), jax.devices()[2:3], jax.devices()[:2], jax.devices()[:1]:
+        grid = Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
+        sharding = NamedSharding(grid, PartitionSpec("data"))
+        how = {"source": source, "batch_size": SIZE, "rngs": nnx.Rngs(0)}
+        for one, where in ((sharding, devices), (None, jax.devices()[:1])):
+            batch = Pipeline(**how, sharding=one).step()
+            assert batch["x"].sharding.device_set == set(where)
+
+
+class Plain(EagerSourceBase):
+    """What somebody else may write."""
+
+    def __init__(self):
+        super().__init__(shuffle="permutation")
+        self.x = jnp.asarray(VALUES[:, :3])
+
+    def __len__(self):
+        return LENGTH
+
+    def gather(self, records):
+        return {"x": self.x[records]}
+
+
+class Scale(nnx.Module):
+    def __init__(self):
+        self.by = nnx.Param(jax.device_put(jnp.float32(2), jax.devices()[1]))
+        self.rngs = nnx.Rngs(0)
+
+    def __call__(self, batch):
+        draw = jax.random.bits(self.rngs.default(), (len(batch["x"]),))
+        return {"x": batch["x"] * self.by[...], "draw": draw}
+
+
+def check_nothing_is_copied_for_every_batch():
+    """What a pipeline holds lies on the mesh, wherever it was before, and stays the user's own."""
+    stage = Scale()
+    how = {"stages": [stage], "batch_size": SIZE, "rngs": nnx.Rngs(0)}
+    alone = Pipeline(source=Plain(), **how | {"stages": [Scale()]})
+    pipeline = Pipeline(source=Plain(), sharding=by_rows(), **how)
+    with jax.transfer_guard_device_to_device("disallow"), jax.transfer_guard("disallow"):
+        for _ in range(5):
+            found, expected = pipeline.step(), alone.step()
+            for name in "x", "draw":
+                np.testing.assert_array_equal(whole(found[name]), whole(expected[name]))
+    orders = [order for _, order in pipeline._runtime._orders.values()]
+    held = pipeline.source.x, stage.by.get_raw_value(), *jax.tree.leaves(orders)
+    assert all(x.sharding.device_set == set(jax.devices()) for x in held)
+    stage.by[...] = jnp.float32(3)
+    np.testing.assert_array_equal(whole(pipeline.step()["x"]) * 2, whole(alone.step()["x"]) * 3)
+
+
+def check_a_sharding_may_change():
+    """To fewer devices, to others, to the same in another order, and to none told."""
+    alone, moved = build("memory", None), build("memory", by_rows())
+    state = moved.get_state()
+    for devices in jax.devices()[:2], jax.devices()[::-1], jax.devices()[2:], jax.devices()[:1]:
+        grid = Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
+        moved.sharding = NamedSharding(grid, PartitionSpec("data"))
+        for _ in range(4):
+            found, expected = moved.step(), alone.step()
+            np.testing.assert_array_equal(whole(found["drawn"]), whole(expected["drawn"]))
+            np.testing.assert_array_equal(whole(found["count"]), whole(expected["count"]))
+            assert found["x"].sharding.device_set == set(devices)
+    moved.sharding = None
+    moved.set_state(state)
+    alone.reset()
+    np.testing.assert_array_equal(whole(moved.step()["drawn"]), whole(alone.step()["drawn"]))
+
+
+def check_data_on_other_devices_are_refused():
+    grid = Mesh(np.array(jax.devices()[:2]), ("data",), axis_types=(AxisType.Auto,))
+    sharding = NamedSharding(grid, PartitionSpec("data"))
+    try:
+        Pipeline(source=held_in_parts(), batch_size=SIZE, sharding=sharding)
+    except ShardingError as error:
+        text = (
+            "over the devices 0, 1, but an array of shape (24, 3) that the pipeline holds is split"
+        )
+        assert text in str(error)
+    else:
+        raise AssertionError("data on four devices were taken for a mesh of two")
+
+
+def check_processes_that_differ():
+    """All are told, since all would get wrong batches."""
+    source = MemorySource(MemorySourceConfig(shuffle=True), VALUES[:, :3])
+    seed = nnx.Rngs(jax.process_index())
+    try:
+        Pipeline(source=source, batch_size=SIZE, rngs=seed, sharding=by_rows())
+    except ShardingError as error:
+        text = "must build the same pipeline over the same data, but they differ in seed; here it"
+        assert text in str(error)
+    else:
+        raise AssertionError("a seed for each process was taken")
+
+
 def check_nothing_is_ahead():
     """How much is computed at once hangs on the clock, and the processes would not agree on it."""
     pipeline = build("memory", by_rows())
@@ -230,6 +352,12 @@ def main(devices, port=0, process=0, processes=1):
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(f"localhost:{port}", processes, process)
         check_nothing_is_ahead()
+        check_processes_that_differ()
+    else:
+        check_one_source_serves_several()
+        check_data_on_other_devices_are_refused()
+        check_nothing_is_copied_for_every_batch()
+        check_a_sharding_may_change()
     for case, modes in (IN_A_JOB if processes > 1 else IN_A_PROCESS).items():
         for mode in modes.split():
             check_batches(case, mode)

@@ -234,7 +234,8 @@ CASES = {
     "sharding": [
         (
             lambda: pipeline(sharding="data"),
-            "`sharding` must be a NamedSharding, got 'data'.",
+            "`sharding` must be a NamedSharding, such as "
+            "NamedSharding(mesh, PartitionSpec(\"data\")), got 'data'.",
             {},
         ),
         (
@@ -251,8 +252,8 @@ CASES = {
         ),
         (
             lambda: pipeline(batch_size=4, sharding=sharding_of("data", data=3)),
-            "`sharding` splits a batch into 3 equal parts, but a `batch_size` of 4 is no multiple "
-            "of that.",
+            "`sharding` splits a batch into 3 equal parts, but a `batch_size` of 4, which counts "
+            "the rows on all devices, is no multiple of that.",
             {},
         ),
     ],

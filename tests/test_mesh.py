@@ -24,7 +24,7 @@ def finished(*jobs):
     """All processes, which must come to the end."""
     for job in jobs:
         try:
-            out, err = job.communicate(timeout=240)
+            out, err = job.communicate(timeout=120)
         finally:
             job.kill()
         assert out.endswith("all hold\n"), err[-3000:]
@@ -58,8 +58,12 @@ def test_two_processes_get_the_batches_of_one_and_read_half_of_them_each():
             "needs a mesh of devices, got",
         ),
         (
+            sharding_of("data").with_memory_kind("pinned_host"),
+            "can only be over memory of the kind 'device', got NamedSharding",
+        ),
+        (
             sharding_of(("data", "model"), data=2, model=3),
-            "splits a batch into 6 equal parts, but a `batch_size` of 8 is no multiple",
+            "splits a batch into 6 equal parts, but a `batch_size` of 8, which counts the rows",
         ),
     ],
 )
@@ -102,10 +106,12 @@ def test_it_is_traced_as_any_pipeline():
 def test_a_pickle_knows_no_devices_and_a_copy_does():
     split = pipeline(length=10, batch_size=4, seed=0, sharding=sharding_of("data"))
     split.step()
-    loaded, copied = pickle.loads(pickle.dumps(split)), copy.deepcopy(split)
-    assert (loaded.sharding, copied.sharding) == (None, split.sharding)
+    loaded = pickle.loads(pickle.dumps(split))
+    copies = copy.deepcopy(split), nnx.clone(split), copy.copy(split)
+    assert loaded.sharding is None
+    assert all(x.sharding == split.sharding for x in copies)
     ids = split.step()["id"].tolist()
-    assert loaded.step()["id"].tolist() == copied.step()["id"].tolist() == ids
+    assert all(x.step()["id"].tolist() == ids for x in (loaded, *copies[:2]))
 
 
 @pytest.mark.spec("MESH-002")
@@ -121,9 +127,16 @@ def test_a_sharding_may_be_given_later():
     assert stream.step()["id"].tolist() == [8, 9, 10, 11]
 
 
+@pytest.mark.spec("MESH-002")
+def test_it_is_shown_how_batches_lie():
+    split = pipeline(length=12, batch_size=4, sharding=sharding_of("data"))
+    assert f"cursor=(0, 0), {PartitionSpec('data')} over 1 devices\n" in str(split)
+    assert "devices" not in str(pipeline(length=12, batch_size=4))
+
+
 @pytest.mark.internal
 def test_rows_of_other_processes_need_not_be_at_hand(monkeypatch):
     sharding = sharding_of("data")
     assert own_rows(sharding, 4) is None
     rows = np.arange(24).reshape(2, 4, 3)
-    np.testing.assert_array_equal(assemble(rows, sharding, 4, axis=1), rows)
+    np.testing.assert_array_equal(assemble(rows, sharding, axis=1), rows)

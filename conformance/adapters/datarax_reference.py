@@ -252,7 +252,11 @@ class Stream:
         return [shard.data.tolist() for shard in shards]
 
     def ask_reads(self, processes):
-        return parts.records_read(processes, len(self.source), self.pipeline.batch_size)
+        return parts.job(processes, len(self.source), self.pipeline.batch_size)
+
+    def ask_differ(self, of):
+        (told,) = {tuple(x) for x in parts.job(2, len(self.source), self.pipeline.batch_size, of)}
+        return list(told)
 
     def ask_mend(self):
         self.source.reader.rows_of.bad.clear()

@@ -48,15 +48,15 @@ def sharding_of(mesh):
     return NamedSharding(grid, PartitionSpec(*[None] * (mesh == "columns"), "data"))
 
 
-def records_read(processes, length, batch_size):
-    """What each process of a job reads in an epoch."""
+def job(processes, *words):
+    """What each process of a job prints; see its script."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     script = str(Path(__file__).with_name("datarax_reference_job.py"))
     job = [
         subprocess.Popen([sys.executable, script, *map(str, words)], stdout=subprocess.PIPE)
-        for words in ((port, i, processes, length, batch_size) for i in range(processes))
+        for words in ((port, i, processes, *words) for i in range(processes))
     ]
     return [json.loads(process.communicate()[0].splitlines()[-1]) for process in job]
 

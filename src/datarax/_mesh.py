@@ -2,24 +2,46 @@
 
 import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import nnx
+from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from ._keys import BaseKey
+from ._types import is_traced
+from ._xla import transferring
 from .errors import ShardingError
+
+
+class Some(NamedTuple):
+    """Rows of a batch, in order, and of how many."""
+
+    rows: np.ndarray
+    of: int
+
+
+Own: TypeAlias = Some | None
+"""The rows of a batch that lie on devices of this process; None if all of them do."""
 
 
 def check_sharding(sharding: Any, batch_size: int) -> None:
     """Raises unless a `NamedSharding` splits rows, and them alone, into parts of equal size."""
     if not isinstance(sharding, NamedSharding):
-        raise ShardingError(f"must be a NamedSharding, got {sharding!r}")
+        raise ShardingError(
+            'must be a NamedSharding, such as NamedSharding(mesh, PartitionSpec("data")), '
+            f"got {sharding!r}"
+        )
     spec, mesh = sharding.spec, sharding.mesh
     if any(names is not None for names in spec[1:]) or PartitionSpec.UNCONSTRAINED in spec:
         raise ShardingError(f"must split the rows of a batch, axis 0, and no other, got {spec}")
     if not isinstance(mesh, Mesh):
         raise ShardingError(f"needs a mesh of devices, got {mesh}")
+    if not sharding.addressable_devices:
+        raise ShardingError("is over devices of other processes alone; build no pipeline here")
     if AxisType.Explicit in mesh.axis_types or AxisType.Manual in mesh.axis_types:
         raise ShardingError(
             f"needs a mesh whose axes are all Auto, got {mesh.axis_types}: make it with "
@@ -27,9 +49,15 @@ def check_sharding(sharding: Any, batch_size: int) -> None:
         )
     if batch_size % (parts := _parts(sharding)):
         raise ShardingError(
-            f"splits a batch into {parts} equal parts, but a `batch_size` of {batch_size} is no "
-            f"multiple of that"
+            f"splits a batch into {parts} equal parts, but a `batch_size` of {batch_size}, which "
+            "counts the rows on all devices, is no multiple of that"
         )
+    if sharding.memory_kind not in (None, (kind := _default_memory(mesh))):
+        raise ShardingError(f"can only be over memory of the kind {kind!r}, got {sharding!r}")
+
+
+def _default_memory(mesh: Mesh) -> str:
+    return mesh.devices.flat[0].default_memory().kind
 
 
 def _parts(sharding: NamedSharding) -> int:
@@ -58,25 +86,25 @@ def split(tree: Any, sharding: NamedSharding) -> Any:
 
 
 @functools.lru_cache
-def own_rows(sharding: NamedSharding, rows: int) -> np.ndarray | None:
+def own_rows(sharding: NamedSharding, rows: int) -> Own:
     """Which of so many rows lie on devices of this process, in order; None if all of them do."""
     own = np.zeros(rows, bool)
     for place in _lies(sharding, rows, 0).addressable_devices_indices_map((rows,)).values():
         own[place] = True
-    return None if own.all() else np.flatnonzero(own)
+    return None if own.all() else Some(np.flatnonzero(own), rows)
 
 
-def assemble(x: np.ndarray, sharding: NamedSharding, rows: int, axis: int = 0) -> jax.Array:
-    """The array of all processes that has so many rows on that axis.
+def assemble(x: np.ndarray, sharding: NamedSharding, own: Own = None, axis: int = 0) -> jax.Array:
+    """The array of all processes, of which `x` has this one's `own` rows on that axis, or all.
 
-    `x` has those of `own_rows`, or all, in order. Nothing is sent to another process.
+    Nothing is sent to another process.
     """
+    rows = x.shape[axis] if own is None else own.of
     shape = (*x.shape[:axis], rows, *x.shape[axis + 1 :])
-    own = own_rows(sharding, rows) if x.shape[axis] < rows else None
 
     def part(index: Any) -> np.ndarray:
         first, end, _ = index[axis].indices(rows)
-        here = first if own is None else int(np.searchsorted(own, first))
+        here = first if own is None else int(np.searchsorted(own.rows, first))
         return x[(*index[:axis], slice(here, here + end - first))]
 
     return jax.make_array_from_callback(shape, _lies(sharding, rows, axis), part)
@@ -85,8 +113,97 @@ def assemble(x: np.ndarray, sharding: NamedSharding, rows: int, axis: int = 0) -
 def everywhere(x: jax.Array | np.ndarray, sharding: NamedSharding) -> jax.Array:
     """A copy of the array on each device of the mesh; every process has the same `x`."""
     whole = NamedSharding(sharding.mesh, PartitionSpec())
-    # `device_put` would compare what the processes have.
-    return jax.make_array_from_callback(x.shape, whole, lambda _: x)
+    with transferring():  # `device_put` would compare what the processes have
+        return jax.make_array_from_callback(x.shape, whole, lambda _: x)
+
+
+def placed(x: Any, sharding: NamedSharding) -> Any:
+    """The array on every device of the mesh; itself if it lies there, split in whatever way.
+
+    Raises a `ShardingError` if it is split over other devices.
+    """
+    if not _is_elsewhere(x, sharding):
+        return x
+    if not x.is_fully_replicated:
+        asked, found = (_numbers(_devices(y)) for y in (sharding, x.sharding))
+        raise ShardingError(
+            f"is over the devices {asked}, but an array of shape {x.shape} that the pipeline holds "
+            f"is split over {found}: put it on the same devices, in the same order"
+        )
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        words = placed(jax.random.key_data(x), sharding)
+        return jax.random.wrap_key_data(words, impl=jax.random.key_impl(x))
+    return everywhere(x.addressable_data(0), sharding)
+
+
+def place_held(module: Any, sharding: NamedSharding) -> None:
+    """Puts the arrays that a module holds on every device of the mesh, once.
+
+    XLA would else do so for each program that reads them. Keys are left to the host.
+    """
+    for part, name, value in _held(module):
+        new = jax.tree.map(lambda x: placed(x, sharding), value)
+        if new is value:
+            continue
+        if isinstance(part, nnx.Variable):
+            part.set_raw_value(new)
+        else:
+            setattr(part, name, new)
+
+
+def is_placed(module: Any, sharding: NamedSharding) -> bool:
+    """Whether `place_held` has nothing to do."""
+    held = [value for _, _, value in _held(module)]
+    return not any(_is_elsewhere(x, sharding) for x in jax.tree.leaves(held))
+
+
+def _held(module: Any) -> list[tuple[Any, str, Any]]:
+    """The values of Variables, and the attributes that are arrays: with what has them."""
+    found: list[tuple[Any, str, Any]] = []
+    for _, part in nnx.iter_graph(module):
+        if isinstance(part, nnx.Variable):
+            if not isinstance(part, BaseKey):
+                found.append((part, "", part.get_raw_value()))
+        elif isinstance(part, nnx.Pytree):
+            found += [(part, k, x) for k, x in vars(part).items() if isinstance(x, jax.Array)]
+    return found
+
+
+def _is_elsewhere(x: Any, sharding: NamedSharding) -> bool:
+    if not isinstance(x, jax.Array) or is_traced(x):
+        return False
+    return _devices(x.sharding) != _devices(sharding)
+
+
+def _devices(sharding: Any) -> list[Any]:
+    """All of them, in the order that programs over them have to share."""
+    if isinstance(sharding, NamedSharding):
+        return list(sharding.mesh.devices.flat)  # pyright: ignore[reportOptionalMemberAccess]
+    return sorted(sharding.device_set, key=lambda device: device.id)
+
+
+def _numbers(devices: list[Any]) -> str:
+    return ", ".join(str(device.id) for device in devices)
+
+
+def differs(words: np.ndarray, sharding: NamedSharding) -> np.ndarray:
+    """For each of some numbers whether the processes of the mesh differ in it; all of them ask."""
+    mesh = sharding.mesh
+    each = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    shape = (mesh.size, len(words))
+    table = jax.make_array_from_callback(shape, each, lambda _: words[None])
+    ends = jax.jit(
+        lambda x: (x.min(0), x.max(0)), out_shardings=NamedSharding(mesh, PartitionSpec())
+    )
+    least, most = map(np.asarray, ends(table))
+    return least != most
+
+
+def whole(x: Any) -> np.ndarray:
+    """All of an array. Where processes have parts of it, all of them ask."""
+    if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
+        x = process_allgather(x, tiled=True)
+    return np.asarray(x)
 
 
 def spans_processes(sharding: NamedSharding | None) -> bool:

@@ -118,13 +118,20 @@ def place(tree: Any) -> Any:
 
 
 _GUARDS = attrgetter(
-    "jax_transfer_guard", "jax_transfer_guard_host_to_device", "jax_transfer_guard_device_to_host"
+    "jax_transfer_guard",
+    "jax_transfer_guard_host_to_device",
+    "jax_transfer_guard_device_to_device",
+    "jax_transfer_guard_device_to_host",
 )
 
 
 def transferring() -> contextlib.AbstractContextManager[Any]:
     """Marks what is transferred meanwhile as meant, for whoever has set `jax.transfer_guard`."""
-    return _UNGUARDED if _GUARDS(jax.config) == (None, None, None) else jax.transfer_guard("allow")
+    return (
+        _UNGUARDED
+        if _GUARDS(jax.config) == (None, None, None, None)
+        else jax.transfer_guard("allow")
+    )
 
 
 _UNGUARDED = contextlib.nullcontext()

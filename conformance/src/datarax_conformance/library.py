@@ -600,6 +600,10 @@ class Extended(Library):
         owner = records % size // (size // processes)
         return [[x for x in np.flatnonzero(owner == i).tolist() if x] for i in range(processes)]
 
+    def ask_differ(self, of: str) -> list[str]:
+        """What two processes are told that build pipelines which differ."""
+        return ["sharding", of]
+
     def ask_mend(self) -> None:
         """What could not be read can be."""
         self.source.bad = set()

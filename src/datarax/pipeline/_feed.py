@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from .._mesh import assemble, own_rows
+from .._mesh import Own, assemble, own_rows
 from .._order import Order, StoredOrder, word
 from .._rows import Cut, LastBatch, Rows, advance, host_where, starts_within
 from .._types import Batch, Cursor, Spec
@@ -300,19 +300,14 @@ class Feed:
         wanted = jax.tree.leaves((fetched.batch, fetched.rows.mask))
         return self.supply.on_cpu and all(_is_readable(x, count) for x in wanted)
 
-    def _placed(
-        self, fetched: Sequence[Fetched], size: int | None = None, axis: int = 0
-    ) -> list[Fetched]:
+    def _placed(self, fetched: Sequence[Fetched], own: Own = None, axis: int = 0) -> list[Fetched]:
         """Batches on the device. For a CPU, what can be read in place is left to who takes it.
 
-        What says which rows they have goes to the device if a stage asks for it. `size` is how many
-        rows a batch has, where only those of this process may be among the `fetched`.
+        What says which rows they have goes to the device if a stage asks for it.
         """
         wanted = [(batch, rows.mask) for batch, rows in fetched]
         if (sharding := self.supply.sharding) is not None:
-            placed = jax.tree.map(
-                lambda x: assemble(x, sharding, size or x.shape[axis], axis), wanted
-            )
+            placed = jax.tree.map(lambda x: assemble(x, sharding, own, axis), wanted)
         elif self.supply.on_cpu:
             placed = jax.tree.map(lambda x: x if _is_readable(x) else jax.device_put(x), wanted)
         else:
@@ -325,7 +320,7 @@ class Feed:
     def _stack(
         self,
         whole: Fetched,
-        size: int,
+        own: Own,
         starts: list[Cursor],
         ends: list[Cursor],
         failures: Failures,
@@ -337,7 +332,7 @@ class Feed:
             Cursor(*(np.array(x, kind) for x in zip(*cursors, strict=True)))
             for cursors in (starts, ends)
         )
-        (placed,) = self._placed([fetched], size, axis=1)
+        (placed,) = self._placed([fetched], own, axis=1)
         return Stack(placed, before, behind, ends[-1], failures)
 
     def _as_asked(self, read: Callable[..., Any], *args: Any) -> Any:
@@ -392,36 +387,32 @@ class Feed:
         reader, spec = self.supply.reader, self.supply.spec
         assert isinstance(reader, Reader)
         failures: list[list[tuple[int, ReadError]]] = [[] for _ in starts]
-        own = self._own_rows(cut.size, len(starts))
+        sharding = self.supply.sharding
+        own = None if sharding is None else own_rows(sharding, cut.size)
+        here: Any = slice(None)
+        if own is not None:
+            here = (np.arange(0, len(rows.record), cut.size)[:, None] + own.rows).ravel()
         # The records are kept for others to read, and the reader may write to what it gets.
-        records = np.array(rows.record[own])
+        records = np.array(rows.record[here])
         if inside is None:
             batch = reader.rows(records, spec)
         else:
-            batch, mask, errors = self._masked_rows(records, inside[own])
-            holes = np.arange(len(inside))[own][inside[own] & ~mask].tolist()
+            batch, mask, errors = self._masked_rows(records, inside[here])
+            holes = np.arange(len(inside))[here][inside[here] & ~mask].tolist()
             for row, error in zip(holes, errors, strict=True):
                 failures[row // cut.size].append((int(rows.epoch[row]), error))
             rows = rows._replace(mask=mask)
         ends = [*starts[1:], after]
         if stacked:
             whole, broken = Fetched(batch, rows), [x for some in failures for x in some]
-            return self._stack(whole, cut.size, starts, ends, broken)
+            return self._stack(whole, own, starts, ends, broken)
         if self.supply.bare:
             rows = rows._replace(record=None)  # no stage asks which they are
         whole = Fetched(batch, rows)
         batches = _cut(whole, len(starts))
         if not self._stays(whole, len(starts)):
-            batches = self._placed(batches, cut.size)
+            batches = self._placed(batches, own)
         return [Fed(*x) for x in zip(batches, repeat(cut), starts, ends, failures)]
-
-    def _own_rows(self, size: int, count: int) -> Any:
-        """An index of the rows of some batches that are to be read by this process."""
-        sharding = self.supply.sharding
-        own = None if sharding is None else own_rows(sharding, size)
-        if own is None:
-            return slice(None)
-        return (np.arange(0, size * count, size)[:, None] + own).ravel()
 
     def _masked_rows(
         self, records: np.ndarray, inside: np.ndarray
@@ -429,7 +420,10 @@ class Feed:
         """`Reader.rows_and_holes` where only the rows `inside` exist."""
         reader, spec, wanted = self.supply.reader, self.supply.spec, records[inside]
         assert isinstance(reader, Reader)
-        if self.supply.masks:
+        if not len(wanted):  # where all rows of this process are padding
+            shapes = jax.tree.map(lambda x: empty_rows(0, x.shape, x.dtype), spec)
+            batch, readable, errors = shapes, True, []
+        elif self.supply.masks:
             batch, readable, errors = reader.rows_and_holes(wanted, spec)
         else:
             batch, readable, errors = reader.rows(wanted, spec), True, []
@@ -464,7 +458,7 @@ class Feed:
             return [x._replace(fetched=x.fetched and next(placed)) for x in fed]
         whole = jax.tree.map(lambda *x: np.concatenate(x), *(x.fetched for x in fed))
         starts, ends = [x.first or x.start for x in fed], [x.after for x in fed]
-        return self._stack(whole, cut.size, starts, ends, ())
+        return self._stack(whole, None, starts, ends, ())
 
     def _next_of_stream(self, start: Cursor, cut: Cut, loop: bool) -> Fed:
         stream, size, last_batch = self.supply.reader, self.supply.size, self.supply.last_batch

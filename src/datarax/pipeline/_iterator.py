@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._keys import BaseKey
-from .._mesh import spans_processes
+from .._mesh import placed, spans_processes
 from .._order import Order, Permutation, StoredOrder, word
 from .._rows import (
     Cut,
@@ -142,9 +142,9 @@ class Runtime:
             return binding
         if binding is None or not binding.is_current():
             pipeline._cursor_state.claim()
-            binding = self.bind(pipeline)
-        if binding is not self._binding:
             pipeline._check_settings()
+            pipeline._place()
+            binding = self.bind(pipeline)
         found = cursor(pipeline)
         pipeline._cursor_state.hold_as(word(length_of(pipeline.source) or 1))
         values = binding.read()
@@ -501,6 +501,8 @@ class Runtime:
         if self._traced or epoch != start.epoch:
             epoch = start.epoch if is_traced(start.epoch) else kind(start.epoch)
             order = order_program(binding.structure, cut.epochs)(self._values, epoch)
+            if isinstance(order, Permutation) and (sharding := pipeline.sharding) is not None:
+                order = jax.tree.map(lambda x: placed(x, sharding), order)
             if not self._traced:
                 self._orders[cut.epochs] = start.epoch, order
         rows, length = cut.size * count, length_of(pipeline.source)

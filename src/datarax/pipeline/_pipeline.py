@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding
 
 from .._bundle import Bundle, FixedBundle
 from .._keys import all_words, batch_key, node_key, record_keys
-from .._mesh import check_sharding
+from .._mesh import check_sharding, place_held, spans_processes
 from .._order import word
 from .._rows import Cut, LastBatch, Rows, batches_of_loop, pack, running_on
 from .._types import Batch, Cursor, Mask, Signed, Spec, Words, integer, spec_text
@@ -94,8 +94,9 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
         mask_name: the field of the mask, boolean, of shape `(batch_size,)`, False for a zero row.
         sharding: how the rows of each batch lie on the devices of a mesh, for example
             `NamedSharding(mesh, PartitionSpec("data"))`; the batches are the same as without. In a
-            job of several processes each then reads the rows of its own devices only. Data in
-            memory are copied to every device, unless they lie on several already (spec MESH).
+            job of several processes, all of which build the same pipeline, each then reads the rows
+            of its own devices only. Data in memory are copied to every device, unless they lie on
+            all of them already, and the pipeline keeps a source of its own (spec MESH).
         num_threads: threads that read ahead, where the rows of the source are on the host.
         progress: shows a progress bar for every loop, and for every scan over a source on the
             host (extra "progress").
@@ -409,6 +410,11 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
         """What a pickle holds: no `sharding`, which names devices of this process."""
         return super().__getstate__() | {"sharding": None}
 
+    def __copy__(self) -> "Pipeline":
+        twin = object.__new__(type(self))
+        vars(twin).update(vars(self))
+        return twin
+
     def __bool__(self) -> bool:
         return True  # also without a length
 
@@ -473,10 +479,22 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
     def _check(self) -> None:
         """Raises for a pipeline that cannot run, from its parts and, abstractly, its shapes."""
         self._check_settings()
+        self._place()
         _ = self.node_specs
+        if self.sharding is not None and spans_processes(self.sharding):
+            _state.check_same(self, self.sharding)
+
+    def _place(self) -> None:
+        """Puts what it holds on the mesh, if there is one; data, in a source of its own."""
+        if self.sharding is None:
+            return
+        source = spread(self.source, self.sharding)
+        if source is not self.source:
+            self.source = source
+        place_held(self, self.sharding)
 
     def _check_settings(self) -> None:
-        """Raises for settings that do not fit one another; the source's data come to the mesh."""
+        """Raises for settings that do not fit one another."""
         length, size, policy = length_of(self.source), self.batch_size, self.last_batch
         if not 1 <= integer(size, 0) < 2**31:
             raise BatchSizeError(size)
@@ -486,7 +504,6 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
             )
         if self.sharding is not None:
             check_sharding(self.sharding, size)
-            spread(self.source, self.sharding)
         if policy not in ("keep", "drop", "pad"):
             raise LastBatchError(f'`last_batch` must be "keep", "drop" or "pad", got {policy!r}.')
         if length == 0:

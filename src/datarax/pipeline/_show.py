@@ -26,9 +26,11 @@ def rows(pipeline: "Pipeline") -> list[tuple[str, str, str, str]]:
 def title(pipeline: "Pipeline") -> str:
     length = length_of(pipeline.source)
     records = "endless" if length is None else f"{length} records"
+    sharding = pipeline.sharding
+    devices = "" if sharding is None else f", {sharding.spec} over {sharding.num_devices} devices"
     return (
         f"{type(pipeline).__name__}: {records}, batch_size={pipeline.batch_size}, "
-        f"last_batch={pipeline.last_batch!r}, cursor={tuple(pipeline.cursor)}"
+        f"last_batch={pipeline.last_batch!r}, cursor={tuple(pipeline.cursor)}{devices}"
     )
 
 

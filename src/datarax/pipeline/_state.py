@@ -3,18 +3,22 @@
 import base64
 import hashlib
 import json
+import zlib
 from collections.abc import Mapping
+from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import NamedSharding
 
 from .._keys import BaseKey
+from .._mesh import differs, whole
 from .._types import escaped, integer, is_traced
 from .._xla import weak_zeros
-from ..errors import StateError
+from ..errors import ShardingError, StateError
 from ..sources._base import NAME, EagerSourceBase, length_of
 from ._core import Position
 from ._iterator import move
@@ -102,6 +106,24 @@ def fingerprint(pipeline: "Pipeline") -> dict[str, Any]:
     }
 
 
+def check_same(pipeline: "Pipeline", sharding: NamedSharding) -> None:
+    """Raises where the processes of a job have not built the same pipeline; all of them ask."""
+    own = {
+        **fingerprint(pipeline),
+        "batch_size": int(pipeline.batch_size),
+        "last_batch": pipeline.last_batch,
+        "sharding": str(sharding.spec),
+    }
+    words = [zlib.crc32(json.dumps(value).encode()) for value in own.values()]
+    found = list(compress(own, differs(np.array(words, np.uint32), sharding)))
+    if found:
+        raise ShardingError(
+            "is over several processes, which must build the same pipeline over the same data, "
+            f"but they differ in {', '.join(found)}; here it is "
+            f"{', '.join(repr(own[name]) for name in found)}"
+        )
+
+
 def _row_specs(spec: Any) -> Any:
     if isinstance(spec, dict):
         return {name: _row_specs(spec[name]) for name in sorted(spec)}
@@ -132,7 +154,7 @@ def _dump(leaf: Any) -> dict[str, Any]:
             "key": str(jax.random.key_impl(leaf)),
             **_dump(jax.random.key_data(leaf)),
         }
-    array = np.asarray(leaf)
+    array = whole(leaf)
     # A plain number is 64 bits before its first batch, and what JAX makes of it after.
     array = array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
     little = array.astype(array.dtype.newbyteorder("<")) if array.dtype.isbuiltin else array

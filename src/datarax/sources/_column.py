@@ -11,9 +11,9 @@ from jax.sharding import NamedSharding
 from jaxtyping import Array, Shaped, UInt
 
 from .._bundle import Fixed
-from .._mesh import everywhere
+from .._mesh import everywhere, is_placed, place_held
 from .._rows import gathered_sharding, take
-from .._types import Records, Scalar, is_traced
+from .._types import Records, Scalar
 from .._xla import ALIGNMENT, aligned, on_cpu
 from ._base import SourceData
 
@@ -85,21 +85,20 @@ class Column(Fixed):
         return np.asarray(data)[data.size - math.prod(self.shape) :].reshape(self.shape)
 
 
-def spread(source: Any, sharding: NamedSharding) -> None:
-    """Puts what a source holds on every device of the mesh, once, and not with every program.
+def spread(source: Any, sharding: NamedSharding) -> Any:
+    """The source with what it holds on every device of the mesh.
 
-    What lies on several devices stays there: whoever has put it there may have split it.
+    That is another one if need be, so that the one given serves whoever else uses it.
     """
-    columns = {id(x.data): x for _, x in nnx.iter_graph(source) if isinstance(x, Column)}
-    for _, variable in nnx.iter_graph(source):
-        if not isinstance(variable, nnx.Variable):
-            continue
-        x = variable.get_raw_value()
-        here = isinstance(x, jax.Array) and not is_traced(x) and len(x.sharding.device_set) == 1
-        if here and x.sharding.device_set != sharding.device_set:
+    if is_placed(source, sharding):
+        return source
+    twin = nnx.clone(source)
+    for _, column in nnx.iter_graph(twin):
+        if isinstance(column, Column) and isinstance(rows := column.rows(), np.ndarray):
             # What lies in front of the rows is another length in each process.
-            rows = columns[id(variable)].rows() if id(variable) in columns else x
-            variable.set_raw_value(everywhere(rows, sharding))
+            column.data.set_raw_value(everywhere(rows, sharding))
+    place_held(twin, sharding)
+    return twin
 
 
 def _own(values: np.ndarray) -> np.ndarray:

@@ -54,6 +54,14 @@ case(
     split(4, 24, 8),
     [do("ask", what="reads", processes=2)],
 )
+for what in ("seed", "length"):
+    case(
+        "MESH-006",
+        what,
+        f"another {what} in each process",
+        split(4, 24, 8),
+        [do("ask", what="differ", of=what)],
+    )
 for name, parts, what in (
     ("odd", 3, "eight rows are not three parts"),
     ("columns", "columns", "the columns are not to be split"),

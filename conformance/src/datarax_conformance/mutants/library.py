@@ -571,6 +571,7 @@ MUTANTS = [
         "[ids * (i == 0) if rest else",
     ),
     mutant("every process reads all", "MESH-003", "np.flatnonzero(owner == i)", "records"),
+    mutant("processes may differ", "MESH-006", 'return ["sharding", of]', "return [None, of]"),
     mutant(
         "an uneven split is taken",
         "MESH-004",
