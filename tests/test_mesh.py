@@ -40,7 +40,7 @@ def test_four_devices_get_the_batches_of_one():
     finished(started(4))
 
 
-@pytest.mark.spec("MESH-001", "MESH-002", "MESH-003", "MESH-005")
+@pytest.mark.spec("MESH-001", "MESH-002", "MESH-003", "MESH-005", "MESH-006")
 def test_two_processes_get_the_batches_of_one_and_read_half_of_them_each():
     with socket.socket() as free:
         free.bind(("localhost", 0))
