@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ._keys import BaseKey
@@ -202,6 +201,8 @@ def differs(words: np.ndarray, sharding: NamedSharding) -> np.ndarray:
 def whole(x: Any) -> np.ndarray:
     """All of an array. Where processes have parts of it, all of them ask."""
     if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
+        from jax.experimental.multihost_utils import process_allgather
+
         x = process_allgather(x, tiled=True)
     return np.asarray(x)
 
