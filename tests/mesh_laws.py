@@ -268,11 +268,13 @@ class Plain(EagerSourceBase):
 class Scale(nnx.Module):
     def __init__(self):
         self.by = nnx.Param(jax.device_put(jnp.float32(2), jax.devices()[1]))
+        self.weak = nnx.Variable({"one": jnp.asarray(1.0)})
         self.rngs = nnx.Rngs(0)
 
     def __call__(self, batch):
         draw = jax.random.bits(self.rngs.default(), (len(batch["x"]),))
-        return {"x": batch["x"] * self.by[...], "draw": draw}
+        half = batch["x"].astype(jnp.bfloat16) * self.weak["one"]
+        return {"x": batch["x"] * self.by[...], "draw": draw, "half": half}
 
 
 def check_nothing_is_copied_for_every_batch():
@@ -284,7 +286,8 @@ def check_nothing_is_copied_for_every_batch():
     with jax.transfer_guard_device_to_device("disallow"), jax.transfer_guard("disallow"):
         for _ in range(5):
             found, expected = pipeline.step(), alone.step()
-            for name in "x", "draw":
+            for name in "x", "draw", "half":
+                assert found[name].dtype == expected[name].dtype
                 np.testing.assert_array_equal(whole(found[name]), whole(expected[name]))
     orders = [order for _, order in pipeline._runtime._orders.values()]
     held = pipeline.source.x, stage.by.get_raw_value(), *jax.tree.leaves(orders)

@@ -12,7 +12,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ._keys import BaseKey
 from ._types import is_traced
-from ._xla import transferring
+from ._xla import transferring, weak_zeros
 from .errors import ShardingError
 
 
@@ -132,6 +132,12 @@ def placed(x: Any, sharding: NamedSharding) -> Any:
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         words = placed(jax.random.key_data(x), sharding)
         return jax.random.wrap_key_data(words, impl=jax.random.key_impl(x))
+    if x.weak_type:  # which an array that is put together has not
+        weak = weak_zeros(x.shape, x.dtype)
+        if weak is not None:
+            whole = NamedSharding(sharding.mesh, PartitionSpec())
+            value = weak.at[...].set(np.asarray(x))
+            return jax.jit(lambda x: x, out_shardings=whole)(value)
     return everywhere(x.addressable_data(0), sharding)
 
 
@@ -141,9 +147,9 @@ def place_held(module: Any, sharding: NamedSharding) -> None:
     XLA would else do so for each program that reads them. Keys are left to the host.
     """
     for part, name, value in _held(module):
-        new = jax.tree.map(lambda x: placed(x, sharding), value)
-        if new is value:
+        if not any(_is_elsewhere(x, sharding) for x in jax.tree.leaves(value)):
             continue
+        new = jax.tree.map(lambda x: placed(x, sharding), value)
         if isinstance(part, nnx.Variable):
             part.set_raw_value(new)
         else:
