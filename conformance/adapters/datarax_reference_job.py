@@ -1,7 +1,7 @@
 """One process of a job: reads its part of an epoch, and prints which records it has read.
 
-`python datarax_reference_job.py PORT PROCESS PROCESSES LENGTH BATCH_SIZE [WHAT]`, two devices each.
-What is named is another in each process; then the error is printed, its code and what it names.
+And, before that, the code of the error and what it names where the processes differ.
+`python datarax_reference_job.py PORT PROCESS PROCESSES LENGTH BATCH_SIZE`, two devices each.
 """
 
 import json
@@ -30,29 +30,33 @@ class Storage:
         return {"id": np.int32(record)}
 
 
-def main(port, process, processes, length, batch_size, differs=""):
+def differ(process, what, length, batch_size, sharding):
+    """What a process is told whose pipeline differs in that from those of the others."""
+    given = {"seed": 0, "length": length}
+    given[what] += process
+    source = RandomAccessSource(RandomAccessSourceConfig(shuffle=True), Storage(given["length"]))
+    how = {"batch_size": batch_size, "rngs": nnx.Rngs(given["seed"])}
+    try:
+        Pipeline(source=source, sharding=sharding, **how)
+    except ShardingError as error:
+        return error.code, re.search("differ in ([a-z_, ]+);", str(error)).group(1)
+
+
+def main(port, process, processes, length, batch_size):
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 2)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"localhost:{port}", processes, process)
     mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
     sharding = NamedSharding(mesh, PartitionSpec("data"))
-    given = {"seed": 0, "length": length, "batch_size": batch_size}
-    if differs:
-        given[differs] += 4 * process
-    storage = Storage(given["length"])
-    source = RandomAccessSource(RandomAccessSourceConfig(shuffle=bool(differs)), storage)
-    how = {"batch_size": given["batch_size"], "rngs": nnx.Rngs(given["seed"])}
-    try:
-        pipeline = Pipeline(source=source, sharding=sharding, **how)
-    except ShardingError as error:
-        names = re.search("differ in ([a-z_, ]+);", str(error)).group(1)
-        return print(json.dumps([error.code, names]))
-    for batch in pipeline:
+    told = {x: differ(process, x, length, batch_size, sharding) for x in ("seed", "length")}
+    storage = Storage(length)
+    source = RandomAccessSource(RandomAccessSourceConfig(), storage)
+    for batch in Pipeline(source=source, batch_size=batch_size, sharding=sharding):
         jax.block_until_ready(batch)
     # Record 0 is looked at for the shapes.
-    print(json.dumps(sorted(storage.read - {0})))
+    print(json.dumps({"read": sorted(storage.read - {0}), "differ": told}))
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:6]), *sys.argv[6:])
+    main(*map(int, sys.argv[1:]))

@@ -1,5 +1,6 @@
 """The stages and sources of profile jax, as the reference's users write them."""
 
+import functools
 import json
 import re
 import socket
@@ -48,6 +49,7 @@ def sharding_of(mesh):
     return NamedSharding(grid, PartitionSpec(*[None] * (mesh == "columns"), "data"))
 
 
+@functools.cache  # two cases ask for it, and its processes take seconds to start
 def job(processes, *words):
     """What each process of a job prints; see its script."""
     with socket.socket() as free:

@@ -22,8 +22,8 @@ case(
     "MESH-001",
     "modes",
     "records, order, keys and state of stages",
-    split(4, 22, 8, "keep", "affine(2,1)", "keys", "count", seed=3),
-    [loop(), step(2), do("scan", length=2), do("cursor"), loop()],
+    split(4, 24, 8, "keep", "keys", "count", seed=3),
+    [loop(), step(2), do("scan", length=2), do("cursor")],
     ["shuffle.exact"],
 )
 case(
