@@ -284,11 +284,11 @@ def check_nothing_is_copied_for_every_batch():
     alone = Pipeline(source=Plain(), **how | {"stages": [Scale()]})
     pipeline = Pipeline(source=Plain(), sharding=by_rows(), **how)
     with jax.transfer_guard_device_to_device("disallow"), jax.transfer_guard("disallow"):
-        for _ in range(5):
-            found, expected = pipeline.step(), alone.step()
-            for name in "x", "draw", "half":
-                assert found[name].dtype == expected[name].dtype
-                np.testing.assert_array_equal(whole(found[name]), whole(expected[name]))
+        batches = [(pipeline.step(), alone.step()) for _ in range(5)]
+    for found, expected in batches:
+        for name in "x", "draw", "half":
+            assert found[name].dtype == expected[name].dtype
+            np.testing.assert_array_equal(whole(found[name]), whole(expected[name]))
     orders = [order for _, order in pipeline._runtime._orders.values()]
     held = pipeline.source.x, stage.by.get_raw_value(), *jax.tree.leaves(orders)
     assert all(x.sharding.device_set == set(jax.devices()) for x in held)
