@@ -1,6 +1,6 @@
 """The laws of a mesh, for a process that has several devices, or for one of a job.
 
-`python mesh_laws.py DEVICES [PORT PROCESS PROCESSES]` checks them all, and prints what it has read.
+`python mesh_laws.py DEVICES [PORT PROCESS PROCESSES]` checks them all, and says so.
 """
 
 import json

@@ -8,26 +8,25 @@ import sys
 from pathlib import Path
 
 import mesh_laws
-import numpy as np
 import pytest
 from flax import nnx
 from helpers import pipeline, sharding_of
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from datarax._mesh import assemble, own_rows
 from datarax.errors import ShardingError
 
 LAWS = str(Path(mesh_laws.__file__))
 
 
 def finished(*jobs):
-    """All processes, which must come to the end."""
-    for job in jobs:
-        try:
+    """All processes, which must come to the end; where one fails, the others wait for it."""
+    try:
+        for job in jobs:
             out, err = job.communicate(timeout=120)
-        finally:
+            assert out.endswith("all hold\n"), err[-3000:]
+    finally:
+        for job in jobs:
             job.kill()
-        assert out.endswith("all hold\n"), err[-3000:]
 
 
 def started(*words):
@@ -132,11 +131,3 @@ def test_it_is_shown_how_batches_lie():
     split = pipeline(length=12, batch_size=4, sharding=sharding_of("data"))
     assert f"cursor=(0, 0), {PartitionSpec('data')} over 1 devices\n" in str(split)
     assert "devices" not in str(pipeline(length=12, batch_size=4))
-
-
-@pytest.mark.internal
-def test_rows_of_other_processes_need_not_be_at_hand(monkeypatch):
-    sharding = sharding_of("data")
-    assert own_rows(sharding, 4) is None
-    rows = np.arange(24).reshape(2, 4, 3)
-    np.testing.assert_array_equal(assemble(rows, sharding, axis=1), rows)

@@ -16,14 +16,14 @@ from ._xla import transferring, weak_zeros
 from .errors import ShardingError
 
 
-class Some(NamedTuple):
-    """Rows of a batch, in order, and of how many."""
+class OwnRows(NamedTuple):
+    """Places of rows in a batch, in order, and how many rows that has in all."""
 
     rows: np.ndarray
     of: int
 
 
-Own: TypeAlias = Some | None
+Own: TypeAlias = OwnRows | None
 """The rows of a batch that lie on devices of this process; None if all of them do."""
 
 
@@ -90,7 +90,7 @@ def own_rows(sharding: NamedSharding, rows: int) -> Own:
     own = np.zeros(rows, bool)
     for place in _lies(sharding, rows, 0).addressable_devices_indices_map((rows,)).values():
         own[place] = True
-    return None if own.all() else Some(np.flatnonzero(own), rows)
+    return None if own.all() else OwnRows(np.flatnonzero(own), rows)
 
 
 def assemble(x: np.ndarray, sharding: NamedSharding, own: Own = None, axis: int = 0) -> jax.Array:
@@ -111,9 +111,12 @@ def assemble(x: np.ndarray, sharding: NamedSharding, own: Own = None, axis: int 
 
 def everywhere(x: jax.Array | np.ndarray, sharding: NamedSharding) -> jax.Array:
     """A copy of the array on each device of the mesh; every process has the same `x`."""
-    whole = NamedSharding(sharding.mesh, PartitionSpec())
     with transferring():  # `device_put` would compare what the processes have
-        return jax.make_array_from_callback(x.shape, whole, lambda _: x)
+        return jax.make_array_from_callback(x.shape, _whole(sharding), lambda _: x)
+
+
+def _whole(sharding: NamedSharding) -> NamedSharding:
+    return NamedSharding(sharding.mesh, PartitionSpec())
 
 
 def placed(x: Any, sharding: NamedSharding) -> Any:
@@ -135,9 +138,8 @@ def placed(x: Any, sharding: NamedSharding) -> Any:
     if x.weak_type:  # which an array that is put together has not
         weak = weak_zeros(x.shape, x.dtype)
         if weak is not None:
-            whole = NamedSharding(sharding.mesh, PartitionSpec())
             value = weak.at[...].set(np.asarray(x))
-            return jax.jit(lambda x: x, out_shardings=whole)(value)
+            return jax.jit(lambda x: x, out_shardings=_whole(sharding))(value)
     return everywhere(x.addressable_data(0), sharding)
 
 
@@ -183,7 +185,8 @@ def _is_elsewhere(x: Any, sharding: NamedSharding) -> bool:
 def _devices(sharding: Any) -> list[Any]:
     """All of them, in the order that programs over them have to share."""
     if isinstance(sharding, NamedSharding):
-        return list(sharding.mesh.devices.flat)  # pyright: ignore[reportOptionalMemberAccess]
+        assert isinstance(sharding.mesh, Mesh)  # nothing lies on an abstract one
+        return list(sharding.mesh.devices.flat)
     return sorted(sharding.device_set, key=lambda device: device.id)
 
 
@@ -197,9 +200,7 @@ def differs(words: np.ndarray, sharding: NamedSharding) -> np.ndarray:
     each = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     shape = (mesh.size, len(words))
     table = jax.make_array_from_callback(shape, each, lambda _: words[None])
-    ends = jax.jit(
-        lambda x: (x.min(0), x.max(0)), out_shardings=NamedSharding(mesh, PartitionSpec())
-    )
+    ends = jax.jit(lambda x: (x.min(0), x.max(0)), out_shardings=_whole(sharding))
     least, most = map(np.asarray, ends(table))
     return least != most
 
