@@ -46,6 +46,25 @@ def test_folding_is_that_of_jax_below_2_to_the_32(first, second, number):
     assert _keys.fold_in(key, scalar(number)).tolist() == jax.random.key_data(folded).tolist()
 
 
+@pytest.mark.spec("KEYS-001", "KEYS-003")
+@given(st.tuples(WORD, WORD), st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=3))
+def test_the_host_counts_the_keys_that_a_device_counts(key, numbers):
+    key = np.array(key, np.uint32)
+    with jax.enable_x64(True):
+        for kind in np.uint32, np.uint64:
+            cast = np.array(numbers, np.uint64).astype(kind)
+            for value in cast, cast[0, ...]:  # the second without an axis
+                assert isinstance(value, np.ndarray)
+                words = _keys.split_word(value)
+                here = _keys.threefry2x32(key, *words)
+                there = _keys.threefry2x32(*map(jnp.asarray, (key, *words)))
+                assert isinstance(here, np.ndarray) and isinstance(there, jax.Array)
+                assert here.dtype == np.uint32 and here.tolist() == there.tolist()
+    node = _keys.node_key(key, "a")
+    assert isinstance(node, np.ndarray)
+    assert node.tolist() == _keys.node_key(jnp.asarray(key), "a").tolist()
+
+
 @pytest.mark.spec("KEYS-002", "KEYS-004", "KEYS-005", "KEYS-006")
 def test_the_chain_from_a_seed_to_a_record_reproduces_its_vectors():
     for case in vectors.load("keys/chain.json")["cases"]:

@@ -19,6 +19,7 @@ from datarax._order import (
     Stretch,
     SwapOrNot,
     epoch_keys,
+    keys_of as _keys_on_host,
     word,
 )
 
@@ -185,6 +186,22 @@ def test_a_stretch_is_the_order_from_a_place_on(kind, start):
     there = offsets(range(start, min(start + 8, length)), length)
     assert stretch(there).tolist() == order(there).tolist()
     assert stretch.length == length
+
+
+@pytest.mark.internal("what is counted on the host for several epochs at once")
+@pytest.mark.parametrize("length", [1, 10, 2**32 - 20, 2**40])
+def test_a_part_of_the_orders_of_some_epochs_is_the_order_of_these(length):
+    kind = word(length)
+    with jax.enable_x64(length >= 2**32):
+        whole = SwapOrNot(_keys_on_host(order_key(3), np.arange(5, 11, dtype=kind)), length)
+        assert isinstance(whole.pivots, np.ndarray) and whole.pivots.dtype == kind
+        first = offsets(range(min(length, 8)), length)
+        part, turn = whole.part(2, 3), jnp.ones_like(first)
+        of_two = SwapOrNot(epoch_keys(order_key(3), jnp.asarray(7, kind), 3), length)
+        assert part(first).tolist() == of_two(first).tolist()
+        assert part(first, turn).tolist() == of_two(first, turn).tolist()
+        assert part.inverse(part(first)).tolist() == first.tolist()
+    assert StoredOrder(None, 5).part(1, 2) == StoredOrder(None, 5)
 
 
 @pytest.mark.spec("SHUF-002")

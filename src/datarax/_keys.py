@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Key, UInt, UInt32
 
-from ._types import Records, RowWords, Scalar, Words
+from ._types import AnyArray, Records, RowWords, Scalar, Words, namespace
 from .errors import RngsError
 
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
@@ -26,11 +26,11 @@ class BaseKey(nnx.Variable):
 
 
 def rounds(
-    first: UInt32[Array, "*#batch"],
-    second: UInt32[Array, "*#batch"],
-    high: UInt32[Array, "*#batch"],
-    low: UInt32[Array, "*#batch"],
-) -> tuple[UInt32[Array, "*batch"], UInt32[Array, "*batch"]]:
+    first: UInt32[AnyArray, "*#batch"],
+    second: UInt32[AnyArray, "*#batch"],
+    high: UInt32[AnyArray, "*#batch"],
+    low: UInt32[AnyArray, "*#batch"],
+) -> tuple[UInt32[Any, "*batch"], UInt32[Any, "*batch"]]:
     """The two words of a block, from those of a key and of a counter; all of these broadcast."""
     schedule = (first, second, first ^ second ^ np.uint32(PARITY))
     x, y = high + first, low + second
@@ -43,32 +43,42 @@ def rounds(
     return x, y
 
 
-@jax.jit  # so that the rounds are traced once, not wherever a key is counted
 def threefry2x32(
-    key: UInt32[Array, "*#batch 2"],
-    high: UInt32[Array, "*batch"],
-    low: UInt32[Array, "*batch"],
-) -> UInt32[Array, "*batch 2"]:
-    """The 20-round block cipher on the counter `(high, low)`, elementwise; keys broadcast."""
+    key: UInt32[AnyArray, "*#batch 2"],
+    high: UInt32[AnyArray, "*batch"],
+    low: UInt32[AnyArray, "*batch"],
+) -> UInt32[AnyArray, "*batch 2"]:
+    """The 20-round block cipher on the counter `(high, low)`, elementwise; keys broadcast.
+
+    Of NumPy's arrays alone it is one of NumPy's, computed at once.
+    """
+    if namespace(key, high, low) is np:
+        with np.errstate(over="ignore"):  # NumPy minds it where an array has no axis
+            return np.stack(rounds(key[..., 0], key[..., 1], high, low), axis=-1)
+    return _threefry2x32(key, high, low)
+
+
+@jax.jit  # so that the rounds are traced once, not wherever a key is counted
+def _threefry2x32(key: AnyArray, high: AnyArray, low: AnyArray) -> Array:
     return jnp.stack(rounds(key[..., 0], key[..., 1], high, low), axis=-1)
 
 
-def split_word(value: UInt[Array, "*batch"]) -> tuple[Array, Array]:
+def split_word(value: UInt[AnyArray, "*batch"]) -> tuple[AnyArray, AnyArray]:
     """The high and the low 32 bits of an unsigned integer of 32 or 64 bits."""
+    space, low = namespace(value), value.astype(np.uint32)
     if value.dtype.itemsize <= 4:
-        low = value.astype(jnp.uint32)
-        return jnp.zeros_like(low), low
-    return (value >> np.uint64(32)).astype(jnp.uint32), value.astype(jnp.uint32)
+        return space.zeros_like(low), low
+    return space.asarray(value >> np.uint64(32)).astype(np.uint32), low
 
 
-def fold_in(key: Words, value: Scalar) -> UInt32[Array, "2"]:
+def fold_in(key: Words, value: UInt[AnyArray, ""]) -> Words:
     """The key counted from `key` at `value`: equal to `jax.random.fold_in` below 2**32."""
-    return threefry2x32(jnp.asarray(key), *split_word(value))
+    return threefry2x32(key, *split_word(value))
 
 
-def node_key(base: Words, name: str) -> UInt32[Array, "2"]:
+def node_key(base: Words, name: str) -> Words:
     """The key of the node `name`: two nodes with the same base are not correlated."""
-    return fold_in(base, jnp.uint32(zlib.crc32(name.encode())))
+    return fold_in(base, np.asarray(zlib.crc32(name.encode()), np.uint32))
 
 
 def record_keys(node: Words, epoch: Records, record: Records) -> Key[Array, " b"]:
@@ -82,9 +92,9 @@ def batch_key(node: Words, epoch: Scalar, offset: Scalar) -> Key[Array, ""]:
     return typed(fold_in(fold_in(node, epoch), offset))
 
 
-def typed(words: UInt32[Array, "*batch 2"]) -> Key[Array, "*batch"]:
+def typed(words: UInt32[AnyArray, "*batch 2"]) -> Key[Array, "*batch"]:
     """Words as a `jax.random` key, whatever PRNG is the default."""
-    return jax.random.wrap_key_data(words, impl="threefry2x32")
+    return jax.random.wrap_key_data(jnp.asarray(words), impl="threefry2x32")
 
 
 def words(key: Array) -> Words:

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, UInt, UInt32
 
 from ._keys import split_word, threefry2x32, typed
-from ._types import Offsets, Records, RowWords, Scalar, Turns, Words
+from ._types import AnyArray, Offsets, Records, RowWords, Scalar, Turns, Words, namespace
 from ._xla import on_cpu
 
 ROUNDS = 24
@@ -26,7 +26,7 @@ PIECE = 64
 FMIX32 = ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, None))
 SPLITMIX64 = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, None))
 
-SpanWords: TypeAlias = UInt32[Array, "span 2"]
+SpanWords: TypeAlias = UInt32[AnyArray, "span 2"]
 
 Shuffle: TypeAlias = Literal[False, True, "permutation", "blocks"]
 
@@ -65,6 +65,10 @@ class StoredOrder(Order):
         del keys
         self.length = length
 
+    def part(self, first: int, span: int) -> "StoredOrder":
+        del first, span
+        return self
+
     def __call__(self, offsets: Offsets, turn: Turns | None = None) -> Records:
         del turn
         return offsets
@@ -77,15 +81,20 @@ class SwapOrNot(Order):
     the epochs. Lengths from 2**32 up need 64-bit words, that is `jax.enable_x64`.
     """
 
-    pivots: UInt[Array, "rounds span"]
-    masks: UInt[Array, "rounds span"]
+    pivots: UInt[AnyArray, "rounds span"]
+    masks: UInt[AnyArray, "rounds span"]
     length: int = eqx.field(static=True)
 
     def __init__(self, keys: SpanWords, length: int):
-        rounds = jnp.arange(ROUNDS, dtype=jnp.uint32)[:, None]
-        rounds = jnp.broadcast_to(rounds, (ROUNDS, keys.shape[0]))
+        rounds = np.arange(ROUNDS, dtype=np.uint32)[:, None]
+        rounds = np.broadcast_to(rounds, (ROUNDS, keys.shape[0]))
         self.pivots, self.masks = _round(keys[None], rounds, word(length).type(length))
         self.length = length
+
+    def part(self, first: int, span: int) -> "SwapOrNot":
+        here = slice(first, first + span)
+        words = self.pivots[:, here], self.masks[:, here]
+        return eqx.tree_at(lambda order: (order.pivots, order.masks), self, words)
 
     def __call__(self, offsets: Offsets, turn: Turns | None = None) -> Records:
         return self._rounds(offsets, turn, reverse=False)
@@ -101,13 +110,13 @@ class SwapOrNot(Order):
                 f"got {x.dtype}."
             )
         rows = slice(1) if turn is None or self.pivots.shape[1] == 1 else turn
-        pivots, masks = self.pivots[:, rows], self.masks[:, rows]
+        pivots, masks = (jnp.asarray(x)[:, rows] for x in (self.pivots, self.masks))
         length = x.dtype.type(self.length)
         return _swap_or_not(x, length, lambda r: (pivots[r], masks[r]), reverse)
 
 
 def swap_or_not_each(
-    keys: UInt32[Array, "*#rows 2"], lengths: UInt[Array, "*#rows"], x: UInt[Array, "*rows"]
+    keys: UInt32[AnyArray, "*#rows 2"], lengths: UInt[Array, "*#rows"], x: UInt[Array, "*rows"]
 ) -> UInt[Array, "*rows"]:
     """`SwapOrNot(keys[i:i+1], lengths[i])(x[i:i+1])` for every row, without a table of rounds.
 
@@ -116,20 +125,20 @@ def swap_or_not_each(
     return _swap_or_not(x, lengths, lambda r: _round(keys, jnp.full_like(keys[..., 0], r), lengths))
 
 
-def _round(keys: Array, r: Array, length: Any) -> tuple[Array, Array]:
+def _round(keys: AnyArray, r: AnyArray, length: Any) -> tuple[AnyArray, AnyArray]:
     """Pivot and mask of round `r` under each of the keys."""
-    words = threefry2x32(keys, jnp.zeros_like(r), r)
+    words = threefry2x32(keys, namespace(r).zeros_like(r), r)
     a, b = words[..., 0], words[..., 1]
     if length.dtype.itemsize == 4:
         return a % length, b
-    a, b, half = a.astype(jnp.uint64), b.astype(jnp.uint64), np.uint64(32)
+    a, b, half = a.astype(np.uint64), b.astype(np.uint64), np.uint64(32)
     return ((a << half) | b) % length, (b << half) | a
 
 
 def _swap_or_not(
     x: UInt[Array, "*rows"],
     length: Any,
-    words: Callable[[Array], tuple[Array, Array]],
+    words: Callable[[Array], tuple[AnyArray, AnyArray]],
     reverse: bool = False,
 ) -> UInt[Array, "*rows"]:
     """The rounds; `words(r)` gives the pivot and the mask of each row in round `r`."""
@@ -314,7 +323,7 @@ def epoch_keys(order_key: Words, epoch: Scalar, span: int) -> SpanWords:
 
 def keys_of(order_key: Words, epochs: Turns) -> SpanWords:
     """The keys of the orders of these epochs."""
-    return threefry2x32(jnp.asarray(order_key)[None], *split_word(epochs))
+    return threefry2x32(order_key[None], *split_word(epochs))
 
 
 def _row(start: Any, count: int) -> Array:

@@ -8,26 +8,30 @@ import operator
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Key, UInt, UInt32
 
+AnyArray: TypeAlias = Array | np.ndarray
+"""Of JAX, or of NumPy where the host computes."""
+
 Batch: TypeAlias = dict[str, Any]
 """Arrays by field name, rows on axis 0; nested dicts are allowed."""
 
-Words: TypeAlias = UInt32[Array, "2"] | UInt32[np.ndarray, "2"]
+Words: TypeAlias = UInt32[AnyArray, "2"]
 """The two words of a threefry key."""
 
 KeyLike: TypeAlias = Key[Array, ""] | UInt32[Array, "2"]
 """A key as users have it: typed, or its two words."""
 
-RowWords: TypeAlias = UInt32[Array, "b 2"]
+RowWords: TypeAlias = UInt32[AnyArray, "b 2"]
 
 Scalar: TypeAlias = UInt[Array, ""]
 Offsets: TypeAlias = UInt[Array, " b"]
 
-Turns: TypeAlias = UInt[Array, " b"]
+Turns: TypeAlias = UInt[AnyArray, " b"]
 """How many epochs after the first of a batch each row stands."""
 
 Records: TypeAlias = UInt[Array, " b"]
@@ -68,6 +72,11 @@ def expect(name: str, value: Any, kind: type) -> None:
     """Raises unless the argument `name` is of that kind."""
     if not isinstance(value, kind):
         raise TypeError(f"`{name}` must be of type {kind.__name__}, got {type(value).__name__}.")
+
+
+def namespace(*arrays: Any) -> Any:
+    """NumPy if it alone can compute with these arrays, else JAX's namespace of the same names."""
+    return np if all(isinstance(x, np.ndarray) for x in arrays) else jnp
 
 
 def is_traced(x: Any) -> bool:

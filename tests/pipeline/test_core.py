@@ -35,7 +35,8 @@ from hypothesis import example, given, settings, strategies as st
 from datarax import Pipeline
 from datarax._rows import Cut
 from datarax.errors import LastBatchError, StageError
-from datarax.pipeline._core import Program, batch_program, order_program
+from datarax.pipeline._core import Program, batch_program
+from datarax.pipeline._orders import order_program
 from datarax.sources import EagerSourceBase, MemorySource, MemorySourceConfig
 
 CHAIN = {

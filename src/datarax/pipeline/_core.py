@@ -3,7 +3,6 @@
 Programs are compiled once for pipelines of equal structure, and kept with that.
 """
 
-import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +17,7 @@ from flax.errors import TraceContextError
 from .._draws import written_out
 from .._keys import batch_key, node_key, record_keys
 from .._mesh import split
-from .._order import Order, Stretch, word
+from .._order import word
 from .._rows import Cut, advance, settle, touched, zero_outside
 from .._types import Batch, Cursor, Scalar
 from .._xla import NO_TRACE, ONE_THREAD, apart, on_cpu, trace, transferring
@@ -58,9 +57,6 @@ out their kernels would take longer than to run them."""
 CACHED_BYTES, MISS_BYTES = 2**24, 2**10
 """A row that is picked from an array of more than so many bytes, which no cache may hold, weighs so
 many more: what could have been written while it was waited for."""
-
-STRETCHES = 32
-"""How many kinds of orders programs are kept for, whatever pipelines they are of."""
 
 SCANS = 16
 """How many scans a structure keeps, by function and length."""
@@ -319,27 +315,6 @@ def _inner(equation: Any) -> list[Any]:
     """The programs that an operation runs: branches, the body of a loop."""
     leaves = jax.tree.leaves(equation.params, is_leaf=lambda x: hasattr(x, "eqns"))
     return [x for x in (getattr(x, "jaxpr", x) for x in leaves) if hasattr(x, "eqns")]
-
-
-@kept(CUTS)
-def order_program(structure: Structure, epochs: int) -> Program:
-    """`order_at`, compiled."""
-
-    def run(values: Values, epoch: Any) -> Any:
-        return order_at(merge(structure, values)[0], jnp.asarray(epoch), epochs)
-
-    return Program(run)
-
-
-@functools.lru_cache(STRETCHES)
-def stretch_program(kind: Any, count: int) -> Program:
-    """An order of that `kind`, the structure of a tree, computed for `count` places in a row."""
-    del kind  # a program of its own for each, so that this many are kept at most
-
-    def run(order: Order, start: Any) -> Stretch:
-        return Stretch(order, jnp.asarray(start), count)
-
-    return Program(run)
 
 
 @kept(CUTS)

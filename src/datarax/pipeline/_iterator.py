@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._keys import BaseKey
-from .._mesh import placed, spans_processes
-from .._order import Order, Permutation, StoredOrder, word
+from .._mesh import spans_processes
+from .._order import word
 from .._rows import (
     Cut,
     advance,
@@ -45,14 +45,13 @@ from ._core import (
     draw,
     fetched_from,
     order_at,
-    order_program,
     refusal,
     start_of,
-    stretch_program,
     updated,
 )
 from ._feed import Fed, Feed, Supply, on_host, processors
 from ._meter import Bar, Meter
+from ._orders import Orders, order_program
 
 if TYPE_CHECKING:
     from ._pipeline import Pipeline
@@ -72,9 +71,6 @@ AHEAD_COMPILE = 3.0
 
 PATIENCE = 2
 """Batches handed out one at a time before any is computed ahead, so that the first comes early."""
-
-STRETCH = 2**13
-"""Rows whose order is computed together: the rounds of a few cost as much as those of many."""
 
 
 Ready: TypeAlias = tuple[tuple[Batch, Changes], np.ndarray | None, Cursor, Fed | None]
@@ -99,8 +95,7 @@ class Runtime:
         self._traced = self._mutable = False
         self.start = Cursor(0, 0)
         self._foreseen: tuple[Binding, Cut] | None = None
-        self._orders: dict[int, tuple[Any, Any]] = {}
-        self._stretch: tuple[Any, int, int, Any] = None, 0, 0, None
+        self._orders: Orders | None = None
         self._ahead: collections.deque[Ready] = collections.deque()
         self._filled = 0  # how many batches that held when it was last filled
         self._low = 0  # it is filled up again when it holds no more than so many
@@ -151,10 +146,10 @@ class Runtime:
         if binding is self._binding:
             changed = list(compress(values, map(is_not, values, self._values)))
             if len(changed) > (values[binding.position] is not self._values[binding.position]):
-                self._orders.clear()  # a key has changed, maybe
+                self._orders = None  # a key has changed, maybe
         else:
             changed, self._mutable = values, False
-            self._orders.clear()
+            self._orders = None
         self._traced = has_tracer(changed)
         new = jax.tree.leaves(values if self._mutable else changed)
         self._mutable = any(map(_is_mutable, new))
@@ -188,7 +183,7 @@ class Runtime:
             values = mine.read()
             others = sum(map(is_not, values, self._values)) > 1
         if others:  # a key, maybe
-            self._orders.clear()
+            self._orders = None
         self._values, self.start = values, start
         self._ahead.clear()
         self._filled = self._low = 0
@@ -244,12 +239,11 @@ class Runtime:
             return feed
         self._feed = None, None  # until another one stands: what follows may fail
         self._close_feed()
-        structure, values = binding.structure, list(self._values)
+        orders, values = self._orders_of(pipeline, binding), list(self._values)
 
         def order(epoch: int) -> Any:
-            number = values[binding.position].dtype.type(epoch)
             with on_host():
-                return order_program(structure, 1)(values, number)
+                return orders.at(values, epoch, 1)
 
         size, length, last_batch = policy(pipeline)
         assert isinstance(source, EagerSourceBase | StreamSource)
@@ -496,26 +490,19 @@ class Runtime:
         self, pipeline: "Pipeline", binding: Binding, start: Cursor, cut: Cut, count: int
     ) -> Any:
         """The order of the epochs that these batches are in, as far as it has to be known."""
-        kind = self._values[binding.position].dtype.type
-        epoch, order = self._orders.get(cut.epochs, (None, None))
-        if self._traced or epoch != start.epoch:
-            epoch = start.epoch if is_traced(start.epoch) else kind(start.epoch)
-            order = order_program(binding.structure, cut.epochs)(self._values, epoch)
-            if isinstance(order, Permutation) and (sharding := pipeline.sharding) is not None:
-                order = jax.tree.map(lambda x: placed(x, sharding), order)
-            if not self._traced:
-                self._orders[cut.epochs] = start.epoch, order
-        rows, length = cut.size * count, length_of(pipeline.source)
-        computed = isinstance(order, Order) and not isinstance(order, StoredOrder | Permutation)
-        if self._traced or not computed or cut.epochs > 1 or start.offset + rows > (length or 0):
-            return order
-        whose, first, end, stretch = self._stretch
-        if whose is not order or not first <= start.offset <= end - rows:
-            most = min(max(STRETCH, rows), length or 0)
-            program = stretch_program(jax.tree.structure(order), most)
-            stretch = program(order, kind(start.offset))
-            self._stretch = order, start.offset, start.offset + most, stretch
-        return stretch
+        if not self._traced:
+            orders = self._orders_of(pipeline, binding)
+            return orders.along(self._values, start, cut.size * count, cut.epochs)
+        epoch = start.epoch
+        if not is_traced(epoch):
+            epoch = self._values[binding.position].dtype.type(epoch)
+        return order_program(binding.structure, cut.epochs)(self._values, epoch)
+
+    def _orders_of(self, pipeline: "Pipeline", binding: Binding) -> Orders:
+        if self._orders is None:
+            kind = self._values[binding.position].dtype
+            self._orders = Orders(pipeline, binding.structure, kind)
+        return self._orders
 
 
 class BatchIterator(Iterator[Batch]):

@@ -121,6 +121,12 @@ class EagerSourceBase(nnx.Module, metaclass=Signed):
         return make(keys, len(self))  # pyright: ignore[reportArgumentType]
 
     @property
+    def order_is_words(self) -> bool:
+        """Whether `order` has no more to do than to count a few words an epoch."""
+        mine = type(self).order is EagerSourceBase.order
+        return mine and isinstance(self.shuffle, bool)
+
+    @property
     def records(self) -> int:
         """How many records `gather` knows: as many as an epoch has rows."""
         return len(self)
@@ -189,7 +195,7 @@ def order_of(
     source: Source, order_key: Words | None, epoch: Scalar, epochs: int
 ) -> Order | SpanWords | None:
     """What fixes the order of `epochs` epochs from `epoch` on: constant while the epoch lasts."""
-    each = epoch + jnp.arange(epochs, dtype=epoch.dtype)
+    each = epoch + np.arange(epochs, dtype=epoch.dtype)
     if isinstance(source, EagerSourceBase):
         return source.order(order_key, each)
     return None if order_key is None else keys_of(order_key, each)

@@ -24,7 +24,19 @@ from .._order import (
     swap_or_not_each,
     word,
 )
-from .._types import Batch, Mask, Offsets, Records, Spec, Turns, Words, expect, integer, spec_text
+from .._types import (
+    AnyArray,
+    Batch,
+    Mask,
+    Offsets,
+    Records,
+    Spec,
+    Turns,
+    Words,
+    expect,
+    integer,
+    spec_text,
+)
 from ..errors import EmptySourceError, SpecsError
 from ._base import NAME, EagerSourceBase
 from ._host import Reader, call_host, call_host_readable, empty_rows
@@ -259,7 +271,7 @@ class MixOrder(Order):
     source_keys: UInt32[Array, "sources 2"]
     pattern: UInt32[Array, "span period"]
     before: UInt32[Array, "span period sources"]
-    begun: tuple[tuple[UInt[Array, " span"], UInt[Array, " span"]], ...]
+    begun: tuple[tuple[UInt[AnyArray, " span"], UInt[AnyArray, " span"]], ...]
     plan: Plan = eqx.field(static=True)
     length: int = eqx.field(static=True)
 
