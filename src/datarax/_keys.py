@@ -97,7 +97,7 @@ def typed(words: UInt32[AnyArray, "*batch 2"]) -> Key[Array, "*batch"]:
     return jax.random.wrap_key_data(jnp.asarray(words), impl="threefry2x32")
 
 
-def words(key: Array) -> Words:
+def words(key: AnyArray) -> Words:
     """The two words of a typed key, or of a raw `uint32[2]`; of a longer key its first two."""
     data = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
     return data[:2]

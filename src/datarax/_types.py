@@ -23,7 +23,7 @@ Batch: TypeAlias = dict[str, Any]
 Words: TypeAlias = UInt32[AnyArray, "2"]
 """The two words of a threefry key."""
 
-KeyLike: TypeAlias = Key[Array, ""] | UInt32[Array, "2"]
+KeyLike: TypeAlias = Key[Array, ""] | UInt32[AnyArray, "2"]
 """A key as users have it: typed, or its two words."""
 
 RowWords: TypeAlias = UInt32[AnyArray, "b 2"]
