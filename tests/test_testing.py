@@ -1,0 +1,375 @@
+"""The laws for parts of one's own: good parts pass, and each law has a part that breaks it."""
+
+import dataclasses
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from helpers import (
+    Affine,
+    Count,
+    Endless,
+    EqxScale,
+    Numbers,
+    ReadOnly,
+    add,
+    columns,
+    double,
+    jitter,
+)
+
+from datarax import Pipeline
+from datarax.sources import (
+    Blocks,
+    EagerSourceBase,
+    HostSource,
+    HostSourceConfig,
+    IterableSource,
+    IterableSourceConfig,
+    MemorySource,
+    MemorySourceConfig,
+    MixDataSourcesConfig,
+    MixDataSourcesNode,
+    RandomAccessSource,
+    RandomAccessSourceConfig,
+    Reader,
+    Stream,
+    StreamSource,
+)
+from datarax.testing import LawError, check_pipeline, check_source, check_stage
+
+N = 11
+
+
+def memory(n: int = N) -> MemorySource:
+    return MemorySource(MemorySourceConfig(shuffle=True), columns(n))
+
+
+def records():
+    for i in range(N):
+        yield {"id": np.int32(i)}
+
+
+class Unreadable(list):
+    def __getitem__(self, i):
+        if i == 5:
+            raise OSError
+        return super().__getitem__(i)
+
+
+MASKING = RandomAccessSourceConfig(shuffle=True, on_error="mask", max_errors=1)
+
+SOURCES = {
+    "memory": memory,
+    "huge": lambda: Numbers(2**32 - 2, shuffle=True),
+    "one record": lambda: Numbers(1, shuffle="permutation"),
+    "blocks": lambda: Numbers(N, shuffle=Blocks(2, 3)),
+    "by key": lambda: ReadOnly(N),
+    "endless": Endless,
+    "on the host": lambda: RandomAccessSource(MASKING, Unreadable(records())),
+    "stream": lambda: IterableSource(IterableSourceConfig(), records),
+    "mixture": lambda: MixDataSourcesNode(
+        MixDataSourcesConfig(num_sources=2, weights=[2, 1]), [memory(), memory(5)]
+    ),
+}
+
+
+@pytest.mark.spec("SRC-011", "SRC-012", "SRC-013", "ITER-011", "SCAN-001", "STATE-001")
+@pytest.mark.parametrize("name", SOURCES)
+def test_the_sources_of_the_library_keep_the_laws(name):
+    check_source(SOURCES[name]())
+
+
+BATCH = {"id": np.arange(6, dtype=np.int32), "x": np.arange(6, dtype=np.float32)}
+
+
+def mix_rows(batch):
+    return {"x": batch["x"] - batch["x"].mean()}
+
+
+@pytest.mark.spec("STEP-009", "KEYS-008", "ITER-011", "SCAN-001", "STATE-015")
+@pytest.mark.parametrize("stage", [double, Affine(2, 1), EqxScale(jnp.float32(3)), jitter()])
+def test_stages_of_single_records_keep_the_laws(stage):
+    check_stage(stage, BATCH)
+
+
+@pytest.mark.internal("what the checks for parts of one's own find")
+def test_stages_of_whole_batches_keep_them_where_they_are_said_to_be_such():
+    for stage in mix_rows, Count():
+        check_stage(stage, BATCH, per_record=False)
+        with pytest.raises(LawError, match=r"STEP-009.*Pass `per_record=False` if they are to\."):
+            check_stage(stage, BATCH)
+
+
+@pytest.mark.internal("what the checks for parts of one's own find")
+def test_a_stage_of_several_predecessors_is_given_a_batch_for_each():
+    check_stage(add, BATCH, BATCH)
+    with pytest.raises(ValueError, match="`check_stage` needs a batch to call the stage with"):
+        check_stage(add)
+
+
+@pytest.mark.internal("what the checks for parts of one's own find")
+def test_the_stage_that_is_checked_stays_as_it_is():
+    stage = Count()
+    check_stage(stage, BATCH, per_record=False)
+    assert stage.seen.get_raw_value() == 0
+
+
+# Sources that break a law each.
+
+
+class Sorted(Numbers):
+    def gather(self, records):
+        return {"id": jnp.sort(records)}
+
+
+class Shifted(Numbers):
+    def gather_range(self, start, size):
+        return super().gather_range(start + start.dtype.type(1), size)
+
+
+class Misnamed(Numbers):
+    @property
+    def element_spec(self):
+        return {"id": jax.ShapeDtypeStruct((), np.dtype(np.int32))}
+
+
+class Eager(Numbers):
+    """Gives something else where it is compiled."""
+
+    def gather(self, records):
+        traced = isinstance(records, jax.core.Tracer)
+        return {"id": records + records.dtype.type(traced)}
+
+
+class Halved(Numbers):
+    """Its order has half of the records twice."""
+
+    def order(self, order_key, epochs):
+        order = super().order(order_key, epochs)
+
+        def halved(offsets, turn=None):
+            return order(offsets, turn) // offsets.dtype.type(2)
+
+        return halved
+
+
+class Clamped(nnx.Module):
+    """Slices past the end, which moves the slice."""
+
+    def __len__(self):
+        return N
+
+    def get_batch_at(self, start, batch_size, key):
+        del key
+        rows = jnp.arange(N, dtype=jnp.int32)
+        return {"id": jax.lax.dynamic_slice(rows, (start,), (batch_size,))}
+
+
+@dataclasses.dataclass(frozen=True)
+class Good(Reader):
+    seed: int = 0
+
+    def __len__(self):
+        return N
+
+    @property
+    def stored_spec(self):
+        return {"id": jax.ShapeDtypeStruct((), np.dtype(np.int32))}
+
+    def read(self, records):
+        return {"id": records.astype(np.int32)}
+
+
+class OneBuffer(Good):
+    buffer = np.zeros(N, np.int32)
+
+    def read(self, records):
+        rows = self.buffer[: len(records)]
+        rows[:] = records
+        return {"id": rows}
+
+
+class OnePosition(Good):
+    """Seeks and then reads, as with one open file."""
+
+    position: dict[str, int] = {}  # noqa: RUF012
+
+    def read(self, records):
+        found = []
+        for record in records:
+            self.position["at"] = int(record)
+            time.sleep(1e-4)
+            found.append(self.position["at"])
+        return {"id": np.array(found, np.int32)}
+
+
+class Forgetful(Good):
+    """A pickle of it reads something else."""
+
+    def read(self, records):
+        return {"id": np.int32(records + self.seed)}
+
+    def __reduce__(self):
+        return Forgetful, (self.seed + 1,)
+
+
+GENERATOR = np.random.default_rng(0)
+
+
+def drawn_elsewhere():
+    for _ in range(N):
+        yield {"x": np.float32(GENERATOR.uniform())}
+
+
+class Rewound(Stream):
+    """Begins at the front, wherever it is to go on."""
+
+    def begin(self, epoch, skip):
+        del epoch, skip
+        return records()
+
+
+def on_host(reader: Reader) -> EagerSourceBase:
+    return HostSource(reader, HostSourceConfig())
+
+
+BROKEN = {
+    "SRC-012": {
+        "sorted": lambda: Sorted(N),
+        "shifted": lambda: Shifted(N),
+    },
+    "SRC-003": {"misnamed": lambda: Misnamed(N)},
+    "STEP-015": {"eager": lambda: Eager(N)},
+    "SHUF-001": {"halved": lambda: Halved(N)},
+    "SRC-013": {"clamped": Clamped},
+    "SRC-009": {"one buffer": lambda: on_host(OneBuffer())},
+    "SRC-019": {"one position": lambda: on_host(OnePosition())},
+    "SRC-020": {"forgetful": lambda: on_host(Forgetful())},
+    "SRC-011": {"drawn elsewhere": lambda: IterableSource(IterableSourceConfig(), drawn_elsewhere)},
+    "STATE-001": {"rewound": lambda: StreamSource(Rewound())},
+}
+
+
+@pytest.mark.internal("what the checks for parts of one's own find")
+@pytest.mark.parametrize("law, name", [(law, name) for law in BROKEN for name in BROKEN[law]])
+def test_a_source_that_breaks_a_law_is_told_which(law, name, unchecked):
+    with pytest.raises(LawError) as caught:
+        check_source(BROKEN[law][name]())
+    assert caught.value.law == law
+    assert str(caught.value).startswith(f"{law} does not hold: ")
+
+
+@pytest.mark.internal("what the checks for parts of one's own find")
+def test_a_law_error_says_where_the_parts_differ():
+    with pytest.raises(LawError) as caught:
+        check_source(Sorted(N))
+    assert str(caught.value) == (
+        "SRC-012 does not hold: the records [10, 8, 6, 4, 2, 0, 0, 0, 10] read together and one "
+        "by one differ: 'id'[0] is 10 and 0. `gather` gives a row for every record that it is "
+        "asked for, in that order."
+    )
+    with pytest.raises(LawError, match="rows that were kept have changed with the next `read`: "):
+        check_source(on_host(OneBuffer()))
+
+
+# Pipelines that break a law each.
+
+
+class Backwards(Pipeline):
+    def __iter__(self):
+        return iter([*super().__iter__()][::-1])
+
+
+class Longer(Pipeline):
+    def scan(self, *args, **options):
+        return jax.tree.map(lambda x: x[::-1], super().scan(*args, **options))
+
+
+class Reused(Pipeline):
+    """Hands out one buffer again and again."""
+
+    def step(self):
+        found = jax.tree.map(np.asarray, super().step())
+        kept = self.__dict__.setdefault("_kept", jax.tree.map(np.array, found))
+        jax.tree.map(lambda to, x: to.__setitem__(..., x), kept, found)
+        return dict(kept)
+
+
+class Amnesiac(Pipeline):
+    def set_state(self, state):
+        pass
+
+
+class Restless(Pipeline):
+    def get_state(self):
+        state = super().get_state()
+        self.step()
+        return state
+
+
+class Reborn(Pipeline):
+    def __deepcopy__(self, memo):
+        copied = pipeline_of(Pipeline)
+        copied.reset()
+        return copied
+
+
+def pipeline_of(kind: type[Pipeline]) -> Pipeline:
+    return kind(source=memory(), batch_size=3, rngs=nnx.Rngs(0))
+
+
+PIPELINES = {
+    "ITER-011": Backwards,
+    "SCAN-001": Longer,
+    "SRC-009": Reused,
+    "STATE-001": Amnesiac,
+    "STATE-005": Restless,
+    "STATE-022": Reborn,
+}
+
+
+@pytest.mark.internal("what the checks for parts of one's own find")
+@pytest.mark.parametrize("law", PIPELINES)
+def test_a_pipeline_that_breaks_a_law_is_told_which(law):
+    with pytest.raises(LawError, match=rf"^{law} does not hold: "):
+        check_pipeline(lambda: pipeline_of(PIPELINES[law]))
+
+
+@pytest.mark.internal("what the checks for parts of one's own find")
+def test_pipelines_that_are_not_built_alike_are_no_one_program():
+    one = pipeline_of(Pipeline)
+    with pytest.raises(LawError, match=r"^SRC-011 does not hold: of two pipelines that `make` has"):
+        check_pipeline(lambda: one)
+
+
+@pytest.mark.internal("what the checks for parts of one's own find")
+def test_a_pipeline_of_global_randomness_is_told_so(unchecked):
+    def make():
+        data = {"x": np.random.uniform(size=N).astype(np.float32)}
+        return Pipeline(source=MemorySource(MemorySourceConfig(), data), batch_size=3)
+
+    with pytest.raises(LawError, match=r"^SRC-010 does not hold: under two global seeds of `rando"):
+        check_pipeline(make)
+
+
+@pytest.mark.internal("what the checks for parts of one's own find")
+@pytest.mark.parametrize("last_batch", ["keep", "drop", "pad"])
+def test_a_pipeline_is_checked_at_the_end_of_its_epoch(last_batch):
+    asked = set()
+
+    class Asked(Numbers):
+        def gather(self, records):
+            jax.debug.callback(lambda x: asked.update(x.tolist()), records)
+            return super().gather(records)
+
+    def make():
+        return Pipeline(source=Asked(1000), batch_size=3, last_batch=last_batch)
+
+    check_pipeline(make)
+    jax.effects_barrier()
+    end = 998 if last_batch == "drop" else 999
+    assert {0, 1, 2, end} <= asked and len(asked) < 50
