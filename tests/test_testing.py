@@ -23,7 +23,6 @@ from helpers import (
 
 from datarax import Pipeline
 from datarax.sources import (
-    Blocks,
     EagerSourceBase,
     HostSource,
     HostSourceConfig,
@@ -66,7 +65,6 @@ SOURCES = {
     "memory": memory,
     "huge": lambda: Numbers(2**32 - 2, shuffle=True),
     "one record": lambda: Numbers(1, shuffle="permutation"),
-    "blocks": lambda: Numbers(N, shuffle=Blocks(2, 3)),
     "by key": lambda: ReadOnly(N),
     "endless": Endless,
     "on the host": lambda: RandomAccessSource(MASKING, Unreadable(records())),
