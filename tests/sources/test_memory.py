@@ -103,6 +103,30 @@ TYPES = [
 ]  # fmt: skip
 
 
+@pytest.mark.spec("ERR-015", "SRC-017")
+@pytest.mark.parametrize("second", [np.zeros(4, np.int32), np.zeros((4, 2), np.float32)])
+def test_a_tuple_of_arrays_is_no_data_set_of_as_many_records(second):
+    with pytest.raises(FieldTypeError) as error:
+        MemorySource(MemorySourceConfig(), (np.zeros((4, 2), np.float32), second))
+    assert str(error.value) == (
+        "Field 'data' is a tuple of 2 arrays. Give fields by name, as a dict of arrays; or for "
+        "records one by one, a list."
+    )
+
+
+@pytest.mark.spec("ERR-015")
+@pytest.mark.parametrize("rows", [[[1, 2], [3, 4], [5]], [np.zeros(2), np.zeros(2), np.zeros(1)]])
+def test_the_first_row_of_another_shape_is_named(rows):
+    with pytest.raises(FieldTypeError) as error:
+        MemorySource(MemorySourceConfig(), {"x": rows})
+    assert str(error.value) == (
+        "Field 'x' has rows of different shapes: row 0 has (2,) and row 2 (1,). Pad or crop them "
+        "to one."
+    )
+    with pytest.raises(FieldTypeError, match="Field 'x' has rows of different shapes: setting an"):
+        MemorySource(MemorySourceConfig(), {"x": [[[1], [2, 3]], [[1], [2, 3]]]})
+
+
 @pytest.mark.spec("SRC-003")
 @pytest.mark.parametrize("dtype", TYPES, ids=lambda t: np.dtype(t).name)
 def test_a_type_that_jax_holds_is_kept(dtype):

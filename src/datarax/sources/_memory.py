@@ -99,6 +99,13 @@ def _columns(data: Any) -> dict[str, Any]:
                 )
         stacked = {name: [row[name] for row in rows] for name in rows[0]}
         return _map(lambda name: stacked[name], _nested_names(_columns(data[0])))
+    if isinstance(data, tuple) and any(np.ndim(x) for x in data if hasattr(x, "shape")):
+        # Those of one shape would become one array, of as many records as there are arrays.
+        raise FieldTypeError(
+            "data",
+            f"is a tuple of {len(data)} arrays. Give fields by name, as a dict of arrays; or for "
+            "records one by one, a list.",
+        )
     return {"data": data}
 
 

@@ -40,7 +40,20 @@ def as_array(field: str, values: Any) -> jax.Array | np.ndarray:
     try:
         return np.asarray(values)
     except ValueError as error:
-        raise FieldTypeError(field, f"has rows of different shapes: {error}") from None
+        which = _unequal(values) or str(error)
+        raise FieldTypeError(
+            field, f"has rows of different shapes: {which}. Pad or crop them to one."
+        ) from None
+
+
+def _unequal(values: Any) -> str | None:
+    """Which rows differ, unless it is within a row."""
+    try:
+        shapes = [np.shape(row) for row in values]
+    except (TypeError, ValueError):
+        return None
+    row = next((i for i, shape in enumerate(shapes) if shape != shapes[0]), None)
+    return None if row is None else f"row 0 has {shapes[0]} and row {row} {shapes[row]}"
 
 
 def hold(
