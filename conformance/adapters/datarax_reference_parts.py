@@ -411,7 +411,8 @@ def source_of(program, options, own):
         return storage(columns, options, shuffle)
     if form == "iterable":
         rows = [{name: x[i] for name, x in columns.items()} for i in range(len(columns["id"]))]
-        return IterableSource(IterableSourceConfig(), rows)
+        windows = {"shuffle": True, "window": options["window"]} if shuffle else {}
+        return IterableSource(IterableSourceConfig(**windows), rows, rngs=rngs)
     if form == "mixture":
         return mixture(columns, options, rngs)
     if form == "package":

@@ -6,6 +6,7 @@ small pytree, then a pure function from offsets to records.
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
@@ -103,14 +104,15 @@ class SwapOrNot(Order):
         """Where each record stands in its epoch."""
         return self._rounds(records, turn, reverse=True)
 
-    def _rounds(self, x: Offsets, turn: Turns | None, reverse: bool) -> Records:
+    def _rounds(self, x: UInt[AnyArray, " b"], turn: Turns | None, reverse: bool) -> Any:
         if x.dtype != word(self.length):
             raise TypeError(
                 f"An order of {self.length} records takes offsets of type {word(self.length)}, "
                 f"got {x.dtype}."
             )
         rows = slice(1) if turn is None or self.pivots.shape[1] == 1 else turn
-        pivots, masks = (jnp.asarray(x)[:, rows] for x in (self.pivots, self.masks))
+        space = namespace(x)
+        pivots, masks = (space.asarray(each)[:, rows] for each in (self.pivots, self.masks))
         length = x.dtype.type(self.length)
         return _swap_or_not(x, length, lambda r: (pivots[r], masks[r]), reverse)
 
@@ -136,19 +138,22 @@ def _round(keys: AnyArray, r: AnyArray, length: Any) -> tuple[AnyArray, AnyArray
 
 
 def _swap_or_not(
-    x: UInt[Array, "*rows"],
+    x: UInt[AnyArray, "*rows"],
     length: Any,
-    words: Callable[[Array], tuple[AnyArray, AnyArray]],
+    words: Callable[[Any], tuple[AnyArray, AnyArray]],
     reverse: bool = False,
-) -> UInt[Array, "*rows"]:
+) -> Any:
     """The rounds; `words(r)` gives the pivot and the mask of each row in round `r`."""
+    space = namespace(x)
 
-    def one(i: Any, x: Array) -> Array:
+    def one(i: Any, x: AnyArray) -> Any:
         pivot, mask = words(ROUNDS - 1 - i if reverse else i)
         # pivot - x mod length, without leaving the unsigned word.
-        y = jnp.where(pivot >= x, pivot - x, pivot + (length - x))
-        return jnp.where(_swaps(jnp.maximum(x, y) ^ mask), y, x)
+        y = space.where(pivot >= x, pivot - x, pivot + (length - x))
+        return space.where(_swaps(space.maximum(x, y) ^ mask), y, x)
 
+    if space is np:
+        return functools.reduce(lambda x, i: one(i, x), range(ROUNDS), x)
     # XLA's CPU compiler takes minutes over 24 rounds unrolled into a gather. A GPU has no such
     # trouble, but starts a kernel for every turn of a loop.
     x = jax.lax.fori_loop(0, ROUNDS, one, x, unroll=not on_cpu())
@@ -284,6 +289,16 @@ class BlockShuffle(Order):
         return jax.lax.optimization_barrier(block * size + inside)
 
 
+def window_order(keys: UInt32[np.ndarray, "1 2"], number: int, size: int) -> np.ndarray:
+    """The order of `size` records in that window of an epoch with these keys, on the host.
+
+    It is the order of such a window in an epoch shuffled by blocks.
+    """
+    windows = threefry2x32(keys, *np.array([[2], [0]], np.uint32))
+    mine = threefry2x32(windows, *split_word(np.array([number], np.uint32)))
+    return SwapOrNot(mine, size)._rounds(np.arange(size, dtype=np.uint32), None, reverse=False)
+
+
 @dataclasses.dataclass(frozen=True)
 class Blocks:
     """`shuffle="blocks"` with its sizes.
@@ -331,7 +346,7 @@ def _row(start: Any, count: int) -> Array:
     return start + jnp.arange(count, dtype=start.dtype)
 
 
-def _swaps(c: UInt[Array, "*rows"]) -> Array:
+def _swaps(c: UInt[AnyArray, "*rows"]) -> AnyArray:
     """The top bit of the finaliser of murmur3 (32 bits) or of splitmix64 (64 bits)."""
     kind = c.dtype.type
     for shift, factor in FMIX32 if c.dtype.itemsize == 4 else SPLITMIX64:

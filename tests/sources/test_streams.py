@@ -2,16 +2,20 @@
 
 import copy
 import dataclasses
+import itertools
 import pickle
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from datarax_conformance import model
 from flax import nnx
+from helpers import record_words
 
 from datarax import Pipeline
-from datarax.errors import EmptySourceError, RandomAccessError, ReadError
+from datarax.errors import EmptySourceError, RandomAccessError, ReadError, RngsError, StateError
 from datarax.sources import (
     HFStreamingSource,
     HFStreamingSourceConfig,
@@ -21,9 +25,14 @@ from datarax.sources import (
     MemorySourceConfig,
     RandomAccessSource,
     RandomAccessSourceConfig,
+    Stream,
+    StreamSource,
+    StreamSourceConfig,
     TFDSStreamingSource,
     TFDSStreamingSourceConfig,
 )
+from datarax.sources._iterable import Windows
+from datarax.testing import check_source
 
 from . import cases
 from .cases import N
@@ -365,3 +374,162 @@ def test_columns_are_no_records(unchecked):
         RandomAccessSource(RandomAccessSourceConfig(), {"x": np.zeros(3)})
     numbered = RandomAccessSource(RandomAccessSourceConfig(), {0: {"x": 1}, 1: {"x": 2}})
     assert numbered.get_batch_at(0, 2)["x"].tolist() == [1, 2]
+
+
+# Windows.
+
+
+def windows(size, new=records, **options):
+    config = IterableSourceConfig(shuffle=True, window=size)
+    return IterableSource(config, new, **options)
+
+
+# No property of Hypothesis: beartype draws from `random` in threads that read, which it minds.
+@pytest.mark.spec("SRC-039")
+@pytest.mark.parametrize("length, size", [(1, 1), (7, 1), (12, 4), (13, 4), (9, 30), (30, 7)])
+@pytest.mark.parametrize(
+    "batch_size, place", [(1, (0, 0)), (4, (0, 5)), (9, (3, 11)), (40, (2, 1))]
+)
+def test_a_window_is_that_of_an_epoch_shuffled_by_blocks(length, size, batch_size, place):
+    def numbers():
+        return iter({"id": np.int32(i)} for i in range(length))
+
+    source = windows(size, numbers)
+    pipeline = Pipeline(source=source, batch_size=batch_size, last_batch="pad", rngs=nnx.Rngs(7))
+    epoch, offset = place[0], place[1] % length
+    pipeline.seek(epoch=epoch, offset=offset)
+    found = np.concatenate([np.asarray(b["id"])[np.asarray(b["mask"])] for b in pipeline])
+    key = model.fold_in(model.epoch_key(model.base_key(7), epoch), 2**33)
+    expected = []
+    for number, start in enumerate(range(0, length, size)):
+        span = min(size, length - start)
+        expected += (start + model.order(model.fold_in(key, number), span, range(span))).tolist()
+    assert found.tolist() == expected[offset:]
+
+
+@pytest.mark.spec("SRC-039", "SRC-027")
+@pytest.mark.parametrize("last_batch", ["keep", "drop", "pad"])
+def test_windows_are_the_same_in_every_mode_and_for_every_cut(last_batch):
+    check_source(windows(5))
+    whole = [
+        *itertools.chain.from_iterable(
+            ids(Pipeline(source=windows(5), batch_size=N, rngs=nnx.Rngs(0)))
+        )
+    ]
+    assert sorted(whole) == list(range(N)) and whole != list(range(N))
+    for start in range(0, N, 5):
+        assert sorted(whole[start : start + 5]) == list(range(start, min(start + 5, N)))
+    pipeline = Pipeline(source=windows(5), batch_size=4, last_batch=last_batch, rngs=nnx.Rngs(0))
+    cut = [*itertools.chain.from_iterable(ids(pipeline))]
+    end = N // 4 * 4 if last_batch == "drop" else N
+    assert cut[:end] == whole[:end]
+
+
+@pytest.mark.spec("SRC-039", "KEYS-006")
+def test_what_a_stage_draws_for_a_record_does_not_hang_on_the_shuffle():
+    def drawn(source):
+        pipeline = Pipeline(source=source, stages=[record_words], batch_size=4, rngs=nnx.Rngs(3))
+        batches = list(pipeline)
+        keys = np.concatenate([np.asarray(batch["keys"]) for batch in batches])
+        return keys[np.argsort(np.concatenate(ids(batches)))].tolist()
+
+    assert drawn(windows(6)) == drawn(stream())
+
+
+@pytest.mark.spec("SRC-039", "SRC-028", "STATE-009", "STATE-010")
+def test_a_run_resumes_within_a_window_and_reads_only_that_window_again():
+    class Counted(Stream):
+        def begin(self, epoch, skip):
+            vars(self).setdefault("asked", []).append((epoch, skip))
+            return itertools.islice(records(), skip, None)
+
+    def pipeline(size=6, seed=0):
+        config = StreamSourceConfig(shuffle=True, window=size)
+        return Pipeline(source=StreamSource(Counted(), config), batch_size=4, rngs=nnx.Rngs(seed))
+
+    one, other = pipeline(), pipeline()
+    for _ in range(2):
+        one.step()
+    state = one.get_state()
+    other.set_state(state)
+    assert ids([other.step()]) == ids([one.step()])
+    begun = [place for place in other.source.stream.asked if place[0] == 0]
+    assert begun == [(0, 0), (0, 6)]  # the first for its spec
+    for differs, field in ((pipeline(size=5), "order"), (pipeline(seed=1), "seed")):
+        with pytest.raises(StateError, match=field):
+            differs.set_state(state)
+
+
+@pytest.mark.spec("SRC-039")
+@pytest.mark.parametrize("kind", ["hf", "tfds"])
+def test_prepared_streams_come_in_windows_too(kind, tmp_path):
+    def source(**options):
+        if kind == "hf":
+            config = HFStreamingSourceConfig(**options)
+            return HFStreamingSource(config, cases.hf_dataset(), rngs=nnx.Rngs(2))
+        path = cases.prepared_tfds(tmp_path)
+        return TFDSStreamingSource(
+            TFDSStreamingSourceConfig(path=path, **options), rngs=nnx.Rngs(2)
+        )
+
+    stored = ids(Pipeline(source=source(), batch_size=6))
+    found = ids(Pipeline(source=source(shuffle=True, window=6), batch_size=6))
+    assert found != stored and [*map(sorted, found)] == [*map(sorted, stored)]
+
+
+@pytest.mark.spec("SRC-039", "SRC-027")
+@pytest.mark.parametrize("size", [1, 5, N, 100])
+def test_windows_end_where_the_pass_does(size):
+    reader = Windows(stream().stream, size, lambda epoch: np.zeros((1, 2), np.uint32))
+    spec = stream().element_spec
+    found, numbers = reader.read(0, 0, 100, spec)
+    assert [record["id"] for record in found] == numbers and sorted(numbers) == list(range(N))
+    for offset in (N, N + 3, 200):
+        assert reader.read(0, offset, 4, spec) == ([], [])
+
+
+@pytest.mark.spec("SRC-039")
+def test_a_window_that_cannot_be_read_comes_after_those_before_it():
+    broken = [11]
+
+    def some():
+        for i in range(N):
+            if i in broken:
+                raise OSError("no more")
+            yield {"id": i}
+
+    pipeline = Pipeline(source=windows(5, some), batch_size=5, rngs=nnx.Rngs(0))
+    batches = iter(pipeline)
+    first, second = ids([next(batches), next(batches)])
+    assert sorted(first + second) == list(range(10))
+    for _ in range(2):
+        with pytest.raises(ReadError, match="record 11"):
+            next(batches)
+        assert pipeline.cursor == (0, 10)
+    broken.clear()
+    assert sorted(ids([next(batches)])[0]) == list(range(10, 15))
+
+
+@pytest.mark.spec("SRC-039", "KEYS-010")
+def test_a_source_with_a_seed_of_its_own_shuffles_by_that():
+    mine = Pipeline(source=windows(9, rngs=nnx.Rngs(4)), batch_size=N)
+    same = Pipeline(source=windows(9), batch_size=N, rngs=nnx.Rngs(4))
+    other = Pipeline(source=windows(9), batch_size=N, rngs=nnx.Rngs(5))
+    assert ids(mine) == ids(same) != ids(other)
+    with pytest.raises(RngsError, match="'source' draws random numbers and needs a seed"):
+        Pipeline(source=windows(9), batch_size=N)
+
+
+@pytest.mark.spec("SRC-039")
+@pytest.mark.parametrize(
+    "options, text",
+    [
+        ({"shuffle": "blocks"}, "`shuffle` of a stream is False or True, which is within windows"),
+        ({"window": 0}, "`window` is an integer of at least 1, got 0."),
+        ({"window": True}, "`window` is an integer of at least 1, got True."),
+        ({"window": 2**31}, "`window` is an integer of at least 1, got 2147483648."),
+    ],
+)
+def test_windows_that_are_none_are_refused(options, text, unchecked):
+    with pytest.raises(ValueError, match=re.escape(text)):
+        IterableSourceConfig(**options)

@@ -126,6 +126,20 @@ class Iterable(Rows):
         short = program.last_batch == "drop" and int(self.length or 0) < program.batch_size
         self.empty = "empty-source" if short else ""
 
+    def epoch_order(self, order_key: Key, epoch: int) -> Callable[[Any], np.ndarray]:
+        """Every window in an order of its own."""
+        windows = fold_in(fold_in(order_key, epoch), 2**33)
+        window, length = self.options["window"], int(self.length or 0)
+
+        def place(offset: int) -> int:
+            number = offset // window
+            start = number * window
+            span = min(window, length - start)
+            own = fold_in(windows, number)
+            return start + int(order(own, span, offset - start)[0])
+
+        return lambda offsets: np.array([*map(place, offsets.tolist())], np.int64)
+
     def get_batch_at(self, start: int, n: int, key: Key) -> Batch:
         raise Refused("random-access")
 

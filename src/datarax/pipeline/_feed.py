@@ -25,7 +25,7 @@ from .._xla import ALIGNMENT, ONE_THREAD, transferring
 from ..errors import EmptySourceError, ReadError
 from ..sources._base import Fetched
 from ..sources._host import Reader, conform, empty_rows, stack
-from ..sources._iterable import Stream
+from ..sources._iterable import Stream, Windows
 from ._threads import Outcome, Threads
 
 BUFFER_BYTES = 64 * 2**20
@@ -78,7 +78,8 @@ class Stack(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Supply:
-    """Where rows come from and how they are cut. `order(epoch)` is for a source with a length.
+    """Where rows come from and how they are cut. `order(epoch)` is for a source with a length, and
+    for a stream that is shuffled in windows of so many records.
 
     `bare` says that no stage stands between reading and handing out, `on_cpu` that programs run on
     a CPU; `x64` is a setting of the thread that asks, and no other knows it. With a `sharding` the
@@ -96,6 +97,7 @@ class Supply:
     x64: bool
     sharding: NamedSharding | None
     order: Callable[[int], Any]
+    window: int | None = None
 
 
 class Feed:
@@ -117,6 +119,9 @@ class Feed:
         self._kept_until = -math.inf
         self._pending: collections.deque[tuple[_Chunk, Callable[[], Any]]] = collections.deque()
         self._records = _Records(supply.order, supply.length)
+        self._windows = None
+        if isinstance(supply.reader, Stream) and supply.window is not None:
+            self._windows = Windows(supply.reader, supply.window, supply.order)
         self._queue: collections.deque[_Chunk] = collections.deque()
         self._ready: collections.deque[Fed] = collections.deque()
         self._asked: tuple[Cut, bool] | None = None
@@ -466,9 +471,14 @@ class Feed:
         at, found, places = start, [], []
         while len(found) < size:
             wanted = size - len(found)
-            records = stream.read(at.epoch, at.offset, wanted, self.supply.spec)
+            there = at.epoch, at.offset, wanted, self.supply.spec
+            if self._windows is None:
+                records = stream.read(*there)
+                numbers = range(at.offset, at.offset + len(records))
+            else:
+                records, numbers = self._windows.read(*there)
             found += records
-            places += [(at.epoch, at.offset + i) for i in range(len(records))]
+            places += [(at.epoch, n, at.offset + i) for i, n in enumerate(numbers)]
             at = Cursor(at.epoch, at.offset + len(records))
             if len(records) == wanted:
                 break
@@ -481,16 +491,17 @@ class Feed:
                 break
         if not found:
             return Fed(None, cut._replace(size=0), start, at)
-        epoch, offset = np.array(places, np.uint32).T
-        batch = conform(stack(found), stream.stored_spec, self.supply.spec, offset)
-        rows = _host_rows(epoch, offset, offset)
+        epoch, record, offset = np.array(places, np.uint32).T
+        batch = conform(stack(found), stream.stored_spec, self.supply.spec, record)
+        rows = _host_rows(epoch, record, offset)
         if cut.padded:
             inside = np.arange(size) < len(found)
             batch = jax.tree.map(lambda x: _spread(x, inside), batch)
-            epoch, offset = _spread(epoch, inside), _spread(offset, inside)
-            rows = _host_rows(epoch, offset, offset, inside)
+            epoch, record, offset = (_spread(x, inside) for x in (epoch, record, offset))
+            rows = _host_rows(epoch, record, offset, inside)
         cut = cut._replace(size=len(rows.epoch))
-        return Fed(Fetched(batch, rows), cut, start, at, first=Cursor(*places[0]))
+        first = Cursor(places[0][0], places[0][2])
+        return Fed(Fetched(batch, rows), cut, start, at, first=first)
 
 
 def _host_rows(epoch: Any, record: Any, offset: Any, mask: Any = None) -> Rows:

@@ -232,7 +232,8 @@ class Runtime:
         bare, here = pipeline._sink == NAME, on_cpu()
         x64 = bool(jax.config.read("jax_enable_x64"))
         how = bare, here, x64, pipeline.sharding
-        parts = (reader, *how, *policy(pipeline), pipeline.num_threads, *keys)
+        window = source.window if isinstance(source, StreamSource) and source.shuffle else None
+        parts = (reader, window, *how, *policy(pipeline), pipeline.num_threads, *keys)
         known, feed = self._feed
         if known is not None and len(known) == len(parts) and all(map(_is_it, known, parts)):
             self._fed = self._values
@@ -249,7 +250,7 @@ class Runtime:
         assert isinstance(source, EagerSourceBase | StreamSource)
         masks = isinstance(source, EagerSourceBase) and source.masks
         spec = source.element_spec
-        supply = Supply(reader, spec, size, length, last_batch, masks, *how, order)
+        supply = Supply(reader, spec, size, length, last_batch, masks, *how, order, window)
         feed = Feed(supply, pipeline.num_threads)
         self._close_feed = weakref.finalize(self, feed.close)  # once called, it lets go of it
         self._feed, self._fed = (parts, feed), self._values

@@ -40,6 +40,7 @@ from ..sources._base import (
 )
 from ..sources._column import spread
 from ..sources._host import raised_in
+from ..sources._iterable import StreamSource
 from . import _scan, _show, _state
 from ._binding import Binding, merge
 from ._core import Position, draw, outputs_of
@@ -442,7 +443,9 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
 
     def _words_of(self, part: Any) -> Words | None:
         """The base key of a source or stage: its own if it has one, else the pipeline's."""
-        own = part.base if isinstance(part, EagerSourceBase | OperatorModule) else None
+        own = (
+            part.base if isinstance(part, EagerSourceBase | StreamSource | OperatorModule) else None
+        )
         if own is not None:
             return own.get_raw_value()
         if self._base is None:
@@ -518,7 +521,7 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
                 f'Under last_batch="drop" an epoch of {length} records holds no batch of {size}. '
                 'Take a smaller `batch_size`, or "keep" or "pad".'
             )
-        if isinstance(self.source, EagerSourceBase) and self.source.shuffle:
+        if isinstance(self.source, EagerSourceBase | StreamSource) and self.source.shuffle:
             self._need_words(NAME, self.source)
 
     def _trace(self, binding: Binding, values: list[Any]) -> dict[str, Spec]:

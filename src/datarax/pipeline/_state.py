@@ -20,6 +20,7 @@ from .._types import escaped, integer, is_traced
 from .._xla import weak_zeros
 from ..errors import ShardingError, StateError
 from ..sources._base import NAME, EagerSourceBase, length_of
+from ..sources._iterable import StreamSource
 from ._core import Position
 from ._iterator import move
 
@@ -90,7 +91,8 @@ def fingerprint(pipeline: "Pipeline") -> dict[str, Any]:
         (name, type(pipeline.nodes[name]).__qualname__, reads)
         for name, reads in pipeline._graph.predecessors
     )
-    order = source.order_name if isinstance(source, EagerSourceBase) else type(source).__qualname__
+    named = isinstance(source, EagerSourceBase | StreamSource)
+    order = source.order_name if named else type(source).__qualname__
     seeds = {NAME: source, **pipeline.nodes}
     keys = {
         name: None if words is None else np.asarray(words).tolist()

@@ -22,6 +22,7 @@ from ._iterable import (
     IterableSourceConfig as IterableSourceConfig,
     Stream as Stream,
     StreamSource as StreamSource,
+    StreamSourceConfig as StreamSourceConfig,
 )
 from ._memory import (
     MemorySource as MemorySource,

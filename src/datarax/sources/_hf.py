@@ -14,7 +14,7 @@ from .._types import Batch, Spec, expect
 from ..errors import EmptySourceError, FileError
 from ._arrow import columns_of, hole
 from ._host import HostSource, HostSourceConfig, Reader, names, require
-from ._iterable import Stream, StreamSource
+from ._iterable import Stream, StreamSource, StreamSourceConfig
 
 ROWS = 256
 """Rows of a stream that are decoded at a time, and of any data set to learn their shape."""
@@ -52,8 +52,8 @@ class HFEagerSource(HostSource):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class HFStreamingSourceConfig:
-    """What an `HFStreamingSource` reads.
+class HFStreamingSourceConfig(StreamSourceConfig):
+    """What an `HFStreamingSource` reads; `StreamSourceConfig` has the other options.
 
     Args:
         path: as in `HFEagerSourceConfig`; what is loaded by name is streamed from where it is.
@@ -72,14 +72,20 @@ class HFStreamingSource(StreamSource):
     If it shuffles, every pass has another order, by `set_epoch`.
     """
 
-    def __init__(self, config: HFStreamingSourceConfig, dataset: Any = None):
+    def __init__(
+        self,
+        config: HFStreamingSourceConfig,
+        dataset: Any = None,
+        *,
+        rngs: nnx.Rngs | None = None,
+    ):
         expect("config", config, HFStreamingSourceConfig)
         dataset = load(config, dataset, streaming=True)
         if hasattr(dataset, "to_iterable_dataset"):
             if len(dataset) == 0:  # which would have no shards
                 raise EmptySourceError("HFStreamingSource")
             dataset = dataset.to_iterable_dataset()
-        super().__init__(HFStream(dataset))
+        super().__init__(HFStream(dataset), config, rngs=rngs)
 
 
 class HFStream(Stream):

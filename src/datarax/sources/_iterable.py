@@ -12,8 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from .._keys import BaseKey, base_words
+from .._order import window_order
 from .._rows import Cut, Rows
-from .._types import Batch, Signed, Spec, expect
+from .._types import Batch, Signed, Spec, expect, integer
 from ..errors import DataraxError, EmptySourceError, RandomAccessError, ReadError
 from ._base import Fetched
 from ._host import conform, held_spec, names, spec_of, stack
@@ -21,8 +23,31 @@ from ._random_access import as_record
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class IterableSourceConfig:
-    """How an `IterableSource` names fields.
+class StreamSourceConfig:
+    """The options that all streams share.
+
+    Args:
+        shuffle: whether the records of each window come in a random order, in every epoch another.
+        window: how many consecutive records are a window. So many are held in memory, and read
+            before the first of them comes; after a resume, those of one window are read again.
+    """
+
+    shuffle: bool = False
+    window: int = 1024
+
+    def __post_init__(self):
+        if not isinstance(self.shuffle, bool):
+            raise ValueError(
+                f"`shuffle` of a stream is False or True, which is within windows, got "
+                f"{self.shuffle!r}."
+            )
+        if not 1 <= integer(self.window, 0) < 2**31:
+            raise ValueError(f"`window` is an integer of at least 1, got {self.window!r}.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class IterableSourceConfig(StreamSourceConfig):
+    """How an `IterableSource` names fields; `StreamSourceConfig` has the other options.
 
     Args:
         fields: names for the parts of records that are tuples; None calls them "0", "1", ... Of
@@ -36,11 +61,32 @@ class StreamSource(nnx.Module, metaclass=Signed):
     """A source over a `Stream`, for `for`, `step` and `scan` outside of `jit`.
 
     An epoch is one pass and ends where the stream does. After a resume or a `seek`, the stream
-    skips from the start of the pass to the cursor.
+    skips from the start of the pass to the cursor, or to its window where it is shuffled.
+
+    Args:
+        stream: reads the records.
+        config: whether to shuffle.
+        rngs: a seed of its own for the shuffle; without it the pipeline's is used.
     """
 
-    def __init__(self, stream: "Stream"):
+    def __init__(
+        self,
+        stream: "Stream",
+        config: StreamSourceConfig | None = None,
+        *,
+        rngs: nnx.Rngs | None = None,
+    ):
+        config = StreamSourceConfig() if config is None else config
+        expect("config", config, StreamSourceConfig)
         self.stream = stream
+        self.shuffle, self.window = config.shuffle, config.window
+        self.base = None if rngs is None else BaseKey(base_words(rngs, "shuffle"))
+
+    @property
+    def order_name(self) -> str:
+        """What a saved state calls this order."""
+        kind = type(self).__qualname__
+        return f"{kind}-windows-{self.window}" if self.shuffle else kind
 
     @property
     def element_spec(self) -> Spec:
@@ -71,12 +117,15 @@ class IterableSource(StreamSource):
         records: an iterable that can be iterated again and again, or a function that returns a new
             iterator for each pass. A record is a dict, a tuple or one array, as in
             `RandomAccessSource`, and all are alike.
+        rngs: a seed of its own for the shuffle; without it the pipeline's is used.
     """
 
     def __init__(
         self,
         config: IterableSourceConfig,
         records: Iterable[Any] | Callable[[], Iterator[Any]],
+        *,
+        rngs: nnx.Rngs | None = None,
     ):
         expect("config", config, IterableSourceConfig)
         if isinstance(records, Mapping):
@@ -95,7 +144,8 @@ class IterableSource(StreamSource):
                 f"{type(records).__name__}."
             )
         begin = records if callable(records) else functools.partial(iter, records)
-        super().__init__(IterableStream(begin, names("fields", config.fields), "IterableSource"))
+        stream = IterableStream(begin, names("fields", config.fields), "IterableSource")
+        super().__init__(stream, config, rngs=rngs)
 
 
 class Stream:
@@ -161,6 +211,45 @@ class Stream:
     def __setstate__(self, state: dict[str, Any]) -> None:
         Stream.__init__(self)
         vars(self).update(state)
+
+
+class Windows:
+    """Reads a stream window by window, each in an order of its own (spec SRC-039).
+
+    `words(epoch)` are those of the epoch's key. The last window that was read is kept.
+    """
+
+    def __init__(self, stream: Stream, size: int, words: Callable[[int], Any]):
+        self._stream, self._size, self._words = stream, size, words
+        self._known: tuple[Any, list[dict[str, Any]], list[int]] = None, [], []
+
+    def read(
+        self, epoch: int, offset: int, count: int, spec: Spec
+    ) -> tuple[list[dict[str, Any]], list[int]]:
+        """Up to `count` records from a place on, and which of the pass they are; fewer only where
+        the pass ends."""
+        found: list[dict[str, Any]] = []
+        numbers: list[int] = []
+        while len(found) < count:
+            number, inside = divmod(offset + len(found), self._size)
+            records, order = self._window(epoch, number, spec)
+            here = order[inside : inside + count - len(found)]
+            found += [records[i] for i in here]
+            numbers += [number * self._size + i for i in here]
+            if len(records) < self._size and inside + len(here) >= len(records):
+                break
+        return found, numbers
+
+    def _window(
+        self, epoch: int, number: int, spec: Spec
+    ) -> tuple[list[dict[str, Any]], list[int]]:
+        known, records, order = self._known
+        if known != (epoch, number):
+            records = self._stream.read(epoch, number * self._size, self._size, spec)
+            keys = np.asarray(self._words(epoch))
+            order = window_order(keys, number, len(records)).tolist() if records else []
+            self._known = (epoch, number), records, order
+        return records, order
 
 
 class IterableStream(Stream):

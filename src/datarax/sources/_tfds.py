@@ -14,7 +14,7 @@ from .._types import expect
 from ..errors import FieldTypeError, FileError
 from ._array_record import Part, PartsReader
 from ._host import HostSource, HostSourceConfig, Reader, names, require, stamp
-from ._iterable import Stream, StreamSource
+from ._iterable import Stream, StreamSource, StreamSourceConfig
 
 ROWS = 256
 """Rows that are read at a time."""
@@ -47,8 +47,8 @@ class TFDSEagerSource(HostSource):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TFDSStreamingSourceConfig:
-    """What a `TFDSStreamingSource` reads.
+class TFDSStreamingSourceConfig(StreamSourceConfig):
+    """What a `TFDSStreamingSource` reads; `StreamSourceConfig` has the other options.
 
     Args:
         path: the folder of a version prepared as ArrayRecord, such as `.../mnist/3.0.1`.
@@ -62,11 +62,12 @@ class TFDSStreamingSourceConfig:
 
 
 class TFDSStreamingSource(StreamSource):
-    """A split in stored order; each epoch is a pass over it (extra "tfds")."""
+    """A split from front to back; each epoch is a pass over it (extra "tfds")."""
 
-    def __init__(self, config: TFDSStreamingSourceConfig):
+    def __init__(self, config: TFDSStreamingSourceConfig, *, rngs: nnx.Rngs | None = None):
         expect("config", config, TFDSStreamingSourceConfig)
-        super().__init__(ReaderStream(tfds_reader(config, "TFDSStreamingSource")))
+        stream = ReaderStream(tfds_reader(config, "TFDSStreamingSource"))
+        super().__init__(stream, config, rngs=rngs)
 
 
 class ReaderStream(Stream):

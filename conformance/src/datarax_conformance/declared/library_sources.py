@@ -416,6 +416,42 @@ case(
         loop(on="b"),
     ],
 )
+WINDOWS = over("iterable", 10, 3, seed=4, source={"window": 4})
+case("SRC-039", "for", "every window in its order", WINDOWS, [loop(), loop(), step(3)], EXACT)
+for policy in ("drop", "pad"):
+    case(
+        "SRC-039",
+        policy,
+        f"under {policy}",
+        over("iterable", 10, 3, policy, seed=4, source={"window": 4}),
+        [loop(), scan(4)],
+        EXACT,
+    )
+case(
+    "SRC-039",
+    "keys",
+    "the keys are those of the records",
+    chain(10, 3, "keep", "keys", seed=4, options={"source": {"form": "iterable", "window": 4}}),
+    [loop(), loop()],
+    EXACT,
+)
+case(
+    "SRC-039",
+    "skips",
+    "a run resumes within a window",
+    WINDOWS,
+    [
+        step(2),
+        do("save", to="s"),
+        build(to="b", batch_size=4),
+        do("restore", origin="s", on="b"),
+        step(on="b"),
+        loop(on="b"),
+        do("seek", epoch=2, offset=7),
+        step(2),
+    ],
+    EXACT,
+)
 case(
     "SRC-029",
     "jit",

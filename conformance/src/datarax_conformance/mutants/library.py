@@ -134,6 +134,25 @@ MUTANTS = [
         'Cursor(saved["cursor"][0], 0), saved["counts"]',
     ),
     mutant(
+        "all windows of a stream have one order",
+        "SRC-039",
+        "            own = fold_in(windows, number)\n",
+        "            own = fold_in(windows, 0)\n",
+    ),
+    mutant(
+        "the epochs of a stream have the same windows",
+        "SRC-039",
+        "        windows = fold_in(fold_in(order_key, epoch), 2**33)\n",
+        "        windows = fold_in(fold_in(order_key, 0), 2**33)\n",
+    ),
+    mutant(
+        "a short window of a stream stays as it is",
+        "SRC-039",
+        "            span = min(window, length - start)\n",
+        "            span = window\n"
+        "            if length - start < window:\n                return offset\n",
+    ),
+    mutant(
         "a stream pretends to have random access",
         "SRC-029",
         '        if not self.source.random_access:\n            raise Refused("random-access")\n'
