@@ -61,8 +61,9 @@ def check_pipeline(make: Callable[[], Pipeline], *, rtol: float = 1e-5) -> None:
 
     Args:
         make: builds the pipeline, each time it is called a new one of new stages.
-        rtol: how far floats may be apart, relative to the larger. In different programs compilers
-            may round the last bits differently; all else has to be equal.
+        rtol: how far floats may be apart, relative to the larger, or absolutely where that is less
+            than 1. In different programs compilers may round the last bits differently; all else
+            has to be equal.
 
     Raises:
         LawError: one of SRC-009 to SRC-011, ITER-011, SCAN-001, STATE-001, STATE-005
@@ -134,8 +135,7 @@ def check_stage(
         rtol: see `check_pipeline`.
 
     Raises:
-        LawError: STEP-009 or KEYS-008 where the cut into batches shows, or one that
-            `check_pipeline` names.
+        LawError: STEP-009 where the cut into batches shows, or a law that `check_pipeline` names.
     """
     if not batches:
         raise ValueError("`check_stage` needs a batch to call the stage with, got none.")
