@@ -196,18 +196,25 @@ def test_a_stretch_is_the_order_from_a_place_on(kind, start):
 
 @pytest.mark.internal("what is counted on the host for several epochs at once")
 @pytest.mark.parametrize("length", [1, 10, 2**32 - 20, 2**40])
-def test_a_part_of_the_orders_of_some_epochs_is_the_order_of_these(length):
+def test_the_words_of_some_epochs_give_their_orders(length):
     kind = word(length)
     with jax.enable_x64(length >= 2**32):
-        whole = SwapOrNot(_keys_on_host(order_key(3), np.arange(5, 11, dtype=kind)), length)
-        assert isinstance(whole.pivots, np.ndarray) and whole.pivots.dtype == kind
+        several = SwapOrNot(_keys_on_host(order_key(3), np.arange(5, 11, dtype=kind)), length)
+        assert isinstance(several.pivots, np.ndarray) and several.pivots.dtype == kind
+        some = SwapOrNot(None, length, (several.pivots[:, 2:5], several.masks[:, 2:5]))
         first = offsets(range(min(length, 8)), length)
-        part, turn = whole.part(2, 3), jnp.ones_like(first)
-        of_two = SwapOrNot(epoch_keys(order_key(3), jnp.asarray(7, kind), 3), length)
-        assert part(first).tolist() == of_two(first).tolist()
-        assert part(first, turn).tolist() == of_two(first, turn).tolist()
-        assert part.inverse(part(first)).tolist() == first.tolist()
-    assert StoredOrder(None, 5).part(1, 2) == StoredOrder(None, 5)
+        turn = jnp.ones_like(first)
+        counted = SwapOrNot(epoch_keys(order_key(3), jnp.asarray(7, kind), 3), length)
+        assert some(first).tolist() == counted(first).tolist()
+        assert some(first, turn).tolist() == counted(first, turn).tolist()
+        assert some.inverse(some(first)).tolist() == first.tolist()
+
+
+@pytest.mark.spec("SHUF-017")
+def test_an_order_that_is_traced_takes_offsets_of_the_host(unchecked):
+    places = np.arange(10, dtype=np.uint32)
+    found = jax.jit(lambda keys: SwapOrNot(keys, 10)(places))(keys_of(1, 2))
+    assert found.tolist() == epoch_of(1, 2, 10).tolist()
 
 
 @pytest.mark.spec("SHUF-002")

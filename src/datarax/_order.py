@@ -66,10 +66,6 @@ class StoredOrder(Order):
         del keys
         self.length = length
 
-    def part(self, first: int, span: int) -> "StoredOrder":
-        del first, span
-        return self
-
     def __call__(self, offsets: Offsets, turn: Turns | None = None) -> Records:
         del turn
         return offsets
@@ -79,23 +75,22 @@ class SwapOrNot(Order):
     """A keyed permutation computed record by record, in O(1) memory and O(1) time to the first.
 
     24 swap-or-not rounds (Hoang, Morris & Rogaway, CRYPTO 2012; spec SHUF). `keys` are those of
-    the epochs. Lengths from 2**32 up need 64-bit words, that is `jax.enable_x64`.
+    the epochs; or `words` are their pivots and masks, where these are known. Lengths from 2**32 up
+    need 64-bit words, that is `jax.enable_x64`.
     """
 
     pivots: UInt[AnyArray, "rounds span"]
     masks: UInt[AnyArray, "rounds span"]
     length: int = eqx.field(static=True)
 
-    def __init__(self, keys: SpanWords, length: int):
-        rounds = np.arange(ROUNDS, dtype=np.uint32)[:, None]
-        rounds = np.broadcast_to(rounds, (ROUNDS, keys.shape[0]))
-        self.pivots, self.masks = _round(keys[None], rounds, word(length).type(length))
+    def __init__(self, keys: SpanWords | None, length: int, words: tuple[Any, Any] | None = None):
+        if words is None:
+            assert keys is not None
+            rounds = np.arange(ROUNDS, dtype=np.uint32)[:, None]
+            rounds = np.broadcast_to(rounds, (ROUNDS, keys.shape[0]))
+            words = _round(keys[None], rounds, word(length).type(length))
+        self.pivots, self.masks = words
         self.length = length
-
-    def part(self, first: int, span: int) -> "SwapOrNot":
-        here = slice(first, first + span)
-        words = self.pivots[:, here], self.masks[:, here]
-        return eqx.tree_at(lambda order: (order.pivots, order.masks), self, words)
 
     def __call__(self, offsets: Offsets, turn: Turns | None = None) -> Records:
         return self._rounds(offsets, turn, reverse=False)
@@ -111,9 +106,10 @@ class SwapOrNot(Order):
                 f"got {x.dtype}."
             )
         rows = slice(1) if turn is None or self.pivots.shape[1] == 1 else turn
-        space = namespace(x)
+        space = namespace(x, self.pivots, self.masks)
         pivots, masks = (space.asarray(each)[:, rows] for each in (self.pivots, self.masks))
         length = x.dtype.type(self.length)
+        x = space.asarray(x)
         return _swap_or_not(x, length, lambda r: (pivots[r], masks[r]), reverse)
 
 

@@ -106,12 +106,33 @@ TYPES = [
 @pytest.mark.spec("ERR-015", "SRC-017")
 @pytest.mark.parametrize("second", [np.zeros(4, np.int32), np.zeros((4, 2), np.float32)])
 def test_a_tuple_of_arrays_is_no_data_set_of_as_many_records(second):
-    with pytest.raises(FieldTypeError) as error:
-        MemorySource(MemorySourceConfig(), (np.zeros((4, 2), np.float32), second))
-    assert str(error.value) == (
-        "Field 'data' is a tuple of 2 arrays. Give fields by name, as a dict of arrays; or for "
-        "records one by one, a list."
-    )
+    pair = np.zeros((4, 2), np.float32), second
+    for data, name in ((pair, "data"), ({"a": {"x": pair}}, "a.x")):
+        with pytest.raises(FieldTypeError) as error:
+            MemorySource(MemorySourceConfig(), data)
+        assert str(error.value) == (
+            f"Field '{name}' is a tuple of 2 arrays. Give each a name, in a dict of arrays; or for "
+            "records one by one, a list."
+        )
+
+
+@pytest.mark.spec("ERR-015", "SRC-017")
+def test_a_table_is_no_array():
+    pa = pytest.importorskip("pyarrow", reason="needs the extra 'arrow'")
+    pd = pytest.importorskip("pandas", reason="comes with the extra 'hf'")
+    table = pa.table({"x": [1, 2], "y": [0.5, 1.5]})
+    for data, name in ((table, "Table"), (table.to_pandas(), "DataFrame")):
+        with pytest.raises(FieldTypeError) as error:
+            MemorySource(MemorySourceConfig(), data)
+        assert str(error.value) == (
+            f"Field 'data' is a {name}, whose columns would become one array. Give them by name, "
+            "as {name: table[name].to_numpy() for name in names}."
+        )
+        columns = {name: data[name].to_numpy() for name in ("x", "y")}
+        batch = MemorySource(MemorySourceConfig(), columns).get_batch_at(1, 1)
+        assert {name: x.tolist() for name, x in batch.items()} == {"x": [2], "y": [1.5]}
+    series = MemorySource(MemorySourceConfig(), pd.Series([3, 4]))
+    assert series.get_batch_at(1, 1)["data"].tolist() == [4]
 
 
 @pytest.mark.spec("ERR-015")

@@ -525,11 +525,22 @@ def test_a_source_with_a_seed_of_its_own_shuffles_by_that():
     "options, text",
     [
         ({"shuffle": "blocks"}, "`shuffle` of a stream is False or True, which is within windows"),
-        ({"window": 0}, "`window` is an integer of at least 1, got 0."),
-        ({"window": True}, "`window` is an integer of at least 1, got True."),
-        ({"window": 2**31}, "`window` is an integer of at least 1, got 2147483648."),
+        ({"window": 0}, "`window` is an integer in [1, 2**31), got 0."),
+        ({"window": True}, "`window` is an integer in [1, 2**31), got True."),
+        ({"window": 2**31}, "`window` is an integer in [1, 2**31), got 2147483648."),
     ],
 )
 def test_windows_that_are_none_are_refused(options, text, unchecked):
     with pytest.raises(ValueError, match=re.escape(text)):
         IterableSourceConfig(**options)
+
+
+@pytest.mark.spec("SRC-027")
+def test_a_stream_may_begin_with_a_list():
+    class Listed(Stream):
+        def begin(self, epoch, skip):
+            return [{"id": np.int32(i)} for i in range(skip, N)]
+
+    pipeline = Pipeline(source=StreamSource(Listed()), batch_size=5)
+    for _ in range(2):
+        assert ids(pipeline) == law(5, "keep")

@@ -1,7 +1,7 @@
 """The orders of a pipeline's epochs, made before the programs that take them are called."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -10,9 +10,11 @@ import numpy as np
 
 from .._keys import node_key
 from .._mesh import placed
-from .._order import Order, Permutation, StoredOrder, Stretch, SwapOrNot
-from .._types import Cursor
+from .._order import Order, Permutation, StoredOrder, Stretch, SwapOrNot, keys_of
+from .._types import Cursor, Words
+from .._xla import transferring
 from ..sources._base import NAME, EagerSourceBase, length_of
+from ..sources._iterable import StreamSource
 from ._binding import Structure, Values, kept, merge
 from ._core import CUTS, Program, order_at
 
@@ -28,45 +30,62 @@ STRETCHES = 32
 EPOCHS = 16
 """Epochs in a row whose orders are counted together: NumPy takes hardly longer than for one."""
 
+SPAN = 4
+"""The most epochs of one batch whose orders are counted on the host: more are better compiled."""
+
 
 class Orders:
     """The orders that the source and the keys of a pipeline give; if these change, make another.
 
-    What fixes an order is as a rule a few words an epoch. They are counted on the host, in less
-    time than it takes to call a program, and none has to be compiled before the first batch.
+    What fixes an order is as a rule a few words an epoch. They are counted on the host, where no
+    program has to be compiled for them before the first batch.
     """
 
     def __init__(self, pipeline: "Pipeline", structure: Structure, kind: Any):
         source, base = pipeline.source, pipeline._words_of(pipeline.source)
         self._structure, self._kind = structure, kind
         self._length, self._sharding = length_of(source), pipeline.sharding
-        self._of: Callable[[np.ndarray], Order] | None = None
-        # Over several devices each would have to be given the words, which takes longer.
-        alone = pipeline.sharding is None
-        if alone and isinstance(source, EagerSourceBase) and source.order_is_words:
-            key = None if base is None else node_key(np.asarray(base), NAME)
-            self._of = functools.partial(source.order, key)
-        self._known: dict[int, tuple[int, Sequence[Any]]] = {}
+        self._count: Callable[[np.ndarray], Any] | None = None
+        # Over several devices each would have to be given the words, which takes longer. Those of a
+        # stream stay on the host.
+        if isinstance(source, StreamSource) or (self._sharding is None and _is_words(source)):
+            with transferring():
+                key = None if base is None else node_key(np.asarray(base), NAME)
+            eager = isinstance(source, EagerSourceBase)
+            how = source.order if eager else _keys_of
+            self._count = functools.partial(how, key)
+        self._ahead: tuple[int, int, Any] = 0, 0, None  # from which epoch on, how many, the orders
+        self._known: dict[int, tuple[int, Any]] = {}  # by span, the epoch and the order
         self._stretch: tuple[Any, int, int, Any] = None, 0, 0, None
 
     def at(self, values: Values, epoch: int, span: int) -> Any:
-        """The order of `span` epochs from `epoch` on."""
-        first, orders = self._known.get(span, (epoch, ()))
-        if not 0 <= epoch - first < len(orders):
-            first, orders = epoch, self._made(values, epoch, span)
-            self._known[span] = first, orders
-        return orders[epoch - first]
+        """The order of `span` epochs from `epoch` on; for a source of keys alone, their keys."""
+        known, order = self._known.get(span, (None, None))
+        if known != epoch:
+            counted = self._count is not None and span <= SPAN
+            order = self._counted(epoch, span) if counted else self._computed(values, epoch, span)
+            self._known[span] = epoch, order
+        return order
 
-    def _made(self, values: Values, epoch: int, span: int) -> Sequence[Any]:
-        number = self._kind.type(epoch)
-        if self._of is not None:
-            order = self._of(number + np.arange(EPOCHS + span - 1, dtype=self._kind))
-            assert isinstance(order, StoredOrder | SwapOrNot)
-            return [order.part(i, span) for i in range(EPOCHS)]
-        order = order_program(self._structure, span)(values, number)
+    def _counted(self, epoch: int, span: int) -> Any:
+        assert self._count is not None
+        first, count, orders = self._ahead
+        if not first <= epoch <= first + count - span:
+            # Who goes on from one epoch to the next will do so again.
+            count = EPOCHS if first <= epoch <= first + count else span
+            orders = self._count(self._kind.type(epoch) + np.arange(count, dtype=self._kind))
+            self._ahead = first, count, orders = epoch, count, orders
+        here = slice(epoch - first, epoch - first + span)
+        if isinstance(orders, SwapOrNot):
+            words = orders.pivots[:, here], orders.masks[:, here]
+            return SwapOrNot(None, orders.length, words)
+        return orders[here] if isinstance(orders, np.ndarray) else orders
+
+    def _computed(self, values: Values, epoch: int, span: int) -> Any:
+        order = order_program(self._structure, span)(values, self._kind.type(epoch))
         if isinstance(order, Permutation) and (sharding := self._sharding) is not None:
             order = jax.tree.map(lambda x: placed(x, sharding), order)
-        return [order]
+        return order
 
     def along(self, values: Values, start: Cursor, rows: int, span: int) -> Any:
         """The same for so many rows from `start` on: computed, where that can be done at once."""
@@ -82,6 +101,17 @@ class Orders:
             stretch = program(order, self._kind.type(start.offset))
             self._stretch = order, start.offset, start.offset + most, stretch
         return stretch
+
+
+def _is_words(source: Any) -> bool:
+    """Whether its order takes no more than to count a few words an epoch."""
+    if not isinstance(source, EagerSourceBase):
+        return True
+    return type(source).order is EagerSourceBase.order and isinstance(source.shuffle, bool)
+
+
+def _keys_of(key: Words | None, epochs: np.ndarray) -> Any:
+    return None if key is None else keys_of(key, epochs)
 
 
 @kept(CUTS)

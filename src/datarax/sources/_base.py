@@ -121,12 +121,6 @@ class EagerSourceBase(nnx.Module, metaclass=Signed):
         return make(keys, len(self))  # pyright: ignore[reportArgumentType]
 
     @property
-    def order_is_words(self) -> bool:
-        """Whether `order` has no more to do than to count a few words an epoch."""
-        mine = type(self).order is EagerSourceBase.order
-        return mine and isinstance(self.shuffle, bool)
-
-    @property
     def records(self) -> int:
         """How many records `gather` knows: as many as an epoch has rows."""
         return len(self)

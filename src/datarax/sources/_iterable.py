@@ -29,7 +29,8 @@ class StreamSourceConfig:
     Args:
         shuffle: whether the records of each window come in a random order, in every epoch another.
         window: how many consecutive records are a window. So many are held in memory, and read
-            before the first of them comes; after a resume, those of one window are read again.
+            before the first of them comes: one that cannot be read fails its whole window. After a
+            resume, the stream skips to the window that the cursor is in, and reads it again.
     """
 
     shuffle: bool = False
@@ -42,7 +43,7 @@ class StreamSourceConfig:
                 f"{self.shuffle!r}."
             )
         if not 1 <= integer(self.window, 0) < 2**31:
-            raise ValueError(f"`window` is an integer of at least 1, got {self.window!r}.")
+            raise ValueError(f"`window` is an integer in [1, 2**31), got {self.window!r}.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,6 +69,10 @@ class StreamSource(nnx.Module, metaclass=Signed):
         config: whether to shuffle.
         rngs: a seed of its own for the shuffle; without it the pipeline's is used.
     """
+
+    shuffle: bool = False
+    window: int = 1024
+    base: BaseKey | None = None
 
     def __init__(
         self,
@@ -183,7 +188,7 @@ class Stream:
             found: list[dict[str, Any]] = []
             try:
                 if self._iterator is None or self._at != (epoch, offset):
-                    self._iterator = self.begin(epoch, offset)
+                    self._iterator = iter(self.begin(epoch, offset))
                 for record in self._iterator:
                     place = np.array([offset + len(found)])
                     one = stack([record])  # a copy: the stream may use its memory again
@@ -236,20 +241,22 @@ class Windows:
             here = order[inside : inside + count - len(found)]
             found += [records[i] for i in here]
             numbers += [number * self._size + i for i in here]
-            if len(records) < self._size and inside + len(here) >= len(records):
+            ends = len(records) < self._size and inside + len(here) >= len(records)
+            del records
+            if ends:
                 break
         return found, numbers
 
     def _window(
         self, epoch: int, number: int, spec: Spec
     ) -> tuple[list[dict[str, Any]], list[int]]:
-        known, records, order = self._known
-        if known != (epoch, number):
+        if self._known[0] != (epoch, number):
+            self._known = None, [], []  # before there are two in memory
             records = self._stream.read(epoch, number * self._size, self._size, spec)
             keys = np.asarray(self._words(epoch))
             order = window_order(keys, number, len(records)).tolist() if records else []
             self._known = (epoch, number), records, order
-        return records, order
+        return self._known[1:]
 
 
 class IterableStream(Stream):

@@ -49,7 +49,8 @@ class MemorySource(EagerSourceBase):
         rngs: a seed of its own for the shuffle; without it the pipeline's is used.
 
     Raises:
-        FieldTypeError: values that JAX cannot hold unchanged, or that are no numbers.
+        FieldTypeError: values that JAX cannot hold, though floats may be rounded, or that are no
+            numbers.
         UnequalLengthsError: fields with different numbers of records.
         EmptySourceError: no records.
     """
@@ -99,12 +100,11 @@ def _columns(data: Any) -> dict[str, Any]:
                 )
         stacked = {name: [row[name] for row in rows] for name in rows[0]}
         return _map(lambda name: stacked[name], _nested_names(_columns(data[0])))
-    if isinstance(data, tuple) and any(np.ndim(x) for x in data if hasattr(x, "shape")):
-        # Those of one shape would become one array, of as many records as there are arrays.
+    if hasattr(data, "columns"):  # of pandas, polars, pyarrow
         raise FieldTypeError(
             "data",
-            f"is a tuple of {len(data)} arrays. Give fields by name, as a dict of arrays; or for "
-            "records one by one, a list.",
+            f"is a {type(data).__name__}, whose columns would become one array. Give them by name, "
+            "as {name: table[name].to_numpy() for name in names}.",
         )
     return {"data": data}
 
@@ -140,6 +140,13 @@ def _map(function: Callable[[str], Any], names: Any) -> Any:
 
 def _column(field: str, column: Any) -> Any:
     """The column as an array with one row a record."""
+    if isinstance(column, tuple) and any(np.ndim(x) for x in column if hasattr(x, "shape")):
+        # Those of one shape would become one array, of as many records as there are arrays.
+        raise FieldTypeError(
+            field,
+            f"is a tuple of {len(column)} arrays. Give each a name, in a dict of arrays; or for "
+            "records one by one, a list.",
+        )
     array = as_array(field, column)
     if array.ndim == 0:
         raise FieldTypeError(

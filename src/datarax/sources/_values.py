@@ -40,7 +40,7 @@ def as_array(field: str, values: Any) -> jax.Array | np.ndarray:
     try:
         return np.asarray(values)
     except ValueError as error:
-        which = _unequal(values) or str(error)
+        which = _unequal(values) or str(error).rstrip(". ")
         raise FieldTypeError(
             field, f"has rows of different shapes: {which}. Pad or crop them to one."
         ) from None
