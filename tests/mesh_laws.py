@@ -289,7 +289,7 @@ def check_nothing_is_copied_for_every_batch():
         for name in "x", "draw", "half":
             assert found[name].dtype == expected[name].dtype
             np.testing.assert_array_equal(whole(found[name]), whole(expected[name]))
-    orders = [order for _, orders in pipeline._runtime._orders._known.values() for order in orders]
+    orders = [order for _, order in pipeline._runtime._orders._known.values()]
     held = pipeline.source.x, stage.by.get_raw_value(), *jax.tree.leaves(orders)
     assert all(x.sharding.device_set == set(jax.devices()) for x in held)
     stage.by[...] = jnp.float32(3)
