@@ -59,11 +59,11 @@ def test_for_many_epochs_in_a_batch_one_is(length, compiles):
 
 
 @pytest.mark.spec("SHUF-002", "SHUF-003")
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(
     st.sampled_from([3, 25, 35]),
     st.lists(
-        st.tuples(st.sampled_from([0, 1, 2, 14, 15, 16, 17, 40, 2**32 - 6]), st.integers(0, 9))
+        st.tuples(st.sampled_from([0, 1, 2, 14, 15, 16, 17, 40, 2**32 - 20]), st.integers(0, 9))
     ),
 )
 def test_wherever_the_cursor_goes_the_order_is_that_of_the_epoch(batch_size, places):

@@ -318,7 +318,7 @@ def test_consecutive_chunks_of_one_key_hold_every_record_once(shuffle):
     key = jax.random.key(5)
     with jax.disable_jit():  # a shape for each size, and nothing to compile
         whole = source.get_batch_at(0, 30, key)["data"].tolist()
-        for sizes in ([4, 4, 2, 20], [3] * 10, [25, 5]):
+        for sizes in ([4, 4, 2, 20], [13, 17]):
             parts = [batch["data"] for batch in chunks(source, sizes, key)]
             assert np.concatenate(parts).tolist() == whole
     for epoch in range(3):
@@ -398,7 +398,7 @@ def test_a_config_is_checked(unchecked, shuffle):
 
 
 @pytest.mark.spec("SRC-001", "SRC-002", "SHUF-001")
-@settings(max_examples=8)
+@settings(max_examples=5)
 @given(
     st.integers(1, 30),
     st.dictionaries(st.text(max_size=3), st.sampled_from(TYPES), min_size=1, max_size=4),
