@@ -188,6 +188,12 @@ class Misnamed(Numbers):
         return {"id": jax.ShapeDtypeStruct((), np.dtype(np.int32))}
 
 
+class Missing(Numbers):
+    @property
+    def element_spec(self):
+        return {**super().element_spec, "label": jax.ShapeDtypeStruct((), np.dtype(np.int32))}
+
+
 class Eager(Numbers):
     """Gives something else where it is compiled."""
 
@@ -328,7 +334,7 @@ BROKEN = {
         "small": lambda: Small(N),
         "shifted": lambda: Shifted(N),
     },
-    "SRC-003": {"misnamed": lambda: Misnamed(N)},
+    "SRC-003": {"misnamed": lambda: Misnamed(N), "missing": lambda: Missing(N)},
     "STEP-015": {"eager": lambda: Eager(N)},
     "SHUF-001": {"halved": lambda: Halved(N)},
     "SRC-013": {"clamped": Clamped, "stepping": Stepping},

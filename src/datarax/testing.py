@@ -122,13 +122,8 @@ def check_source(
             `check_pipeline` names.
         DataraxError: the source is one that no pipeline takes, or a record cannot be read.
     """
-    for kind, wrapper in (
-        (Reader, "HostSource(reader, HostSourceConfig())"),
-        (
-            Stream,
-            "StreamSource(stream)",
-        ),
-    ):
+    wrappers = {Reader: "HostSource(reader, HostSourceConfig())", Stream: "StreamSource(stream)"}
+    for kind, wrapper in wrappers.items():
         if isinstance(source, kind):
             raise TypeError(f"A {kind.__name__} is no source by itself: check {wrapper}.")
     rngs = nnx.Rngs(seed)
@@ -423,13 +418,10 @@ def _spread(length: int, count: int = 6) -> list[int]:
 def _check_rows(source: EagerSourceBase, rtol: float) -> None:
     kind, picks, reader = word(source.records), _spread(source.records), source.reader
 
-    def gather(records: Any) -> Batch:
-        return source.gather(records)
-
     def read(records: Sequence[int]) -> Any:
         asked = np.array(records, kind)
         if reader is None:
-            return _snapshot(gather(jnp.asarray(asked)))
+            return _snapshot(source.gather(jnp.asarray(asked)))
         batch, readable, _ = reader.rows_and_holes(asked, reader.element_spec)
         return _snapshot(batch) | {"(readable)": readable}
 
@@ -438,17 +430,16 @@ def _check_rows(source: EagerSourceBase, rtol: float) -> None:
     call = "gather" if reader is None else "read"
     alone = {record: read([record]) for record in picks}
     for record, rows in alone.items():
-        found = {n: (x.dtype, x.shape[1:]) for n, x in flat_fields(rows).items()}
+        found = flat_fields(rows)
         for name, x in flat_fields(source.element_spec).items():
-            if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key) and found[name] != (
-                x.dtype,
-                x.shape,
-            ):
+            if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+                continue
+            row = f"{y.dtype}{list(y.shape[1:])}" if (y := found.get(name)) is not None else "none"
+            if row != (wanted := f"{x.dtype}{list(x.shape)}"):
                 raise LawError(
                     "SRC-003",
-                    f"a row of {name!r} is {x.dtype}{list(x.shape)} by `element_spec`, but "
-                    f"{found[name][0]}{list(found[name][1])} where `{call}` has read record "
-                    f"{record}.",
+                    f"a row of {name!r} is {wanted} by `element_spec`, but {row} where `{call}` "
+                    f"has read record {record}.",
                 )
     asked = [*reversed(picks), picks[0], picks[0], picks[-1]]
     expected = jax.tree.map(lambda *x: np.concatenate(x), *(alone[record] for record in asked))
@@ -459,7 +450,7 @@ def _check_rows(source: EagerSourceBase, rtol: float) -> None:
     _compare("SRC-012", order, expected, read(asked), 0.0, way_out)
     if reader is not None:
         return
-    compiled = _snapshot(jax.jit(gather)(np.array(asked, kind)))
+    compiled = _snapshot(jax.jit(source.gather)(np.array(asked, kind)))
     what = f"the records {asked} read inside and outside of `jax.jit` differ"
     _compare("STEP-015", what, expected, compiled, rtol)
     size = min(4, source.records)

@@ -73,7 +73,7 @@ def test_an_epoch_is_that_of_the_same_records_in_memory(make, case):
 
 
 @pytest.mark.spec("SRC-019")
-@pytest.mark.parametrize("last_batch", ["keep", "pad"])
+@pytest.mark.parametrize("last_batch", ["keep", "drop", "pad"])
 def test_step_for_and_scan_agree(make, last_batch):
     def pipeline():
         return Pipeline(
