@@ -237,7 +237,7 @@ def zero_outside(batch: Batch, mask: Mask) -> Batch:
 
 def pack(cursor: Cursor, length: int | None) -> np.ndarray:
     """A cursor as the array that a pipeline keeps; read-only, since copies share it."""
-    _check_counted(cursor, length)
+    check_counted(cursor, length)
     packed = np.array(cursor, word(length or 1))
     packed.flags.writeable = False
     return packed
@@ -245,14 +245,15 @@ def pack(cursor: Cursor, length: int | None) -> np.ndarray:
 
 def pack_each(cursors: Sequence[Cursor], length: int | None) -> list[np.ndarray]:
     """Cursors, each behind the one before, as arrays."""
-    _check_counted(cursors[-1], length)
+    check_counted(cursors[-1], length)
     numbers = chain.from_iterable(cursors)
     packed = np.fromiter(numbers, word(length or 1), 2 * len(cursors)).reshape(-1, 2)
     packed.flags.writeable = False
     return list(packed)
 
 
-def _check_counted(cursor: Cursor, length: int | None) -> None:
+def check_counted(cursor: Cursor, length: int | None) -> None:
+    """Raises for a cursor behind the last that a pipeline can keep."""
     epoch, offset = cursor
     if epoch >= 2**32 or (length is None and offset >= 2**32):
         raise SeekError(

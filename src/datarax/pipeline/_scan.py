@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from .._rows import host_where, pack, running_on, settle, start_after
+from .._rows import check_counted, host_where, pack, running_on, settle, start_after
 from .._types import Cursor, integer, is_traced
 from .._xla import keep_memory
 from ..errors import LastBatchError, ScanLengthError
@@ -209,7 +209,7 @@ def _end(pipeline: "Pipeline", length: int) -> Cursor | None:
         return None
     size, records, last_batch = policy(pipeline)
     end = start_after(start, size, length, records, last_batch)
-    pack(end, records)
+    check_counted(end, records)
     return end
 
 
