@@ -57,6 +57,14 @@ def stream():
     return IterableSource(IterableSourceConfig(), [{"id": i} for i in range(10)])
 
 
+def noisy(element, key):
+    return element.update_data({"x": element.data["x"] + jax.random.normal(key)})
+
+
+def second_column(element, key):
+    return element.update_data({"x": element.data["x"][:1]})
+
+
 class Torn:
     """Records of which one cannot be read."""
 
@@ -207,6 +215,16 @@ CASES = {
                 {"name": name},
             )
             for name in (3, "", "_a")
+        ),
+        (
+            lambda: graph(
+                {"plumless": double, "buckeroo": double},
+                {"plumless": [], "buckeroo": ["plumless"]},
+                "buckeroo",
+            ),
+            "The names of two nodes must differ in their CRC-32, from which random keys are "
+            "counted, but those of 'buckeroo' and 'plumless' are equal. Rename the node.",
+            {"name": "buckeroo"},
         ),
     ],
     "stages-and-nodes": [
@@ -427,13 +445,18 @@ CASES = {
     ],
     "source-type": [
         (
-            lambda source=source: Pipeline(source=source, batch_size=4),
+            lambda source=source: Pipeline(source=source, batch_size=4),  # pyright: ignore
             "`source` must be a source (an EagerSourceBase, or an nnx.Module with `get_batch_at`), "
-            f"got {type(source).__name__}. For data in memory: "
-            "MemorySource(MemorySourceConfig(), data).",
+            f"got {got}. For data in memory: MemorySource(MemorySourceConfig(), data).",
             {},
         )
-        for source in ({"x": np.zeros(3)}, np.zeros(3), [1, 2], None, Endless)
+        for source, got in (
+            ({"x": np.zeros(3)}, "dict"),
+            (np.zeros(3), "ndarray"),
+            ([1, 2], "list"),
+            (None, "NoneType"),
+            (Endless, "the class Endless itself"),
+        )
     ],
     "scan-length": [
         (
@@ -520,6 +543,28 @@ CASES = {
         )
     ],
     "stage": [
+        (
+            lambda: pipeline([ElementOperator(ElementOperatorConfig(), fn=noisy)]),
+            "Stage 'noisy' failed: TypeError: unexpected PRNG key type <class 'NoneType'>\n"
+            "Its key is None, since it was not built with stochastic=True.\n"
+            f"It was called with\n  source: {SHAPES}",
+            {"node": "noisy", "predecessors": {"source": SHAPES}},
+        ),
+        (
+            lambda: pipeline([ElementOperator(ElementOperatorConfig(), fn=second_column)]),
+            "Stage 'second_column' failed: IndexError: Too many indices: array is 0-dimensional, "
+            "but 1 were indexed\n"
+            "An operator works on one row at a time, without the axis of rows.\n"
+            f"It was called with\n  source: {SHAPES}",
+            {"node": "second_column", "predecessors": {"source": SHAPES}},
+        ),
+        (
+            lambda: pipeline([lambda batch, *, rng: batch]),
+            "Stage 'lambda' failed: TypeError: a stage is called with batches, and with `key` (one "
+            "for the batch) or `keys` (one a row) if it declares one, but this one also needs the "
+            f"keyword `rng`\nIt was called with\n  source: {SHAPES}",
+            {"node": "lambda", "predecessors": {"source": SHAPES}},
+        ),
         (
             lambda: pipeline([double, lambda batch: {"y": batch["y"]}]),
             f"Stage 'lambda' failed: KeyError: 'y'\nIt was called with\n  double: {SHAPES}",
@@ -761,3 +806,11 @@ def test_a_stage_may_change_the_number_of_rows():
     stream = pipeline([lambda batch: jax.tree.map(lambda x: x[::2], batch)])
     assert stream.step()["id"].tolist() == [0, 2]
     assert stream.scan(whole, 2)["id"].shape == (2, 2)
+
+
+@pytest.mark.spec("ERR-023")
+def test_a_stage_in_numpy_is_told_to_be_written_in_jax():
+    with pytest.raises(
+        errors.StageError, match=r"write it in jax\.numpy, or do this in the source"
+    ):
+        pipeline([lambda batch: {"x": np.sort(batch["x"])}])

@@ -78,7 +78,12 @@ def fold_in(key: Words, value: UInt[AnyArray, ""]) -> Words:
 
 def node_key(base: Words, name: str) -> Words:
     """The key of the node `name`: two nodes with the same base are not correlated."""
-    return fold_in(base, np.asarray(zlib.crc32(name.encode()), np.uint32))
+    return fold_in(base, np.asarray(node_number(name), np.uint32))
+
+
+def node_number(name: str) -> int:
+    """What the key of the node `name` is counted at (KEYS-004)."""
+    return zlib.crc32(name.encode())
 
 
 def record_keys(node: Words, epoch: Records, record: Records) -> Key[Array, " b"]:

@@ -138,16 +138,23 @@ class PredecessorsTypeError(GraphError):
 
 
 class NodeNameError(GraphError):
-    """A node has a name that no node can have: empty, "source", not a string, or `_` in front."""
+    """A node has a name that no node can have: empty, "source", not a string, `_` in front, or with
+    the CRC-32 of an `other` name, since the keys of the two would be the same."""
 
     code: ClassVar[str] = "node-name"
 
-    def __init__(self, name: object):
+    def __init__(self, name: object, other: str | None = None):
         self.name = name
-        super().__init__(
+        rule = (
             "A node's name must be a string that is not empty, is not 'source' and does not "
-            f"start with '_', got {name!r}. Rename the node."
+            f"start with '_', got {name!r}."
         )
+        if other is not None:
+            rule = (
+                "The names of two nodes must differ in their CRC-32, from which random keys are "
+                f"counted, but those of {name!r} and {other!r} are equal."
+            )
+        super().__init__(f"{rule} Rename the node.")
 
 
 class StagesAndNodesError(GraphError):
@@ -174,7 +181,8 @@ class StageError(DataraxError):
     def __init__(self, node: str, predecessors: Mapping[str, str], reason: str):
         self.node, self.predecessors = node, dict(predecessors)
         came = "".join(f"\n  {name}: {spec}" for name, spec in predecessors.items())
-        super().__init__(f"Stage {node!r} failed: {reason}\nIt was called with{came or ' nothing'}")
+        called = f"\nIt was called with{came}" if came else ""
+        super().__init__(f"Stage {node!r} failed: {reason}{called}")
 
 
 class BatchSizeError(DataraxError):
@@ -274,9 +282,11 @@ class SourceTypeError(SourceError):
     code: ClassVar[str] = "source-type"
 
     def __init__(self, value: object):
+        of_class = isinstance(value, type)
+        got = f"the class {value.__name__} itself" if of_class else type(value).__name__
         super().__init__(
             "`source` must be a source (an EagerSourceBase, or an nnx.Module with `get_batch_at`), "
-            f"got {type(value).__name__}. For data in memory: "
+            f"got {got}. For data in memory: "
             "MemorySource(MemorySourceConfig(), data)."
         )
 

@@ -80,7 +80,7 @@ class Limited(NoEpochs):
 def test_what_an_adapter_says_cannot_be_asked_is_neither_failed_nor_passed():
     result = run_conformance(Limited(), only=["step", "ITER-005", "ITER-001"])
     assert set(result["summary"]) == {"PASS", "UNSUPPORTED"}
-    assert result["profiles"]["step"] == {"UNSUPPORTED": 22}
+    assert result["profiles"]["step"] == {"UNSUPPORTED": 23}
     verdicts = {entry["case"]: entry for entry in result["verdicts"]}
     assert verdicts["ITER-001-one-epoch"]["outcome"] == "PASS"
     assert verdicts["ITER-005-filled"]["reason"] == "last_batch pad: it has no mask"

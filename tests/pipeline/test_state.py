@@ -42,6 +42,7 @@ from hypothesis import given, settings, strategies as st
 
 from datarax import Pipeline
 from datarax.errors import StateError
+from datarax.pipeline._state import MEANS
 from datarax.sources import MemorySource, MemorySourceConfig, SourceData
 
 SCHEMA = Path(datarax_conformance.__file__).parent / "schemas" / "state.schema.json"
@@ -387,7 +388,7 @@ def test_the_state_of_another_stream_is_refused(field, other):
     assert error.value.field == field and error.value.code == "state"
     assert str(error.value) == (
         f"The state does not fit this pipeline: {field!r} is {mine!r} here, but {theirs!r} in the "
-        "state."
+        f"state. It stands for {MEANS[field]}."
     )
     assert_same(state_of(stream), before)
     assert stream.step()["count"].tolist() == [1] * 4
@@ -427,7 +428,7 @@ def test_the_state_of_another_graph_is_refused(other):
 
 @pytest.mark.spec("STATE-013", "DAG-005", "STATE-001")
 def test_what_does_not_change_the_stream_is_no_other_stream():
-    """Order of declaration, the class of a stage, what it computes: a mended run can go on."""
+    """Order of declaration, what a stage computes: a mended run can go on."""
     one = graph({"a": double, "b": double}, {"a": [], "b": ["a"]}, "b")
     two = graph({"b": increment, "a": lambda b: b}, {"b": ["a"], "a": ["source"]}, "b")
     one.step()

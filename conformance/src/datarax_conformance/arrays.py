@@ -37,7 +37,10 @@ def encode(array: Any) -> dict[str, Any]:
     dtype = str(array.dtype)
     if array.dtype.kind in "OUS":
         return {"dtype": "object", "shape": list(array.shape), "data": array.tolist()}
-    if array.size <= READABLE:
+    if array.dtype.kind == "M":  # no number: as those that it is stored as
+        data = array.astype(np.int64).ravel().tolist()
+        return {"dtype": dtype, "shape": list(array.shape), "data": data}
+    if array.size <= READABLE and np.isfinite(array).all():  # JSON has no others
         return {"dtype": dtype, "shape": list(array.shape), "data": array.ravel().tolist()}
     little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
     return {

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from .case import HOME, Case, stored_cases
+from .compare import without
 from .declared import declared_cases
 from .engine import Local
 from .model_adapter import Adapter
@@ -53,7 +54,7 @@ class Recorder(Local):
 def with_values(case: Case) -> Case:
     """The case with what the model answers wherever nothing else was declared."""
     recorder = Recorder(Adapter())
-    verdict = play(case, recorder, timeout=600)
+    verdict = play(dataclasses.replace(case, script=[*map(_asked, case.script)]), recorder, 600)
     if verdict.outcome != "PASS":
         raise ValueError(f"The model does not pass {case.id}: {verdict.reason}")
     answers = iter(recorder.answers)
@@ -62,10 +63,18 @@ def with_values(case: Case) -> Case:
     for action in case.script:
         answer = {} if action["do"] == "restart" else next(answers)
         told = action["do"] in TELLING and answer.get("value") is not None
-        if "expect" not in action and told and not any_order:
-            action = {**action, "expect": {"value": answer["value"]}}
+        expect = action.get("expect", {})
+        if expect.keys() <= {"without"} and told and not any_order:
+            value = without(answer["value"], expect.get("without", ()))
+            action = {**action, "expect": {**expect, "value": value}}
         script.append(action)
     return dataclasses.replace(case, script=script)
+
+
+def _asked(action: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The action without an expectation that the model is to fill in."""
+    declared = action.get("expect", {}).keys() - {"without"}
+    return action if declared else {k: v for k, v in action.items() if k != "expect"}
 
 
 def to_text(case: Case) -> str:

@@ -1,6 +1,7 @@
 """What a case expects against what an engine answered: exact, dtype and shape included.
 
-An expectation is `{"value": …}`, `{"error": code, "details": {…}, "says": {detail: [words]}}`,
+An expectation is `{"value": …}`, where `"without"` names fields of the batches that do not count,
+`{"error": code, "details": {…}, "says": {detail: [words]}}`,
 `{"check": name, …}` or `{"any": […]}` or `{"all": […]}` of such.
 An action without one expects that nothing is raised.
 """
@@ -38,9 +39,17 @@ def deviation(
     if "check" in expect:
         arguments = {name: value for name, value in expect.items() if name != "check"}
         if "like" in arguments:
-            arguments["like"] = notes[arguments["like"]]
+            like = arguments["like"]
+            arguments["like"] = [*notes.values()] if like == "*" else notes[like]
         return CHECKS[expect["check"]](answer["value"], **arguments)
-    return difference(expect["value"], answer["value"])
+    return difference(expect["value"], without(answer["value"], expect.get("without", ())))
+
+
+def without(batches: Any, fields: Sequence[str]) -> Any:
+    """The batches without some of their fields."""
+    if not fields:
+        return batches
+    return [x if x == "stop" else {k: v for k, v in x.items() if k not in fields} for x in batches]
 
 
 def _error_deviation(expect: Mapping[str, Any], answer: Mapping[str, Any]) -> str | None:
@@ -131,6 +140,13 @@ def _same_order(value: Any, like: Any) -> str | None:
 def _other_order(value: Any, like: Any) -> str | None:
     expected, got = rows(like, "id"), rows(value, "id")
     return "the same records came in the same order" if np.array_equal(expected, got) else None
+
+
+def _new_order(value: Any, like: Sequence[Any]) -> str | None:
+    """The records came in none of the orders that were noted."""
+    got = rows(value, "id")
+    known = (np.array_equal(rows(earlier, "id"), got) for earlier in like)
+    return "the same records came in the same order as before" if any(known) else None
 
 
 def _strangers(value: Any, steps: int, within: int, low: float, high: float) -> str | None:
@@ -231,6 +247,7 @@ CHECKS: Mapping[str, Callable[..., str | None]] = {
     "same_rows": _same_rows,
     "same_order": _same_order,
     "other_order": _other_order,
+    "new_order": _new_order,
     "strangers": _strangers,
     "state_at_most": _state_at_most,
     "same": _same,

@@ -191,8 +191,12 @@ def fold_in(key: Key, number: Any) -> Key:
     return threefry2x32(key, (number >> 32, number & WORD))
 
 
+def node_number(name: str) -> int:
+    return zlib.crc32(name.encode())
+
+
 def node_key(base: Key, name: str) -> Key:
-    return fold_in(base, zlib.crc32(name.encode()))
+    return fold_in(base, node_number(name))
 
 
 def epoch_key(base: Key, epoch: int) -> Key:
@@ -511,8 +515,11 @@ def check_graph(
 ) -> None:
     if not nodes:
         raise Refused("no-nodes")
+    numbers = {node_number("source"): "source"}
     for name in nodes:
         if name in ("", "source") or name.startswith("_"):
+            raise Refused("node-name", name=name)
+        if numbers.setdefault(node_number(name), name) != name:
             raise Refused("node-name", name=name)
         if name not in edges:
             raise Refused("missing-edges", node=name)

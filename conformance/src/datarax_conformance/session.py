@@ -132,7 +132,7 @@ class Session:
     def do_build(self, to: str = "main", **changes: Any) -> None:
         program = Program.from_json({**self.program, **changes})
         self.columns[to] = program.columns
-        rows = max((len(column) for column in program.columns.values()), default=0)
+        rows = max((len(x) for x in program.columns.values() if np.ndim(x)), default=0)
         self.patience = max(self.patience, 10 + 3 * rows)
         self.streams[to] = self.adapter.build(program, self.ops)
 
@@ -264,6 +264,15 @@ class Session:
 
     def do_recall(self, hold: str) -> list[Any]:
         return self._batches(self.held[hold], "")
+
+    def do_scribble(self, hold: str) -> None:
+        """The user writes into the arrays of batches, where they can be written to."""
+        for batch in self.held[hold]:
+            for array in batch.values():
+                try:
+                    array[...] = 1
+                except (TypeError, ValueError):  # they cannot
+                    continue
 
     def do_columns(self, of: str = "main") -> dict[str, Any]:
         return to_batch(self.columns[of])

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from .._keys import BaseKey
+from .._keys import BaseKey, node_number
 from .._types import Batch, Scalar, is_traced, spec_text
 from .._xla import apart
 from ..errors import (
@@ -70,6 +70,7 @@ class Graph:
     @classmethod
     def chain(cls, names: Sequence[str]) -> "Graph":
         """Each node reads the one before, the first the source."""
+        check_names(names)
         before = (SOURCE, *names)
         return cls(tuple((n, (p,)) for n, p in zip(names, before, strict=False)), before[-1])
 
@@ -80,8 +81,7 @@ class Graph:
         """A graph from what the user declared, or the error that says what is wrong with it."""
         if not names:
             raise NoNodesError()
-        for name in names:
-            check_name(name)
+        check_names(names)
         for name in edges:
             if name not in names:
                 raise EdgesWithoutNodeError(name, names)
@@ -132,10 +132,14 @@ class Graph:
         return outputs
 
 
-def check_name(name: object) -> None:
-    """Raises for what cannot be the name of a node."""
-    if not isinstance(name, str) or not name or name == SOURCE or name.startswith("_"):
-        raise NodeNameError(name)
+def check_names(names: Sequence[object]) -> None:
+    """Raises for what cannot be the name of a node, and for two that would share their keys."""
+    numbers = {node_number(SOURCE): SOURCE}
+    for name in names:
+        if not isinstance(name, str) or not name or name == SOURCE or name.startswith("_"):
+            raise NodeNameError(name)
+        if (other := numbers.setdefault(node_number(name), name)) != name:
+            raise NodeNameError(name, other)
 
 
 def chain_names(stages: Sequence[Stage]) -> list[str]:
@@ -173,6 +177,13 @@ def key_wanted(stage: Stage) -> Wanted | None:
         raise TypeError(
             "a stage declares `key` (one for the batch) or `keys` (one a row), not both"
         )
+    for name, parameter in declared.items():
+        needed = parameter.kind is _KEYWORD_ONLY and parameter.default is parameter.empty
+        if needed and name not in bound and name not in wanted:
+            raise TypeError(
+                f"a stage is called with batches, and with `key` (one for the batch) or `keys` "
+                f"(one a row) if it declares one, but this one also needs the keyword `{name}`"
+            )
     return wanted[0] if wanted else None
 
 
@@ -211,8 +222,25 @@ def call_stage(
     except DataraxError:
         raise
     except Exception as error:
-        raise StageError(name, came, f"{type(error).__name__}: {error}") from error
+        raise StageError(
+            name, came, f"{type(error).__name__}: {error}{advice(stage, error)}"
+        ) from error
     return output
+
+
+def advice(stage: Stage, error: Exception) -> str:
+    """What to do about a failure that its own text does not explain."""
+    found = []
+    if isinstance(stage, OperatorModule):
+        if re.search("ax[ei]s|dimension|indexed", str(error)):
+            found.append("An operator works on one row at a time, without the axis of rows.")
+        if not stage.stochastic and "NoneType" in str(error):
+            found.append("Its key is None, since it was not built with stochastic=True.")
+    if isinstance(
+        error, jax.errors.ConcretizationTypeError | jax.errors.TracerArrayConversionError
+    ):
+        found.append("A stage is compiled: write it in jax.numpy, or do this in the source.")
+    return "".join(f"\n{sentence}" for sentence in found)
 
 
 def keeps_variables(stage: Stage) -> bool:

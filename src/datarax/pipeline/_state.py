@@ -29,6 +29,15 @@ if TYPE_CHECKING:
 
 VERSION = 1
 
+MEANS = {
+    "length": "the number of records",
+    "specs": "the names, types and shapes of the fields of a record",
+    "order": "how the records are shuffled",
+    "graph": "the names and classes of the nodes, and their edges",
+    "seed": "the seeds of the source and of the nodes",
+}
+"""What each part of a fingerprint is made of: some are digests, which say nothing by themselves."""
+
 
 def get_state(pipeline: "Pipeline") -> dict[str, Any]:
     """See `Pipeline.get_state`."""
@@ -57,7 +66,8 @@ def set_state(pipeline: "Pipeline", state: Mapping[str, Any] | str | bytes) -> N
     for field, mine in fingerprint(pipeline).items():
         theirs = _get(state, "fingerprint", Mapping).get(field)
         if theirs != mine:
-            raise StateError(field, f"is {mine!r} here, but {theirs!r} in the state.")
+            reason = f"is {mine!r} here, but {theirs!r} in the state. It stands for {MEANS[field]}."
+            raise StateError(field, reason)
 
     cursor, length = _get(state, "cursor", Mapping), length_of(pipeline.source)
     for field, end in (("epoch", 2**32), ("offset", length or 2**32)):

@@ -104,6 +104,10 @@ def same_rows(note: str) -> dict[str, Any]:
     return {"check": "same_rows", "like": note}
 
 
+def new_order() -> dict[str, Any]:
+    return {"check": "new_order", "like": "*"}
+
+
 def other_order(note: str) -> dict[str, Any]:
     return {"check": "other_order", "like": note}
 
@@ -127,13 +131,26 @@ def relied_on(names: Sequence[str], program: Mapping[str, Any], script: Script) 
     """Requirements that a script takes for granted while it checks `names`."""
     used: list[str] = []
     looped: set[str] = set()
+    left: set[str] = set()  # by `break`, within an epoch
+    streams = {"main": program}
     acts = {action["do"] for action in script}
     policies = {program["last_batch"], *(action.get("last_batch") for action in script)}
     for action in script:
+        if action["do"] == "build":
+            streams[action.get("to", "main")] = {**program, **action}
+            left.discard(action.get("to", "main"))
+        if action["do"] == "restore":
+            left.discard(action.get("on", "main"))
         if action["do"] == "for":
             stream = action.get("on", "main")
             used += ["ITER-006"] if stream in looped else []
-            looped |= set() if "take" in action else {stream}
+            used += ["ITER-007"] if stream in left else []
+            if "take" in action:
+                left.add(stream)
+            else:
+                left.discard(stream)
+                looped.add(stream)
+                used += ["ITER-002"] if ends_short(streams.get(stream, program)) else []
     for policy, loops, steps in (("drop", "ITER-003", "STEP-005"), ("pad", "ITER-005", "STEP-006")):
         if policy in policies:
             used += [loops] if acts & {"for", "next"} else []
@@ -144,6 +161,15 @@ def relied_on(names: Sequence[str], program: Mapping[str, Any], script: Script) 
     used += ["STATE-001"] if "save" in acts else []
     taken = dict.fromkeys(name for name in used if not {name, *needed_by([name])} & set(names))
     return [name for name in taken if name not in needed_by(names)]
+
+
+def ends_short(program: Mapping[str, Any]) -> bool:
+    """Whether a loop over the program ends with a shorter batch."""
+    size, columns = program["batch_size"], program["columns"].values()
+    if program["last_batch"] != "keep" or type(size) is not int or size < 1:
+        return False
+    rows = (column.get("range") or (column["shape"] or [0])[0] for column in columns)
+    return max(rows, default=0) % size > 0
 
 
 class Table:

@@ -34,6 +34,26 @@ def cycles(cites: str, slug: str, title: str, wrong: dict, *cycle: str) -> None:
 FINE = graph("a b", {"a": [], "b": ["a"]}, "b")
 case("ERR-001", "accepted", "a program without a fault", program(4, 2), [build()])
 case("ERR-001", "graph", "a graph without a fault", FINE, [build()])
+case(
+    "ERR-001",
+    "long",
+    "a chain of a thousand and one nodes",
+    chain(4, 2, "keep", *["affine(1,0)"] * 1001),
+    [build()],
+)
+case(
+    "ERR-001",
+    "wide",
+    "a node with twenty predecessors",
+    program(
+        4,
+        2,
+        nodes={f"n{i}": "affine(1,1)" for i in range(20)} | {"sum": "add"},
+        edges={f"n{i}": [] for i in range(20)} | {"sum": [f"n{i}" for i in range(20)]},
+        sink="sum",
+    ),
+    [build()],
+)
 refused(
     "ERR-002",
     "graph",
@@ -57,6 +77,14 @@ cycles(
     "after",
     "the nodes of the cycle, not what comes after",
     graph("a b c", {"a": ["b"], "b": ["a"], "c": ["b"]}, "c"),
+    "a",
+    "b",
+)
+cycles(
+    "ERR-004",
+    "declared-first",
+    "nor who only reads it, though declared first",
+    graph("c a b", {"c": ["b"], "a": ["b"], "b": ["a"]}, "c"),
     "a",
     "b",
 )
@@ -189,6 +217,22 @@ refused(
     field="any",
 )
 refused(
+    "ERR-015",
+    "dates",
+    "a column of dates",
+    program(0, 2, columns=id_and_x(2) | {"day": np.array([0, 1], "datetime64[D]")}),
+    "field-type",
+    field="day",
+)
+refused(
+    "ERR-015",
+    "no-rows",
+    "a column that is one number",
+    program(0, 2, columns=id_and_x(2) | {"one": np.float32(1)}),
+    "field-type",
+    field="one",
+)
+refused(
     "ERR-016",
     "string",
     "a string for a list",
@@ -211,6 +255,21 @@ refused(
     graph("source", {"source": []}, "source"),
     "node-name",
     name="source",
+)
+for slug, name in {"empty": "", "underscore": "_a"}.items():
+    case(
+        "ERR-034",
+        slug,
+        f"a node called {name!r}",
+        program(4, 2, nodes={name: "add"}, edges={name: []}, sink=name),
+        [build(expect={"any": [{"check": "no_error"}, error("node-name", name=name)]})],
+    )
+case(
+    "ERR-035",
+    "equal-crc",
+    "two names with one key",
+    graph("plumless buckeroo", {"plumless": [], "buckeroo": ["plumless"]}, "buckeroo"),
+    [build(expect=error("node-name"))],
 )
 for slug, policy in {"unknown": "wrap", "case": "Keep", "empty": ""}.items():
     refused("ERR-018", slug, f"last_batch={policy!r}", program(4, 2, policy), "last-batch")

@@ -148,7 +148,7 @@ case(
 # Chapter 10
 
 FOUR = np.array([3, 1, 4, 1])
-case("SRC-001", "fields", "the fields of a batch are the columns", program(5, 2), [loop()])
+case("SRC-001", "fields", "the fields of a batch are the columns", program(6, 2), [loop()])
 case(
     "SRC-001",
     "one-field",
@@ -302,6 +302,38 @@ case(
 )
 case("SRC-007", "columns", "the columns are as they were", program(5, 2), [loop(), do("columns")])
 case(
+    "SRC-005",
+    "uint32-range",
+    "the limits of uint32 arrive",
+    wide("uint", [2**32 - 1, 0]),
+    [loop(expect={"any": narrowed("uint", [2**32 - 1, 0])})],
+)
+for slug, values in {"unsigned": [2**32 + 5, 1], "unsigned-far": [2**63 + 1, 1]}.items():
+    case(
+        "SRC-005",
+        slug,
+        "a number beyond uint32 arrives, or the program is refused",
+        wide("uint", values),
+        [
+            build(expect={"any": [{"check": "no_error"}, error("field-type", field="wide")]}),
+            loop(expect={"any": [narrowed("uint", values)[0], error("not-built")]}),
+        ],
+    )
+case(
+    "SRC-006",
+    "not-finite",
+    "infinities and NaN stay what they are",
+    program(
+        0,
+        4,
+        columns={
+            "id": np.arange(4, dtype=np.int32),
+            "x": np.array([np.inf, np.nan, -np.inf, 1], np.float32),
+        },
+    ),
+    [loop()],
+)
+case(
     "SRC-007",
     "pad",
     "filling is not written into them",
@@ -328,6 +360,26 @@ case(
     "so does a batch of step",
     program(6, 4),
     [step(2, hold="two"), step(4), do("recall", hold="two")],
+)
+case(
+    "SRC-040",
+    "next-epoch",
+    "what is written into batches does not come back",
+    program(6, 2),
+    [loop(hold="all"), do("scribble", hold="all"), loop(), do("columns")],
+)
+case(
+    "SRC-040",
+    "next-batch",
+    "nor in the next batch",
+    program(6, 2),
+    [
+        do("iter"),
+        do("next", hold="first"),
+        do("scribble", hold="first"),
+        do("next", n=3),
+        loop(take=1),
+    ],
 )
 case(
     "SRC-010",

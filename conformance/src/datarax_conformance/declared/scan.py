@@ -13,6 +13,7 @@ def scan(length: int | None, **arguments: object) -> dict:
 case("SCAN-001", "stacked", "batches on a new first axis", program(12, 4), [scan(3)])
 case("SCAN-001", "one", "a scan of one", program(4, 2), [scan(1)])
 case("SCAN-001", "graph", "through a graph", chain(8, 4, "keep", "affine(2,1)"), [scan(2)])
+case("SCAN-001", "long", "forty batches", program(80, 2), [scan(40)])
 case("SCAN-002", "step", "step goes on after it", program(10, 2), [scan(2), step(2)])
 case("SCAN-002", "loop", "so does a loop", program(10, 2), [scan(2), loop(), scan(5), loop()])
 case("SCAN-003", "step", "a scan goes on after step", program(10, 2), [step(2), scan(2)])
@@ -63,4 +64,5 @@ case(
     chain(6, 2, "keep", "count"),
     [scan(0), step(2)],
 )
+case("SCAN-009", "pad", "with the mask", program(5, 2, "pad"), [scan(0), step()])
 case("SCAN-010", "sum", "two scans are one", program(7, 2), [scan(2), scan(3)])

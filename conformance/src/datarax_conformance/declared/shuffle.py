@@ -8,6 +8,7 @@ from ._declare import (
     chain,
     do,
     loop,
+    new_order,
     other_order,
     permutation,
     program,
@@ -199,6 +200,13 @@ case(
         loop(expect={"all": [permutation(1000), other_order("a")]}),
     ],
 )
+case(
+    "SHUF-007",
+    "twenty",
+    "twenty epochs, twenty orders",
+    program(33, 33, seed=2),
+    [loop(note=f"e{e}", expect={"all": [permutation(33), new_order()]}) for e in range(20)],
+)
 SEEDS = (0, 1, 2, 2**31 - 1, 2**31, 2**31 + 1, 2**32 - 1)
 case(
     "SHUF-008",
@@ -255,6 +263,20 @@ case(
                 )
                 for e in range(4)
             ],
+        )
+    ],
+)
+case(
+    "SHUF-009",
+    "hundred",
+    "a hundred epochs of two seeds, two hundred orders",
+    program(33, 33, seed=0),
+    [
+        action
+        for s in range(2)
+        for action in (
+            build(to=f"s{s}", seed=s),
+            *[loop(on=f"s{s}", note=f"{s}-{e}", expect=new_order()) for e in range(104)],
         )
     ],
 )

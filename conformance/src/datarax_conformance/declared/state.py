@@ -88,6 +88,14 @@ case(
     program(5, 3),
     [step(2), SAVE, *LATER, loop(on="b"), loop(on="b")],
 )
+for count, shown in {9: [loop()] * 9, 300: [step(300)]}.items():
+    case(
+        "STATE-002",
+        f"epoch-{count}",
+        f"a state in epoch {count}",
+        program(33, 33, seed=5),
+        [*shown, SAVE, loop(note="next"), *LATER, loop(on="b", expect=same_rows("next"))],
+    )
 case(
     "STATE-003",
     "in-loop",
@@ -271,6 +279,19 @@ for slug, title, changes in (
     ("none", "no graph", {"nodes": {}, "edges": {}, "sink": None}),
 ):
     refused("STATE-013", slug, title, CHAIN, **changes)
+refused(
+    "STATE-013",
+    "swapped",
+    "predecessors in another order",
+    program(
+        8,
+        2,
+        nodes={"a": "affine(2,1)", "b": "affine(3,0)", "c": "sub"},
+        edges={"a": [], "b": [], "c": ["a", "b"]},
+        sink="c",
+    ),
+    edges={"a": [], "b": [], "c": ["b", "a"]},
+)
 case(
     "STATE-014",
     "goes-on",

@@ -86,6 +86,30 @@ MUTANTS = [
         ),
     ),
     mutant(
+        "unsigned integers are cut to 32 bits",
+        "SRC-005",
+        gathered(
+            "np.asarray(column)[records].astype(np.uint32 if column.dtype == np.uint64 else "
+            "column.dtype)"
+        ),
+    ),
+    mutant(
+        "NaN becomes zero",
+        "SRC-006",
+        gathered(
+            "np.asarray(column)[records] if column.dtype.kind != 'f' else "
+            "np.nan_to_num(column[records])"
+        ),
+    ),
+    mutant(
+        "batches are views of the columns",
+        "SRC-040",
+        gathered(
+            "np.asarray(column)[records] if (np.diff(records) != 1).any() else "
+            "np.asarray(column)[records[0] : records[-1] + 1]"
+        ),
+    ),
+    mutant(
         "floats overflow",
         "SRC-006",
         gathered(
@@ -202,6 +226,14 @@ MUTANTS = [
         (
             "np.zeros((batch_size - rows, *leaf.shape[1:]), leaf.dtype)",
             "leaf[:1].repeat(batch_size - rows, axis=0)",
+        ),
+    ),
+    mutant(
+        "padding of booleans is True",
+        "STEP-006",
+        (
+            "np.zeros((batch_size - rows, *leaf.shape[1:]), leaf.dtype)",
+            "np.full((batch_size - rows, *leaf.shape[1:]), leaf.dtype.kind == 'b', leaf.dtype)",
         ),
     ),
     mutant(
@@ -449,6 +481,16 @@ MUTANTS = [
         "SHUF-007 KEYS-005",
         within(EPOCH_KEY, ", epoch)", ", 0)"),
     ),
+    mutant(
+        "orders come again after eight epochs",
+        "SHUF-007",
+        within(EPOCH_KEY, ", epoch)", ", epoch % 8)"),
+    ),
+    mutant(
+        "a hundred epochs to a seed",
+        "SHUF-009",
+        (EPOCH_KEY, '    return node_key((0, base[1] * 100 + epoch), "source")\n'),
+    ),
     mutant("the seed is ignored", "SHUF-008", ("    return 0, seed\n", "    return 0, 0\n")),
     mutant(
         "the epoch is added to the seed",
@@ -614,6 +656,14 @@ MUTANTS = [
         ),
     ),
     mutant(
+        "a state counts epochs in a byte",
+        "STATE-002",
+        (
+            '    cursor = Cursor(**state["cursor"])\n',
+            '    cursor = Cursor(state["cursor"]["epoch"] % 256, state["cursor"]["offset"])\n',
+        ),
+    ),
+    mutant(
         "a state is one batch ahead",
         "STATE-003 STATE-001",
         (
@@ -746,6 +796,14 @@ MUTANTS = [
         (
             "digest([stream.plan.edges, stream.plan.sink])",
             "digest([sorted(stream.plan.edges), stream.plan.sink])",
+        ),
+    ),
+    mutant(
+        "the order of predecessors is not in the fingerprint",
+        "STATE-013",
+        (
+            "digest([stream.plan.edges, stream.plan.sink])",
+            "digest([{k: sorted(v) for k, v in stream.plan.edges.items()}, stream.plan.sink])",
         ),
     ),
     mutant(
@@ -888,6 +946,14 @@ MUTANTS = [
         ),
     ),
     mutant(
+        "a scan of nothing has no mask",
+        "SCAN-009",
+        (
+            "        batch, _, _ = stream.next_batch(stay=False)\n",
+            "        batch, _, _ = stream.next_batch(stay=False)\n        batch.pop(MASK, None)\n",
+        ),
+    ),
+    mutant(
         "a scan of nothing is one batch long",
         "SCAN-009",
         ("leaf[np.newaxis][:0]", "leaf[np.newaxis]"),
@@ -905,6 +971,16 @@ MUTANTS = [
             "    execution_order(edges)  # finds a cycle\n",
             "    execution_order(edges)\n"
             "    if len(nodes) == 2:\n"
+            '        raise Refused("cycle", nodes=[])\n',
+        ),
+    ),
+    mutant(
+        "graphs of more than sixty nodes are refused",
+        "ERR-001",
+        (
+            "    execution_order(edges)  # finds a cycle\n",
+            "    execution_order(edges)\n"
+            "    if len(nodes) > 60:\n"
             '        raise Refused("cycle", nodes=[])\n',
         ),
     ),
@@ -944,6 +1020,14 @@ MUTANTS = [
         "the cycle error names bystanders",
         "ERR-004",
         ("nodes=find_cycle(edges, waiting)", "nodes=[*waiting, waiting[0]]"),
+    ),
+    mutant(
+        "the cycle error begins with the first node that waits",
+        "ERR-004",
+        (
+            "nodes=find_cycle(edges, waiting)",
+            "nodes=[min(waiting, key=list(edges).index), *find_cycle(edges, waiting)]",
+        ),
     ),
     mutant(
         "the cycle error runs backwards",
@@ -1023,6 +1107,7 @@ MUTANTS = [
         ("    if len(set(lengths.values())) > 1:\n", "    if False:\n"),
     ),
     mutant("columns may hold anything", "ERR-015", ('not in "biufc"', 'not in "biufcUO"')),
+    mutant("columns may hold dates", "ERR-015", ('not in "biufc"', 'not in "biufcM"')),
     mutant(
         "predecessors may be a string",
         "ERR-016",
@@ -1032,6 +1117,24 @@ MUTANTS = [
         "a node may be called source",
         "ERR-017",
         ('        if name in ("", "source") or name.startswith("_"):\n', "        if False:\n"),
+    ),
+    mutant(
+        "a name of the engine is refused as something else",
+        "ERR-034",
+        (
+            '        if name in ("", "source") or name.startswith("_"):\n',
+            '        if name == "" or name.startswith("_"):\n'
+            '            raise Refused("unknown-sink", name=name)\n'
+            '        if name == "source":\n',
+        ),
+    ),
+    mutant(
+        "names may share a key",
+        "ERR-035",
+        (
+            "        if numbers.setdefault(node_number(name), name) != name:\n",
+            "        if False:\n",
+        ),
     ),
     mutant(
         "any policy is keep",
