@@ -78,12 +78,12 @@ def test_rows_are_located_as_positions_are_counted(place):
 def test_a_cursor_moves_as_positions_are_counted(place):
     length, size, policy, cursor = place
     _, after = expected_rows(*place)
-    host = _rows.advance(cursor, size, length, policy, _rows.host_where)
+    host = _rows.advance(cursor, size, length, policy)
     assert host == after
     with jax.disable_jit():
         device = _rows.advance(on_device(cursor, length), size, length, policy)
     assert tuple(map(int, device)) == after
-    assert _rows.settle(host, size, length, policy, _rows.host_where) == host
+    assert _rows.settle(host, size, length, policy) == host
 
 
 @pytest.mark.spec("STEP-010", "SCAN-001")
@@ -99,12 +99,12 @@ def test_batches_in_a_row_start_where_one_after_the_other_would(place, count):
         found = _rows.starts(on_device(cursor, length), size, count, length, policy)
     expected = [cursor]
     for _ in range(count - 1):
-        expected.append(_rows.advance(expected[-1], size, length, policy, _rows.host_where))
+        expected.append(_rows.advance(expected[-1], size, length, policy))
     assert list(zip(found.epoch.tolist(), found.offset.tolist(), strict=True)) == expected
     for k, start in enumerate(expected):
         assert _rows.start_after(cursor, size, k, length, policy) == start
     # Beyond the last row of the last batch nothing is touched.
-    last = _rows.advance(expected[-1], size, length, "keep", _rows.host_where)
+    last = _rows.advance(expected[-1], size, length, "keep")
     ends = last.epoch - (last.offset == 0) if policy == "keep" else expected[-1].epoch
     cut = _rows.running_on(size, length, policy)
     assert ends - cursor.epoch < _rows.touched(cut, count, length, policy)
@@ -122,8 +122,8 @@ def test_without_an_end_batches_start_one_size_apart():
 def test_a_cursor_settles_where_a_batch_can_start(length, size, offset, epoch):
     cursor = Cursor(epoch, offset % length)
     for policy in ("keep", "pad"):
-        assert _rows.settle(cursor, size, length, policy, _rows.host_where) == cursor
-    settled = _rows.settle(cursor, size, length, "drop", _rows.host_where)
+        assert _rows.settle(cursor, size, length, policy) == cursor
+    settled = _rows.settle(cursor, size, length, "drop")
     assert settled == (cursor if cursor.offset + size <= length else (epoch + 1, 0))
     with jax.disable_jit():
         device = _rows.settle(on_device(cursor, length), size, length, "drop")

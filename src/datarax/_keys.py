@@ -20,6 +20,9 @@ from .errors import RngsError
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 PARITY = 0x1BD11BDA
 
+SOURCE = "source"
+"""The source is a node of this name: its keys are counted as those of any other node."""
+
 
 class BaseKey(nnx.Variable):
     """The two words from which all keys of a pipeline, a source or an operator are counted."""

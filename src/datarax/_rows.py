@@ -1,7 +1,7 @@
 """From a cursor to the rows of a batch: where they stand, and what ends an epoch."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import chain, repeat
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -17,26 +17,22 @@ from .errors import SeekError
 LastBatch: TypeAlias = Literal["keep", "drop", "pad"]
 """What becomes of the rows left over at the end of an epoch (spec STEP, ITER)."""
 
-Where: TypeAlias = Callable[[Any, Any, Any], Any]
-
 
 class Rows(NamedTuple):
-    """What the rows of one batch are; keys are counted from it."""
+    """What the rows of one batch are; keys are counted from it.
 
-    epoch: Records
-    record: Records
-    offset: Offsets
-    mask: Mask | None
+    Unsigned integers and booleans, with one axis or, for several batches, two: in NumPy's arrays
+    where the host has read the rows, in JAX's inside a program. The host leaves out what nobody
+    asks for.
+    """
+
+    epoch: Any
+    record: Any
+    offset: Any
+    mask: Any
 
 
-def host_where(condition: bool, yes: int, no: int) -> int:
-    """`where` for a cursor of plain integers."""
-    return yes if condition else no
-
-
-def settle(
-    cursor: Cursor, size: int, length: int | None, last_batch: LastBatch, where: Where = jnp.where
-) -> Cursor:
+def settle(cursor: Cursor, size: int, length: int | None, last_batch: LastBatch) -> Cursor:
     """The cursor from which a batch of `size` rows really starts.
 
     Only under "drop" another one: where no whole batch is left, the next epoch's first.
@@ -45,26 +41,26 @@ def settle(
         return cursor
     size, length = _like(cursor.offset, size), _like(cursor.offset, length)
     short = length - cursor.offset < size
-    return Cursor(where(short, cursor.epoch + 1, cursor.epoch), where(short, 0, cursor.offset))
+    return Cursor(_where(short, cursor.epoch + 1, cursor.epoch), _where(short, 0, cursor.offset))
 
 
-def advance(
-    cursor: Cursor, size: int, length: int | None, last_batch: LastBatch, where: Where = jnp.where
-) -> Cursor:
+def advance(cursor: Cursor, size: int, length: int | None, last_batch: LastBatch) -> Cursor:
     """The cursor after a batch of `size` rows that started at the settled `cursor`."""
     rows = _like(cursor.offset, size)
     if length is None:
         return Cursor(cursor.epoch, cursor.offset + rows)
-    # What is left is compared, not what is reached: a sum could leave the word.
-    records = _like(cursor.offset, length)
-    left = records - cursor.offset
-    inside = rows < left
-    beyond = 0 if last_batch == "pad" else where(inside, 0, rows - left)
-    moved = Cursor(
-        where(inside, cursor.epoch, cursor.epoch + 1 + beyond // records),
-        where(inside, cursor.offset + rows, beyond % records),
+    if last_batch == "pad":
+        left = _like(cursor.offset, length) - cursor.offset
+        rows = _where(rows < left, rows, left)
+    turn, offset = _onward(cursor.offset, rows, length)
+    return settle(Cursor(cursor.epoch + turn, offset), size, length, last_batch)
+
+
+def _where(condition: Any, yes: Any, no: Any) -> Any:
+    """`jnp.where`, and for plain integers a plain one."""
+    return (
+        (yes if condition else no) if isinstance(condition, bool) else jnp.where(condition, yes, no)
     )
-    return settle(moved, size, length, last_batch, where)
 
 
 def _like(offset: Any, count: int) -> Any:
@@ -143,7 +139,7 @@ def start_after(
 ) -> Cursor:
     """Where the batch after `count` others starts, in plain integers."""
     if length is None or last_batch == "keep":
-        return advance(cursor, size * count, length, "keep", host_where)
+        return advance(cursor, size * count, length, "keep")
     left = batches_of(size, length - cursor.offset, last_batch)
     whole = batches_of(size, length, last_batch)
     if count < left:
@@ -152,15 +148,15 @@ def start_after(
     return Cursor(cursor.epoch + 1 + turn, batches * size)
 
 
-def _onward(offset: Any, rows: Offsets, length: int) -> tuple[Turns, Offsets]:
+def _onward(offset: Any, rows: Any, length: int) -> tuple[Any, Any]:
     """The place so many rows after `offset`, as epochs later and an offset there."""
     length = _like(rows, length)
     # What is left is compared, not what is reached: a sum could leave the word.
     left = length - offset
     inside, past = rows < left, rows - left
     return (
-        jnp.where(inside, 0, past // length + 1),
-        jnp.where(inside, offset + rows, past % length),
+        _where(inside, 0, past // length + 1),
+        _where(inside, offset + rows, past % length),
     )
 
 
@@ -228,11 +224,16 @@ def gathered_sharding(x: Any) -> NamedSharding | None:
 
 def zero_outside(batch: Batch, mask: Mask) -> Batch:
     """The batch with zero in the rows where `mask` is False."""
-    b = mask.shape[0]
-    return jax.tree.map(
-        lambda x: jnp.where(mask.reshape((b,) + (1,) * (x.ndim - 1)), x, jnp.zeros_like(x)),
-        batch,
-    )
+    return where_rows(mask, batch, jax.tree.map(jnp.zeros_like, batch))
+
+
+def where_rows(mask: Mask, yes: Batch, no: Batch) -> Batch:
+    """The rows of `yes` where `mask` is True, those of `no` elsewhere."""
+
+    def one(x: Any, y: Any) -> Any:
+        return jnp.where(mask.reshape(mask.shape + (1,) * (x.ndim - 1)), x, y)
+
+    return jax.tree.map(one, yes, no)
 
 
 def pack(cursor: Cursor, length: int | None) -> np.ndarray:

@@ -441,3 +441,33 @@ def test_parts_of_a_host_source_in_another_order_or_of_another_kind_are_refused(
         HostSource(Squares(3), {})
     with pytest.raises(TypeError, match=r"(?s)must be hashable.*frozen dataclass of paths"):
         HostSource(Unhashable(3), HostSourceConfig())
+
+
+@pytest.mark.spec("SRC-019", "STATE-001")
+def test_what_is_assigned_to_a_source_on_the_host_shows_in_the_next_batch(tmp_path):
+    records = np.arange(16, dtype=np.int32)
+    np.save(tmp_path / "id.npy", records)
+
+    def batches(source):
+        pipeline = Pipeline(source=source, batch_size=4, rngs=nnx.Rngs(0))
+        taken = [pipeline.step()["id"].tolist()]
+        pipeline.source.shuffle = True
+        taken += [pipeline.step()["id"].tolist() for _ in range(2)]
+        return taken, pipeline.get_state()
+
+    stored = batches(StreamingDiskSource(StreamingDiskSourceConfig(path=tmp_path)))
+    held = batches(MemorySource(MemorySourceConfig(), {"id": records}))
+    assert stored[0] == held[0] and stored[0][1] != [4, 5, 6, 7]
+    assert stored[1]["fingerprint"]["order"] == held[1]["fingerprint"]["order"]
+
+
+@pytest.mark.spec("SRC-033")
+def test_a_source_that_comes_to_mask_masks_from_the_next_batch_on():
+    def source(**config):
+        records = [{"id": i} for i in range(4)] + [{"id": None}, *({"id": i} for i in range(5, 8))]
+        return RandomAccessSource(RandomAccessSourceConfig(**config), records)
+
+    pipeline = Pipeline(source=source(), batch_size=4, last_batch="pad")
+    pipeline.step()
+    pipeline.source = source(on_error="mask", max_errors=1)
+    assert pipeline.step()["mask"].tolist() == [False, True, True, True]

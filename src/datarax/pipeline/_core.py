@@ -3,6 +3,7 @@
 Programs are compiled once for pipelines of equal structure, and kept with that.
 """
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,14 +16,14 @@ from flax import nnx
 from flax.errors import TraceContextError
 
 from .._draws import written_out
-from .._keys import batch_key, node_key, record_keys
+from .._keys import SOURCE, batch_key, node_key, record_keys
 from .._mesh import split
 from .._order import word
 from .._rows import Cut, advance, settle, touched, zero_outside
 from .._types import Batch, Cursor, Scalar
 from .._xla import NO_TRACE, ONE_THREAD, apart, on_cpu, trace, transferring
 from ..errors import CapturedError, MaskNameError, RandomAccessError, StageError
-from ..sources._base import NAME, EagerSourceBase, Fetched, fetch, length_of, order_of
+from ..sources._base import EagerSourceBase, Fetched, fetch, length_of, order_of
 from ..sources._iterable import StreamSource
 from ._binding import (
     Changes,
@@ -85,13 +86,12 @@ def fetched_from(
     cursor: Cursor,
     cut: Cut,
     count: int = 1,
-    epochs: int = 1,
     whole: bool = False,
 ) -> Fetched:
-    """The rows of the next `count` batches, out of so many epochs, under the mark of the source."""
+    """The rows of the next `count` batches, under the mark of the source."""
     source = pipeline.source
-    with jax.named_scope(scope(NAME)):
-        return fetch(source, order, cursor, cut, epochs, count, pipeline.last_batch, whole)
+    with jax.named_scope(scope(SOURCE)):
+        return fetch(source, order, cursor, cut, count, pipeline.last_batch, whole)
 
 
 def draw(
@@ -113,17 +113,28 @@ def draw(
             raise MaskNameError(pipeline.mask_name, list(batch))
         batch = zero_outside(batch, mask) | {pipeline.mask_name: mask}
 
-    def keys(name: str, stage: Any, wanted: Wanted) -> jax.Array:
-        node = node_key(pipeline._need_words(name, stage), name)
-        if wanted == "key":
-            return batch_key(node, cursor.epoch, cursor.offset)
-        return apart(cursor.offset, record_keys, node, rows.epoch, rows.record)
-
-    outputs = pipeline._transform(batch, Keyring(keys, cursor.offset), mask)
+    keys = keyring(pipeline, rows.epoch, rows.record, cursor, cursor.offset)
+    outputs = pipeline._transform(batch, keys, mask)
     if sharding is not None:
         outputs[pipeline._sink] = split(outputs[pipeline._sink], sharding)
     length = length_of(pipeline.source)
     return outputs, advance(cursor, cut.size, length, pipeline.last_batch)
+
+
+def keyring(
+    pipeline: "Pipeline", epoch: Any, record: Any, start: Cursor, offset: Scalar | None = None
+) -> Keyring:
+    """The keys of the nodes for a batch that starts there, and for rows of these records."""
+
+    def keys(name: str, stage: Any, wanted: Wanted) -> jax.Array:
+        node = node_key(pipeline._need_words(name, stage), name)
+        if wanted == "key":
+            return batch_key(node, *start)
+        if offset is None:
+            return record_keys(node, epoch, record)
+        return apart(offset, record_keys, node, epoch, record)
+
+    return Keyring(keys, offset)
 
 
 def drawn(
@@ -179,13 +190,13 @@ def _fetched_undrawn(copy: "Pipeline", order: Any, start: Cursor, cut: Cut) -> F
     before = [x.get_raw_value() for x in streams]
     cause = None
     try:
-        fetched = fetched_from(copy, order, start, cut, 1, cut.epochs)
+        fetched = fetched_from(copy, order, start, cut)
         if all(x.get_raw_value() is y for x, y in zip(streams, before, strict=True)):
             return fetched
     except TraceContextError as error:  # in a trace of ours
         cause = error
     raise StageError(
-        NAME,
+        SOURCE,
         {},
         "a source must give the same rows whenever it is asked for the same, but this one changes "
         "an nnx.Variable or draws from an nnx.Rngs; draw in a stage that takes `keys`, and count "
@@ -217,7 +228,9 @@ def updated(values: Values, new: Changes) -> Values:
 def order_at(pipeline: "Pipeline", epoch: Scalar, epochs: int) -> Any:
     """What fixes the order of `epochs` epochs from `epoch` on."""
     base = pipeline._words_of(pipeline.source)
-    return order_of(pipeline.source, None if base is None else node_key(base, NAME), epoch, epochs)
+    return order_of(
+        pipeline.source, None if base is None else node_key(base, SOURCE), epoch, epochs
+    )
 
 
 class Program:
@@ -337,9 +350,9 @@ def batch_program(
     ) -> tuple[Batch, Cursor, Changes]:
         (pipeline,) = merge(structure, values)
         if fetched is None:
-            fetched = fetched_from(pipeline, order, cursor, cut, 1, cut.epochs, whole=count > 1)
+            fetched = fetched_from(pipeline, order, cursor, cut, whole=count > 1)
         # Two stages that read what the source gives would else gather it twice.
-        alone = count > 1 and pipeline._sink != NAME
+        alone = count > 1 and pipeline._sink != SOURCE
         return drawn(structure, values, fetched, cursor, cut, alone)
 
     def run(values: Values, order: Any, fed: Any = None) -> list[tuple[Batch, Changes]]:
@@ -358,57 +371,45 @@ def batch_program(
 
 
 @kept(SCANS)
-def scan_program(
-    structure: Structure,
-    step_fn: Callable[..., Any],
-    length: int,
-    cut: Cut,
-    carried: bool,
-    fetch: int | None,
-    unroll: int,
-    known: int | None,
-) -> Program:
-    """`length` batches, each handed to `step_fn`, as one compiled loop.
-
-    What it returns of the values is what has changed, but for the cursor where that is `known`.
-
-    Rows are fetched for up to `fetch` batches at a time, in a loop around that. Given `fed`,
-    batches that the host has read with the cursors before and after each, the loop is over these.
-    """
+def scan_program(structure: Structure, step_fn: Callable[..., Any], *how: Any) -> Program:
+    """A scan as `_Scan` describes it, compiled."""
     holds = isinstance(step_fn, nnx.Pytree) and jax.tree.leaves(nnx.state(step_fn))
     if names := ["step_fn"] if holds else captured(step_fn):
         raise CapturedError(names)
+    return Program(_Scan(structure, step_fn, *how).run)
 
-    def one(state: tuple[Values, Any], fed: Any) -> tuple[tuple[Values, Any], Any]:
-        (now, carry), (fetched, start, end) = state, fed
-        start = start or start_of(merge(structure, now)[0], cut)
-        batch, moved, new = drawn(structure, now, fetched, start, cut)
-        now = updated(now, new)
-        roots = merge(structure, now)
-        pipeline, *modules = roots
-        # Before the call, since the pipeline itself may be among the modules.
-        place = jnp.stack(end or moved)
-        pipeline._cursor_state.set_raw_value(place)
-        if carried:
-            pair = step_fn(carry, *modules, batch)
-            if not (isinstance(pair, tuple) and len(pair) == 2):
-                raise TypeError(
-                    "With `init_carry`, the function of a scan must return the next carry and an "
-                    f"output as `(carry, out)`; it returned {pair!r}."
-                )
-            carry, out = pair
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Scan:
+    """`length` batches, each handed to `step_fn`, as one compiled loop.
+
+    Rows are gathered for up to `fetch` batches at a time, in a loop around that. What it returns of
+    the values is what has changed, but for the cursor where that is `known`.
+    """
+
+    structure: Structure
+    step_fn: Callable[..., Any]
+    length: int
+    cut: Cut
+    carried: bool
+    fetch: int | None
+    unroll: int
+    known: int | None
+
+    def run(self, values: Values, carry: Any, fed: Any = None) -> tuple[Changes, Any, Any]:
+        """`fed`: batches that the host has read, with the cursors before and after each."""
+        if fed is None:
+            now, carry, outs = self._gathering(values, carry)
         else:
-            out = step_fn(*modules, batch)
-        if end is not None and pipeline._cursor_state.get_raw_value() is not place:
-            raise RandomAccessError(
-                "The function of a scan moves the cursor of its own pipeline, whose source is "
-                "a stream and gives its records in order. Use a source with a length."
-            )
-        return (updated(now, changes(structure, roots, now)), carry), out
+            (now, carry), outs = self._over(values, carry, fed, self.length)
+        after = {i: x for i, x in enumerate(now) if x is not values[i] and i != self.known}
+        return after, carry, outs
 
-    def loop(values: Values, carry: Any) -> tuple[Values, Any, Any]:
+    def _gathering(self, values: Values, carry: Any) -> tuple[Values, Any, Any]:
+        """The loop that gathers rows, and hands them to the loop over their batches."""
+        cut, structure = self.cut, self.structure
         pipeline, *modules = merge(structure, values)
-        count = fetched_at_once(pipeline, modules, length, cut, fetch)
+        count = fetched_at_once(pipeline, modules, self.length, cut, self.fetch)
         epochs = touched(cut, count, length_of(pipeline.source), pipeline.last_batch)
         first = start_of(pipeline, cut).epoch
         # Computed in the first turn of the loop, so that it is compiled in one place.
@@ -426,30 +427,51 @@ def scan_program(
                     lambda epoch: order_at(pipeline, epoch, epochs),
                     start.epoch,
                 )
-            fetched = fetched_from(pipeline, order, start, cut, count, epochs)
+            fetched = fetched_from(pipeline, order, start, cut, count)
             each = jax.tree.map(lambda x: x.reshape(count, cut.size, *x.shape[1:]), fetched)
-            (now, carry), outs = loop_over(now, carry, (each, None, None), count)
+            (now, carry), outs = self._over(now, carry, (each, None, None), count)
             return (now, order, start.epoch, carry), outs
 
         state = (values, order, first - first.dtype.type(1), carry)
-        (now, _, _, carry), outs = jax.lax.scan(batches, state, length=length // count)
-        return now, carry, jax.tree.map(lambda x: x.reshape(length, *x.shape[2:]), outs)
+        (now, _, _, carry), outs = jax.lax.scan(batches, state, length=self.length // count)
+        return now, carry, jax.tree.map(lambda x: x.reshape(self.length, *x.shape[2:]), outs)
 
-    def loop_over(now: Values, carry: Any, fed: Any, count: int) -> tuple[tuple[Values, Any], Any]:
+    def _over(
+        self, now: Values, carry: Any, fed: Any, count: int
+    ) -> tuple[tuple[Values, Any], Any]:
         if count > 1:
-            return jax.lax.scan(one, (now, carry), fed, length=count, unroll=unroll)
-        state, out = one((now, carry), jax.tree.map(lambda x: x[0], fed))
+            return jax.lax.scan(self._one, (now, carry), fed, length=count, unroll=self.unroll)
+        state, out = self._one((now, carry), jax.tree.map(lambda x: x[0], fed))
         return state, jax.tree.map(lambda x: x[None], out)
 
-    def run(values: Values, carry: Any, fed: Any = None) -> tuple[Changes, Any, Any]:
-        if fed is None:
-            now, carry, outs = loop(values, carry)
-        else:
-            (now, carry), outs = loop_over(values, carry, fed, length)
-        after = {i: x for i, x in enumerate(now) if x is not values[i] and i != known}
-        return after, carry, outs
+    def _one(self, state: tuple[Values, Any], fed: Any) -> tuple[tuple[Values, Any], Any]:
+        (now, carry), (fetched, start, end) = state, fed
+        start = start or start_of(merge(self.structure, now)[0], self.cut)
+        batch, moved, new = drawn(self.structure, now, fetched, start, self.cut)
+        now = updated(now, new)
+        roots = merge(self.structure, now)
+        pipeline, *modules = roots
+        # Before the call, since the pipeline itself may be among the modules.
+        place = jnp.stack(end or moved)
+        pipeline._cursor_state.set_raw_value(place)
+        carry, out = self._called(carry, *modules, batch)
+        if end is not None and pipeline._cursor_state.get_raw_value() is not place:
+            raise RandomAccessError(
+                "The function of a scan moves the cursor of its own pipeline, whose source is "
+                "a stream and gives its records in order. Use a source with a length."
+            )
+        return (updated(now, changes(self.structure, roots, now)), carry), out
 
-    return Program(run)
+    def _called(self, carry: Any, *args: Any) -> tuple[Any, Any]:
+        if not self.carried:
+            return carry, self.step_fn(*args)
+        pair = self.step_fn(carry, *args)
+        if not (isinstance(pair, tuple) and len(pair) == 2):
+            raise TypeError(
+                "With `init_carry`, the function of a scan must return the next carry and an "
+                f"output as `(carry, out)`; it returned {pair!r}."
+            )
+        return pair
 
 
 def fetched_at_once(

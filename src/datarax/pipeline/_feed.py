@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding
 
 from .._mesh import Own, assemble, own_rows
 from .._order import Order, StoredOrder, word
-from .._rows import Cut, LastBatch, Rows, advance, host_where, starts_within
+from .._rows import Cut, LastBatch, Rows, advance, starts_within
 from .._types import Batch, Cursor, Spec
 from .._xla import ALIGNMENT, ONE_THREAD, transferring
 from ..errors import EmptySourceError, ReadError
@@ -356,20 +356,20 @@ class Feed:
         masked = self.supply.masks or cut.padded
         if offset + rows_in_all <= length:
             starts = starts_within(epoch, offset, cut.size, count)
-            after = advance(starts[-1], cut.size, length, last_batch, host_where)
+            after = advance(starts[-1], cut.size, length, last_batch)
             # Only what somebody asks for is made: with each array of some size NumPy lets another
             # thread have the interpreter, and waits to get it back.
             epochs, offsets = None, None
             if stacked or masked or not self.supply.bare:
                 epochs = np.full(rows_in_all, epoch, kind)
                 offsets = np.arange(offset, offset + rows_in_all, dtype=kind)
-            rows = _host_rows(epochs, self._records.at(epoch, offset, rows_in_all), offsets)
+            rows = Rows(epochs, self._records.at(epoch, offset, rows_in_all), offsets, None)
             return _Plan(rows, np.ones(rows_in_all, bool) if masked else None, starts, after)
         starts = []
         for _ in range(count):
             starts.append(after)
-            after = advance(after, cut.size, length, last_batch, host_where)
-        rows = _host_rows(*(np.zeros(rows_in_all, kind) for _ in range(3)))
+            after = advance(after, cut.size, length, last_batch)
+        rows = Rows(*(np.zeros(rows_in_all, kind) for _ in range(3)), mask=None)
         inside = np.ones(rows_in_all, bool)
         for i, (epoch, offset) in enumerate(starts):
             at, end = i * cut.size, (i + 1) * cut.size
@@ -493,20 +493,15 @@ class Feed:
             return Fed(None, cut._replace(size=0), start, at)
         epoch, record, offset = np.array(places, np.uint32).T
         batch = conform(stack(found), stream.stored_spec, self.supply.spec, record)
-        rows = _host_rows(epoch, record, offset)
+        rows = Rows(epoch, record, offset, None)
         if cut.padded:
             inside = np.arange(size) < len(found)
             batch = jax.tree.map(lambda x: _spread(x, inside), batch)
             epoch, record, offset = (_spread(x, inside) for x in (epoch, record, offset))
-            rows = _host_rows(epoch, record, offset, inside)
+            rows = Rows(epoch, record, offset, inside)
         cut = cut._replace(size=len(rows.epoch))
         first = Cursor(places[0][0], places[0][2])
         return Fed(Fetched(batch, rows), cut, start, at, first=first)
-
-
-def _host_rows(epoch: Any, record: Any, offset: Any, mask: Any = None) -> Rows:
-    """Rows in NumPy arrays: what they are before they are placed on the device."""
-    return Rows(epoch, record, offset, mask)
 
 
 class _Plan(NamedTuple):

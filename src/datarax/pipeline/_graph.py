@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from .._keys import BaseKey, node_number
+from .._keys import SOURCE, BaseKey, node_number
 from .._types import Batch, Scalar, is_traced, spec_text
 from .._xla import apart
 from ..errors import (
@@ -36,7 +36,6 @@ from ..errors import (
     UnusedNodeError,
 )
 from ..operators import ElementOperator, OperatorModule
-from ..sources._base import NAME as SOURCE
 from ._captured import captured
 from ._hints import Hint, first_misfit, hints_of
 

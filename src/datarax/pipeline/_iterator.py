@@ -10,14 +10,13 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from itertools import compress, repeat
-from operator import is_not
+from operator import is_, is_not
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from .._keys import BaseKey
+from .._keys import SOURCE, BaseKey
 from .._mesh import spans_processes
 from .._order import word
 from .._rows import (
@@ -25,7 +24,6 @@ from .._rows import (
     advance,
     batches_of,
     batches_of_loop,
-    host_where,
     pack,
     pack_each,
     running_on,
@@ -35,7 +33,7 @@ from .._rows import (
 from .._types import Batch, Cursor, integer, is_traced, spec_text
 from .._xla import SIDE_BY_SIDE, beside, keep_memory, on_cpu, place, settings
 from ..errors import DataraxError, ReadError, SeekError, StageError
-from ..sources._base import NAME, EagerSourceBase, Fetched, length_of
+from ..sources._base import EagerSourceBase, Fetched, length_of
 from ..sources._host import raised_in
 from ..sources._iterable import StreamSource
 from ._binding import Binding, Changes, Values, has_tracer, merge
@@ -153,8 +151,7 @@ class Runtime:
         self._traced = has_tracer(changed)
         new = jax.tree.leaves(values if self._mutable else changed)
         self._mutable = any(map(_is_mutable, new))
-        where = jnp.where if is_traced(values[binding.position]) else host_where
-        self.start = settle(found, *policy(pipeline), where)
+        self.start = settle(found, *policy(pipeline))
         self._binding, self._values, self._settings = binding, values, settings()
         self._discard()
         return binding
@@ -196,7 +193,7 @@ class Runtime:
     def foresee(self, pipeline: "Pipeline") -> None:
         """Warns of a stage that will refuse the shorter batch at the end of a loop that begins."""
         binding, (size, length, last_batch) = self._binding, policy(pipeline)
-        if length is None or last_batch != "keep" or pipeline._sink == NAME:
+        if length is None or last_batch != "keep" or pipeline._sink == SOURCE:
             return
         whole, over = divmod(length - self.start.offset, size)
         cut = Cut(over, 1, False)
@@ -229,13 +226,11 @@ class Runtime:
             return None
         variables = binding.variables.items()
         keys = [self._values[i] for i, x in variables if isinstance(x, BaseKey)]
-        bare, here = pipeline._sink == NAME, on_cpu()
-        x64 = bool(jax.config.read("jax_enable_x64"))
-        how = bare, here, x64, pipeline.sharding
-        window = source.window if isinstance(source, StreamSource) and source.shuffle else None
-        parts = (reader, window, *how, *policy(pipeline), pipeline.num_threads, *keys)
+        here, x64 = on_cpu(), bool(jax.config.read("jax_enable_x64"))
+        # The structure says all else: the reader, the order, how it is cut.
+        parts = (binding.structure, here, x64, *keys)
         known, feed = self._feed
-        if known is not None and len(known) == len(parts) and all(map(_is_it, known, parts)):
+        if known is not None and len(known) == len(parts) and all(map(is_, known, parts)):
             self._fed = self._values
             return feed
         self._feed = None, None  # until another one stands: what follows may fail
@@ -248,6 +243,8 @@ class Runtime:
 
         size, length, last_batch = policy(pipeline)
         assert isinstance(source, EagerSourceBase | StreamSource)
+        how = pipeline._sink == SOURCE, here, x64, pipeline.sharding
+        window = source.window if isinstance(source, StreamSource) and source.shuffle else None
         masks = isinstance(source, EagerSourceBase) and source.masks
         spec = source.element_spec
         supply = Supply(reader, spec, size, length, last_batch, masks, *how, order, window)
@@ -284,8 +281,7 @@ class Runtime:
             binding is None
             or len(self._ahead) <= self._low
             or (epoch is not None and self.start.epoch != epoch)
-            or not binding.is_unchanged(self._values)
-            or settings() != self._settings
+            or not self._is_unchanged(binding)
         ):
             return None
         return self._hand_over(pipeline, binding)
@@ -444,7 +440,7 @@ class Runtime:
         ready = feed.take(self.start, cut, loop, AHEAD)
         if loop:
             self.meter.waited_since(started)
-        if pipeline._sink == NAME or ready[0].fetched is None:  # a program would only copy
+        if pipeline._sink == SOURCE or ready[0].fetched is None:  # a program would only copy
             batches = place([_unstaged(fed.fetched, pipeline.mask_name) for fed in ready])
             self._append(pipeline, [(batch, {}) for batch in batches], ready)
             return
@@ -611,7 +607,7 @@ def with_cursors(
 ) -> Iterable[Ready]:
     """Batches in a row from `start` on; all but the last end in the epoch of the first."""
     starts = starts_within(*start, size, len(found))
-    ends = [*starts[1:], advance(starts[-1], size, length, last_batch, host_where)]
+    ends = [*starts[1:], advance(starts[-1], size, length, last_batch)]
     return zip(found, pack_each(ends, length), ends, repeat(None), strict=False)
 
 
@@ -650,7 +646,7 @@ def move(pipeline: "Pipeline", epoch: int, offset: int) -> None:
     for name, value, end in (("epoch", epoch, 2**32), ("offset", offset, length or 2**32)):
         if not 0 <= integer(value, -1) < end:
             raise SeekError(f"`{name}` must be an integer in [0, {end}), got {value!r}.")
-    place = settle(Cursor(int(epoch), int(offset)), size, length, last_batch, host_where)
+    place = settle(Cursor(int(epoch), int(offset)), size, length, last_batch)
     pipeline._runtime.put(pipeline, place)
 
 
@@ -663,11 +659,6 @@ def max_errors(pipeline: "Pipeline") -> int:
     """How many rows of an epoch may be masked because they cannot be read."""
     source = pipeline.source
     return source.max_errors if isinstance(source, EagerSourceBase) else 0
-
-
-def _is_it(known: Any, now: Any) -> bool:
-    # Arrays have no equality that answers with one bool, readers may be equal and not the same.
-    return known is now or (not isinstance(now, np.ndarray | jax.Array | dict) and known == now)
 
 
 def _unstaged(fetched: Fetched | None, mask_name: str) -> Batch:
@@ -689,7 +680,7 @@ def by_hand(binding: Binding, cut: Cut, values: Values, order: Any, fed: Any = N
     start = start_of(copy, cut)
     if order is None and not fed:
         order = order_at(copy, start.epoch, cut.epochs)
-    for fetched, at in fed or [(fetched_from(copy, order, start, cut, 1, cut.epochs), start)]:
+    for fetched, at in fed or [(fetched_from(copy, order, start, cut), start)]:
         draw(copy, jax.device_put(fetched), at, cut)  # as a stage sees it in a program
 
 
@@ -703,9 +694,9 @@ def blame(
     `again`, by hand; if it then goes well, all of them are named. So it is where a program does not
     compile, as some operations do not on some device.
     """
-    if NAME in program.host_nodes and (read := raised_in(error)) is not None:
+    if SOURCE in program.host_nodes and (read := raised_in(error)) is not None:
         raise read
-    stages = sorted(x for x in program.host_nodes if x is not None and x != NAME)
+    stages = sorted(x for x in program.host_nodes if x is not None and x != SOURCE)
     uncompiled = program.traced and not program.called
     if isinstance(error, DataraxError) or not (stages or uncompiled):
         return

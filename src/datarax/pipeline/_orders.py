@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._keys import node_key
+from .._keys import SOURCE, node_key
 from .._mesh import placed
 from .._order import Order, Permutation, StoredOrder, Stretch, SwapOrNot, keys_of
 from .._types import Cursor, Words
 from .._xla import transferring
-from ..sources._base import NAME, EagerSourceBase, length_of
+from ..sources._base import EagerSourceBase, length_of
 from ..sources._iterable import StreamSource
 from ._binding import Structure, Values, kept, merge
 from ._core import CUTS, Program, order_at
@@ -50,7 +50,7 @@ class Orders:
         # stream stay on the host.
         if isinstance(source, StreamSource) or (self._sharding is None and _is_words(source)):
             with transferring():
-                key = None if base is None else node_key(np.asarray(base), NAME)
+                key = None if base is None else node_key(np.asarray(base), SOURCE)
             eager = isinstance(source, EagerSourceBase)
             how = source.order if eager else _keys_of
             self._count = functools.partial(how, key)

@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import NamedSharding
 
 from .._bundle import Bundle, FixedBundle
-from .._keys import all_words, batch_key, node_key, record_keys
+from .._keys import SOURCE, all_words
 from .._mesh import check_sharding, place_held, spans_processes
 from .._order import word
 from .._rows import Cut, LastBatch, Rows, batches_of_loop, pack, running_on
@@ -31,7 +31,6 @@ from ..errors import (
 )
 from ..operators import OperatorModule
 from ..sources._base import (
-    NAME,
     EagerSourceBase,
     Fetched,
     RandomAccess,
@@ -43,8 +42,8 @@ from ..sources._host import raised_in
 from ..sources._iterable import StreamSource
 from . import _scan, _show, _state
 from ._binding import Binding, merge
-from ._core import Position, draw, outputs_of
-from ._graph import Graph, Keyring, Stage, Wanted, as_stage, call_stage, chain_names
+from ._core import Position, draw, keyring, outputs_of
+from ._graph import Graph, Keyring, Stage, as_stage, call_stage, chain_names
 from ._iterator import BatchIterator, Runtime, cursor, move, step
 from ._meter import Stats
 
@@ -466,10 +465,10 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
         else:
             object.__setattr__(self, "_keyring", keyring)
             try:
-                out = call_stage(OVERRIDE, self.__call__, [(NAME, batch)], keyring)
+                out = call_stage(OVERRIDE, self.__call__, [(SOURCE, batch)], keyring)
             finally:
                 object.__delattr__(self, "_keyring")
-            outputs = {NAME: batch, OVERRIDE: out}
+            outputs = {SOURCE: batch, OVERRIDE: out}
         if mask is not None:
             outputs[self._sink] = self._masked(outputs, mask)
         return outputs
@@ -522,13 +521,15 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
                 'Take a smaller `batch_size`, or "keep" or "pad".'
             )
         if isinstance(self.source, EagerSourceBase | StreamSource) and self.source.shuffle:
-            self._need_words(NAME, self.source)
+            self._need_words(SOURCE, self.source)
 
     def _trace(self, binding: Binding, values: list[Any]) -> dict[str, Spec]:
         """The specs of all outputs, from an abstract run on a copy: no state moves."""
         cut = running_on(self.batch_size, length_of(self.source), self.last_batch)
         specs = outputs_of(binding.structure, values, cut)
-        return {name: specs[name] for name in (NAME, *self._graph.names, OVERRIDE) if name in specs}
+        return {
+            name: specs[name] for name in (SOURCE, *self._graph.names, OVERRIDE) if name in specs
+        }
 
     def _need_words(self, name: str, part: Any) -> Words:
         found = self._words_of(part)
@@ -554,18 +555,9 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
         return {**batch, self.mask_name: field}
 
     def _keyring_by_hand(self, batch: Batch) -> Keyring:
-        rows = jax.tree.leaves(batch)[0].shape[0]
-        zero = jnp.uint32(0)
-
-        def keys(name: str, stage: Any, wanted: Wanted) -> jax.Array:
-            node = node_key(self._need_words(name, stage), name)
-            if wanted == "key":
-                return batch_key(node, zero, zero)
-            return record_keys(
-                node, jnp.zeros(rows, jnp.uint32), jnp.arange(rows, dtype=jnp.uint32)
-            )
-
-        return Keyring(keys)
+        record = jnp.arange(jax.tree.leaves(batch)[0].shape[0], dtype=jnp.uint32)
+        start = Cursor(jnp.uint32(0), jnp.uint32(0))
+        return keyring(self, jnp.zeros_like(record), record, start)
 
 
 class NodeView(MutableMapping[str, Any]):

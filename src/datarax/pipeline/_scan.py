@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from .._rows import check_counted, host_where, pack, running_on, settle, start_after
+from .._rows import check_counted, pack, running_on, settle, start_after
 from .._types import Cursor, integer, is_traced
 from .._xla import keep_memory
 from ..errors import LastBatchError, ScanLengthError
@@ -132,7 +132,7 @@ def _scan_fed(
         meter.end()
         bar.close()
     size, records, last_batch = policy(pipeline)
-    after = settle(after, size, records, last_batch, host_where)
+    after = settle(after, size, records, last_batch)
     for ended in range(epoch, after.epoch):
         meter.report(ended)
     whole = _joined(outs) if len(outs) > 1 else outs[0]

@@ -1,10 +1,11 @@
 """A pipeline for people: as text, as a Mermaid flowchart, as HTML."""
 
-import html as escape
+from html import escape
 from typing import TYPE_CHECKING
 
+from .._keys import SOURCE
 from .._types import Spec, field_texts, spec_text
-from ..sources._base import NAME, length_of
+from ..sources._base import length_of
 
 if TYPE_CHECKING:
     from ._pipeline import Pipeline
@@ -15,7 +16,7 @@ HEADER = ("node", "stage", "reads", "gives")
 def rows(pipeline: "Pipeline") -> list[tuple[str, str, str, str]]:
     """One row a node, in execution order: name, type, predecessors, output."""
     specs, graph = pipeline.node_specs, pipeline._graph
-    table = [(NAME, type(pipeline.source).__name__, "", spec_text(specs[NAME]))]
+    table = [(SOURCE, type(pipeline.source).__name__, "", spec_text(specs[SOURCE]))]
     for name in list(specs)[1:]:
         stage = pipeline.nodes[name] if name in graph.names else pipeline
         kind = getattr(stage, "__name__", type(stage).__name__)
@@ -50,11 +51,11 @@ def html(pipeline: "Pipeline") -> str:
     """The same table for a notebook."""
 
     def row(cells: tuple[str, ...], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{escape.escape(c)}</{tag}>" for c in cells) + "</tr>"
+        return "<tr>" + "".join(f"<{tag}>{escape(c)}</{tag}>" for c in cells) + "</tr>"
 
     body = "".join(row(cells, "td") for cells in rows(pipeline))
     return (
-        f"<div><strong>{escape.escape(title(pipeline))}</strong>"
+        f"<div><strong>{escape(title(pipeline))}</strong>"
         f"<table><thead>{row(HEADER, 'th')}</thead><tbody>{body}</tbody></table></div>"
     )
 

@@ -14,12 +14,12 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding
 
-from .._keys import BaseKey
+from .._keys import SOURCE, BaseKey
 from .._mesh import differs, whole
 from .._types import escaped, integer, is_traced
 from .._xla import weak_zeros
 from ..errors import ShardingError, StateError
-from ..sources._base import NAME, EagerSourceBase, length_of
+from ..sources._base import EagerSourceBase, length_of
 from ..sources._iterable import StreamSource
 from ._core import Position
 from ._iterator import move
@@ -64,18 +64,18 @@ def set_state(pipeline: "Pipeline", state: Mapping[str, Any] | str | bytes) -> N
         got = state.get("version") if isinstance(state, Mapping) else type(state).__name__
         raise StateError("version", f"must be {VERSION}, got {got!r}.")
     for field, mine in fingerprint(pipeline).items():
-        theirs = _get(state, "fingerprint", Mapping).get(field)
+        theirs = _object(state, "fingerprint").get(field)
         if theirs != mine:
             reason = f"is {mine!r} here, but {theirs!r} in the state. It stands for {MEANS[field]}."
             raise StateError(field, reason)
 
-    cursor, length = _get(state, "cursor", Mapping), length_of(pipeline.source)
+    cursor, length = _object(state, "cursor"), length_of(pipeline.source)
     for field, end in (("epoch", 2**32), ("offset", length or 2**32)):
         value = cursor.get(field)
         if not 0 <= integer(value, -1) < end:
             raise StateError(f"cursor.{field}", f"must be in [0, {end}), got {value!r}.")
 
-    leaves, saved = _leaves(pipeline), _get(state, "variables", Mapping)
+    leaves, saved = _leaves(pipeline), _object(state, "variables")
     for name in sorted(leaves.keys() ^ saved.keys(), key=str):
         where = "the pipeline" if name in leaves else "the state"
         raise StateError(f"variables.{name}", f"is only in {where}.")
@@ -94,7 +94,7 @@ def fingerprint(pipeline: "Pipeline") -> dict[str, Any]:
     Neither the batch size nor `last_batch` is in it: they cut the stream, they do not change it.
     """
     source, specs = pipeline.source, pipeline.node_specs
-    record = dict(specs[NAME])
+    record = dict(specs[SOURCE])
     if pipeline.last_batch == "pad":
         del record[pipeline.mask_name]
     graph = sorted(
@@ -103,7 +103,7 @@ def fingerprint(pipeline: "Pipeline") -> dict[str, Any]:
     )
     named = isinstance(source, EagerSourceBase | StreamSource)
     order = source.order_name if named else type(source).__qualname__
-    seeds = {NAME: source, **pipeline.nodes}
+    seeds = {SOURCE: source, **pipeline.nodes}
     keys = {
         name: None if words is None else np.asarray(words).tolist()
         for name, part in seeds.items()
@@ -204,8 +204,8 @@ def _load(name: str, saved: Any, leaf: Any) -> Any:
     return jax.device_put(value, leaf.sharding) if stays else value
 
 
-def _get(state: Mapping[str, Any], field: str, kind: Any) -> Any:
+def _object(state: Mapping[str, Any], field: str) -> Mapping[str, Any]:
     value = state.get(field)
-    if not isinstance(value, kind):
+    if not isinstance(value, Mapping):
         raise StateError(field, f"is missing or no object, got {value!r}.")
     return value

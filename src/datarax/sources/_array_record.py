@@ -24,7 +24,8 @@ from ._host import (
     stack,
     stamp,
 )
-from ._random_access import as_record
+from ._parts import Parts
+from ._values import as_record
 
 RANDOM_ACCESS = "readahead_buffer_size:0,max_parallelism:0"
 
@@ -118,12 +119,11 @@ class PartsReader(Reader):
     label: str
 
     @functools.cached_property
-    def ends(self) -> np.ndarray:
-        """Where each part ends."""
-        return np.cumsum([len(part) for part in self.parts], dtype=np.int64)
+    def _counted(self) -> Parts:
+        return Parts([len(part) for part in self.parts])
 
     def __len__(self) -> int:
-        return int(self.ends[-1]) if self.parts else 0
+        return len(self._counted)
 
     # A cached property where the base has a property: it, too, is only ever read.
     @functools.cached_property
@@ -133,21 +133,19 @@ class PartsReader(Reader):
         )
 
     def read(self, records: np.ndarray) -> Batch:
-        return stack([self._decoded(raw) for raw in self._raw(records.astype(np.int64))])
+        return stack([self._decoded(raw) for raw in self._raw(records)])
 
     def place(self, record: int) -> str:
-        return self.parts[int(np.searchsorted(self.ends, record, "right"))].path
+        return self.parts[self._counted.part_of(record)].path
 
     def _decoded(self, raw: bytes) -> dict[str, Any]:
         return as_record(self.decode(raw), None)
 
     def _raw(self, records: np.ndarray) -> list[bytes]:
-        where = np.searchsorted(self.ends, records, "right")
         found: list[bytes] = [b""] * len(records)
-        for i in np.unique(where):
-            part, rows = self.parts[i], np.flatnonzero(where == i)
-            start = int(self.ends[i]) - len(part) - part.skip
-            wanted = (records[rows] - start).tolist()
+        for i, rows, inside in self._counted.divide(records):
+            part = self.parts[i]
+            wanted = (inside + part.skip).tolist()
             several = part.file.read(wanted)
             if len(several) != len(wanted) or not part.file.ok():
                 vars(part).pop("file", None)  # a reader that has failed once stays failed

@@ -30,7 +30,8 @@ from ._host import (
     stack,
     stamp,
 )
-from ._random_access import as_record
+from ._parts import Parts
+from ._values import as_record
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,26 +96,23 @@ class _ChunkReader(Reader):
         return [chunk for chunk in chunks if chunk.rows]
 
     @functools.cached_property
-    def _ends(self) -> np.ndarray:
-        return np.cumsum([chunk.rows for chunk in self._chunks], dtype=np.int64)
+    def _parts(self) -> Parts:
+        return Parts([chunk.rows for chunk in self._chunks])
 
     @functools.cached_property
     def _cache(self) -> "_Cache":
         return _Cache(self.cached_chunks)
 
     def __len__(self) -> int:
-        return int(self._ends[-1]) if self._chunks else 0
+        return len(self._parts)
 
     def place(self, record: int) -> str:
-        return self._chunks[int(np.searchsorted(self._ends, record, "right"))].path
+        return self._chunks[self._parts.part_of(record)].path
 
     def _by_chunk(self, records: np.ndarray) -> Iterator[tuple["_Chunk", np.ndarray, np.ndarray]]:
         """Chunks, for which of the records each is needed, and their places in it."""
-        records = records.astype(np.int64)
-        where = np.searchsorted(self._ends, records, "right")
-        for i in np.unique(where):
-            chunk, rows = self._chunks[i], np.flatnonzero(where == i)
-            yield chunk, rows, records[rows] - (int(self._ends[i]) - chunk.rows)
+        for i, rows, inside in self._parts.divide(records):
+            yield self._chunks[i], rows, inside
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Integer
 
-from .._keys import BaseKey, base_words, node_key, typed, words
+from .._keys import SOURCE, BaseKey, base_words, node_key, typed, words
 from .._order import ORDERS, Blocks, Order, Shuffle, SpanWords, StoredOrder, keys_of, word
 from .._rows import (
     Cut,
@@ -21,6 +21,8 @@ from .._rows import (
     running_on,
     starts,
     take,
+    touched,
+    where_rows,
 )
 from .._types import (
     Batch,
@@ -37,9 +39,6 @@ from .._types import (
 )
 from .._xla import on_cpu
 from ..errors import BatchSizeError, RngsError, SeekError
-
-NAME = "source"
-"""The source is a node of this name: its keys are counted as those of any other node."""
 
 
 class SourceData(nnx.Variable):
@@ -167,14 +166,14 @@ class EagerSourceBase(nnx.Module, metaclass=Signed):
         if key is not None:
             order_key = words(key)
         elif self.base is not None:
-            order_key = node_key(self.base.get_raw_value(), NAME)
+            order_key = node_key(self.base.get_raw_value(), SOURCE)
         elif self.shuffle:
             raise RngsError("A shuffled source needs `key`, or `rngs` of its own; got neither.")
         else:
             order_key = None
         cut = running_on(size, length, "keep")
         order = order_of(self, order_key, cursor.epoch, cut.epochs)
-        return fetch(self, order, cursor, cut, cut.epochs).batch
+        return fetch(self, order, cursor, cut).batch
 
 
 Source: TypeAlias = EagerSourceBase | RandomAccess
@@ -207,14 +206,14 @@ def fetch(
     order: Order | SpanWords | None,
     start: Cursor,
     cut: Cut,
-    epochs: int,
     count: int = 1,
     last_batch: LastBatch = "keep",
     whole: bool = False,
 ) -> Fetched:
-    """The rows of `count` batches from the settled cursor `start` on, out of so many epochs.
+    """The rows of `count` batches from the settled cursor `start` on.
 
-    `whole` says that all rows exist and are in the first of these: whoever asks has seen to it.
+    `order` is that of all epochs that these can touch. `whole` says that all rows exist and are in
+    the first of them: the caller has seen to it.
     """
     length, rows = length_of(source), cut.size * count
     if not isinstance(source, EagerSourceBase):
@@ -238,7 +237,7 @@ def fetch(
         return Fetched(source.gather_range(start.offset, rows), in_a_row())
 
     stored = isinstance(order, StoredOrder) and not source.masks
-    if epochs == 1 and (whole or not cut.padded):
+    if touched(cut, count, length, last_batch) == 1 and (whole or not cut.padded):
         return as_stored() if stored else _gathered(source, in_a_row())
     # An accelerator waits for the host at a branch, and has no use for this one.
     if rows > len(source) or not on_cpu():
@@ -276,11 +275,5 @@ def _fetch_by_key(
         )
         here = turn == later
         moved = take(other, jnp.where(here, offset, 0))
-        batch = jax.tree.map(
-            lambda old, new, here=here: jnp.where(
-                here.reshape((size,) + (1,) * (old.ndim - 1)), new, old
-            ),
-            batch,
-            moved,
-        )
+        batch = where_rows(here, moved, batch)
     return Fetched(batch, Rows(cursor.epoch + turn, offset, offset, mask))

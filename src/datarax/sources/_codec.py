@@ -9,7 +9,7 @@ import msgpack
 import numpy as np
 
 from .._types import Batch, flat_fields
-from ._random_access import as_record
+from ._values import as_record
 
 Decode: TypeAlias = Literal["msgpack", "npz"] | Callable[[bytes], Any]
 

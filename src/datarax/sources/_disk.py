@@ -17,6 +17,7 @@ from flax import nnx
 from .._types import Batch, Spec, expect, spec_text
 from ..errors import EmptySourceError, FileError, UnequalLengthsError
 from ._host import HostSource, HostSourceConfig, Reader, Stamp, empty_rows, stamp
+from ._parts import Parts
 from ._values import need_held_type
 
 PAGE = 2**12
@@ -74,7 +75,7 @@ class NpyReader(Reader):
     stamps: tuple[Stamp, ...]
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return len(self._counted)
 
     @functools.cached_property
     def _columns(self) -> list[dict[str, _Column]]:
@@ -96,9 +97,8 @@ class NpyReader(Reader):
         return opened
 
     @functools.cached_property
-    def _ends(self) -> np.ndarray:
-        """How many records the parts up to each have in all."""
-        return np.cumsum([len(next(iter(part.values())).rows) for part in self._columns])
+    def _counted(self) -> Parts:
+        return Parts([len(next(iter(part.values())).rows) for part in self._columns])
 
     # A cached property where the base has a property: it, too, is only ever read.
     @functools.cached_property
@@ -129,18 +129,13 @@ class NpyReader(Reader):
         if len(self.parts) == 1:
             yield 0, slice(None), records
             return
-        parts = np.searchsorted(self._ends, records, side="right")
-        for part in np.unique(parts).tolist():
-            (where,) = np.nonzero(parts == part)
-            first, count = int(where[0]), len(where)
-            start = self._ends[part - 1] if part else 0
-            inside = records[where] - records.dtype.type(start)
-            in_a_row = int(where[-1]) == first + count - 1
-            yield part, slice(first, first + count) if in_a_row else where, inside
+        for part, rows, inside in self._counted.divide(records):
+            first, count = int(rows[0]), len(rows)
+            in_a_row = int(rows[-1]) == first + count - 1
+            yield part, slice(first, first + count) if in_a_row else rows, inside
 
     def place(self, record: int) -> str:
-        part = int(np.searchsorted(self._ends, record, side="right"))
-        return ", ".join(file for _, file in self.parts[part])
+        return ", ".join(file for _, file in self.parts[self._counted.part_of(record)])
 
 
 def _row_text(rows: np.ndarray) -> str:

@@ -19,7 +19,7 @@ from .._types import Batch, Signed, Spec, expect, integer
 from ..errors import DataraxError, EmptySourceError, RandomAccessError, ReadError
 from ._base import Fetched
 from ._host import conform, held_spec, names, spec_of, stack
-from ._random_access import as_record
+from ._values import as_record
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

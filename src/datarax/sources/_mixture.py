@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, UInt, UInt32
 
-from .._keys import node_key, split_word, threefry2x32
+from .._keys import SOURCE, node_key, split_word, threefry2x32
 from .._order import (
     Blocks,
     BlockShuffle,
@@ -24,6 +24,7 @@ from .._order import (
     swap_or_not_each,
     word,
 )
+from .._rows import where_rows
 from .._types import (
     AnyArray,
     Batch,
@@ -38,7 +39,7 @@ from .._types import (
     spec_text,
 )
 from ..errors import EmptySourceError, SpecsError
-from ._base import NAME, EagerSourceBase
+from ._base import EagerSourceBase
 from ._host import Reader, call_host, call_host_readable, empty_rows
 
 PERIOD = 256
@@ -210,7 +211,7 @@ class MixDataSourcesNode(EagerSourceBase):
         numbers = jnp.arange(len(self.sources), dtype=jnp.uint32)
         mine = threefry2x32(order_key[None], jnp.ones_like(numbers), numbers)
         keys = [
-            mine[i] if source.base is None else node_key(source.base.get_raw_value(), NAME)
+            mine[i] if source.base is None else node_key(source.base.get_raw_value(), SOURCE)
             for i, source in enumerate(self.sources)
         ]
         return MixOrder(keys_of(order_key, epochs), jnp.stack(keys), epochs, self.plan)
@@ -230,7 +231,7 @@ class MixDataSourcesNode(EagerSourceBase):
                 rows = call_host(source.reader, local, mine)
             else:
                 rows = source.gather(local)
-            batch = rows if batch is None else jax.tree.map(_select(mine), rows, batch)
+            batch = rows if batch is None else where_rows(mine, rows, batch)
         assert batch is not None
         return batch
 
@@ -408,10 +409,3 @@ def _split(shares: np.ndarray, rows: int) -> tuple[int, ...]:
 
 def _error(shares: np.ndarray, quotas: tuple[int, ...]) -> float:
     return float(np.abs(np.array(quotas) / sum(quotas) - shares).max())
-
-
-def _select(mine: Array):
-    def select(new: Array, old: Array) -> Array:
-        return jnp.where(mine.reshape(mine.shape + (1,) * (new.ndim - 1)), new, old)
-
-    return select

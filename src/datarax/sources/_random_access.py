@@ -9,9 +9,8 @@ import numpy as np
 from flax import nnx
 
 from .._types import Batch, Spec, expect
-from ..errors import FieldTypeError
 from ._host import HostSource, HostSourceConfig, Reader, first_readable, names, spec_of, stack
-from ._values import as_array
+from ._values import as_record
 
 
 @runtime_checkable
@@ -95,30 +94,3 @@ class ObjectReader(Reader):
 
     def place(self, record: int) -> str:
         return type(self.data).__name__
-
-
-def as_record(value: Any, fields: Sequence[str] | None) -> dict[str, Any]:
-    """A record as a dict of arrays and numbers, whatever form it came in."""
-    if isinstance(value, Mapping):
-        chosen = value if fields is None else {name: value[name] for name in fields}
-        return {
-            str(k): as_record(x, None) if isinstance(x, Mapping) else _as_field(str(k), x)
-            for k, x in chosen.items()
-        }
-    if isinstance(value, tuple):
-        parts, what = value, f"a tuple of {len(value)}"
-        names = fields or tuple(map(str, range(len(value))))
-    else:
-        parts, what, names = (value,), "a single value", fields or ("data",)
-    if len(names) != len(parts):
-        raise FieldTypeError(",".join(names), f"cannot name the parts of a record: it is {what}.")
-    return {name: _as_field(name, x) for name, x in zip(names, parts, strict=True)}
-
-
-def _as_field(name: str, value: Any) -> Any:
-    """A field of a record: to JAX a list would be one field for each item, and None none at all."""
-    if value is None:
-        raise FieldTypeError(name, "is None, which JAX cannot hold. Fill it, or leave it out.")
-    if isinstance(value, list | tuple | np.ma.MaskedArray):
-        return as_array(name, value)
-    return value
