@@ -67,7 +67,7 @@ def run(name: str, out: pathlib.Path) -> None:
     # An engine of its own environment must not find this project's packages.
     inherited = [] if "requirements" in ENGINES[name] else [os.environ.get("PYTHONPATH", "")]
     paths = os.pathsep.join(filter(None, [str(HOME / "src"), *inherited]))
-    command = [sys.executable, "-m", "datarax_conformance.cli", "run", ENGINES[name]["adapter"]]
+    command = [sys.executable, "-m", "datarax_conformance", "run", ENGINES[name]["adapter"]]
     command += ["--python", python_of(name), "--jobs", "2", "--timeout", "600", "--out", str(out)]
     quiet = {**os.environ, "PYTHONPATH": paths, "TF_CPP_MIN_LOG_LEVEL": "3"}
     subprocess.run(
@@ -95,7 +95,7 @@ PAGE = (
 def write_page() -> None:
     """The matrix of all committed reports as a page of the docs."""
     reports = sorted(map(str, (HOME / "results").glob("*/report.json")))
-    command = [sys.executable, "-m", "datarax_conformance.cli", "matrix", *reports]
+    command = [sys.executable, "-m", "datarax_conformance", "matrix", *reports]
     paths = os.pathsep.join(filter(None, [str(HOME / "src"), os.environ.get("PYTHONPATH", "")]))
     table = subprocess.run(
         command,

@@ -1,5 +1,7 @@
 """An engine may hang, die or talk nonsense: its cases get a name for it, and the run goes on."""
 
+import os
+import subprocess
 import sys
 import textwrap
 
@@ -53,6 +55,20 @@ def test_an_adapter_that_cannot_be_loaded_is_an_adapter_error():
     report = run_conformance("no_such_module:Adapter", cases=CASES)
     assert report["summary"] == {"ADAPTER-ERROR": len(CASES)}
     assert "No module named 'no_such_module'" in report["verdicts"][0]["reason"]
+
+
+def run_module(*arguments):
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.run(
+        [sys.executable, "-m", *arguments], env=env, capture_output=True, text=True
+    )
+
+
+def test_the_package_is_the_command():
+    assert run_module("datarax_conformance", "--help").stdout.startswith(
+        "usage: datarax-conformance "
+    )
+    assert run_module("datarax_conformance", "run", "nothing").returncode == 2
 
 
 class Broken:

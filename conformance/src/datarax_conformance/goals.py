@@ -292,7 +292,7 @@ def no_cascades() -> Answer:
 def same_verdict() -> Answer:
     digests = set()
     for number in range(10):
-        done = python("-m", "datarax_conformance.cli", "run", "adapters/numpy_naive.py:Adapter",
+        done = python("-m", "datarax_conformance", "run", "adapters/numpy_naive.py:Adapter",
                       "--jobs", "2", "--shuffle", str(number),
                       PYTHONHASHSEED=str(number))  # fmt: skip
         digests.add(last_line(done.stdout))
