@@ -62,7 +62,7 @@ def make(name: str) -> None:
 
 
 def run(name: str, out: pathlib.Path) -> None:
-    """A full run; what it finds is in its report, so its exit code says nothing here."""
+    """A full run. What it finds is in its report, if it can be started at all."""
     make(name)
     # An engine of its own environment must not find this project's packages.
     inherited = [] if "requirements" in ENGINES[name] else [os.environ.get("PYTHONPATH", "")]
@@ -70,9 +70,11 @@ def run(name: str, out: pathlib.Path) -> None:
     command = [sys.executable, "-m", "datarax_conformance", "run", ENGINES[name]["adapter"]]
     command += ["--python", python_of(name), "--jobs", "2", "--timeout", "600", "--out", str(out)]
     quiet = {**os.environ, "PYTHONPATH": paths, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    subprocess.run(
-        command, cwd=HOME, env=quiet, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    done = subprocess.run(
+        command, cwd=HOME, env=quiet, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
+    if done.returncode == 2:
+        raise SystemExit(f"{name}: {done.stderr.strip().splitlines()[-1]}")
 
 
 def results(names: list[str]) -> int:

@@ -8,6 +8,7 @@ import textwrap
 import pytest
 from datarax_conformance import run_conformance
 from datarax_conformance.case import selected, stored_cases
+from datarax_conformance.cli import main
 
 pytestmark = pytest.mark.internal
 
@@ -51,10 +52,21 @@ def test_trouble_has_a_name_and_the_run_goes_on(tmp_path, trouble, outcome):
     assert found["ITER-001-one-epoch"] == "FAIL"  # it was asked, and answered wrongly
 
 
-def test_an_adapter_that_cannot_be_loaded_is_an_adapter_error():
-    report = run_conformance("no_such_module:Adapter", cases=CASES)
-    assert report["summary"] == {"ADAPTER-ERROR": len(CASES)}
-    assert "No module named 'no_such_module'" in report["verdicts"][0]["reason"]
+@pytest.mark.parametrize(
+    "asked, cause",
+    [
+        (["no_such_module:Adapter"], "No module named 'no_such_module'"),
+        (["json:Adapter"], "module 'json' has no attribute 'Adapter'"),
+        (["x", "--exec", "./no-such-engine"], "cannot start: No such file or directory"),
+        (["x", "--exec", "true"], "the process ended with code 0 at 'hello'"),
+        (["x", "--exec", "echo 5"], "not an answer: '5"),
+    ],
+)
+def test_what_is_no_engine_at_all_is_said_once(asked, cause, capsys):
+    assert main(["run", *asked]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.count("\n") == 1 and cause in shown.err
 
 
 def run_module(*arguments):
@@ -62,6 +74,14 @@ def run_module(*arguments):
     return subprocess.run(
         [sys.executable, "-m", *arguments], env=env, capture_output=True, text=True
     )
+
+
+def test_pytest_too_says_it_once(tmp_path):
+    plugin = ("pytest", "-p", "datarax_conformance.plugin", "-c", os.devnull, "--rootdir", tmp_path)
+    suite = ("--pyargs", "datarax_conformance.suite", "--adapter", "no_such_module:Adapter")
+    done = run_module(*plugin, *suite)
+    assert done.returncode == 2
+    assert (done.stdout + done.stderr).count("No module named 'no_such_module'") == 1
 
 
 def test_the_package_is_the_command():

@@ -44,7 +44,8 @@ def run_conformance(
     """The report on `adapter`, or on a `command` that speaks the protocol.
 
     `adapter` is an object, `module:Class` or `file.py:Class`. `only` names cases,
-    requirements or profiles. `shuffle` seeds another order of the cases.
+    requirements or profiles. `shuffle` seeds another order of the cases. `AdapterError`, a
+    `ValueError`, where no case can be played: it does not load, say, or claims no profile.
     """
     chosen = selected(stored_cases() if cases is None else cases, only)
     if shuffle is not None:

@@ -14,7 +14,7 @@ import pytest
 
 from .api import engine_for
 from .case import stored_cases
-from .runner import Run, expected_failures
+from .runner import AdapterError, Run, expected_failures
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -42,11 +42,14 @@ def conformance_run(request: pytest.FixtureRequest) -> Iterator[Run]:
     timeout = config.getoption("--case-timeout")
     assert timeout is not None  # it has a default
     listed = config.getoption("--expected-failures")
-    run = Run(
-        engine_for(adapter),
-        cases,
-        expected=expected_failures(listed, cases, datetime.date.today()) if listed else (),
-        timeout=timeout,
-    )
+    try:
+        run = Run(
+            engine_for(adapter),
+            cases,
+            expected=expected_failures(listed, cases, datetime.date.today()) if listed else (),
+            timeout=timeout,
+        )
+    except AdapterError as error:  # once, not for every case
+        pytest.exit(str(error), returncode=2)
     yield run
     run.close()

@@ -13,10 +13,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from .adapter import PROFILES
 from .case import Case, stored_cases
 from .compare import ANYTHING, deviation
 from .engine import Engine, Lost
 from .requirements import needed_by
+from .version import SPEC, VERSION
 
 BAD = ("FAIL", "CRASH", "TIMEOUT", "ADAPTER-ERROR", "XPASS")
 OUTCOMES = (
@@ -128,6 +130,37 @@ def alike(cases: Sequence[Case]) -> list[list[Case]]:
     return sorted(groups.values(), key=lambda group: -sum(len(case.script) for case in group))
 
 
+class AdapterError(ValueError):
+    """No case can be played on an adapter; says why in one line."""
+
+
+def wrong_claim(identity: Any) -> str | None:
+    """What an adapter says of itself that nothing could be judged by, or None."""
+    if not isinstance(identity, dict):
+        return f"it answers `hello` with {identity!r}, not with its name, version, …"
+    for name in ("name", "version", "spec", "capabilities"):
+        if name not in identity:
+            return f"it does not give its `{name}`"
+    claimed, spec = identity["capabilities"], identity["spec"]
+    if not claimed:
+        return f"`capabilities` is empty: claim some of {', '.join(PROFILES)}"
+    if unknown := sorted(set(claimed) - set(PROFILES)):
+        return f"{unknown[0]!r} in `capabilities` is no profile; there are {', '.join(PROFILES)}"
+    if spec != SPEC:
+        return f"it follows spec {spec!r}, but version {VERSION} of the suite checks spec {SPEC!r}"
+    limits = identity.get("limits", {})
+    asked = {feature for case in stored_cases() if limits for feature in case.features}
+    for limit, reason in limits.items():
+        if not reason:
+            return f"the limit {limit!r} gives no reason"
+        if not fnmatch.filter(asked, limit):
+            return (
+                f"the limit {limit!r} names nothing that an engine may lack within a profile, "
+                "as 'last_batch pad' and 'records *' do"
+            )
+    return None
+
+
 class Run:
     """Verdicts of one engine, each worked out once, in whatever order they are asked for."""
 
@@ -166,22 +199,16 @@ class Run:
         return self.local.engine
 
     def _hello(self) -> dict[str, Any]:
-        unknown = {"name": "unknown", "version": "unknown", "spec": "unknown", "capabilities": []}
+        """What the adapter says of itself, if that can be judged by."""
         try:
             answer = self._engine().execute({"do": "hello"}, self.timeout)
         except Lost as lost:
-            return {**unknown, "lost": [lost.outcome, str(lost)]}
-        if "value" not in answer:
-            reason = answer.get("fault") or answer["error"]["message"]
-            return {**unknown, "lost": ["ADAPTER-ERROR", reason]}
-        identity = answer["value"]
-        limits = identity.get("limits", {})
-        asked = {feature for case in stored_cases() if limits for feature in case.features}
-        for limit, reason in limits.items():
-            if not reason or not fnmatch.filter(asked, limit):
-                why = "says nothing" if not reason else "is nothing that a case asks for"
-                identity = {**identity, "lost": ["ADAPTER-ERROR", f"the limit {limit!r} {why}"]}
-        return identity
+            answer = {"fault": f"{lost.outcome}: {lost}"}
+        fault = answer.get("fault") or answer.get("error", {}).get("message")
+        if fault := fault or wrong_claim(answer.get("value")):
+            self.close()
+            raise AdapterError(f"The adapter cannot be run: {' '.join(fault.split())}")
+        return answer["value"]
 
     def limit(self, case: Case) -> str:
         """Why the engine, by its adapter's word, cannot be asked this; empty where it can."""
@@ -207,8 +234,6 @@ class Run:
         return verdict.result()
 
     def _work_out(self, case: Case) -> Verdict:
-        if "lost" in self.identity:
-            return Verdict(case, *self.identity["lost"])
         if unclaimed := sorted(set(case.profiles) - set(self.identity["capabilities"])):
             return Verdict(case, "N/A", f"does not claim {', '.join(unclaimed)}")
         if limit := self.limit(case):
