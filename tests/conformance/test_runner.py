@@ -95,6 +95,23 @@ def test_what_an_adapter_says_cannot_be_asked_is_neither_failed_nor_passed():
 @pytest.mark.parametrize(
     "claim, said",
     [
+        ({"limits": {"last_batch *": "no"}}, "none of the cases of iter passed"),
+        ({"capabilities": ["iter", "shuffle.exact"]}, "shuffle.exact  no case: each needs"),
+        ({"capabilities": ["step"]}, "no case was judged"),
+    ],
+)
+def test_a_run_that_shows_nothing_has_failed(monkeypatch, claim, said):
+    for name, value in claim.items():
+        monkeypatch.setattr(Limited, name, value)
+    result = run_conformance(Limited(), only=["ITER-001", "SHUF-012"])
+    assert report.failed(result)
+    assert said in report.to_text(result)
+    assert "#2e7d32" not in report.to_badge(result)  # the green of all that is claimed
+
+
+@pytest.mark.parametrize(
+    "claim, said",
+    [
         ({"capabilities": ["itr"]}, "'itr' in `capabilities` is no profile; there are step,"),
         ({"capabilities": []}, "`capabilities` is empty"),
         ({"spec": "0.2"}, "it follows spec '0.2'"),
