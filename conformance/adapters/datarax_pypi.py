@@ -138,6 +138,7 @@ class Adapter:
     )
     limits: ClassVar = {
         "last_batch [!kd]*": "`drop_last` is true or false: there is no other policy",
+        "records *": "records and their order are held in memory",
         "last_batch ": "`drop_last` is true or false: there is no other policy",
         "replace": "the stages of a pipeline are fixed",
         "seek": "a pipeline goes to no place but the next epoch",

@@ -7,6 +7,7 @@ import json
 import pathlib
 import sys
 
+import numpy as np
 import pytest
 from datarax_conformance import report, run_conformance
 from datarax_conformance.case import stored_cases
@@ -90,6 +91,40 @@ def test_what_an_adapter_says_cannot_be_asked_is_neither_failed_nor_passed():
     assert verdicts["ITER-005-filled"]["reason"] == "last_batch pad: it has no mask"
     assert result["engine"]["limits"] == LIMITS
     assert not report.failed(result)
+
+
+class Holding(Adapter):
+    """An engine that wants its columns as arrays, in one of the ways in which that can fail."""
+
+    def __init__(self, hold):
+        self.hold = hold
+
+    def build(self, program, ops):
+        for column in program.columns.values():
+            self.hold(column)
+        return super().build(program, ops)
+
+
+def wrapped(column):
+    try:
+        return np.asarray(column)
+    except TypeError as exc:
+        raise RuntimeError("a bad column") from exc
+
+
+@pytest.mark.parametrize("hold", [np.asarray, wrapped, lambda x: x.copy(), lambda x: x + 1])
+def test_an_engine_that_holds_its_columns_is_not_asked_for_more_than_fit(hold):
+    result = run_conformance(Holding(hold), only=["SHUF-010-n1000000000", "ITER-001-one-epoch"])
+    verdicts = {entry["case"]: entry for entry in result["verdicts"]}
+    assert verdicts["ITER-001-one-epoch"]["outcome"] == "PASS"
+    assert verdicts["SHUF-010-n1000000000"]["outcome"] == "UNSUPPORTED"
+    assert "in memory" in verdicts["SHUF-010-n1000000000"]["reason"]
+
+
+def test_an_engine_that_fails_for_another_reason_has_failed():
+    case = "SHUF-010-n1000000000"
+    result = run_conformance(Holding(lambda column: len(column) / 0), only=[case])
+    assert result["summary"] == {"FAIL": 1}
 
 
 @pytest.mark.parametrize(

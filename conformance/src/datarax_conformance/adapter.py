@@ -109,9 +109,9 @@ class Adapter(Protocol):
     """Translates a program into an engine's calls; it computes, orders and repairs nothing.
 
     It may have `limits` too: what the engine cannot be asked within a profile that it claims, each
-    with the reason. They name actions ("replace", "ask replay"), "last_batch pad", "op keys",
-    "source mixture" or "option kinds", and "*" stands for any; see `Case.features`. Such cases
-    are UNSUPPORTED, which is never a pass.
+    with the reason. They name "last_batch pad", "records *" (more than fit into memory), "op count"
+    or, for profile jax, actions ("replace", "ask replay"), "source mixture" or "option kinds"; "*"
+    stands for any; see `Case.features`. Such cases are UNSUPPORTED, which is never a pass.
     """
 
     name: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,6 +31,17 @@ class Range:
 
     def __array__(self, *arguments: Any, **options: Any) -> np.ndarray:
         raise TypeError(f"a range of {self.length} records is not to be held in memory: index it")
+
+
+# How an exception tells that a `Range` was taken for an array.
+HELD = re.compile(r"not to be held in memory|'Range'|\barrays\.Range\b")
+
+
+def is_held(exc: BaseException | None) -> bool:
+    """Whether an engine failed since it wanted a `Range` in memory, whatever it made of that."""
+    return exc is not None and (
+        HELD.search(str(exc)) is not None or is_held(exc.__cause__ or exc.__context__)
+    )
 
 
 def encode(array: Any) -> dict[str, Any]:

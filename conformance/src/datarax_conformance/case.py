@@ -14,7 +14,7 @@ HOME = pathlib.Path(__file__).parent / "cases"
 
 # What a claimed profile is made of, or what the suite does by itself: no engine lacks it.
 GIVEN = {"build", "step", "iter", "next", "for", "scan", "save", "restore"}
-GIVEN |= {"restart", "recall", "columns", "global_random"}
+GIVEN |= {"restart", "recall", "columns"}
 
 
 @dataclasses.dataclass(frozen=True)

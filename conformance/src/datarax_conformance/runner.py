@@ -18,6 +18,7 @@ from .case import Case, stored_cases
 from .compare import ANYTHING, deviation
 from .engine import Engine, Lost
 from .requirements import needed_by
+from .session import IN_MEMORY
 from .version import SPEC, VERSION
 
 BAD = ("FAIL", "CRASH", "TIMEOUT", "ADAPTER-ERROR", "XPASS")
@@ -72,6 +73,8 @@ def play(case: Case, engine: Engine, timeout: float) -> Verdict:
             answer = ask({k: v for k, v in action.items() if k not in ("expect", "note")})
             if "fault" in answer:
                 break
+            if answer.get("error", {}).get("code") == IN_MEMORY:
+                return Verdict(case, "UNSUPPORTED", "the engine holds its columns in memory")
             if reason := deviation(expect, answer, notes):
                 return Verdict(case, "FAIL", reason, index, expect, answer)
             name = action.get("note", action["to"] if action["do"] == "save" else None)

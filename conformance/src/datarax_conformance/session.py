@@ -19,10 +19,12 @@ from typing import Any
 import numpy as np
 
 from .adapter import Adapter, Program
-from .arrays import encode
+from .arrays import encode, is_held
 from .ops import Ops
 
 STOP = "stop"
+IN_MEMORY = "in-memory"
+"""The code by which an engine says that it holds its columns in memory, and these do not fit."""
 
 
 class EngineError(Exception):
@@ -90,7 +92,7 @@ class Session:
 
     def _classified(self, exc: Exception) -> dict[str, Any]:
         try:
-            answer = self.adapter.classify(exc)
+            answer = (IN_MEMORY, {}) if is_held(exc) else self.adapter.classify(exc)
         except Exception as fault:
             return {"fault": scrubbed(f"classify failed: {type(fault).__name__}: {fault}")}
         if not (isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[0], str)):

@@ -37,6 +37,8 @@ class Adapter:
     # Profiles that you claim, of: step, iter, shuffle.valid, shuffle.exact, resume, dag, errors,
     # scan, jax.
     capabilities = frozenset(["iter"])
+    # What your engine lacks within these profiles, and why; such cases are UNSUPPORTED.
+    # limits = {"last_batch pad": "no batches with a mask", "records *": "data are held in memory"}
 
     def build(self, program, ops):
         return Stream(program)
