@@ -5,6 +5,7 @@ import datetime
 import itertools
 import json
 import pathlib
+import re
 import sys
 
 import numpy as np
@@ -241,3 +242,55 @@ def test_a_failure_says_everything():
         "replay:   datarax-conformance run",
     ):
         assert part in text
+
+
+def test_what_was_not_judged_says_why():
+    result = run_conformance(NoEpochs(), only=["STEP-001", "STEP-003"])
+    assert re.search("BLOCKED, needs STEP-001: .*STEP-003-", report.to_text(result))
+    cell = report.to_html([result]).partition('<tr id="STEP-003">')[2].partition("</tr>")[0]
+    assert "<summary>BLOCKED; needs STEP-001: " in cell
+    assert "<li>BLOCKED, needs STEP-001: STEP-003-" in cell
+    result = run_conformance(Limited(), only=["ITER-005-filled"])
+    assert "UNSUPPORTED, last_batch pad: it has no mask: ITER-005-filled" in report.to_text(result)
+
+
+def entry_of(outcome, number):
+    why = {} if outcome == "PASS" else {"reason": "r"}
+    failed = {"replay": "again"} if outcome == "FAIL" else {}
+    return {
+        "case": f"ITER-001-{number}",
+        "cites": ["ITER-001@1"],
+        "outcome": outcome,
+        **why,
+        **failed,
+    }
+
+
+@pytest.mark.parametrize(
+    "outcomes, said",
+    [
+        (["FAIL", "PASS", "PASS", "PASS"], "FAIL: 1 failed, 3 passed"),
+        (["FAIL", "BLOCKED", "PASS", "UNSUPPORTED"], "FAIL: 1 failed, 1 passed, 2 not judged"),
+        (["UNSUPPORTED", "PASS"], "UNSUPPORTED: 1 passed, 1 not judged"),
+    ],
+)
+def test_a_cell_of_the_matrix_counts_what_failed_passed_and_was_not_judged(outcomes, said):
+    verdicts = [entry_of(outcome, number) for number, outcome in enumerate(outcomes)]
+    engine = {"name": "e", "version": "1"}
+    assert f"<summary>{said}</summary>" in report.to_html(
+        [{"engine": engine, "verdicts": verdicts}]
+    )
+
+
+class Narrowing(Adapter):
+    """Cuts what does not fit into 32 bits."""
+
+    def build(self, program, ops):
+        columns = {name: column.astype(np.int32) for name, column in program.columns.items()}
+        return super().build(dataclasses.replace(program, columns=columns), ops)
+
+
+def test_a_program_that_should_have_been_refused_is_said_so():
+    result = run_conformance(Narrowing(), only=["SRC-005-above"])
+    [entry] = result["verdicts"]
+    assert "expected that the program had been refused when it was built" in entry["reason"]

@@ -18,6 +18,8 @@ from .version import SPEC, VERSION
 
 FORMAT = 1
 LONG = 48  # items of a list that a report still shows whole
+KINDS = {"PASS": "passed", "BLOCKED": "not judged", "UNSUPPORTED": "not judged"}
+KINDS_SHOWN = ("failed", "passed", "not judged")
 NO_CASE = "no case: each needs another profile too, which is not claimed"
 
 Report = Mapping[str, Any]
@@ -112,13 +114,26 @@ def to_paragraph(entry: Mapping[str, Any]) -> str:
     )
 
 
+def not_judged(entries: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], list[str]]:
+    """The cases that say nothing of the engine, by outcome and reason."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for entry in entries:
+        if entry["outcome"] in ("BLOCKED", "UNSUPPORTED"):
+            found.setdefault((entry["outcome"], entry["reason"]), []).append(entry["case"])
+    return found
+
+
 def to_text(report: Report) -> str:
-    """What a terminal shows: every failure, then the counts."""
+    """What a terminal shows: every failure, what was not judged and why, then the counts."""
     parts = [to_paragraph(entry) for entry in report["verdicts"] if "replay" in entry]
     engine = report["engine"]
     parts.append(
         f"{engine['name']} {engine['version']}, suite {report['suite']}, spec {report['spec']}"
     )
+    parts += [
+        f"{outcome}, {reason}: {', '.join(cases)}"
+        for (outcome, reason), cases in not_judged(report["verdicts"]).items()
+    ]
     width = max(map(len, report["profiles"]), default=0)
     for profile, counts in report["profiles"].items():
         parts.append(
@@ -213,24 +228,29 @@ def to_html(reports: Sequence[Report], link: str = "../../spec/") -> str:
 
 
 def _cell(entries: Sequence[Mapping[str, Any]]) -> str:
+    """The worst outcome, how many cases ended how, and the reason of each that did not pass."""
     if not entries:
         return "<td></td>"
     outcome = worst([entry["outcome"] for entry in entries])
-    notes = [entry for entry in entries if "replay" in entry]
     css = outcome.lower().replace("/", "").replace("-", "")
-    if outcome == "UNSUPPORTED":
-        limits = [entry["reason"] for entry in entries if entry["outcome"] == outcome]
-        title = html.escape("\n".join(dict.fromkeys(limits)), quote=True)
-        return f'<td class="{css}" title="{title}">{outcome} {len(limits)}/{len(entries)}</td>'
-    if not notes:
+    if outcome == "PASS":
         return f'<td class="{css}">{outcome}</td>'
+    ends = Counter(KINDS.get(entry["outcome"], "failed") for entry in entries)
+    counts = ", ".join(f"{ends[kind]} {kind}" for kind in KINDS_SHOWN if ends[kind])
     items = "".join(
         f"<li><b>{html.escape(entry['case'])}</b>: {html.escape(entry['reason'])}"
         f"<br><code>{html.escape(entry['replay'])}</code></li>"
-        for entry in notes
+        for entry in entries
+        if "replay" in entry
     )
-    summary = f"{outcome} {len(notes)}/{len(entries)}"
-    return f'<td class="{css}"><details><summary>{summary}</summary><ul>{items}</ul></details></td>'
+    items += "".join(
+        f"<li>{kind}, {html.escape(reason)}: {html.escape(', '.join(cases))}</li>"
+        for (kind, reason), cases in not_judged(entries).items()
+    )
+    blockers = [reason for kind, reason in not_judged(entries) if kind == outcome == "BLOCKED"]
+    said = "; ".join([outcome, *blockers]) if blockers else outcome
+    summary = f"<summary>{html.escape(said)}: {counts}</summary>"
+    return f'<td class="{css}"><details>{summary}<ul>{items}</ul></details></td>'
 
 
 def to_json(report: Report) -> str:
