@@ -1,7 +1,8 @@
 """Makes the engines' environments and their results.
 
-`python conformance/engines.py make|results|check|requirements [NAME ...]`: `results` writes
-conformance/results/NAME and the matrix of them all; `check` writes nothing and fails where a report
+`python conformance/engines.py make|results|page|check|requirements [NAME ...]`: `results` writes
+conformance/results/NAME and the matrix of them all, `page` the matrix alone, from the reports that
+are committed; `check` writes nothing and fails where a report
 that is made again differs from the one committed. Without names, `check` takes the engines that
 install quickly, and passes over one that cannot be installed. `requirements` prints what the
 engines are installed from, for an environment that has several.
@@ -68,7 +69,9 @@ def run(name: str, out: pathlib.Path) -> None:
     inherited = [] if "requirements" in ENGINES[name] else [os.environ.get("PYTHONPATH", "")]
     paths = os.pathsep.join(filter(None, [str(HOME / "src"), *inherited]))
     command = [sys.executable, "-m", "datarax_conformance", "run", ENGINES[name]["adapter"]]
-    command += ["--python", python_of(name), "--jobs", "2", "--timeout", "600", "--out", str(out)]
+    command += ["--jobs", "2", "--timeout", "600", "--out", str(out)]
+    if "requirements" in ENGINES[name]:  # relative, as a reader of the report has it too
+        command += ["--python", str(pathlib.Path(python_of(name)).relative_to(HOME))]
     quiet = {**os.environ, "PYTHONPATH": paths, "TF_CPP_MIN_LOG_LEVEL": "3"}
     done = subprocess.run(
         command, cwd=HOME, env=quiet, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
@@ -81,34 +84,50 @@ def results(names: list[str]) -> int:
     for name in names:
         run(name, HOME / "results" / name)
         print(name, flush=True)
-    write_page()
-    return 0
+    return write_page()
 
 
-PAGE = (
-    "# Results\n\n"
-    "What the suite found in each engine: a row for each requirement, "
-    "the worst outcome of its cases in each cell. A cell\n"
-    "with failures opens: each has its reason and the line that replays it. "
-    "Made by `make results`; not edited by hand.\n\n"
-)
+PAGE = """\
+# Results
+
+What the suite found in each engine: a row for each requirement, the worst outcome of its cases in
+each cell, and how many of them failed, passed and were not judged. A cell opens: each failure has
+its reason and the line that replays it, in the folder `conformance/`, once `make engines` has made
+the environments of the engines. Made by `make results`; not edited by hand.
+
+| cell | means |
+|---|---|
+| *empty* | not asked: the adapter does not claim the profile of these cases |
+| PASS | all of them passed |
+| FAIL | an answer was wrong |
+| CRASH, TIMEOUT | no answer came |
+| ADAPTER-ERROR | the adapter broke its contract |
+| BLOCKED | not judged: the *basic case* of the requirement named, which is needed, has failed |
+| UNSUPPORTED | not judged: the adapter says what the engine lacks that the cases use |
+
+`model` is no engine, but the Python of the spec itself, from which the expected values come.
+`numpy-naive` is a small engine in NumPy, written from the prose of the spec without that code, so
+that the values have two producers. `datarax-reference` is the library of this project,
+`datarax-pypi` are releases of the package `datarax` on PyPI.
+
+"""
 
 
-def write_page() -> None:
+def page() -> str:
     """The matrix of all committed reports as a page of the docs."""
     reports = sorted(map(str, (HOME / "results").glob("*/report.json")))
     command = [sys.executable, "-m", "datarax_conformance", "matrix", *reports]
     paths = os.pathsep.join(filter(None, [str(HOME / "src"), os.environ.get("PYTHONPATH", "")]))
+    environment = {**os.environ, "PYTHONPATH": paths}
     table = subprocess.run(
-        command,
-        env={**os.environ, "PYTHONPATH": paths},
-        text=True,
-        check=True,
-        stdout=subprocess.PIPE,
+        command, env=environment, text=True, encoding="utf-8", check=True, stdout=subprocess.PIPE
     )
-    (HOME.parent / "docs" / "conformance" / "results.md").write_text(
-        PAGE + table.stdout, encoding="utf-8"
-    )
+    return PAGE + table.stdout
+
+
+def write_page() -> int:
+    (HOME.parent / "docs" / "conformance" / "results.md").write_text(page(), encoding="utf-8")
+    return 0
 
 
 def check(names: list[str]) -> int:
@@ -139,7 +158,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["make", "results", "check", "requirements"])
+    parser.add_argument("what", choices=["make", "results", "page", "check", "requirements"])
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(ENGINES))
     args = parser.parse_args()
     if unknown := set(args.names) - set(ENGINES):
@@ -152,6 +171,8 @@ def main() -> int:
         for name in args.names or ENGINES:
             print(*ENGINES[name].get("requirements", []), sep="\n")
         return 0
+    if args.what == "page":
+        return write_page()
     if args.what == "results":
         return results(args.names or list(ENGINES))
     quick = [

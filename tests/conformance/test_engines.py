@@ -1,10 +1,16 @@
 """The reports that are committed can be made again, and a difference is seen."""
 
 import importlib.util
+import json
 import pathlib
+import shlex
 import shutil
+import sys
+import tomllib
 
 import pytest
+from datarax_conformance.api import arguments_of
+from datarax_conformance.cli import parser
 
 CONFORMANCE = pathlib.Path(__file__).parents[2] / "conformance"
 pytestmark = pytest.mark.internal
@@ -38,3 +44,37 @@ def test_an_engine_that_cannot_be_installed_is_passed_over(engines, capsys):
     assert capsys.readouterr().out == (
         "grain: not checked, since it cannot be installed here: There is no Python 2.0 here.\n"
     )
+
+
+def test_the_page_shows_the_committed_reports(engines, monkeypatch):
+    monkeypatch.setattr(engines, "HOME", CONFORMANCE)
+    page = CONFORMANCE.parent / "docs" / "conformance" / "results.md"
+    assert page.read_text() == engines.page(), "run `python conformance/engines.py page`"
+
+
+def test_a_replay_names_the_environment_of_its_engine():
+    for name, engine in tomllib.loads(
+        (CONFORMANCE / "adapters" / "engines.toml").read_text()
+    ).items():
+        report = json.loads((CONFORMANCE / "results" / name / "report.json").read_text())
+        where = f" --python .engines/{name}/bin/python" if "requirements" in engine else ""
+        for entry in report["verdicts"]:
+            line = f"datarax-conformance run {engine['adapter']}{where} --case {entry['case']}"
+            assert entry.get("replay", line) == line
+
+
+@pytest.mark.parametrize(
+    "adapter, how, said",
+    [
+        ("a.py:A", {}, "a.py:A"),
+        ("a.py:A", {"python": "b/python"}, "a.py:A --python b/python"),
+        ("a", {"command": ["./engine", "a b"]}, """a --exec './engine '"'"'a b'"'"''"""),
+    ],
+)
+def test_a_replay_drives_the_same_engine(adapter, how, said):
+    told = arguments_of(adapter, **{"python": sys.executable, "command": (), **how})
+    assert told == said
+    [first, *rest] = shlex.split(told)
+    asked = parser().parse_args(["run", first, *rest])
+    assert shlex.split(asked.exec or "") == how.get("command", [])
+    assert asked.python == how.get("python", sys.executable)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
+import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -64,9 +65,13 @@ def run_conformance(
             verdicts = run.all()
         finally:
             run.close()
-    target = (
-        adapter
-        if isinstance(adapter, str)
-        else f"{type(adapter).__module__}:{type(adapter).__qualname__}"
-    )
-    return report.make_report(run, verdicts, target)
+    return report.make_report(run, verdicts, arguments_of(adapter, python, command))
+
+
+def arguments_of(adapter: str | Adapter, python: str, command: Sequence[str]) -> str:
+    """What `datarax-conformance run` is to be told to drive the same engine again."""
+    if not isinstance(adapter, str):
+        return f"{type(adapter).__module__}:{type(adapter).__qualname__}"
+    if command:
+        return shlex.join([adapter, "--exec", shlex.join(command)])
+    return shlex.join([adapter, *(["--python", python] if python != sys.executable else [])])
