@@ -17,7 +17,7 @@ from datarax._types import spec_text
 MADE = "<!-- Made by `make bench` from the files of figures beside it: do not edit. -->\n"
 NOT_MEASURED = "not measured"
 MICRO = 1e6
-WORDS = {"gave", "hands out", "ours beside it", "rows of a batch", "stages", "verdict", "version"}
+WORDS = {"gave", "hands out", "ours", "rows of a batch", "stages", "verdict", "version"}
 """Columns that hold no figures."""
 
 

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
-from benchmarks import pages, report
+from benchmarks import comparison_page, pages, report
 from benchmarks.harness import Estimate, median, verdict
+from benchmarks.memory import MIB
 
 
 @pytest.mark.internal("the statistics of the benchmarks")
@@ -55,3 +56,51 @@ def test_what_has_no_figures_is_said_not_to_be_measured(tmp_path):
 )
 def test_figures_have_three_digits(value, text):
     assert report.digits(value) == text
+
+
+TIMED = {"gave": "the oracle's batches", "seconds": {"value": 1.0, "low": 0.5, "high": 1.5}}
+TIMED |= {"first": 1.0, "compiling": 1.0, "task": "t", "shuffle": False}
+TIMED |= {"ratio": {"value": 2.0, "low": 1.5, "high": 2.5}}
+
+
+@pytest.fixture
+def figures():
+    """Of ours and of another engine, in both modes; ours takes more memory than the cap allows."""
+    names = [("Datarax", "for"), ("datarax 0.1.17", "for")]
+    names += [(f"{name}-scan", "scan") for name, _ in names]
+    weighed = {"peak": 200 * MIB, "size": 100 * MIB}
+    machine = {"cpu": "c", "cores": 2, "device": "d", "python": "3", "system": "s", "versions": {}}
+    return {
+        "machine_info": machine,
+        "datetime": "2026-01-01",
+        "times": [{"name": name, "mode": mode, **TIMED} for name, mode in names],
+        "memory": [{"name": name, "mode": mode, **weighed} for name, mode in names],
+    }
+
+
+def rows_of(page, head):
+    """The first cells of the tables that begin with this head."""
+    tables = [part for part in page.split("\n\n") if part.startswith(f"| {head} |")]
+    return [[line.split(" | ")[0].strip("| ") for line in t.splitlines()[2:]] for t in tables]
+
+
+@pytest.mark.internal("the pages of the benchmarks")
+def test_loops_and_scans_are_ranked_apart(figures):
+    page = comparison_page.page(figures)
+    assert rows_of(page, "loop") == [["Datarax", "datarax 0.1.17"]]
+    assert rows_of(page, "scan") == [["Datarax-scan", "datarax 0.1.17-scan"]]
+
+
+@pytest.mark.internal("the pages of the benchmarks")
+def test_a_time_taken_once_is_not_exact(figures):
+    shown = {title: interval for title, _, interval, *_ in comparison_page.lines(figures)}
+    assert shown["`for`, first result no later, t, stored"] == "one measurement"
+    assert shown["`for` 10 times as fast as that of datarax 0.1.17, t, stored"] == "1.50 to 2.50"
+    assert "exact" not in comparison_page.page(figures)
+
+
+@pytest.mark.internal("the pages of the benchmarks")
+def test_the_verdict_on_memory_is_said_to_be_ours(figures):
+    told = comparison_page.memory(figures["memory"])
+    assert "| datarax 0.1.17 | 200 MiB | 2.00 | Datarax fails: hard cap: " in told
+    assert "| datarax 0.1.17-scan | 200 MiB | 2.00 | Datarax-scan fails: hard cap: " in told
