@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from .adapter import Adapter
+from .arrays import canonical
 from .session import Session
 
 
@@ -50,6 +51,15 @@ class Local:
 
 SHARED = "DATARAX_CONFORMANCE_SHARED"
 """The variable that names a folder for the processes of one run: of compiled code, say."""
+
+
+def is_answer(answer: Any) -> bool:
+    if not isinstance(answer, dict):
+        return False
+    if "error" in answer:
+        error = answer["error"]
+        return isinstance(error, dict) and error.keys() >= {"code", "details", "type", "message"}
+    return "value" in answer or isinstance(answer.get("fault"), str)
 
 
 class Piped:
@@ -114,9 +124,9 @@ class Piped:
             answer = json.loads(line)
         except ValueError:
             raise Lost("ADAPTER-ERROR", f"not a line of JSON: {line[:100]!r}") from None
-        if not isinstance(answer, dict) or not answer.keys() & {"value", "error", "fault"}:
+        if not is_answer(answer):
             raise Lost("ADAPTER-ERROR", f"not an answer: {line[:100]!r}")
-        return answer
+        return canonical(answer)
 
     def close(self) -> None:
         if self.process is not None:

@@ -75,7 +75,12 @@ def play(case: Case, engine: Engine, timeout: float) -> Verdict:
                 break
             if answer.get("error", {}).get("code") == IN_MEMORY:
                 return Verdict(case, "UNSUPPORTED", "the engine holds its columns in memory")
-            if reason := deviation(expect, answer, notes):
+            try:
+                reason = deviation(expect, answer, notes)
+            except (LookupError, TypeError, ValueError, AttributeError):
+                reason = f"no value of the form that {action['do']!r} gives"
+                return Verdict(case, "ADAPTER-ERROR", reason, index, expect, answer)
+            if reason:
                 return Verdict(case, "FAIL", reason, index, expect, answer)
             name = action.get("note", action["to"] if action["do"] == "save" else None)
             if name is not None:
@@ -203,6 +208,7 @@ class Run:
 
     def _hello(self) -> dict[str, Any]:
         """What the adapter says of itself, if that can be judged by."""
+        answer: dict[str, Any]
         try:
             answer = self._engine().execute({"do": "hello"}, self.timeout)
         except Lost as lost:
