@@ -54,8 +54,10 @@ class MixDataSourcesConfig:
         num_sources: how many sources are mixed.
         weights: positive numbers, one per source; None gives equal shares. Shares are whole rows
             of a period of at most 256 rows, as near to the weights as any such period comes.
-        stop: ends the epoch before any source would begin again ("first"), or when every source has
-            been read to its end ("all").
+        stop: how many rows an epoch has: as many as end before any source would begin again
+            ("first"), so that the smallest source for its weight sets the length, or until every
+            source has been read to its end ("all"), so that small ones come several times. Every
+            epoch has that many, and goes on in each source where the last one stopped.
     """
 
     num_sources: int
@@ -83,7 +85,8 @@ class MixDataSourcesConfig:
     def quotas(self) -> tuple[int, ...]:
         """How many rows each source has in a period."""
         assert self.weights is not None
-        shares = np.asarray(self.weights) / math.fsum(self.weights)
+        shares = np.asarray(self.weights) / max(self.weights)  # whose sum is no infinity
+        shares /= shares.sum()
         found = [
             (_error(shares, q), q) for n in range(1, PERIOD + 1) if min(q := _split(shares, n))
         ]
