@@ -108,6 +108,11 @@ def typed(words: UInt32[AnyArray, "*batch 2"]) -> Key[Array, "*batch"]:
 def words(key: AnyArray) -> Words:
     """The two words of a typed key, or of a raw `uint32[2]`; of a longer key its first two."""
     data = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
+    if data.ndim != 1:
+        raise RngsError(
+            f"`rngs` must hold one key a stream, got {data.shape[:-1]} of them, as from a fork. "
+            "Build it as nnx.Rngs(seed)."
+        )
     return data[:2]
 
 

@@ -39,9 +39,9 @@ from helpers import (
 )
 
 from datarax import Pipeline
-from datarax.errors import CapturedError, StageError
+from datarax.errors import CapturedError, RngsError, SourceError, StageError
 from datarax.operators import ElementOperator, ElementOperatorConfig
-from datarax.sources import MemorySource, MemorySourceConfig
+from datarax.sources import EagerSourceBase, MemorySource, MemorySourceConfig
 
 # The cursor.
 
@@ -791,3 +791,70 @@ def test_without_stages_the_batch_is_that_of_the_source():
     stream = pipeline(length=4)
     assert_same(stream.step(), jax.tree.map(jnp.asarray, columns(4)))
     assert list(stream.node_specs) == ["source"]
+
+
+class Assigning(Pipeline):
+    def __call__(self, batch):
+        self.seen = batch["x"].shape
+        return batch
+
+
+@pytest.mark.spec("ERR-025", "ERR-022")
+def test_a_subclass_that_assigns_an_attribute_is_named():
+    source = MemorySource(MemorySourceConfig(), columns(10))
+    with pytest.raises(StageError, match="no attribute of a module may be added") as error:
+        Assigning(source=source, batch_size=4)
+    assert error.value.node == "__call__"
+
+
+class Referring(nnx.Module):
+    def __init__(self):
+        self.w = nnx.Param(jnp.float32(2), ref=True)
+
+    def __call__(self, batch):
+        return {**batch, "x": batch["x"] * self.w[...]}
+
+
+@pytest.mark.spec("STEP-017", "ERR-023")
+def test_a_variable_that_holds_a_reference_is_refused():
+    with pytest.raises(TypeError, match=r"\.w` holds a reference\. Make it without ref=True"):
+        pipeline([Referring()])
+
+
+@pytest.mark.spec("ERR-023")
+@pytest.mark.parametrize(
+    "batch, text",
+    [
+        ({}, "all fields of a batch must have the same number of rows"),
+        ({"x": jnp.float32(1)}, "must be an array with its rows on axis 0"),
+    ],
+)
+def test_what_is_no_batch_is_refused_by_hand(unchecked, batch, text):
+    with pytest.raises((TypeError, ValueError), match=text):
+        pipeline([increment])(batch)
+
+
+@pytest.mark.spec("ERR-030", "ERR-023")
+def test_forked_rngs_are_refused(unchecked):
+    source = MemorySource(MemorySourceConfig(shuffle=True), columns(10))
+    with pytest.raises(RngsError, match="must hold one key a stream"):
+        Pipeline(source=source, batch_size=4, rngs=nnx.Rngs(0).split(2))
+
+
+@pytest.mark.spec("ERR-022", "ERR-023")
+def test_a_source_counted_in_64_bits_says_so_when_these_are_off_again():
+    class Huge(EagerSourceBase):
+        def __len__(self):
+            return 2**33
+
+        def gather(self, records):
+            return {"id": records}
+
+    with jax.enable_x64(True):
+        stream = Pipeline(source=Huge(), batch_size=4)
+        stream.step()
+    for act in (stream.step, lambda: next(iter(stream)), lambda: stream.scan(lambda b: b, 1)):
+        with pytest.raises(SourceError, match="counted in 64 bits, which JAX has turned off"):
+            act()
+    with jax.enable_x64(True):
+        assert stream.step()["id"].tolist() == [4, 5, 6, 7]

@@ -639,3 +639,19 @@ def test_what_of_a_module_must_not_change_in_a_scan_is_named():
     with pytest.raises(TypeError, match=rf"{changes}`modules\[0\]\.dropout.deterministic` was"):
         stream.scan(evaluate, 2, modules=(Noisy(),))
     assert stream.cursor == (0, 0)
+
+
+@pytest.mark.spec("SCAN-011", "SCAN-009", "SCAN-019")
+@pytest.mark.parametrize("length", [0, 1, 2])
+def test_a_number_of_python_is_an_output_however_many_batches_are_fetched(length):
+    def counted(batch):
+        return {"rows": batch["x"].shape[0], "half": 0.5, "yes": True}
+
+    found = [pipeline().scan(counted, length, fetch=fetch) for fetch in (1, 2)]
+    assert found[0]["rows"].tolist() == [4] * length
+    for one in found:
+        assert {name: (x.shape, x.dtype, x.weak_type) for name, x in one.items()} == {
+            "rows": ((length,), np.int32, True),
+            "half": ((length,), np.float32, True),
+            "yes": ((length,), bool, False),
+        }

@@ -458,6 +458,8 @@ MALFORMED = {
     "nothing": lambda s: None,
     "no version": _edit(lambda s: s.pop("version")),
     "version 2": _edit(lambda s: s.update(version=2)),
+    "version 1.0": _edit(lambda s: s.update(version=1.0)),
+    "version true": _edit(lambda s: s.update(version=True)),
     "no cursor": _edit(lambda s: s.pop("cursor")),
     "cursor list": _edit(lambda s: s.update(cursor=[0, 0])),
     "no offset": _edit(lambda s: s["cursor"].pop("offset")),
@@ -479,6 +481,7 @@ MALFORMED = {
     "no such type": _edit(lambda s: _variable(s).update(dtype="banana")),
     "other shape": _edit(lambda s: _variable(s).update(shape=[1])),
     "no data": _edit(lambda s: _variable(s).pop("data")),
+    "weak type a text": _edit(lambda s: _variable(s).update(weak_type="yes")),
     "data null": _edit(lambda s: _variable(s).update(data=None)),
     "data not base64": _edit(lambda s: _variable(s).update(data="***")),
     "data too short": _edit(lambda s: _variable(s).update(data="AAA=")),
@@ -505,6 +508,32 @@ def malformed_stream():
     stream = pipeline([Count()], seed=3)
     by_step(stream, 2)
     return stream
+
+
+class Flag(nnx.Module):
+    def __init__(self):
+        self.on = nnx.Variable(jnp.array([True, False]))
+
+    def __call__(self, batch):
+        return batch
+
+
+@pytest.mark.spec("STATE-019")
+def test_a_byte_that_is_no_boolean_is_refused():
+    stream = pipeline([Flag()])
+    state = stream.get_state()
+    _variable(state)["data"] = "AgA="
+    with pytest.raises(StateError, match=r"Flag\.on' holds a byte that is no boolean"):
+        stream.set_state(state)
+
+
+@pytest.mark.spec("ERR-023")
+def test_no_state_is_set_inside_a_traced_function():
+    stream = pipeline()
+    state = stream.get_state()
+    with pytest.raises(TypeError, match="takes no state; set it outside"):
+        nnx.jit(lambda p: p.set_state(state))(stream)
+    assert stream.cursor == (0, 0)
 
 
 @pytest.mark.spec("STATE-018", "STATE-019")

@@ -175,9 +175,10 @@ def outputs_of(structure: Structure, values: Values, cut: Cut) -> dict[str, Any]
         found, _ = draw(copy, fetched, start, cut)
         try:
             changes(structure, (copy,), values)  # raises for what may not change
-        except VariableTypeError as error:
-            held = error.path[1] == "_nodes"  # else a subclass has it
-            node = copy._nodes.name_of(error.path[2]) if held else copy._sink
+        except TypeError as error:
+            path = error.path if isinstance(error, VariableTypeError) else (0, "")
+            held = path[1] == "_nodes"  # else a subclass has it
+            node = copy._nodes.name_of(path[2]) if held else copy._sink
             raise StageError(node, {}, f"TypeError: {error}") from error
         return found
 
@@ -442,7 +443,7 @@ class _Scan:
         if count > 1:
             return jax.lax.scan(self._one, (now, carry), fed, length=count, unroll=self.unroll)
         state, out = self._one((now, carry), jax.tree.map(lambda x: x[0], fed))
-        return state, jax.tree.map(lambda x: x[None], out)
+        return state, jax.tree.map(lambda x: jnp.asarray(x)[None], out)  # a number of Python, too
 
     def _one(self, state: tuple[Values, Any], fed: Any) -> tuple[tuple[Values, Any], Any]:
         (now, carry), (fetched, start, end) = state, fed

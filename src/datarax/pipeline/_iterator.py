@@ -133,7 +133,7 @@ class Runtime:
         binding = self._binding
         if binding is not None and self._is_unchanged(binding):
             return binding
-        if binding is None or not binding.is_current():
+        if binding is None or settings() != self._settings or not binding.is_current():
             pipeline._cursor_state.claim()
             pipeline._check_settings()
             pipeline._place()

@@ -43,7 +43,7 @@ from ..sources._iterable import StreamSource
 from . import _scan, _show, _state
 from ._binding import Binding, merge
 from ._core import Position, draw, keyring, outputs_of
-from ._graph import Graph, Keyring, Stage, as_stage, call_stage, chain_names
+from ._graph import Graph, Keyring, Stage, as_stage, call_stage, chain_names, check_batch
 from ._iterator import BatchIterator, Runtime, cursor, move, step
 from ._meter import Stats
 
@@ -522,6 +522,13 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
             )
         if isinstance(self.source, EagerSourceBase | StreamSource) and self.source.shuffle:
             self._need_words(SOURCE, self.source)
+        for path, x in nnx.iter_graph(self):
+            # It changes without a look at the Variable showing it, and no program returns it.
+            if isinstance(x, nnx.Variable) and isinstance(x.get_raw_value(), jax.Ref):
+                raise TypeError(
+                    "A pipeline holds its Variables' values as arrays, but "
+                    f"`{'.'.join(map(str, path))}` holds a reference. Make it without ref=True."
+                )
 
     def _trace(self, binding: Binding, values: list[Any]) -> dict[str, Spec]:
         """The specs of all outputs, from an abstract run on a copy: no state moves."""
@@ -555,6 +562,7 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
         return {**batch, self.mask_name: field}
 
     def _keyring_by_hand(self, batch: Batch) -> Keyring:
+        check_batch(batch)
         record = jnp.arange(jax.tree.leaves(batch)[0].shape[0], dtype=jnp.uint32)
         start = Cursor(jnp.uint32(0), jnp.uint32(0))
         return keyring(self, jnp.zeros_like(record), record, start)

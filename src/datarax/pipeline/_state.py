@@ -55,13 +55,16 @@ def get_state(pipeline: "Pipeline") -> dict[str, Any]:
 
 def set_state(pipeline: "Pipeline", state: Mapping[str, Any] | str | bytes) -> None:
     """See `Pipeline.set_state`: everything is checked before anything is set."""
+    if is_traced(pipeline._cursor_state.get_raw_value()):
+        raise TypeError("Inside a traced function a pipeline takes no state; set it outside.")
     if isinstance(state, str | bytes):
         try:
             state = json.loads(state)
         except (ValueError, RecursionError) as error:
             raise StateError("state", f"is not JSON: {error}") from error
-    if not isinstance(state, Mapping) or state.get("version") != VERSION:
-        got = state.get("version") if isinstance(state, Mapping) else type(state).__name__
+    version = state.get("version") if isinstance(state, Mapping) else None
+    if type(version) is not int or version != VERSION:
+        got = version if isinstance(state, Mapping) else type(state).__name__
         raise StateError("version", f"must be {VERSION}, got {got!r}.")
     for field, mine in fingerprint(pipeline).items():
         theirs = _object(state, "fingerprint").get(field)
@@ -194,8 +197,13 @@ def _load(name: str, saved: Any, leaf: Any) -> Any:
         array = np.frombuffer(data, jnp.dtype(saved["dtype"])).reshape(mine["shape"])
     except (KeyError, TypeError, ValueError) as error:
         raise StateError(f"variables.{name}", f"holds no data of its type: {error}") from error
+    if array.dtype == bool and (array.view(np.uint8) > 1).any():
+        raise StateError(f"variables.{name}", "holds a byte that is no boolean.")
+    weakly = saved.get("weak_type", False)
+    if not isinstance(weakly, bool):
+        raise StateError(f"variables.{name}.weak_type", f"must be a boolean, got {weakly!r}.")
     value = jnp.array(array)
-    weak = weak_zeros(array.shape, value.dtype) if saved.get("weak_type") is True else None
+    weak = weak_zeros(array.shape, value.dtype) if weakly else None
     if weak is not None:
         value = weak.at[...].set(value)
     if "key" in mine:
