@@ -21,7 +21,7 @@ print(json.dumps(sorted(new - sys.stdlib_module_names)))
 @pytest.mark.parametrize(
     "module, names",
     [
-        ("datarax", ["Pipeline", "errors", "operators", "pipeline", "sources"]),
+        ("datarax", ["Pipeline", "__version__", "errors", "operators", "pipeline", "sources"]),
         ("datarax.pipeline", ["Pipeline"]),
         ("datarax.sources", ["EagerSourceBase", "MemorySource", "MemorySourceConfig"]),
         ("datarax.sources.memory_source", ["MemorySource", "MemorySourceConfig"]),

@@ -7,3 +7,5 @@ from . import (
     sources as sources,
 )
 from .pipeline import Pipeline as Pipeline
+
+__version__ = "0.1.0"
