@@ -18,8 +18,7 @@ from datarax._order import (
     StoredOrder,
     Stretch,
     SwapOrNot,
-    epoch_keys,
-    keys_of as _keys_on_host,
+    keys_of as _keys_of,
     word,
 )
 
@@ -28,6 +27,10 @@ LENGTHS = sorted(int(n.split("/")[1][:-5]) for n in vectors.manifest() if n.star
 
 def order_key(seed):
     return _keys.node_key(np.array([0, seed], np.uint32), "source")
+
+
+def epoch_keys(base, epoch, span):
+    return _keys_of(base, epoch + jnp.arange(span, dtype=epoch.dtype))
 
 
 def keys_of(seed, epoch, span=1):
@@ -83,7 +86,7 @@ def test_every_length_up_to_300_is_permuted_as_in_the_model(lengths):
         expected = model.order(key, length, range(length)).tolist()
         assert sorted(expected) == list(range(length))
         epoch = np.array([length % 3], np.uint32)
-        on_host = SwapOrNot(_keys_on_host(order_key(42), epoch), length)
+        on_host = SwapOrNot(_keys_of(order_key(42), epoch), length)
         found = on_host._rounds(np.arange(length, dtype=np.uint32), None, reverse=False)
         assert found.tolist() == expected
         if length % 5 == 0:
@@ -199,7 +202,7 @@ def test_a_stretch_is_the_order_from_a_place_on(kind, start):
 def test_the_words_of_some_epochs_give_their_orders(length):
     kind = word(length)
     with jax.enable_x64(length >= 2**32):
-        several = SwapOrNot(_keys_on_host(order_key(3), np.arange(5, 11, dtype=kind)), length)
+        several = SwapOrNot(_keys_of(order_key(3), np.arange(5, 11, dtype=kind)), length)
         assert isinstance(several.pivots, np.ndarray) and several.pivots.dtype == kind
         some = SwapOrNot(None, length, (several.pivots[:, 2:5], several.masks[:, 2:5]))
         first = offsets(range(min(length, 8)), length)

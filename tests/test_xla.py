@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from datarax import _order, _xla
-from datarax._order import SwapOrNot, epoch_keys
+from datarax._order import SwapOrNot, keys_of
 from datarax._xla import SIDE_BY_SIDE, apart, beside, on_cpu, place, transferring
 from datarax.sources import _host
 
@@ -140,7 +140,7 @@ def test_what_is_transferred_on_purpose_passes_every_guard(guard):
 def test_rounds_are_a_loop_on_the_cpu_alone(monkeypatch, cpu):
     monkeypatch.setattr(_order, "on_cpu", lambda: cpu)
     order, offsets = (
-        SwapOrNot(epoch_keys(np.zeros(2, np.uint32), jnp.uint32(3), 1), 1000),
+        SwapOrNot(keys_of(np.zeros(2, np.uint32), jnp.array([3], jnp.uint32)), 1000),
         jnp.arange(1000),
     )
 

@@ -171,15 +171,15 @@ class Naive:
         return bool(self.nodes or self.edges or self.sink is not None)
 
     def check(self):
+        for name, column in self.columns.items():
+            if column.dtype.kind not in "biufc" or column.ndim == 0:
+                raise Refused("field-type", f"{name} is no column of numbers", field=name)
         lengths = {len(column) for column in self.columns.values()}
         if not lengths or 0 in lengths:
             raise Refused("empty-source", "there are no records")
         if len(lengths) > 1:
             raise Refused("unequal-lengths", f"columns of {sorted(lengths)} rows")
         self.count = lengths.pop()
-        for name, column in self.columns.items():
-            if column.dtype.kind not in "biuf":
-                raise Refused("field-type", f"{name} holds {column.dtype}", field=name)
         if isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 1:
             raise Refused("batch-size", f"{self.size!r} is no batch size")
         if self.policy not in ("keep", "drop", "pad"):

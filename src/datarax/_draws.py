@@ -24,7 +24,7 @@ from ._xla import apart
 def written_out(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function that JAX can trace, with the rounds of threefry written out in its program.
 
-    What `jax.jit` gives is traced no second time.
+    A function that `jax.jit` made is not traced again.
     """
 
     def run(*args: Any) -> Any:

@@ -327,13 +327,8 @@ ORDERS: dict[Shuffle, Callable[[SpanWords, int], Order]] = {
 }
 
 
-def epoch_keys(order_key: Words, epoch: Scalar, span: int) -> SpanWords:
-    """The keys of the orders of `span` epochs from `epoch` on (spec SHUF)."""
-    return keys_of(order_key, epoch + jnp.arange(span, dtype=epoch.dtype))
-
-
 def keys_of(order_key: Words, epochs: Turns) -> SpanWords:
-    """The keys of the orders of these epochs."""
+    """The keys of the orders of these epochs (spec SHUF)."""
     return threefry2x32(order_key[None], *split_word(epochs))
 
 

@@ -46,7 +46,7 @@ NO_TRACE = trace()
 
 
 def settings() -> Any:
-    """What of JAX's settings, which may be a thread's own, shows in what a program gives."""
+    """The settings of JAX that can change what a program returns; a thread may have its own."""
     return _SETTINGS(jax.config)
 
 

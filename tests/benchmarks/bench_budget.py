@@ -13,7 +13,7 @@ from benchmarks import memory
 from benchmarks.harness import Estimate, Side, cold, median
 from benchmarks.workloads import MODES, Workload, check, floor, ours, pipeline, table, tabular
 
-from datarax._order import SwapOrNot, epoch_keys
+from datarax._order import SwapOrNot, keys_of
 
 MILLION = 1_000_000
 LARGE = 288
@@ -54,7 +54,7 @@ def bench_shuffled_million(compare):
 def bench_full_order(compare):
     @jax.jit
     def order(epoch):
-        keys = epoch_keys(np.zeros(2, np.uint32), epoch, 1)
+        keys = keys_of(np.zeros(2, np.uint32), epoch[None])
         return SwapOrNot(keys, MILLION)(jnp.arange(MILLION, dtype=jnp.uint32))
 
     numpy = np.random.default_rng(0)

@@ -78,7 +78,8 @@ def types_of(static: Any) -> Any:
 
 
 _STRUCTURES: weakref.WeakKeyDictionary[Structure, weakref.ref[Structure]]
-_STRUCTURES = weakref.WeakKeyDictionary()  # one with weak values would hold its keys: the same
+# Keys and values are the same objects: a dictionary with weak values would keep its keys alive.
+_STRUCTURES = weakref.WeakKeyDictionary()
 _RECENT: collections.deque[Structure] = collections.deque(maxlen=8)
 _LOCK = threading.Lock()
 
@@ -199,8 +200,8 @@ class Binding:
 
 
 def _taker(places: Sequence[int]) -> Callable[[Values], tuple[Any, ...]]:
-    """What takes those of the values that stand at these places."""
-    if len(places) == 1:
+    """What takes those of the values that stand at these places, as a tuple."""
+    if len(places) == 1:  # `itemgetter` of one gives no tuple
         return lambda values: (values[places[0]],)
     return itemgetter(*places)
 

@@ -88,7 +88,7 @@ def fetched_from(
     count: int = 1,
     whole: bool = False,
 ) -> Fetched:
-    """The rows of the next `count` batches, under the mark of the source."""
+    """The rows of the next `count` batches, in the named scope of the source."""
     source = pipeline.source
     with jax.named_scope(scope(SOURCE)):
         return fetch(source, order, cursor, cut, count, pipeline.last_batch, whole)
@@ -176,9 +176,9 @@ def outputs_of(structure: Structure, values: Values, cut: Cut) -> dict[str, Any]
         try:
             changes(structure, (copy,), values)  # raises for what may not change
         except TypeError as error:
-            path = error.path if isinstance(error, VariableTypeError) else (0, "")
-            held = path[1] == "_nodes"  # else a subclass has it
-            node = copy._nodes.name_of(path[2]) if held else copy._sink
+            node = copy._sink  # of a subclass, unless the stages of the pipeline have the Variable
+            if isinstance(error, VariableTypeError) and error.path[1] == "_nodes":
+                node = copy._nodes.name_of(error.path[2])
             raise StageError(node, {}, f"TypeError: {error}") from error
         return found
 

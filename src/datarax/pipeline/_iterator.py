@@ -65,7 +65,8 @@ AHEAD_BYTES = 8 * 2**20
 that many bytes, and caches do not hold many more."""
 
 AHEAD_COMPILE = 3.0
-"""Seconds that compiling these may take: where one takes longer than its part, they are fewer."""
+"""Seconds that compiling the program of several batches may take: slow ones are compiled for fewer
+batches."""
 
 PATIENCE = 2
 """Batches handed out one at a time before any is computed ahead, so that the first comes early."""
@@ -614,7 +615,7 @@ def with_cursors(
 def at_once(single: Program, sides: int, in_epoch: int | None = None) -> int:
     """How many batches are worth computing together, by what compiling one has taken.
 
-    If they run on several `sides`, the program for one of these is compiled.
+    With several `sides`, one program serves them all, and makes a part of these batches.
     With a divisor of those `in_epoch`, none are left over at its end; else as few as can be.
     """
     compiled = AHEAD_COMPILE / single.seconds * sides

@@ -59,7 +59,7 @@ class Orders:
         self._stretch: tuple[Any, int, int, Any] = None, 0, 0, None
 
     def at(self, values: Values, epoch: int, span: int) -> Any:
-        """The order of `span` epochs from `epoch` on; for a source of keys alone, their keys."""
+        """The order of `span` epochs from `epoch` on; for one without an `order`, their keys."""
         known, order = self._known.get(span, (None, None))
         if known != epoch:
             counted = self._count is not None and span <= SPAN

@@ -153,6 +153,7 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
             raise SourceTypeError(source)
         self.source = source
         self._nodes = Bundle({name: as_stage(name, named[name]) for name in self._graph.names})
+        # NumPy's integer becomes Python's; what is none is refused by `_check_settings`.
         self.batch_size = integer(batch_size, 0) or batch_size
         self.last_batch: LastBatch = last_batch
         self.mask_name = mask_name
@@ -311,9 +312,10 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
     def stats(self) -> Stats:
         """How long `for` and `scan` have waited for rows, and how long they have computed.
 
-        A named tuple: the number of `batches`, the seconds `waited` and `computed`, the number of
-        rows `masked` in this epoch as unreadable; and `limit`, "reading" or "computing", whichever
-        took longer. Scans over a source in memory are not counted: such a call returns before its
+        A named tuple, counted since the pipeline was made: the number of `batches`; the seconds
+        `waited` for rows and `computed`, which is all other time, that of the loop's body too; the
+        rows `masked` as unreadable; and `limit`, "reading" or "computing", whichever took longer.
+        Scans over a source in memory are not counted: such a call returns before its
         work is done.
         """
         with self._runtime.lock:

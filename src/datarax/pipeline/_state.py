@@ -62,10 +62,11 @@ def set_state(pipeline: "Pipeline", state: Mapping[str, Any] | str | bytes) -> N
             state = json.loads(state)
         except (ValueError, RecursionError) as error:
             raise StateError("state", f"is not JSON: {error}") from error
-    version = state.get("version") if isinstance(state, Mapping) else None
+    if not isinstance(state, Mapping):
+        raise StateError("version", f"must be {VERSION}, got {type(state).__name__!r}.")
+    version = state.get("version")
     if type(version) is not int or version != VERSION:
-        got = version if isinstance(state, Mapping) else type(state).__name__
-        raise StateError("version", f"must be {VERSION}, got {got!r}.")
+        raise StateError("version", f"must be {VERSION}, got {version!r}.")
     for field, mine in fingerprint(pipeline).items():
         theirs = _object(state, "fingerprint").get(field)
         if theirs != mine:
@@ -117,7 +118,9 @@ def fingerprint(pipeline: "Pipeline") -> dict[str, Any]:
         "specs": _digest(_row_specs(record)),
         "order": order,
         "graph": _digest([graph, pipeline._sink]),
-        "seed": _digest(keys),  # last, since it also tells which nodes there are
+        "seed": _digest(
+            keys
+        ),  # last: it differs wherever the graph does, and the first difference is told
     }
 
 

@@ -132,7 +132,7 @@ def relied_on(names: Sequence[str], program: Mapping[str, Any], script: Script) 
     used: list[str] = []
     looped: set[str] = set()
     left: set[str] = set()  # by `break`, within an epoch
-    streams = {"main": program}
+    streams, read_by = {"main": program}, {}
     acts = {action["do"] for action in script}
     policies = {program["last_batch"], *(action.get("last_batch") for action in script)}
     for action in script:
@@ -141,6 +141,10 @@ def relied_on(names: Sequence[str], program: Mapping[str, Any], script: Script) 
             left.discard(action.get("to", "main"))
         if action["do"] == "restore":
             left.discard(action.get("on", "main"))
+        if action["do"] == "iter":
+            read_by[action.get("to", "it")] = action.get("on", "main")
+        if action["do"] == "next":
+            left.add(read_by[action.get("on", "it")])
         if action["do"] == "for":
             stream = action.get("on", "main")
             used += ["ITER-006"] if stream in looped else []
