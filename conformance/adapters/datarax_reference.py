@@ -17,7 +17,7 @@ from flax import nnx
 
 from datarax import Pipeline
 from datarax._keys import node_key
-from datarax._order import SwapOrNot, epoch_keys, word
+from datarax._order import SwapOrNot, keys_of, word
 from datarax.errors import DataraxError
 from datarax.sources import SourceData
 
@@ -182,7 +182,7 @@ class Stream:
     def ask_order(self, length, seed, epoch, offsets, how):
         def records(epoch, offsets):
             key = node_key(jnp.array([0, seed], jnp.uint32), "source")
-            return SwapOrNot(epoch_keys(key, epoch, 1), length)(offsets)
+            return SwapOrNot(keys_of(key, epoch[None]), length)(offsets)
 
         with jax.enable_x64(length >= 2**32):
             places = jnp.asarray(offsets, word(length))
@@ -194,7 +194,7 @@ class Stream:
 
     def ask_places(self, length, seed, epoch, records, how):
         key = node_key(jnp.array([0, seed], jnp.uint32), "source")
-        order = SwapOrNot(epoch_keys(key, jnp.uint32(epoch), 1), length)
+        order = SwapOrNot(keys_of(key, jnp.array([epoch], jnp.uint32)), length)
         return order.inverse(jnp.asarray(records, word(length))).tolist()
 
     def ask_read(self, start, n, seed):
