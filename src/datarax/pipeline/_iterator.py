@@ -60,9 +60,10 @@ BINDINGS = 8
 AHEAD = 64
 """The most batches that `for` and `step` compute ahead, and hand out one by one."""
 
-AHEAD_BYTES = 8 * 2**20
+AHEAD_BYTES = 5 * 2**20
 """The most that batches computed ahead may weigh together: a call costs little beside computing
-that many bytes, and caches do not hold many more."""
+that many bytes, caches do not hold many more, and a process takes three to four times as much (what
+is handed over, what is computed meanwhile, and what the heap keeps)."""
 
 AHEAD_COMPILE = 3.0
 """Seconds that compiling the program of several batches may take: slow ones are compiled for fewer
