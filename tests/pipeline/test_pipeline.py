@@ -858,3 +858,38 @@ def test_a_source_counted_in_64_bits_says_so_when_these_are_off_again():
             act()
     with jax.enable_x64(True):
         assert stream.step()["id"].tolist() == [4, 5, 6, 7]
+
+
+@dataclasses.dataclass(frozen=True)
+class Named:
+    """Equal by its name, whatever it computes."""
+
+    name: str
+    function: object = dataclasses.field(compare=False)
+
+    def __call__(self, batch):
+        return {**batch, "x": self.function(batch["x"])}
+
+
+class Alike:
+    """Equal to all of its class, whatever it computes."""
+
+    def __init__(self, function):
+        self.function = function
+
+    def __eq__(self, other):
+        return isinstance(other, Alike)
+
+    def __hash__(self):
+        return 0
+
+    def __call__(self, batch):
+        return {**batch, "x": self.function(batch["x"])}
+
+
+@pytest.mark.spec("SRC-011", "DAG-015")
+@pytest.mark.parametrize("stage", [functools.partial(Named, "one"), Alike], ids=["named", "alike"])
+def test_equal_stages_that_compute_something_else_share_nothing(stage):
+    for function in (jnp.sin, jnp.cos):
+        found = pipeline([stage(function)]).step()["x"]
+        assert found.tolist() == function(pipeline().step()["x"]).tolist()

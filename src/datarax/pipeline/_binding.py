@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from operator import attrgetter, is_, itemgetter
+from types import MethodType
 from typing import Any, TypeAlias, TypeVar
 
 import jax
@@ -64,16 +65,36 @@ class Structure:
         return self._types == other._types and self.graphdef == other.graphdef
 
 
+class ById:
+    """An object as a key: equal to itself alone, which lives as long as this."""
+
+    def __init__(self, held: Any):
+        self.held = held
+
+    def __hash__(self) -> int:
+        return id(self.held)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ById) and self.held is other.held
+
+
 def types_of(static: Any) -> Any:
-    """A static attribute as what tells equal values of different types apart."""
+    """A static attribute as what tells equal values of different types apart.
+
+    Of a callable the equality may leave out what it computes with. Only that of a method, and of a
+    dataclass of which all fields count, is taken for that of the function.
+    """
     if isinstance(static, bool | int | float | complex):
         return type(static), repr(static)
     if isinstance(static, tuple | frozenset):
         return type(static), *map(types_of, static)
     if dataclasses.is_dataclass(static) and not isinstance(static, type):
         fields = dataclasses.fields(static)
-        values = [getattr(static, x.name, None) for x in fields if x.compare]
-        return type(static), *map(types_of, values)
+        if not callable(static) or all(x.compare for x in fields):
+            values = [getattr(static, x.name, None) for x in fields if x.compare]
+            return type(static), *map(types_of, values)
+    if callable(static) and not isinstance(static, MethodType):
+        return ById(static)
     return type(static)
 
 
