@@ -544,3 +544,42 @@ def test_a_stream_may_begin_with_a_list():
     pipeline = Pipeline(source=StreamSource(Listed()), batch_size=5)
     for _ in range(2):
         assert ids(pipeline) == law(5, "keep")
+
+
+class Plain(Stream):
+    def __init__(self, n):
+        self.n = n
+
+    def begin(self, epoch, skip):
+        return ({"id": np.int32(i)} for i in range(skip, self.n))
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen(Plain):
+    n: int
+
+
+@dataclasses.dataclass
+class Written(Plain):
+    n: int
+
+
+@pytest.mark.spec("SRC-027", "SRC-020")
+@pytest.mark.parametrize("kind", [Plain, Frozen, Written])
+def test_a_stream_is_written_as_any_class_is(kind):
+    pipeline = Pipeline(source=StreamSource(kind(N)), batch_size=5)
+    twins = [pipeline, copy.deepcopy(pipeline), pickle.loads(pickle.dumps(pipeline))]
+    assert [ids(twin) for twin in twins] == [law(5, "keep")] * 3
+
+
+@pytest.mark.spec("SRC-027", "ERR-023")
+def test_what_is_no_stream_is_refused(unchecked):
+    for value, name in ((5, "int"), (records, "function"), (Plain, "ABCMeta")):
+        with pytest.raises(TypeError, match=f"`stream` must be of type Stream, got {name}"):
+            StreamSource(value)
+
+    class Unwritten(Stream):
+        pass
+
+    with pytest.raises(TypeError, match=r"abstract.*begin"):
+        Unwritten()

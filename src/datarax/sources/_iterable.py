@@ -1,5 +1,6 @@
 """Streams: sources without a length, read from front to back."""
 
+import abc
 import dataclasses
 import functools
 import itertools
@@ -82,6 +83,7 @@ class StreamSource(nnx.Module, metaclass=Signed):
         rngs: nnx.Rngs | None = None,
     ):
         config = StreamSourceConfig() if config is None else config
+        expect("stream", stream, Stream)
         expect("config", config, StreamSourceConfig)
         self.stream = stream
         self.shuffle, self.window = config.shuffle, config.window
@@ -153,7 +155,7 @@ class IterableSource(StreamSource):
         super().__init__(stream, config, rngs=rngs)
 
 
-class Stream:
+class Stream(abc.ABC):
     """Records in order: write `begin`, and use a `StreamSource`.
 
     Like a `Reader`, a stream is a static part of compiled programs; it is compared by identity, and
@@ -162,14 +164,17 @@ class Stream:
 
     label: str = "a stream of your own"
 
-    def __init__(self):
-        self._lock = threading.Lock()
-        self._iterator: Iterator[Any] | None = None
-        self._at = (0, 0)
+    _pass: "_Pass"
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> "Stream":
+        # Not in `__init__`, which a dataclass writes anew, and of which no copy or pickle hears.
+        self = super().__new__(cls)
+        vars(self)["_pass"] = _Pass()  # which a frozen dataclass can have, too
+        return self
+
+    @abc.abstractmethod
     def begin(self, epoch: int, skip: int) -> Iterator[dict[str, Any]]:
         """The records of a pass without the first `skip`, as dicts of arrays and numbers."""
-        raise NotImplementedError
 
     @functools.cached_property
     def stored_spec(self) -> Spec:
@@ -184,12 +189,13 @@ class Stream:
 
     def read(self, epoch: int, offset: int, count: int, spec: Spec) -> list[dict[str, Any]]:
         """Up to `count` records from a place on; fewer only where the pass ends."""
-        with self._lock:
+        here = self._pass
+        with here.lock:
             found: list[dict[str, Any]] = []
             try:
-                if self._iterator is None or self._at != (epoch, offset):
-                    self._iterator = iter(self.begin(epoch, offset))
-                for record in self._iterator:
+                if here.records is None or here.at != (epoch, offset):
+                    here.records = iter(self.begin(epoch, offset))
+                for record in here.records:
                     place = np.array([offset + len(found)])
                     one = stack([record])  # a copy: the stream may use its memory again
                     conform(one, self.stored_spec, spec, place)
@@ -197,9 +203,9 @@ class Stream:
                     if len(found) == count:
                         break
             except Exception as error:
-                self._iterator = None  # an iterator that has raised is at its end
+                here.records = None  # an iterator that has raised is at its end
                 raise self._read_error(offset + len(found), error) from error
-            self._at = (epoch, offset + len(found))
+            here.at = epoch, offset + len(found)
             return found
 
     def _read_error(self, record: int, error: Exception) -> ReadError:
@@ -210,12 +216,20 @@ class Stream:
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        dropped = ("_lock", "_iterator", "_at", "stored_spec")
+        dropped = ("_pass", "stored_spec")
         return {name: x for name, x in vars(self).items() if name not in dropped}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        Stream.__init__(self)
         vars(self).update(state)
+
+
+class _Pass:
+    """How far a stream is read: the records to come, and where the first of them stands."""
+
+    def __init__(self):
+        self.lock = threading.Lock()
+        self.records: Iterator[Any] | None = None
+        self.at: tuple[int, int] = (0, 0)
 
 
 class Windows:
@@ -263,7 +277,6 @@ class IterableStream(Stream):
     """Passes over an iterable; skipping reads and throws away."""
 
     def __init__(self, new: Callable[[], Iterator[Any]], fields: Sequence[str] | None, label: str):
-        super().__init__()
         self.new, self.fields, self.label = new, fields, label
 
     def begin(self, epoch: int, skip: int) -> Iterator[dict[str, Any]]:
