@@ -1,10 +1,14 @@
 """Sources without a length: in order, in every mode, resumed by skipping."""
 
+import collections
+import contextlib
 import copy
 import dataclasses
 import itertools
 import pickle
 import re
+import sqlite3
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -304,30 +308,32 @@ def test_the_key_of_a_batch_is_that_of_its_first_record_in_all_modes(length, las
     assert streams[0].cursor == streams[1].cursor
 
 
-class Flaky:
+class Flaky(Stream):
     """Numbers, of which no pass begins while it is told to fail."""
 
     fails = 0
 
-    def __iter__(self):
+    def begin(self, epoch, skip):
         if self.fails:
             self.fails -= 1
             raise OSError("a hiccup")
-        return iter([{"id": np.int32(i)} for i in range(8)])
+        return iter([{"id": np.int32(i)} for i in range(skip, 8)])
+
+    def __iter__(self):
+        return self.begin(0, 0)
 
 
 @pytest.mark.spec("SRC-031", "SRC-032")
 def test_a_pass_that_does_not_begin_is_a_read_error_and_is_begun_again():
-    records = Flaky()
-    pipeline = Pipeline(source=IterableSource(IterableSourceConfig(), records), batch_size=4)
+    pipeline = Pipeline(source=StreamSource(Flaky()), batch_size=4)
     again = pickle.loads(pickle.dumps(pipeline))  # which has to look at the first record anew
-    for stream, data in (pipeline, records), (again, again.source.stream.new.args[0]):
-        stream.seek(epoch=0, offset=4)
-        data.fails = 2
+    for some in pipeline, again:
+        some.seek(epoch=0, offset=4)
+        some.source.stream.fails = 2
         for _ in range(2):
             with pytest.raises(ReadError, match=r"read record \d: OSError: a hiccup"):
-                stream.step()
-        assert stream.step()["id"].tolist() == [4, 5, 6, 7]
+                some.step()
+        assert some.step()["id"].tolist() == [4, 5, 6, 7]
     fresh = Flaky()  # of the other, threads still read ahead
     fresh.fails = 1
     with pytest.raises(ReadError, match="IterableSource could not read record 0: OSError: a hicc"):
@@ -583,3 +589,93 @@ def test_what_is_no_stream_is_refused(unchecked):
 
     with pytest.raises(TypeError, match=r"abstract.*begin"):
         Unwritten()
+
+
+class Drained:
+    """Takes records out of a queue, until there are no more."""
+
+    def __init__(self, records):
+        self.queue = collections.deque(records)
+
+    def __iter__(self):
+        while self.queue:
+            yield self.queue.popleft()
+
+
+def same_iterator():
+    once = records()
+    return lambda: once
+
+
+def same_reader():
+    lines = iter(map(str, range(N)))
+    return lambda: ({"id": int(line)} for line in lines)
+
+
+ONCE = {"iterator": same_iterator, "reader": same_reader, "queue": lambda: Drained(records())}
+
+
+@pytest.mark.spec("ITER-001", "SRC-027", "SRC-029")
+@pytest.mark.parametrize("last_batch", ["keep", "drop", "pad"])
+@pytest.mark.parametrize("once", ONCE.values(), ids=ONCE)
+def test_what_gives_its_records_only_once_gives_all_of_them_in_one_epoch(once, last_batch):
+    pipeline = Pipeline(source=stream(once()), batch_size=5, last_batch=last_batch)
+    assert ids(pipeline) == law(5, last_batch)
+    for _ in range(2):
+        with pytest.raises(EmptySourceError, match=r"pass 1 over IterableSource.* for every epoch"):
+            next(iter(pipeline))
+        assert pipeline.cursor == (1, 0)
+
+
+@pytest.mark.spec("SRC-027", "SRC-028", "SRC-039")
+@pytest.mark.parametrize("place", [(0, 0), (0, 4), (0, 13), (2, 0), (2, 7)])
+@pytest.mark.parametrize("once", ONCE.values(), ids=ONCE)
+def test_what_gives_its_records_only_once_resumes(once, place):
+    epoch, offset = place
+    for source in (lambda new: stream(new), lambda new: windows(6, new)):
+        whole, again = (
+            Pipeline(source=source(new), batch_size=5, rngs=nnx.Rngs(0))
+            for new in (records, once())
+        )
+        whole.seek(epoch=epoch, offset=offset)
+        again.seek(epoch=epoch, offset=offset)
+        assert ids(again) == ids(whole)
+
+
+@pytest.mark.spec("SRC-027", "SRC-032")
+def test_a_pass_that_held_nothing_is_begun_again():
+    drained = Drained(records())
+    pipeline = Pipeline(source=stream(drained), batch_size=5)
+    assert ids(pipeline) == law(5, "keep")
+    with pytest.raises(EmptySourceError):
+        next(iter(pipeline))
+    drained.queue.extend(records())
+    assert ids(pipeline) == law(5, "keep")
+
+
+@pytest.mark.spec("SRC-027")
+def test_a_pass_may_be_bound_to_the_thread_that_began_it():
+    begun = []
+
+    def rows():
+        begun.append(threading.get_ident())
+        with contextlib.closing(sqlite3.connect(":memory:")) as base:
+            base.execute("create table numbers (id)")
+            base.executemany("insert into numbers values (?)", [(i,) for i in range(N)])
+            yield from ({"id": i} for (i,) in base.execute("select id from numbers order by id"))
+
+    pipeline = Pipeline(source=stream(rows), batch_size=5)
+    for _ in range(2):
+        assert ids(pipeline) == law(5, "keep")
+    assert len(set(begun)) == 2
+
+
+@pytest.mark.spec("SRC-027", "SRC-011")
+def test_pipelines_over_one_stream_each_get_all_of_it():
+    source = stream([*records()])
+    pipelines = [Pipeline(source=source, batch_size=5) for _ in range(2)]
+    iterators, found = [iter(pipeline) for pipeline in pipelines], ([], [])
+    for batches in zip(*iterators, strict=True):
+        for mine, batch in zip(found, ids(batches), strict=True):
+            mine.append(batch)
+    assert found == (law(5, "keep"), law(5, "keep"))

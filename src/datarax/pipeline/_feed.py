@@ -482,7 +482,10 @@ class Feed:
             at = Cursor(at.epoch, at.offset + len(records))
             if len(records) == wanted:
                 break
-            if at.offset == 0 or (last_batch == "drop" and at.offset < size):
+            if at.offset == 0:
+                again = ", which is begun anew for every epoch," if at.epoch else ""
+                raise EmptySourceError(f"pass {at.epoch} over {stream.label}{again}")
+            if last_batch == "drop" and at.offset < size:
                 raise EmptySourceError(f"a pass over {stream.label}, {at.offset} records long,")
             at = Cursor(at.epoch + 1, 0)  # the pass has no more
             if last_batch == "drop":

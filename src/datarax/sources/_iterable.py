@@ -123,7 +123,8 @@ class IterableSource(StreamSource):
         config: names for fields.
         records: an iterable that can be iterated again and again, or a function that returns a new
             iterator for each pass. A record is a dict, a tuple or one array, as in
-            `RandomAccessSource`, and all are alike.
+            `RandomAccessSource`, and all are alike. What gives its records only once has one epoch,
+            for one pipeline.
         rngs: a seed of its own for the shuffle; without it the pipeline's is used.
     """
 
@@ -164,6 +165,10 @@ class Stream(abc.ABC):
 
     label: str = "a stream of your own"
 
+    reads_on: bool = False
+    """Whether the pass that is open is read on to a later place, which `begin` would reach no
+    sooner. Before its first record it serves for any epoch."""
+
     _pass: "_Pass"
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "Stream":
@@ -176,29 +181,54 @@ class Stream(abc.ABC):
     def begin(self, epoch: int, skip: int) -> Iterator[dict[str, Any]]:
         """The records of a pass without the first `skip`, as dicts of arrays and numbers."""
 
-    @functools.cached_property
+    @property
     def stored_spec(self) -> Spec:
+        """Shape and type of the first record of a pass."""
+        here = self._pass
+        if (spec := here.spec) is None:
+            with here.lock:
+                spec = here.spec = self._look() if here.spec is None else here.spec
+        return spec
+
+    def _look(self) -> Spec:
+        """Opens a pass and sees its first record: that is not lost, for there may be no other."""
         try:
-            for record in self.begin(0, 0):
-                return spec_of(record)
+            records = iter(self.begin(0, 0))
+            for first in records:
+                spec = spec_of(first)
+                self._pass.records, self._pass.at = self._seen(first, records), (0, 0)
+                return spec
         except DataraxError:
             raise
         except Exception as error:
             raise self._read_error(0, error) from error
         raise EmptySourceError(self.label)
 
+    def _seen(self, first: Any, others: Iterator[Any]) -> Iterator[Any]:
+        """The pass whose first record was seen, for whoever reads it, in whatever thread."""
+        known = _bytes_of(first)
+        yield first
+        try:
+            second = [*itertools.islice(others, 1)]
+        except Exception:
+            # What is bound to the thread that opened it, as SQLite's connections are, is begun
+            # again in this one. But what begins otherwise now has lost the records in between.
+            others, second = iter(self.begin(0, 0)), []
+            if [_bytes_of(again) for again in itertools.islice(others, 1)] != [known]:
+                raise
+        yield from second
+        yield from others
+
     def read(self, epoch: int, offset: int, count: int, spec: Spec) -> list[dict[str, Any]]:
         """Up to `count` records from a place on; fewer only where the pass ends."""
-        here = self._pass
+        stored, here = self.stored_spec, self._pass
         with here.lock:
             found: list[dict[str, Any]] = []
             try:
-                if here.records is None or here.at != (epoch, offset):
-                    here.records = iter(self.begin(epoch, offset))
-                for record in here.records:
+                for record in self._from(epoch, offset):
                     place = np.array([offset + len(found)])
                     one = stack([record])  # a copy: the stream may use its memory again
-                    conform(one, self.stored_spec, spec, place)
+                    conform(one, stored, spec, place)
                     found.append(jax.tree.map(lambda x: x[0], one))
                     if len(found) == count:
                         break
@@ -206,7 +236,21 @@ class Stream(abc.ABC):
                 here.records = None  # an iterator that has raised is at its end
                 raise self._read_error(offset + len(found), error) from error
             here.at = epoch, offset + len(found)
+            if here.at[1] == 0:
+                here.records = None  # asked again, what holds nothing may hold something
             return found
+
+    def _from(self, epoch: int, offset: int) -> Iterator[Any]:
+        """The records from a place on: of the pass that is open, if it leads there."""
+        here = self._pass
+        (opened, at), left = here.at, here.records
+        on_the_way = self.reads_on and at <= offset and (opened == epoch or at == 0)
+        if left is None or not (on_the_way or here.at == (epoch, offset)):
+            left, at = iter(self.begin(epoch, offset)), offset
+        here.records, here.at = left, (epoch, offset)
+        for _ in itertools.islice(left, offset - at):
+            pass
+        return left
 
     def _read_error(self, record: int, error: Exception) -> ReadError:
         reason = f"{type(error).__name__}: {error}"
@@ -216,18 +260,19 @@ class Stream(abc.ABC):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        dropped = ("_pass", "stored_spec")
-        return {name: x for name, x in vars(self).items() if name not in dropped}
+        return {name: x for name, x in vars(self).items() if name != "_pass"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
 
 
 class _Pass:
-    """How far a stream is read: the records to come, and where the first of them stands."""
+    """What is known of a stream: its spec, and of the pass that is open the records to come, and
+    where the first of them stands."""
 
     def __init__(self):
         self.lock = threading.Lock()
+        self.spec: Spec | None = None
         self.records: Iterator[Any] | None = None
         self.at: tuple[int, int] = (0, 0)
 
@@ -276,6 +321,8 @@ class Windows:
 class IterableStream(Stream):
     """Passes over an iterable; skipping reads and throws away."""
 
+    reads_on = True
+
     def __init__(self, new: Callable[[], Iterator[Any]], fields: Sequence[str] | None, label: str):
         self.new, self.fields, self.label = new, fields, label
 
@@ -285,3 +332,7 @@ class IterableStream(Stream):
         for _ in itertools.islice(records, skip):
             pass
         return (as_record(record, self.fields) for record in records)
+
+
+def _bytes_of(record: Any) -> list[bytes]:
+    return [x.tobytes() for x in jax.tree.leaves(stack([record]))]
