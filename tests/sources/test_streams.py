@@ -670,6 +670,27 @@ def test_a_pass_may_be_bound_to_the_thread_that_began_it():
     assert len(set(begun)) == 2
 
 
+@pytest.mark.spec("SRC-031")
+@pytest.mark.parametrize("bad", [1, 3, 12])
+@pytest.mark.parametrize("generated", [False, True])
+def test_an_error_of_what_cannot_be_begun_again_comes_after_the_batches_before_it(bad, generated):
+    def read(i):
+        if i == bad:
+            raise OSError("a scratch")
+        return {"id": i}
+
+    once = iter(range(N))
+    same = (read(i) for i in once)
+    pipeline = Pipeline(
+        source=stream((lambda: same) if generated else (lambda: map(read, once))), batch_size=1
+    )
+    seen = []
+    with pytest.raises(ReadError, match=f"record {bad}: OSError: a scratch"):
+        for batch in pipeline:
+            seen += ids([batch])
+    assert seen == [[i] for i in range(bad)]
+
+
 @pytest.mark.spec("SRC-027", "SRC-011")
 def test_pipelines_over_one_stream_each_get_all_of_it():
     source = stream([*records()])

@@ -125,6 +125,7 @@ class Feed:
         self._queue: collections.deque[_Chunk] = collections.deque()
         self._ready: collections.deque[Fed] = collections.deque()
         self._asked: tuple[Cut, bool] | None = None
+        self._failed: tuple[Cursor, BaseException] | None = None
         self._singly = 1
         leaves = jax.tree.leaves(supply.spec)
         row = sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
@@ -147,6 +148,7 @@ class Feed:
                 self._ready.extend(self._result(chunk))
             except BaseException as error:
                 self.forget()
+                self._failed = None  # it is known now: asked again, the stream is read again
                 if chunk.count == 1 or not isinstance(error, Exception):
                     raise
                 self._singly = chunk.count  # so that the batches before the broken one come
@@ -185,6 +187,7 @@ class Feed:
                 yield self._result(queue.popleft())
         finally:
             self.forget()
+            self._failed = None
 
     def forget(self) -> None:
         """Drops what was read ahead."""
@@ -449,14 +452,20 @@ class Feed:
         loop: bool,
         stacked: bool,
     ) -> Any:
-        """Runs in the one thread of a stream; stops where a pass ends that a loop ends with."""
+        """Runs in the one thread of a stream; stops where a pass ends that a loop ends with, and
+        before a batch that fails."""
         if earlier is not None:  # it is done: there is one thread, and it came first
             done = earlier.result()
             start = done.after if isinstance(done, Stack) else done[-1].after
         assert start is not None
         fed: list[Fed] = []
         while len(fed) < count and not (loop and fed and fed[-1].after.epoch != start.epoch):
-            fed.append(self._next_of_stream(fed[-1].after if fed else start, cut, loop))
+            try:
+                fed.append(self._next_of_stream(fed[-1].after if fed else start, cut, loop))
+            except BaseException:
+                if stacked or not fed:
+                    raise
+                break  # whoever wants what follows meets it again
         if not stacked:
             batches = [x.fetched for x in fed if x.fetched is not None]
             placed = iter(self._placed(batches))
@@ -466,6 +475,18 @@ class Feed:
         return self._stack(whole, None, starts, ends, ())
 
     def _next_of_stream(self, start: Cursor, cut: Cut, loop: bool) -> Fed:
+        """The batch from `start` on. Its error is kept until it is known to who wants the batch:
+        what has raised may, if it is begun again, go on as if nothing was amiss."""
+        if self._failed is not None and self._failed[0] == start:
+            raise self._failed[1]
+        self._failed = None
+        try:
+            return self._read_of_stream(start, cut, loop)
+        except BaseException as error:
+            self._failed = start, error
+            raise
+
+    def _read_of_stream(self, start: Cursor, cut: Cut, loop: bool) -> Fed:
         stream, size, last_batch = self.supply.reader, self.supply.size, self.supply.last_batch
         assert isinstance(stream, Stream)
         at, found, places = start, [], []
