@@ -1,5 +1,6 @@
 """Sources without a length: in order, in every mode, resumed by skipping."""
 
+import asyncio
 import collections
 import contextlib
 import copy
@@ -700,3 +701,53 @@ def test_pipelines_over_one_stream_each_get_all_of_it():
         for mine, batch in zip(found, ids(batches), strict=True):
             mine.append(batch)
     assert found == (law(5, "keep"), law(5, "keep"))
+
+
+class Panic(BaseException):
+    """As libraries written in Rust raise it."""
+
+
+@pytest.mark.spec("SRC-031", "SRC-032")
+@pytest.mark.parametrize("kind", [Panic, asyncio.CancelledError, SystemExit, KeyboardInterrupt])
+@pytest.mark.parametrize("make", [stream, lambda new: windows(5, new), "sized"])
+def test_what_is_no_exception_comes_to_the_caller_and_loses_nothing(kind, make):
+    healthy = False
+
+    class Data:
+        def __len__(self):
+            return 4 * N
+
+        def __getitem__(self, i):
+            if i == 62 and not healthy:
+                raise kind("no more")
+            return {"id": i}
+
+    data = Data()
+    if make == "sized":
+        source = RandomAccessSource(RandomAccessSourceConfig(), data)
+    else:
+        source = make(lambda: (data[i] for i in range(len(data))))
+    pipeline, seen = Pipeline(source=source, batch_size=5, rngs=nnx.Rngs(0)), []
+    for _ in range(2):
+        with pytest.raises(kind, match="no more"):
+            for batch in pipeline:
+                seen += batch["id"].tolist()
+        assert pipeline.cursor == (0, 60)
+    healthy = True
+    for batch in pipeline:
+        seen += batch["id"].tolist()
+    assert sorted(seen) == list(range(4 * N))
+    healthy = False
+    with pytest.raises(kind, match="no more"):
+        pipeline.scan(lambda batch: batch["id"], 15)
+    assert pipeline.cursor == (1, 0)
+
+
+@pytest.mark.spec("SRC-031")
+def test_what_is_no_exception_comes_from_the_first_record_as_it_is():
+    def some():
+        raise Panic("no more")
+        yield
+
+    with pytest.raises(Panic, match="no more"):
+        Pipeline(source=stream(some), batch_size=5)

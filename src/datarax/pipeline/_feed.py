@@ -149,7 +149,9 @@ class Feed:
             except BaseException as error:
                 self.forget()
                 self._failed = None  # it is known now: asked again, the stream is read again
-                if chunk.count == 1 or not isinstance(error, Exception):
+                # An interrupt is of who waits, unless a thread has met it and nobody else reads.
+                read = not self._shares and chunk.outcome.known and error is chunk.outcome.error()
+                if chunk.count == 1 or not (read or isinstance(error, Exception)):
                     raise
                 self._singly = chunk.count  # so that the batches before the broken one come
                 return self.take(start, cut, loop, several)

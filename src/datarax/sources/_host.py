@@ -136,8 +136,8 @@ class Reader(abc.ABC):
         """The rows `records`, of shape `(b,)` and in range, in that order.
 
         Returns a dict of NumPy arrays with the shapes and types of `stored_spec` and `b` rows.
-        JAX may use their memory as it is, so never write to them afterwards. Any exception becomes
-        a `ReadError` that names the record.
+        JAX may use their memory as it is, so never write to them afterwards. Any `Exception`
+        becomes a `ReadError` that names the record.
         """
 
     @property

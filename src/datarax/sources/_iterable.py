@@ -232,8 +232,10 @@ class Stream(abc.ABC):
                     found.append(jax.tree.map(lambda x: x[0], one))
                     if len(found) == count:
                         break
-            except Exception as error:
+            except BaseException as error:
                 here.records = None  # an iterator that has raised is at its end
+                if not isinstance(error, Exception):
+                    raise
                 raise self._read_error(offset + len(found), error) from error
             here.at = epoch, offset + len(found)
             if here.at[1] == 0:
