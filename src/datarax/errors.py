@@ -299,6 +299,16 @@ class EmptySourceError(SourceError):
     def __init__(self, what: str = "`data`"):
         super().__init__(f"A source must hold at least one record, but {what} holds none.")
 
+    @classmethod
+    def batch(cls, stream: str, records: int, size: int) -> "EmptySourceError":
+        """For a stream of so many records, which are fewer than a batch under "drop"."""
+        return cls.__new__(
+            cls,
+            f'Under last_batch="drop" a pass must hold at least one batch of {size}, but one over '
+            f"{stream} holds {records} records. Choose a smaller `batch_size`, or another "
+            "`last_batch`.",
+        )
+
 
 class UnequalLengthsError(SourceError):
     """The fields have different numbers of rows."""

@@ -155,13 +155,18 @@ def test_random_access_to_a_stream_is_refused():
         IterableSource(IterableSourceConfig(), records())
 
 
-@pytest.mark.spec("SRC-029")
+@pytest.mark.spec("SRC-029", "ERR-023")
 def test_a_stream_without_records_is_refused():
     with pytest.raises(EmptySourceError):
         Pipeline(source=stream(lambda: iter(())), batch_size=2)
     short = Pipeline(source=stream(), batch_size=N + 1, last_batch="drop")
-    with pytest.raises(EmptySourceError, match="23 records long"):
+    with pytest.raises(EmptySourceError) as caught:
         short.step()
+    assert str(caught.value) == (
+        'Under last_batch="drop" a pass must hold at least one batch of 24, but one over '
+        "IterableSource holds 23 records. Choose a smaller `batch_size`, or another `last_batch`."
+    )
+    assert pickle.loads(pickle.dumps(caught.value)).args == caught.value.args
 
 
 @pytest.mark.spec("SRC-032")

@@ -509,7 +509,7 @@ class Feed:
                 again = ", which is begun anew for every epoch," if at.epoch else ""
                 raise EmptySourceError(f"pass {at.epoch} over {stream.label}{again}")
             if last_batch == "drop" and at.offset < size:
-                raise EmptySourceError(f"a pass over {stream.label}, {at.offset} records long,")
+                raise EmptySourceError.batch(stream.label, at.offset, size)
             at = Cursor(at.epoch + 1, 0)  # the pass has no more
             if last_batch == "drop":
                 found, places = [], []
