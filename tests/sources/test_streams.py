@@ -20,7 +20,14 @@ from flax import nnx
 from helpers import record_words
 
 from datarax import Pipeline
-from datarax.errors import EmptySourceError, RandomAccessError, ReadError, RngsError, StateError
+from datarax.errors import (
+    EmptySourceError,
+    RandomAccessError,
+    ReadError,
+    RngsError,
+    SeekError,
+    StateError,
+)
 from datarax.sources import (
     HFStreamingSource,
     HFStreamingSourceConfig,
@@ -756,3 +763,37 @@ def test_what_is_no_exception_comes_from_the_first_record_as_it_is():
 
     with pytest.raises(Panic, match="no more"):
         Pipeline(source=stream(some), batch_size=5)
+
+
+class Endless(Stream):
+    def begin(self, epoch, skip):
+        return ({"id": np.uint32(i % 2**32)} for i in itertools.count(skip))
+
+
+@pytest.mark.spec("SRC-028", "ERR-022")
+@pytest.mark.parametrize("mode", ["for", "step", "scan"])
+@pytest.mark.parametrize("config", [{}, {"shuffle": True, "window": 4}], ids=["stored", "windows"])
+def test_a_stream_is_read_as_far_as_the_cursor_counts(mode, config):
+    source = StreamSource(Endless(), StreamSourceConfig(**config))
+    pipeline = Pipeline(source=source, batch_size=4, rngs=nnx.Rngs(0))
+    pipeline.seek(epoch=0, offset=2**32 - 6)
+    batches = iter(pipeline) if mode == "for" else iter(pipeline.step, None)
+    if mode == "scan":
+        with pytest.raises(SeekError, match="no cursor counts further"):
+            pipeline.scan(lambda batch: batch["id"], 2)
+        assert pipeline.cursor == (0, 2**32 - 6)
+    assert len(next(batches)["id"]) == 4
+    for _ in range(2):
+        with pytest.raises(SeekError, match=r"ends before \(0, 42949672..\): no cursor counts"):
+            next(batches)
+        assert pipeline.cursor == (0, 2**32 - 2)
+
+
+@pytest.mark.spec("SRC-039", "ERR-022")
+def test_a_window_that_holds_records_which_no_cursor_counts_is_refused():
+    source = StreamSource(Endless(), StreamSourceConfig(shuffle=True, window=2**10 - 1))
+    pipeline = Pipeline(source=source, batch_size=500, rngs=nnx.Rngs(0))
+    pipeline.seek(epoch=0, offset=2**32 - 700)
+    with pytest.raises(SeekError, match="no cursor counts further"):
+        for _ in range(2):
+            pipeline.step()

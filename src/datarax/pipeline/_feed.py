@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding
 
 from .._mesh import Own, assemble, own_rows
 from .._order import Order, StoredOrder, word
-from .._rows import Cut, LastBatch, Rows, advance, starts_within
+from .._rows import Cut, LastBatch, Rows, advance, check_counted, starts_within
 from .._types import Batch, Cursor, Spec
 from .._xla import ALIGNMENT, ONE_THREAD, transferring
 from ..errors import EmptySourceError, ReadError
@@ -517,6 +517,8 @@ class Feed:
                 break
         if not found:
             return Fed(None, cut._replace(size=0), start, at)
+        # A window may hold records behind the place that is reached.
+        check_counted(Cursor(at.epoch, max(at.offset, *(n for _, n, _ in places))), None)
         epoch, record, offset = np.array(places, np.uint32).T
         batch = conform(stack(found), stream.stored_spec, self.supply.spec, record)
         rows = Rows(epoch, record, offset, None)
