@@ -471,3 +471,26 @@ def test_a_source_that_comes_to_mask_masks_from_the_next_batch_on():
     pipeline.step()
     pipeline.source = source(on_error="mask", max_errors=1)
     assert pipeline.step()["mask"].tolist() == [False, True, True, True]
+
+
+@pytest.mark.spec("SRC-031", "ERR-023")
+@pytest.mark.parametrize(
+    "rows, text",
+    [
+        ({"square": [0, 1, 4, 9]}, "ValueError: it has square list, and not square int32[1]"),
+        ({"square": 3}, "ValueError: it has square int, and not square int32[1]"),
+        ({"square": None}, "ValueError: it has square NoneType, and not square int32[1]"),
+        ([1, 2], "TypeError: it is of type list, and not a dict of arrays"),
+        ({"a": {"b": 1}}, "ValueError: it has the fields ['a.b'], and not ['square']"),
+    ],
+)
+def test_what_a_reader_reads_is_named_as_it_is(unchecked, rows, text):
+    @dataclasses.dataclass(frozen=True)
+    class Odd(Squares):
+        def read(self, records):
+            return rows
+
+    pipeline = Pipeline(source=HostSource(Odd(8), HostSourceConfig()), batch_size=4)
+    with pytest.raises(ReadError) as caught:
+        pipeline.step()
+    assert text in str(caught.value)

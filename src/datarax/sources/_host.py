@@ -8,7 +8,7 @@ import importlib
 import math
 import os
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, TypeAlias
 
 import jax
@@ -385,17 +385,31 @@ def conform(batch: Batch, stored: Spec, held: Spec, records: np.ndarray) -> Batc
     """A batch of the `stored` spec in the types of the `held` one, or what is wrong with it."""
     if _is_held(batch, stored, held, len(records)):
         return batch
-    found, wanted, targets = flat_fields(batch), flat_fields(stored), flat_fields(held)
+    if not isinstance(batch, dict):
+        raise TypeError(f"it is of type {type(batch).__name__}, and not a dict of arrays")
+    found = dict(_fields(batch, ""))
+    wanted, targets = flat_fields(stored), flat_fields(held)
     if found.keys() != wanted.keys():
         raise ValueError(f"it has the fields {list(found)}, and not {list(wanted)}")
     fields = {}
     for name, x in found.items():
         shape = (len(records), *wanted[name].shape)
-        if x.shape != shape or x.dtype != wanted[name].dtype:
+        kind = getattr(x, "shape", None), getattr(x, "dtype", None)
+        if kind != (shape, wanted[name].dtype):
+            came = f"{name} {type(x).__name__}" if None in kind else spec_text({name: x})
             other = jax.ShapeDtypeStruct(shape, wanted[name].dtype)
-            raise ValueError(f"it has {spec_text({name: x})}, and not {spec_text({name: other})}")
+            raise ValueError(f"it has {came}, and not {spec_text({name: other})}")
         fields[name] = hold(name, x, targets[name].dtype, records)
     return jax.tree.map(fields.__getitem__, _named(stored))
+
+
+def _fields(batch: Batch, prefix: str) -> Iterator[tuple[str, Any]]:
+    """The fields by dotted name, whatever is there: a list is no batch of its items."""
+    for name, x in batch.items():
+        if isinstance(x, dict):
+            yield from _fields(x, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", x
 
 
 def _is_held(batch: Batch, stored: Spec, held: Spec, count: int) -> bool:
