@@ -22,7 +22,14 @@ from hypothesis.extra import numpy as hnp
 from datarax import _keys
 from datarax._xla import aligned
 from datarax.errors import FieldTypeError
-from datarax.sources import MemorySource, MemorySourceConfig, SourceData, _column
+from datarax.sources import (
+    MemorySource,
+    MemorySourceConfig,
+    RandomAccessSource,
+    RandomAccessSourceConfig,
+    SourceData,
+    _column,
+)
 
 
 def memory(data, **config):
@@ -93,6 +100,14 @@ def test_a_masked_array_is_refused():
     assert str(error.value) == (
         "Field 'x' is a masked array. Fill it, and give the mask as a field."
     )
+    for data in (
+        {"x": [masked, masked]},
+        {"x": [[1.0, 2.0], [np.ma.masked, 3.0]]},
+        [{"x": masked}, {"x": masked}],
+        [{"x": [masked]}],
+    ):
+        with pytest.raises(FieldTypeError, match="Field 'x' is a masked array"):
+            memory(data)
 
 
 # Values.
@@ -214,6 +229,72 @@ def test_integers_arrive_exact_or_not_at_all(values):
         assert error.value.field == "deep.x"
     else:
         assert_same(stored(memory({"x": values})), {"x": values.astype(narrow)})
+
+
+WIDE = {
+    "records": [{"x": 2**40 + 1}, {"x": 2**63 + 7}],
+    "list": {"x": [1, 2**63 + 5, 3]},
+    "list of lists": {"x": [[1, 2**63 + 5], [3, 4]]},
+    "list of arrays": {"x": [np.int64([1]), np.uint64([2**63 + 5])]},
+    "scalars": {"x": [np.int64(1), np.uint64(2**63 + 5)]},
+}
+
+
+@pytest.mark.spec("SRC-005")
+@pytest.mark.parametrize("data", WIDE)
+def test_integers_that_take_64_bits_are_never_floats(data):
+    data = WIDE[data]
+    values = data["x"] if isinstance(data, dict) else [row["x"] for row in data]
+    with pytest.raises(FieldTypeError, match=r"'x' has type uint64 .* does not fit"):
+        memory(data)
+    with jax.enable_x64(True):
+        found = stored(memory(data))["x"]
+        assert (found.dtype, found.tolist()) == (np.uint64, np.asarray(values, object).tolist())
+    with pytest.raises(FieldTypeError, match=r"'x' has integers below 0 and others from 2\*\*63"):
+        memory({"x": [-1, 2**63]})
+    assert_same(stored(memory({"x": [[], []]})), {"x": np.zeros((2, 0), np.float32)})
+    assert_same(stored(memory({"x": [1, 0.5]})), {"x": np.float32([1, 0.5])})
+
+
+def columns_with_nulls():
+    pa = pytest.importorskip("pyarrow", reason="needs the extra 'arrow'")
+    pd = pytest.importorskip("pandas", reason="comes with the extra 'hf'")
+    for values in ([16777217, None, 3], [0.5, None, 1.5], [True, None, False]):
+        yield pa.array(values)
+        yield pa.chunked_array([values])
+        yield pd.array(values)
+        yield pd.Series(values, dtype=pd.array(values).dtype)
+        yield pd.Series(values, dtype=pd.ArrowDtype(pa.array(values).type))
+    yield pd.Series([1, None, 1], dtype="category")
+
+
+@pytest.mark.spec("SRC-005", "ERR-015")
+def test_a_column_with_nulls_is_refused_by_name():
+    words = "Field 'x' has nulls, for which JAX has no value. Fill or drop them."
+    for column in columns_with_nulls():
+        for data in ({"x": column}, [{"x": column}] * 2, {"x": [column] * 2}):
+            with pytest.raises(FieldTypeError) as error:
+                memory(data)
+            assert str(error.value) == words
+        with pytest.raises(FieldTypeError) as error:
+            RandomAccessSource(RandomAccessSourceConfig(), [{"x": column}] * 2)
+        assert str(error.value) == words
+
+
+@pytest.mark.spec("SRC-005", "SRC-006")
+def test_a_column_of_a_table_without_nulls_keeps_its_values():
+    pa = pytest.importorskip("pyarrow", reason="needs the extra 'arrow'")
+    pd = pytest.importorskip("pandas", reason="comes with the extra 'hf'")
+    for column in (
+        pa.array([16777217, 3]),
+        pa.chunked_array([[16777217], [3]]),
+        pd.Series([16777217, 3], dtype="Int64"),
+        pd.Series([16777217, 3], dtype="category"),
+        pd.Series([16777217, 3], index=["a", "b"]),
+    ):
+        assert_same(stored(memory({"x": column})), {"x": np.int32([16777217, 3])})
+    for column in (pd.Series([0.5, np.nan]), pd.Series([0.5, 1], dtype="Float64")):
+        assert_same(stored(memory({"x": column})), {"x": np.asarray(column, np.float32)})
 
 
 @pytest.mark.spec("SRC-006", "SRC-004")

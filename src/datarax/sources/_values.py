@@ -32,19 +32,73 @@ def need_held_type(field: str, dtype: np.dtype) -> np.dtype:
     return target
 
 
+PLAIN = frozenset((bool, int, float, complex, str, bytes, np.ndarray))
+"""Types of what stands for its values and nothing else, besides the scalars of NumPy."""
+
+
 def as_array(field: str, values: Any) -> jax.Array | np.ndarray:
     """Lists and what else stands for an array as one; what would lose something is refused."""
-    if isinstance(values, np.ma.MaskedArray):
-        raise FieldTypeError(field, "is a masked array. Fill it, and give the mask as a field.")
     if isinstance(values, jax.Array):
         return values
+    _check_whole(field, values)
     try:
-        return np.asarray(values)
+        array = np.asarray(values)
     except ValueError as error:
         which = _unequal(values) or str(error).rstrip(". ")
         raise FieldTypeError(
             field, f"has rows of different shapes: {which}. Pad or crop them to one."
         ) from None
+    if isinstance(values, list | tuple) and array.dtype.kind == "f" and array.size:
+        return _exact(field, values, array)
+    return array
+
+
+def _check_whole(field: str, values: Any) -> None:
+    """Raises where NumPy would leave something out without a word: nulls, say."""
+    if _is_plain(type(values)):
+        return
+    if isinstance(values, list | tuple):
+        if not all(map(_is_plain, set(map(type, values)))):
+            for value in values:
+                _check_whole(field, value)
+    elif isinstance(values, np.ma.MaskedArray):
+        raise FieldTypeError(field, "is a masked array. Fill it, and give the mask as a field.")
+    elif _has_nulls(values):
+        raise FieldTypeError(field, "has nulls, for which JAX has no value. Fill or drop them.")
+
+
+def _is_plain(kind: type) -> bool:
+    return kind in PLAIN or issubclass(kind, np.generic)
+
+
+def _has_nulls(values: Any) -> bool:
+    """Whether a column of Arrow, polars or pandas has nulls; NumPy would make floats and NaN."""
+    if hasattr(values, "null_count"):
+        count = values.null_count
+        return bool(count() if callable(count) else count)
+    # A type of NumPy's own has no null: NaN in such a column of pandas is a float.
+    own = isinstance(getattr(values, "dtype", None), np.dtype)
+    return hasattr(values, "isna") and not own and bool(np.any(values.isna()))
+
+
+def _exact(field: str, values: Any, floats: np.ndarray) -> np.ndarray:
+    """The floats that NumPy has made of lists; integers again where there was nothing else."""
+    if not _are_integers(values):
+        return floats
+    integers = np.asarray(values, object)  # some take the last bit of a uint64, others are int64
+    if (integers < 0).any():
+        raise FieldTypeError(
+            field,
+            "has integers below 0 and others from 2**63 on, which no type holds together. Give "
+            "the high and the low bits as two fields.",
+        )
+    return integers.astype(np.uint64)
+
+
+def _are_integers(values: Any) -> bool:
+    if isinstance(values, list | tuple):
+        return all(map(_are_integers, values))
+    return np.asarray(values).dtype.kind in "biu"
 
 
 def _unequal(values: Any) -> str | None:
@@ -105,6 +159,4 @@ def _as_field(name: str, value: Any) -> Any:
     """A field of a record: to JAX a list would be one field for each item, and None none at all."""
     if value is None:
         raise FieldTypeError(name, "is None, which JAX cannot hold. Fill it, or leave it out.")
-    if isinstance(value, list | tuple | np.ma.MaskedArray):
-        return as_array(name, value)
-    return value
+    return value if _is_plain(type(value)) else as_array(name, value)
