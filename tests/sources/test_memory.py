@@ -141,11 +141,26 @@ def test_a_table_is_no_array():
             MemorySource(MemorySourceConfig(), data)
         assert str(error.value) == (
             f"Field 'data' is a {name}, whose columns would become one array. Give them by name, "
-            "as {name: table[name].to_numpy() for name in names}."
+            "as {name: table[name] for name in names}."
         )
-        columns = {name: data[name].to_numpy() for name in ("x", "y")}
+        for nested in ({"data": data}, [{"data": data}], {"data": [data, data]}):
+            with pytest.raises(FieldTypeError) as other:
+                memory(nested)
+            assert str(other.value) == str(error.value)
+        columns = {name: data[name] for name in ("x", "y")}
         batch = MemorySource(MemorySourceConfig(), columns).get_batch_at(1, 1)
         assert {name: x.tolist() for name, x in batch.items()} == {"x": [2], "y": [1.5]}
+        with pytest.raises(TypeError) as error:
+            RandomAccessSource(RandomAccessSourceConfig(), data)
+        assert str(error.value) == (
+            f"RandomAccessSource reads record i as data[i], and got a {name}, which gives no "
+            "records so. Its columns are for MemorySource. Give them by name, as "
+            "{name: table[name] for name in names}."
+        )
+        with pytest.raises(FieldTypeError, match=f"Field 'x' is a {name}, whose columns"):
+            RandomAccessSource(RandomAccessSourceConfig(), [{"x": data}])
+    with pytest.raises(TypeError, match="got a Series, which gives no records so"):
+        RandomAccessSource(RandomAccessSourceConfig(), pd.Series([3, 4], index=[1, 0]))
     series = MemorySource(MemorySourceConfig(), pd.Series([3, 4]))
     assert series.get_batch_at(1, 1)["data"].tolist() == [4]
 

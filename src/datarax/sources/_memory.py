@@ -100,12 +100,6 @@ def _columns(data: Any) -> dict[str, Any]:
                 )
         stacked = {name: [row[name] for row in rows] for name in rows[0]}
         return _map(lambda name: stacked[name], _nested_names(_columns(data[0])))
-    if hasattr(data, "columns"):  # of pandas, polars, pyarrow
-        raise FieldTypeError(
-            "data",
-            f"is a {type(data).__name__}, whose columns would become one array. Give them by name, "
-            "as {name: table[name].to_numpy() for name in names}.",
-        )
     return {"data": data}
 
 

@@ -10,7 +10,7 @@ from flax import nnx
 
 from .._types import Batch, Spec, expect
 from ._host import HostSource, HostSourceConfig, Reader, first_readable, names, spec_of, stack
-from ._values import as_record
+from ._values import BY_NAME, as_record, is_table
 
 
 @runtime_checkable
@@ -62,6 +62,12 @@ class RandomAccessSource(HostSource):
             raise TypeError(
                 "RandomAccessSource reads record i as data[i], and got a dict. A dict of columns "
                 "is for MemorySource."
+            )
+        # `iloc` is of pandas, whose `[i]` is the column or row with the label `i`.
+        if is_table(data) or hasattr(data, "iloc"):
+            raise TypeError(
+                f"RandomAccessSource reads record i as data[i], and got a {type(data).__name__}, "
+                f"which gives no records so. Its columns are for MemorySource. {BY_NAME}"
             )
         super().__init__(ObjectReader(data, names("fields", config.fields)), config, rngs=rngs)
 

@@ -36,6 +36,15 @@ PLAIN = frozenset((bool, int, float, complex, str, bytes, np.ndarray))
 """Types of what stands for its values and nothing else, besides the scalars of NumPy."""
 
 
+BY_NAME = "Give them by name, as {name: table[name] for name in names}."
+
+
+def is_table(value: Any) -> bool:
+    """Whether it is a table of pandas, polars or pyarrow, none of which is imported for this."""
+    exchanged = hasattr(value, "__arrow_c_stream__") or hasattr(value, "__dataframe__")
+    return exchanged and hasattr(value, "columns")  # a single column has none
+
+
 def as_array(field: str, values: Any) -> jax.Array | np.ndarray:
     """Lists and what else stands for an array as one; what would lose something is refused."""
     if isinstance(values, jax.Array):
@@ -63,6 +72,11 @@ def _check_whole(field: str, values: Any) -> None:
                 _check_whole(field, value)
     elif isinstance(values, np.ma.MaskedArray):
         raise FieldTypeError(field, "is a masked array. Fill it, and give the mask as a field.")
+    elif is_table(values):
+        raise FieldTypeError(
+            field,
+            f"is a {type(values).__name__}, whose columns would become one array. {BY_NAME}",
+        )
     elif _has_nulls(values):
         raise FieldTypeError(field, "has nulls, for which JAX has no value. Fill or drop them.")
 
