@@ -5,6 +5,7 @@ Axes: `b` rows of a batch, `n` records of a source.
 
 import inspect
 import operator
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -84,13 +85,14 @@ def is_traced(x: Any) -> bool:
     return isinstance(x, Tracer)
 
 
-def flat_fields(tree: Any) -> dict[str, Any]:
-    """The leaves of a batch by dotted field name: `{"a": {"b": x}}` gives `{"a.b": x}`."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {
-        ".".join(str(getattr(k, "key", getattr(k, "idx", k))) for k in path): leaf
-        for path, leaf in leaves
-    }
+def flat_fields(tree: Any, text: Callable[[Any], str] = str) -> dict[str, Any]:
+    """The leaves of a batch by dotted field name: `{"a": {"b": x}}` gives `{"a.b": x}`.
+
+    What is no dict is a leaf, a list too, which is no batch of its items. With `escaped` as the `text` of a step, no two of them have one name.
+    """
+    flatten = jax.tree_util.tree_flatten_with_path
+    leaves, _ = flatten(tree, is_leaf=lambda x: not isinstance(x, dict))
+    return {".".join(text(k.key) for k in path): leaf for path, leaf in leaves}
 
 
 def escaped(name: str) -> str:

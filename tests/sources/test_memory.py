@@ -19,10 +19,12 @@ from helpers import MODES, assert_same, by_step, ids, pipeline, rows
 from hypothesis import example, given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
 
-from datarax import _keys
+from datarax import Pipeline, _keys
 from datarax._xla import aligned
 from datarax.errors import FieldTypeError
 from datarax.sources import (
+    IterableSource,
+    IterableSourceConfig,
     MemorySource,
     MemorySourceConfig,
     RandomAccessSource,
@@ -396,7 +398,14 @@ def test_any_string_is_the_name_of_a_field(names):
     data["deep"] = {"a": {"b": np.arange(4, dtype=np.int32)}, "a.b": np.arange(4, dtype=np.int32)}
     source = memory(data)
     assert_same(stored(source), data)
-    assert_same(stored(memory([jax.tree.map(lambda x, i=i: x[i], data) for i in range(4)])), data)
+    records = [jax.tree.map(lambda x, i=i: x[i], data) for i in range(4)]
+    assert_same(stored(memory(records)), data)
+    for source in (
+        RandomAccessSource(RandomAccessSourceConfig(), records),
+        RandomAccessSource(RandomAccessSourceConfig(), jax.tree.map(np.int64, records)),
+        IterableSource(IterableSourceConfig(), records),
+    ):
+        assert_same(Pipeline(source=source, batch_size=4).step(), data)
 
 
 # Random access.

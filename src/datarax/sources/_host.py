@@ -8,7 +8,7 @@ import importlib
 import math
 import os
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias
 
 import jax
@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 
 from .._order import ORDERS, Blocks, Shuffle
-from .._types import Batch, Mask, Records, Spec, expect, flat_fields, integer, spec_text
+from .._types import Batch, Mask, Records, Spec, escaped, expect, flat_fields, integer, spec_text
 from .._xla import aligned
 from ..errors import DataraxError, EmptySourceError, FieldTypeError, ReadError
 from ._base import EagerSourceBase
@@ -387,8 +387,7 @@ def conform(batch: Batch, stored: Spec, held: Spec, records: np.ndarray) -> Batc
         return batch
     if not isinstance(batch, dict):
         raise TypeError(f"it is of type {type(batch).__name__}, and not a dict of arrays")
-    found = dict(_fields(batch, ""))
-    wanted, targets = flat_fields(stored), flat_fields(held)
+    found, wanted, targets = (flat_fields(x, escaped) for x in (batch, stored, held))
     if found.keys() != wanted.keys():
         raise ValueError(f"it has the fields {list(found)}, and not {list(wanted)}")
     fields = {}
@@ -401,15 +400,6 @@ def conform(batch: Batch, stored: Spec, held: Spec, records: np.ndarray) -> Batc
             raise ValueError(f"it has {came}, and not {spec_text({name: other})}")
         fields[name] = hold(name, x, targets[name].dtype, records)
     return jax.tree.map(fields.__getitem__, _named(stored))
-
-
-def _fields(batch: Batch, prefix: str) -> Iterator[tuple[str, Any]]:
-    """The fields by dotted name, whatever is there: a list is no batch of its items."""
-    for name, x in batch.items():
-        if isinstance(x, dict):
-            yield from _fields(x, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", x
 
 
 def _is_held(batch: Batch, stored: Spec, held: Spec, count: int) -> bool:
@@ -437,7 +427,7 @@ def first_readable(read: Callable[[int], Any], length: int) -> Any:
 
 def spec_of(record: Any) -> Spec:
     """Shape and type of a record given as a (nested) dict of arrays and numbers."""
-    for name, x in flat_fields(record).items():
+    for name, x in flat_fields(record, escaped).items():
         if isinstance(x, str | bytes) or np.asarray(x).dtype == object:
             raise FieldTypeError(
                 name,
@@ -470,7 +460,7 @@ def stack(records: list[Any]) -> Batch:
 
 def _named(tree: Any) -> Any:
     """The names of the leaves in the place of the leaves."""
-    return jax.tree.unflatten(jax.tree.structure(tree), list(flat_fields(tree)))
+    return jax.tree.unflatten(jax.tree.structure(tree), list(flat_fields(tree, escaped)))
 
 
 def _reason(error: Exception) -> str:
