@@ -24,8 +24,10 @@ from datarax.sources import (
     RandomAccessSource,
     RandomAccessSourceConfig,
     Reader,
+    Stream,
     StreamingDiskSource,
     StreamingDiskSourceConfig,
+    StreamSource,
     _host,
     encode,
 )
@@ -235,6 +237,45 @@ def test_rows_are_where_jax_takes_them_over_without_a_copy(width):
     for x in held + rows():  # memory that is new, and such as has been used before
         assert x.shape == (100, width)
         assert jax.device_put(x, cpu).unsafe_buffer_pointer() == x.ctypes.data
+
+
+class Masked(Squares):
+    """A reader of values that are not all there."""
+
+    def read(self, records):
+        return {"square": np.ma.masked_array(super().read(records)["square"], records % 2 == 1)}
+
+
+@pytest.mark.spec("SRC-031", "ERR-015", "SRC-019")
+@pytest.mark.parametrize("mode", ["for", "step", "scan"])
+def test_what_a_reader_masks_is_refused_by_name_in_every_mode(mode):
+    pipeline = Pipeline(source=HostSource(Masked(10), HostSourceConfig()), batch_size=4)
+    with pytest.raises(ReadError, match=r"record 0 .*Field 'square' is a masked array"):
+        match mode:
+            case "for":
+                next(iter(pipeline))
+            case "step":
+                pipeline.step()
+            case "scan":
+                pipeline.scan(lambda batch: batch, 2)
+
+
+@pytest.mark.spec("SRC-031", "ERR-015")
+def test_what_a_stream_masks_is_refused_by_name():
+    class Own(Stream):
+        def __init__(self, *records):
+            super().__init__()
+            self.records = records
+
+        def begin(self, epoch, skip):
+            yield from self.records[skip:]
+
+    whole, masked = {"x": np.array([1])}, {"x": np.ma.array([1], mask=[True])}
+    with pytest.raises(FieldTypeError, match="Field 'x' is a masked array"):
+        Pipeline(source=StreamSource(Own(masked)), batch_size=1)
+    pipeline = Pipeline(source=StreamSource(Own(whole, masked)), batch_size=1)
+    with pytest.raises(ReadError, match=r"record 1.*Field 'x' is a masked array"):
+        list(pipeline)
 
 
 @pytest.mark.spec("SRC-019")

@@ -20,7 +20,7 @@ from .._types import Batch, Mask, Records, Spec, escaped, expect, flat_fields, i
 from .._xla import aligned
 from ..errors import DataraxError, EmptySourceError, FieldTypeError, ReadError
 from ._base import EagerSourceBase
-from ._values import hold, need_held_type
+from ._values import as_array, hold, need_held_type
 
 OnError: TypeAlias = Literal["raise", "mask"]
 
@@ -392,6 +392,7 @@ def conform(batch: Batch, stored: Spec, held: Spec, records: np.ndarray) -> Batc
         raise ValueError(f"it has the fields {list(found)}, and not {list(wanted)}")
     fields = {}
     for name, x in found.items():
+        x = np.asarray(as_array(name, x))
         shape = (len(records), *wanted[name].shape)
         kind = getattr(x, "shape", None), getattr(x, "dtype", None)
         if kind != (shape, wanted[name].dtype):
@@ -407,7 +408,7 @@ def _is_held(batch: Batch, stored: Spec, held: Spec, count: int) -> bool:
     leaves, structure = jax.tree.flatten(batch)
     wanted, other = jax.tree.flatten(stored)
     return structure == other and all(
-        isinstance(x, np.ndarray)
+        type(x) is np.ndarray  # and not one with a mask
         and x.shape == (count, *w.shape)
         and x.dtype == w.dtype == target.dtype
         for x, w, target in zip(leaves, wanted, jax.tree.leaves(held), strict=True)
@@ -428,7 +429,7 @@ def first_readable(read: Callable[[int], Any], length: int) -> Any:
 def spec_of(record: Any) -> Spec:
     """Shape and type of a record given as a (nested) dict of arrays and numbers."""
     for name, x in flat_fields(record, escaped).items():
-        if isinstance(x, str | bytes) or np.asarray(x).dtype == object:
+        if isinstance(x, str | bytes) or np.asarray(as_array(name, x)).dtype == object:
             raise FieldTypeError(
                 name,
                 f"holds {type(x).__name__}, which JAX cannot hold. "
@@ -439,17 +440,17 @@ def spec_of(record: Any) -> Spec:
 
 def stack(records: list[Any]) -> Batch:
     """Rows from single records, which must all be alike."""
-    leaves, structure = jax.tree.flatten(records[0])
-    columns = [[np.asarray(x)] for x in leaves]
-    for record in records[1:]:
+    structure, fields = jax.tree.structure(records[0]), list(flat_fields(records[0], escaped))
+    columns: list[list[Any]] = [[] for _ in fields]
+    for record in records:
         leaves, other = jax.tree.flatten(record)
         if other != structure:
             raise ValueError(
                 f"it has the fields {list(flat_fields(record))}, "
                 f"and not {list(flat_fields(records[0]))}"
             )
-        for column, x in zip(columns, leaves, strict=True):
-            column.append(np.asarray(x))
+        for field, column, x in zip(fields, columns, leaves, strict=True):
+            column.append(np.asarray(as_array(field, x)))
             if column[-1].dtype != column[0].dtype or column[-1].shape != column[0].shape:
                 raise ValueError(
                     f"it has a row {spec_text({'': column[-1]}).strip()} "

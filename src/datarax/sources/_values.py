@@ -47,7 +47,7 @@ def is_table(value: Any) -> bool:
 
 def as_array(field: str, values: Any) -> jax.Array | np.ndarray:
     """Lists and what else stands for an array as one; what would lose something is refused."""
-    if isinstance(values, jax.Array):
+    if type(values) is np.ndarray or isinstance(values, jax.Array):
         return values
     _check_whole(field, values)
     try:
