@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import functools
 import types
+from typing import NamedTuple
 
 import flax.nnx as nnx
 import jax
@@ -75,6 +76,15 @@ class Parts:
     def use_mine(self, batch):
         return self.use(self.model, batch)
 
+    @property
+    def current(self):
+        return self.model
+
+
+class MoreParts(Parts):
+    def use_mine(self, batch):
+        return super().use_mine(batch)
+
 
 class Nested:
     def __init__(self):
@@ -88,14 +98,78 @@ class Constants:
     model = MODEL
 
 
+class Slots:
+    __slots__ = ("model",)
+
+    def __init__(self):
+        self.model = Model()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CallableSlots:
+    model: Model
+
+    def __call__(self, batch):
+        return self.model(batch)
+
+
+class CallableTuple(NamedTuple):
+    model: Model
+
+    def __call__(self, batch):
+        return self.model(batch)
+
+
+class Fields(dict):
+    __getattr__ = dict.get
+
+
+class Holders:
+    def __init__(self):
+        self.all, self.named = [Model()], {"one": Model(), "scale": 2.0}
+        self.nets = types.SimpleNamespace(models=nnx.List([Model()]))
+
+    def use(self, batch):
+        return self.nets.models[0](batch)
+
+    def scaled(self, batch):
+        return {**batch, "x": batch["x"] * self.named["scale"]}
+
+
 TRAINER, PARTS, NAMESPACE = Trainer(), Parts(), types.SimpleNamespace(model=MODEL)
 SET, MAPPING = {MODEL}, collections.UserDict(model=MODEL)
+MORE, SLOTS, HOLDERS = MoreParts(), Slots(), Holders()
+FIELDS = Fields(model=MODEL, scale=2.0)
 LIBRARY = types.ModuleType("library")
 LIBRARY.model = MODEL
 
 
 def by_set(batch):
     return next(iter(SET))(batch)
+
+
+def by_alias(batch):
+    trainer = PARTS
+    return trainer.model(batch)
+
+
+def use_trainer(scale, trainer, batch):
+    del scale
+    return trainer.model(batch)
+
+
+def by_argument(batch):
+    return use_trainer(batch["x"], PARTS, batch)
+
+
+def by_keyword(batch):
+    return use_trainer(2.0, batch=batch, trainer=PARTS)
+
+
+def by_loop(batch):
+    for model in HOLDERS.all:
+        batch = model(batch)
+    return batch
 
 
 CAPTURING = {
@@ -106,6 +180,20 @@ CAPTURING = {
     "attribute of an attribute": Nested().use,
     "attribute of a class": lambda batch: Constants.model(batch),
     "attribute of an imported module": lambda batch: LIBRARY.model(batch),
+    "attribute with a slot": lambda batch: SLOTS.model(batch),
+    "attribute by name": lambda batch: getattr(TRAINER, "model")(batch),  # noqa: B009
+    "attribute by `__getattr__`": lambda batch: FIELDS.model(batch),
+    "property": lambda batch: PARTS.current(batch),
+    "method of a base class": MORE.use_mine,
+    "alias": by_alias,
+    "argument of a helper": by_argument,
+    "keyword of a helper": by_keyword,
+    "element of a list of an object": lambda batch: HOLDERS.all[0](batch),
+    "element of a dict of an object": lambda batch: HOLDERS.named["one"](batch),
+    "some element of an object": by_loop,
+    "element of an attribute of an attribute": HOLDERS.use,
+    "inner function": lambda batch: jax.vmap(lambda x: TRAINER.model({"x": x}))(batch["x"]),
+    "function in a list": lambda batch: [by_global][0](batch),
     "set": by_set,
     "mapping of the user's": lambda batch: MAPPING["model"](batch),
     "global": by_global,
@@ -117,7 +205,12 @@ CAPTURING = {
     "partial of JAX's": jax.tree_util.Partial(lambda model, batch: model(batch), MODEL),
     "jitted": jax.jit(by_global),
     "method of a plain object": Trainer().evaluate,
+    "gradient": jax.grad(lambda batch: MODEL(batch)["x"].sum()),
     "plain callable": Trainer(),
+    "plain callable that is called": lambda batch: TRAINER(batch),
+    "plain callable that is handed on": lambda batch: jax.vmap(TRAINER)(batch),
+    "callable with slots": CallableSlots(MODEL),
+    "callable named tuple": CallableTuple(MODEL),
 }
 
 
@@ -187,6 +280,75 @@ def test_what_a_function_does_not_use_of_an_object_is_no_matter():
         lambda model, batch: parts.update(types.SimpleNamespace(model=model), batch)["x"] * 2,
     ):
         assert pipeline().scan(step, 2, modules=[parts.model])[0, 1] == 4
+
+
+class Scaled:
+    """Has a model, and takes the one that it is given."""
+
+    def __init__(self):
+        self.model, self.scale = Model(), 2.0
+
+    def __call__(self, model, batch):
+        return self.model(batch)
+
+    def loss(self, model, batch):
+        return (model(batch)["x"] * self.scale).sum()
+
+    def stage(self, batch):
+        return {**batch, "x": batch["x"] * self.scale}
+
+    def inner(self):
+        def loss(model, batch):
+            return (model(batch)["x"] * self.scale).sum()
+
+        return loss
+
+
+@pytest.mark.spec("SCAN-018", "ERR-032")
+def test_an_object_with_a_model_may_be_used_for_the_rest():
+    scaled = Scaled()
+
+    def shadows(model, batch):
+        def loss(scaled):
+            return (scaled.model(batch)["x"] * scaled.scale).sum()
+
+        return loss(types.SimpleNamespace(model=model, scale=scaled.scale))
+
+    def renames(model, batch):
+        used = scaled
+        scale, used = used.scale, types.SimpleNamespace(model=model)
+        return (used.model(batch)["x"] * scale).sum()
+
+    def hands_on(model, batch):
+        return use_scale(scaled, model(batch)["x"]).sum()
+
+    def closes_over(model, batch):
+        return jax.vmap(lambda x: x * scaled.scale)(model(batch)["x"]).sum()
+
+    for step in (scaled.loss, scaled.inner(), shadows, renames, hands_on, closes_over):
+        losses = pipeline().scan(step, 2, modules=[scaled.model])
+        assert losses.tolist() == [4 * 6, 4 * 22]
+    for stage in (scaled.stage, HOLDERS.scaled, lambda batch: {"x": batch["x"] * FIELDS.scale}):
+        assert pipeline(stage).step()["x"].tolist() == [0, 2, 4, 6]
+
+
+def use_scale(scaled, x):
+    return x * scaled.scale
+
+
+@pytest.mark.spec("SCAN-018")
+def test_what_is_reached_is_named_as_the_caller_would_write_it():
+    scaled = Scaled()
+    for step, name in {
+        (lambda batch: scaled.loss(scaled.model, batch)): "scaled.model",
+        by_argument: "PARTS.model",
+        HOLDERS.use: "self.nets.models",
+        (lambda batch: HOLDERS.named["one"](batch)): "HOLDERS.named['one']",
+        functools.partial(use_trainer, 2.0, PARTS): "trainer.model",
+    }.items():
+        with pytest.raises(CapturedError) as error:
+            pipeline().scan(step, 2)
+        assert error.value.names == [name]
 
 
 @pytest.mark.spec("SCAN-018", "ERR-032")
