@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+import time
 import types
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ import pytest
 from datarax import Pipeline
 from datarax.errors import CapturedError, StageError
 from datarax.operators import ElementOperator, ElementOperatorConfig
+from datarax.pipeline._captured import captured
 from datarax.sources import MemorySource, MemorySourceConfig
 
 
@@ -349,6 +351,18 @@ def test_what_is_reached_is_named_as_the_caller_would_write_it():
         with pytest.raises(CapturedError) as error:
             pipeline().scan(step, 2)
         assert error.value.names == [name]
+
+
+WORDS = list(range(1_000_000))
+PAIRS = {"long": WORDS, "pairs": {i: [i, [i]] for i in range(100_000)}, "models": [MODEL]}
+
+
+@pytest.mark.spec("SCAN-018")
+def test_a_long_list_takes_no_time():
+    began = time.process_time()
+    assert captured(lambda batch: batch["x"] * sum(WORDS)) == []
+    assert captured(lambda batch: batch["x"] * len(list(PAIRS.values()))) == ["PAIRS"]
+    assert time.process_time() - began < 0.5
 
 
 @pytest.mark.spec("SCAN-018", "ERR-032")

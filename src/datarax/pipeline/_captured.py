@@ -17,6 +17,7 @@ import contextlib
 import dis
 import functools
 import inspect
+import itertools
 import re
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,6 +27,11 @@ from flax import nnx
 
 DEPTH = 8
 """How many functions deep a captured object is looked for."""
+
+
+FIRST, MOST = 1_000, 10_000
+"""How many elements of a container are looked at, and with those of the containers in it: more than
+anyone has models, and a vocabulary of millions costs no time."""
 
 
 def captured(function: Callable[..., Any]) -> list[str]:
@@ -321,12 +327,13 @@ def _builtin(x: Any) -> Any:
 
 
 def _elements(x: Any) -> list[Any]:
-    """What is in a container, and in those in it."""
+    """What is in a container, and in those in it: the first of each, and no more than `MOST`."""
     found, looked, seen = [], [x], {id(x)}
     for container in map(_builtin, looked):
         if isinstance(container, dict | list | tuple | set | frozenset):
-            for inner in container.values() if isinstance(container, dict) else container:
-                if id(inner) not in seen:
+            elements = container.values() if isinstance(container, dict) else container
+            for inner in itertools.islice(elements, FIRST):
+                if id(inner) not in seen and len(looked) < MOST:
                     seen.add(id(inner))
                     looked.append(inner)
         elif container is not x:
