@@ -88,7 +88,8 @@ def is_traced(x: Any) -> bool:
 def flat_fields(tree: Any, text: Callable[[Any], str] = str) -> dict[str, Any]:
     """The leaves of a batch by dotted field name: `{"a": {"b": x}}` gives `{"a.b": x}`.
 
-    What is no dict is a leaf, a list too, which is no batch of its items. With `escaped` as the `text` of a step, no two of them have one name.
+    What is no dict is a leaf, a list too, which is no batch of its items. With `escaped` as the
+    `text` of a step, no two of them have one name.
     """
     flatten = jax.tree_util.tree_flatten_with_path
     leaves, _ = flatten(tree, is_leaf=lambda x: not isinstance(x, dict))
