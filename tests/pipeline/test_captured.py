@@ -353,6 +353,31 @@ def test_what_is_reached_is_named_as_the_caller_would_write_it():
         assert error.value.names == [name]
 
 
+class Loose(dict):
+    """Says that it has any attribute, and then raises `KeyError`."""
+
+    __getattr__ = dict.__getitem__
+
+    def __call__(self, batch):
+        return {**batch, "x": batch["x"] * self.scale}
+
+    __hash__ = object.__hash__
+
+
+LOOSE = Loose(scale=2.0)
+
+
+@pytest.mark.spec("DAG-015", "SCAN-001")
+@pytest.mark.parametrize(
+    "stage", [LOOSE, lambda batch: {"x": batch["x"] * LOOSE.scale}], ids=["stage", "global"]
+)
+def test_an_object_with_a_getattr_of_its_own_is_not_asked_for_more(stage):
+    stream = pipeline(stage)
+    assert stream.step()["x"].tolist() == [0, 2, 4, 6]
+    assert pipeline().scan(stage, 2)["x"][0].tolist() == [0, 2, 4, 6]
+    assert list(stream.nodes) == ["Loose" if stage is LOOSE else "lambda"]
+
+
 WORDS = list(range(1_000_000))
 PAIRS = {"long": WORDS, "pairs": {i: [i, [i]] for i in range(100_000)}, "models": [MODEL]}
 

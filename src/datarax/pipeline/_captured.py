@@ -43,8 +43,8 @@ def captured(function: Callable[..., Any]) -> list[str]:
 
 def own(x: Any, name: str, default: Any = None) -> Any:
     """`getattr`, but not from a `__getattr__` of the user's: that may make it up, or raise."""
-    found = inspect.getattr_static(x, name, default)
-    return default if found is default else getattr(x, name, default)
+    made_up = hasattr(type(x), "__getattr__") and inspect.getattr_static(x, name, None) is None
+    return default if made_up else getattr(x, name, default)
 
 
 class _Value(NamedTuple):
@@ -304,7 +304,7 @@ def _super(scope: Mapping[str, _Value], holder: _Value) -> _Value:
 def _of_module(x: Any, known: dict[str, Any]) -> Any:
     """What a module has under a name, but no function of another: libraries would lead far."""
     function = x
-    while wrapped := own(function, "__wrapped__"):
+    while not inspect.ismethod(function) and (wrapped := own(function, "__wrapped__")):
         function = wrapped
     foreign = inspect.isfunction(function) and function.__globals__ is not known
     return _UNKNOWN.x if foreign else x

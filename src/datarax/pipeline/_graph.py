@@ -36,7 +36,7 @@ from ..errors import (
     UnusedNodeError,
 )
 from ..operators import ElementOperator, OperatorModule
-from ._captured import captured
+from ._captured import captured, own
 from ._hints import Hint, first_misfit, hints_of
 
 Stage: TypeAlias = Callable[..., Batch]
@@ -149,7 +149,7 @@ def chain_names(stages: Sequence[Stage]) -> list[str]:
     names, taken, counts = [], {SOURCE}, collections.defaultdict(itertools.count)
     for stage in stages:
         named = stage.fn if isinstance(stage, ElementOperator) else stage
-        plain = getattr(named, "__name__", type(named).__name__).strip("<>_") or "stage"
+        plain = own(named, "__name__", type(named).__name__).strip("<>_") or "stage"
         numbered = (f"{plain}_{k}" if k else plain for k in counts[plain])
         names.append(next(x for x in numbered if x not in taken))
         taken.add(names[-1])
@@ -399,7 +399,11 @@ def called(stage: Stage) -> Stage:
     """What runs when a stage is called: its signature and annotations are the stage's."""
     if isinstance(stage, PytreeStage):
         return stage.module
-    return stage.method if isinstance(stage, MethodStage) else stage
+    if isinstance(stage, MethodStage):
+        return stage.method
+    if hasattr(type(stage), "__getattr__") and own(stage, "__wrapped__") is None:
+        return stage.__call__  # of the stage `inspect` would ask its `__getattr__` for more
+    return stage
 
 
 def as_stage(name: str, stage: Any) -> Any:

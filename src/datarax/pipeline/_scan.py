@@ -1,5 +1,6 @@
 """`scan`: many batches in one compiled loop."""
 
+import dataclasses
 import functools
 import time
 from collections.abc import Callable, Sequence
@@ -218,4 +219,4 @@ def _hashable(function: Callable[..., Any]) -> Callable[..., Any]:
         hash(function)
     except TypeError:
         return _ById(function)
-    return _ByTypes(function) if hasattr(function, "__dataclass_fields__") else function
+    return _ByTypes(function) if dataclasses.is_dataclass(type(function)) else function
