@@ -1,5 +1,6 @@
 """Nodes and edges: a plan that runs, or the error that says why not."""
 
+import functools
 import itertools
 
 import jax
@@ -285,6 +286,40 @@ def test_a_stage_may_draw_and_count(mode, as_method):
     assert [batch["count"].tolist() for batch in batches] == [[1] * 4, [2] * 4, [3] * 4]
     assert len({x for batch in batches for x in batch["drawn"].tolist()}) == 12
     assert stage.count[...] == 3
+
+
+class Scales(nnx.Pytree):
+    """Has methods that are functions, and such that NNX or JAX has wrapped."""
+
+    def __init__(self):
+        self.scale = nnx.Param(jnp.float32(2))
+
+    def plain(self, batch):
+        return {**batch, "x": batch["x"] * self.scale[...]}
+
+    compiled = nnx.jit(plain)
+    saving = nnx.remat(plain)
+
+    @functools.partial(nnx.jit, static_argnames=())
+    def drawing(self, batch, *, key):
+        return {**batch, "x": batch["x"] * self.scale[...] + 0 * jax.random.uniform(key)}
+
+
+@pytest.mark.spec("DAG-015", "STEP-017")
+@pytest.mark.parametrize("name", ["plain", "compiled", "saving", "drawing"])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_method_of_an_nnx_object_is_a_stage(mode, name):
+    stage = Scales()
+    stream = pipeline([getattr(stage, name)], length=4, seed=0)
+    assert list(stream.nodes) == [name]
+    plain = pipeline(length=4, seed=0).step()["x"]
+    for scale in (2, 3):
+        stage.scale[...] = jnp.float32(scale)
+        [batch] = MODES[mode](stream, 1)
+        stream.reset()
+        assert batch["x"].tolist() == (scale * plain).tolist()
+    count = nnx.grad(lambda s: s.step()["x"].sum(), argnums=nnx.DiffState(0, nnx.Param))(stream)
+    assert [x.tolist() for x in jax.tree.leaves(count)] == [10]
 
 
 class Toggles(nnx.Module):

@@ -149,7 +149,8 @@ def chain_names(stages: Sequence[Stage]) -> list[str]:
     names, taken, counts = [], {SOURCE}, collections.defaultdict(itertools.count)
     for stage in stages:
         named = stage.fn if isinstance(stage, ElementOperator) else stage
-        plain = own(named, "__name__", type(named).__name__).strip("<>_") or "stage"
+        _, name = method_of(named) or (None, own(named, "__name__", type(named).__name__))
+        plain = name.strip("<>_") or "stage"
         numbered = (f"{plain}_{k}" if k else plain for k in counts[plain])
         names.append(next(x for x in numbered if x not in taken))
         taken.add(names[-1])
@@ -381,11 +382,11 @@ def _is_array(x: Any) -> bool:
 
 
 class MethodStage(nnx.Module):
-    """A method of an NNX module as a stage: the module's Variables are the pipeline's."""
+    """A method of an NNX object as a stage: the object's Variables are the pipeline's."""
 
-    def __init__(self, method: Any):
-        self.module = method.__self__
-        self.__name__ = method.__name__
+    def __init__(self, module: nnx.Pytree, name: str):
+        self.module = module
+        self.__name__ = name
 
     @property
     def method(self) -> Any:
@@ -393,6 +394,22 @@ class MethodStage(nnx.Module):
 
     def __call__(self, *batches: Batch, **keys: jax.Array) -> Batch:
         return self.method(*batches, **keys)
+
+
+def method_of(stage: Any) -> tuple[nnx.Pytree, str] | None:
+    """The NNX object whose method a stage is, and the method's name there; None if it is none."""
+    if inspect.ismethod(stage):
+        holder, function = stage.__self__, stage.__func__
+    elif isinstance(stage, functools.partial) and len(stage.args) == 1 and not stage.keywords:
+        [holder], function = stage.args, stage.func  # how `nnx.jit` makes a method
+    else:
+        return None
+    if isinstance(holder, nnx.Pytree):
+        for kind in type(holder).__mro__:
+            for name, x in vars(kind).items():
+                if x is function:
+                    return holder, name
+    return None
 
 
 def called(stage: Stage) -> Stage:
@@ -410,8 +427,8 @@ def as_stage(name: str, stage: Any) -> Any:
     """The stage as a pipeline keeps it: whatever has arrays is a module with Variables."""
     if isinstance(stage, eqx.Module):
         return PytreeStage(stage)
-    if inspect.ismethod(stage) and isinstance(stage.__self__, nnx.Module):
-        return MethodStage(stage)
+    if method := method_of(stage):
+        return MethodStage(*method)
     if names := captured(stage.fn if isinstance(stage, ElementOperator) else stage):
         raise StageError(
             name,
