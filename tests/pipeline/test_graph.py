@@ -376,6 +376,23 @@ def test_a_module_that_draws_and_assigns_is_told_what_to_do():
         pipeline([Assigns()], seed=9)
 
 
+@pytest.mark.spec("ERR-025")
+@pytest.mark.parametrize("kind", [nnx.Module, nnx.Pytree])
+@pytest.mark.parametrize("as_method", [False, True])
+def test_a_stage_that_assigns_an_attribute_is_named(kind, as_method):
+    class Assigns(kind):
+        def __init__(self):
+            self.calls = 0
+
+        def __call__(self, batch):
+            self.calls += 1
+            return batch
+
+    stage = Assigns().__call__ if as_method else Assigns()
+    with pytest.raises(errors.StageError, match="must not add, remove or assign attributes"):
+        pipeline([stage])
+
+
 @pytest.mark.spec("KEYS-007")
 def test_the_key_of_a_batch_counts_its_first_row():
     stream = pipeline([batch_words], length=10, batch_size=4, seed=9)

@@ -274,7 +274,7 @@ def scoped(name_stack: str) -> str | None:
 @contextlib.contextmanager
 def unchanged_but_variables(stage: Any) -> Iterator[None]:
     """Raises if a stage changes more of itself than its Variables' values."""
-    if not isinstance(stage, nnx.Module):
+    if not isinstance(stage, nnx.Pytree):
         yield
         return
     graphdef, before = nnx.graph.flatten(stage)
