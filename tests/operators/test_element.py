@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -96,6 +97,50 @@ def test_it_sees_nested_fields_and_the_mask():
 def test_it_may_replace_all_fields():
     stream = pipeline([operator(lambda element, key: Element({"y": element.data["x"]}))])
     assert set(stream.step()) == {"y"}
+
+
+class Scale(nnx.Module):
+    def __init__(self):
+        self.factor = nnx.Param(jnp.float32(2))
+
+    def apply(self, element, key):
+        return element.update_data({"x": element.data["x"] * self.factor[...]})
+
+    __call__ = apply
+
+
+class EquinoxScale(eqx.Module):
+    factor: jax.Array
+
+    def __call__(self, element, key):
+        return element.update_data({"x": element.data["x"] * self.factor})
+
+
+def scaled(factor, element, key):
+    return element.update_data({"x": element.data["x"] * factor})
+
+
+@pytest.mark.spec("DAG-021", "STEP-016", "STEP-017")
+@pytest.mark.parametrize(
+    "make, name",
+    [
+        (Scale, "Scale"),
+        (lambda: Scale().apply, "apply"),
+        (lambda: EquinoxScale(jnp.float32(2)), "EquinoxScale"),
+        (lambda: jax.tree_util.Partial(scaled, jnp.float32(2)), "Partial"),
+    ],
+    ids=["module", "method", "equinox", "partial"],
+)
+def test_the_arrays_of_its_function_are_its_own(make, name):
+    stage = operator(make())
+    stream = pipeline([stage], length=4)
+    assert list(stream.nodes) == [name]
+    for mode in MODES.values():
+        assert mode(stream, 1)[0]["x"].tolist() == [2, 4, 6, 8]
+    nnx.update(stage, jax.tree.map(lambda x: x * 2, nnx.state(stage, nnx.Param)))
+    assert stream.step()["x"].tolist() == [4, 8, 12, 16]
+    grads = nnx.grad(lambda s: s.step()["x"].sum(), argnums=nnx.DiffState(0, nnx.Param))(stream)
+    assert [g.tolist() for g in jax.tree.leaves(grads)] == [10]
 
 
 # Operators of one's own.

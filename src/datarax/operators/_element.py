@@ -11,6 +11,7 @@ from jaxtyping import Array, Key
 
 from .._keys import BaseKey, base_words
 from .._types import Batch, KeyLike, Signed, expect
+from .._variables import with_variables
 
 
 @jax.tree_util.register_dataclass
@@ -101,7 +102,8 @@ class ElementOperator(OperatorModule):
     Args:
         config: whether the function draws random numbers.
         fn: `fn(element, key) -> element`. `element.data` is a dict of arrays without the row axis;
-            return `element.update_data({...})`.
+            return `element.update_data({...})`. It may be a module of NNX or Equinox, or a
+            method of an NNX module: its arrays are the operator's.
         rngs: a seed of its own; without it the pipeline's is used.
 
     Example:
@@ -124,7 +126,7 @@ class ElementOperator(OperatorModule):
         expect("config", config, ElementOperatorConfig)
         super().__init__(stochastic=config.stochastic, stream_name=config.stream_name, rngs=rngs)
         self.config = config
-        self.fn = fn
+        self.fn = with_variables(fn)
 
     def apply(self, element: Element, key: KeyLike | None) -> Element:
         return self.fn(element, key)

@@ -15,11 +15,11 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import equinox as eqx
 import jax
-import numpy as np
 from flax import nnx
 
 from .._keys import SOURCE, BaseKey, node_number
 from .._types import Batch, Scalar, is_traced, spec_text
+from .._variables import MethodStage, PytreeStage, method_of, with_variables
 from .._xla import apart
 from ..errors import (
     CycleError,
@@ -338,80 +338,6 @@ def _rows_of(fields: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, int]
             )
 
 
-class PytreeStage(nnx.Module):
-    """An Equinox module, or another pytree, as a stage: its arrays are `nnx.Param`s, read at
-    every call.
-
-    `module` is what was given with its current arrays, an Equinox module in inference mode after
-    `pipeline.eval()`.
-    """
-
-    deterministic: bool = False
-
-    def __init__(self, module: Any):
-        self.deterministic = False  # set by `eval()` and `train()` of NNX
-        arrays, self.static = eqx.partition(module, _is_array)
-        self.arrays = nnx.List(
-            [
-                nnx.Param(x) if eqx.is_inexact_array_like(x) else nnx.Variable(x)
-                for x in jax.tree.leaves(arrays)
-            ]
-        )
-        leaves = jax.tree.leaves(arrays, is_leaf=lambda x: x is None)
-        self.places = tuple(i for i, x in enumerate(leaves) if x is not None)
-        self.__name__ = type(module).__name__
-
-    @property
-    def module(self) -> Any:
-        leaves, treedef = jax.tree.flatten(self.static, is_leaf=lambda x: x is None)
-        for place, variable in zip(self.places, self.arrays, strict=True):
-            leaves[place] = variable[...]
-        module = jax.tree.unflatten(treedef, leaves)
-        return eqx.nn.inference_mode(module) if self.deterministic else module
-
-    def __call__(self, *batches: Batch, **keys: jax.Array) -> Batch:
-        return self.module(*batches, **keys)
-
-
-def _holds_arrays(tree: Any) -> bool:
-    return any(map(_is_array, jax.tree.leaves(tree)))
-
-
-def _is_array(x: Any) -> bool:
-    return isinstance(x, jax.Array | np.ndarray)
-
-
-class MethodStage(nnx.Module):
-    """A method of an NNX object as a stage: the object's Variables are the pipeline's."""
-
-    def __init__(self, module: nnx.Pytree, name: str):
-        self.module = module
-        self.__name__ = name
-
-    @property
-    def method(self) -> Any:
-        return getattr(self.module, self.__name__)
-
-    def __call__(self, *batches: Batch, **keys: jax.Array) -> Batch:
-        return self.method(*batches, **keys)
-
-
-def method_of(stage: Any) -> tuple[nnx.Pytree, str] | None:
-    """The NNX object whose method a stage is, and the method's name there; None if it is none."""
-    if inspect.ismethod(stage):
-        holder, function = stage.__self__, stage.__func__
-    elif isinstance(stage, functools.partial) and len(stage.args) == 1 and not stage.keywords:
-        [holder], function = stage.args, stage.func  # how `nnx.jit` makes a method
-    else:
-        return None
-    if isinstance(holder, nnx.Pytree):
-        for kind in type(holder).__mro__:
-            for name, x in vars(kind).items():
-                if x is function:
-                    return holder, name
-    return None
-
-
 def called(stage: Stage) -> Stage:
     """What runs when a stage is called: its signature and annotations are the stage's."""
     if isinstance(stage, PytreeStage):
@@ -425,10 +351,8 @@ def called(stage: Stage) -> Stage:
 
 def as_stage(name: str, stage: Any) -> Any:
     """The stage as a pipeline keeps it: whatever has arrays is a module with Variables."""
-    if isinstance(stage, eqx.Module):
-        return PytreeStage(stage)
-    if method := method_of(stage):
-        return MethodStage(*method)
+    if isinstance(stage, eqx.Module) or method_of(stage):
+        return with_variables(stage)
     if names := captured(stage.fn if isinstance(stage, ElementOperator) else stage):
         raise StageError(
             name,
@@ -436,9 +360,7 @@ def as_stage(name: str, stage: Any) -> Any:
             f"a stage must hold the NNX objects that it uses, but takes {names} from outside; "
             "make them attributes of an nnx.Module, and that the stage.",
         )
-    if not isinstance(stage, nnx.Pytree) and callable(stage) and _holds_arrays(stage):
-        return PytreeStage(stage)
-    return stage
+    return with_variables(stage)
 
 
 def _topological(reads: Mapping[str, Sequence[str]]) -> list[str]:

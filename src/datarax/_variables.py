@@ -1,0 +1,90 @@
+"""Callables that have arrays, as NNX modules that have Variables."""
+
+import functools
+import inspect
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+from flax import nnx
+
+
+def with_variables(function: Any) -> Any:
+    """A callable whose arrays can be trained and saved; itself, if it has none or is of NNX."""
+    if isinstance(function, nnx.Pytree) or not callable(function):
+        return function
+    if method := method_of(function):
+        return MethodStage(*method)
+    arrays = map(_is_array, jax.tree.leaves(function))
+    return PytreeStage(function) if isinstance(function, eqx.Module) or any(arrays) else function
+
+
+class PytreeStage(nnx.Module):
+    """An Equinox module, or another pytree, as a stage: its arrays are `nnx.Param`s, read at
+    every call.
+
+    `module` is what was given with its current arrays, an Equinox module in inference mode after
+    `pipeline.eval()`.
+    """
+
+    deterministic: bool = False
+
+    def __init__(self, module: Any):
+        self.deterministic = False  # set by `eval()` and `train()` of NNX
+        arrays, self.static = eqx.partition(module, _is_array)
+        self.arrays = nnx.List(
+            [
+                nnx.Param(x) if eqx.is_inexact_array_like(x) else nnx.Variable(x)
+                for x in jax.tree.leaves(arrays)
+            ]
+        )
+        leaves = jax.tree.leaves(arrays, is_leaf=lambda x: x is None)
+        self.places = tuple(i for i, x in enumerate(leaves) if x is not None)
+        self.__name__ = type(module).__name__
+
+    @property
+    def module(self) -> Any:
+        leaves, treedef = jax.tree.flatten(self.static, is_leaf=lambda x: x is None)
+        for place, variable in zip(self.places, self.arrays, strict=True):
+            leaves[place] = variable[...]
+        module = jax.tree.unflatten(treedef, leaves)
+        return eqx.nn.inference_mode(module) if self.deterministic else module
+
+    def __call__(self, *args: Any, **keys: Any) -> Any:
+        return self.module(*args, **keys)
+
+
+class MethodStage(nnx.Module):
+    """A method of an NNX object as a stage: the object's Variables are the pipeline's."""
+
+    def __init__(self, module: nnx.Pytree, name: str):
+        self.module = module
+        self.__name__ = name
+
+    @property
+    def method(self) -> Any:
+        return getattr(self.module, self.__name__)
+
+    def __call__(self, *args: Any, **keys: Any) -> Any:
+        return self.method(*args, **keys)
+
+
+def method_of(stage: Any) -> tuple[nnx.Pytree, str] | None:
+    """The NNX object whose method a stage is, and the method's name there; None if it is none."""
+    if inspect.ismethod(stage):
+        holder, function = stage.__self__, stage.__func__
+    elif isinstance(stage, functools.partial) and len(stage.args) == 1 and not stage.keywords:
+        [holder], function = stage.args, stage.func  # how `nnx.jit` makes a method
+    else:
+        return None
+    if isinstance(holder, nnx.Pytree):
+        for kind in type(holder).__mro__:
+            for name, x in vars(kind).items():
+                if x is function:
+                    return holder, name
+    return None
+
+
+def _is_array(x: Any) -> bool:
+    return isinstance(x, jax.Array | np.ndarray)
