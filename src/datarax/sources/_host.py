@@ -392,14 +392,13 @@ def conform(batch: Batch, stored: Spec, held: Spec, records: np.ndarray) -> Batc
         raise ValueError(f"it has the fields {list(found)}, and not {list(wanted)}")
     fields = {}
     for name, x in found.items():
-        x = np.asarray(as_array(name, x))
         shape = (len(records), *wanted[name].shape)
         kind = getattr(x, "shape", None), getattr(x, "dtype", None)
         if kind != (shape, wanted[name].dtype):
             came = f"{name} {type(x).__name__}" if None in kind else spec_text({name: x})
             other = jax.ShapeDtypeStruct(shape, wanted[name].dtype)
             raise ValueError(f"it has {came}, and not {spec_text({name: other})}")
-        fields[name] = hold(name, x, targets[name].dtype, records)
+        fields[name] = hold(name, np.asarray(as_array(name, x)), targets[name].dtype, records)
     return jax.tree.map(fields.__getitem__, _named(stored))
 
 
