@@ -127,6 +127,28 @@ def test_a_batch_across_epochs_is_read_from_each(batch_size):
 
 
 @pytest.mark.spec("SRC-013")
+@pytest.mark.parametrize("last_batch", ["keep", "drop", "pad"])
+@pytest.mark.parametrize("mode", MODES)
+def test_fields_may_be_of_numpy(mode, last_batch):
+    class Constant(ReadOnly):
+        def get_batch_at(self, start, batch_size, key):
+            batch = super().get_batch_at(start, batch_size, key)
+            return {**batch, "a": {"n": np.arange(batch_size, dtype=np.int32) + 1}}
+
+    def stream(source):
+        return pipeline(source=source, rngs=nnx.Rngs(8), batch_size=4, last_batch=last_batch)
+
+    found, expected = MODES[mode](stream(Constant(6)), 4), MODES[mode](stream(ReadOnly(6)), 4)
+    for batch, plain in zip(found, expected, strict=True):
+        numbers = batch.pop("a")["n"]
+        assert_same(batch, plain)
+        assert isinstance(numbers, jax.Array)
+        offsets = np.asarray(plain["offset"]).astype(int)
+        places = np.where(offsets < offsets[0], offsets, offsets - offsets[0])
+        assert numbers.tolist() == ((places + 1) * np.asarray(plain.get("mask", 1))).tolist()
+
+
+@pytest.mark.spec("SRC-013")
 def test_without_rngs_there_is_no_key():
     asked = []
 
@@ -218,9 +240,15 @@ def test_a_source_of_no_records_is_refused():
         ({"x": jnp.zeros(3)}, "a source must give the 4 rows it is asked for, got {3}"),
         ({"x": jnp.zeros(4), "y": jnp.zeros(3)}, "must have the same number of rows"),
         (jnp.zeros(4), "must return a dict of arrays, got"),
+        (None, "must return a dict of arrays, got NoneType"),
+        ([1], "must return a dict of arrays, got list"),
+        ({"x": jnp.zeros(4), "y": 1.5}, "axis 0, got 'y' as"),
+        ({"a": {"x": np.float32(1)}}, "got 'a.x' as a scalar float32"),
+        ({"x": np.zeros(5)}, "a source must give the 4 rows it is asked for, got {5}"),
     ],
 )
-def test_a_source_that_gives_no_batch_is_refused(unchecked, batch, text):
+@pytest.mark.parametrize("last_batch", ["keep", "drop", "pad"])
+def test_a_source_that_gives_no_batch_is_refused(unchecked, batch, text, last_batch):
     class Odd(EagerSourceBase):
         def __len__(self):
             return 10
@@ -232,9 +260,13 @@ def test_a_source_that_gives_no_batch_is_refused(unchecked, batch, text):
         def get_batch_at(self, start, batch_size, key):
             return batch
 
-    for source in (Odd(), OddAccess()):
+    class OddSized(OddAccess):
+        def __len__(self):
+            return 10
+
+    for source in (Odd(), OddAccess(), OddSized()):
         with pytest.raises(errors.StageError) as error:
-            Pipeline(source=source, stages=[double], batch_size=4)
+            Pipeline(source=source, stages=[double], batch_size=4, last_batch=last_batch)
         assert error.value.node == "source" and text in str(error.value)
 
 

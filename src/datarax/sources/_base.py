@@ -222,7 +222,7 @@ def fetch(
             _fetch_by_key(source, order, jax.tree.map(lambda x, i=i: x[i], each), cut)
             for i in range(count)
         ]
-        return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
+        return parts[0] if count == 1 else jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
 
     assert isinstance(order, Order)
 
@@ -264,16 +264,28 @@ def _fetch_by_key(
     keys = None if order is None else typed(order)
     size, epochs, _ = cut
     turn, offset, mask = locate(cursor, cut, length_of(source))
-    batch = source.get_batch_at(cursor.offset, size, None if keys is None else keys[0])
-    if turn is None:
-        epoch = jnp.broadcast_to(cursor.epoch, (size,))
-        return Fetched(batch, Rows(epoch, offset, offset, mask))
     # A batch across a boundary: each later epoch is read from its start, and its rows put in place.
-    for later in range(1, epochs):
-        other = source.get_batch_at(
-            jnp.zeros_like(cursor.offset), size, None if keys is None else keys[later]
-        )
+    begins = [cursor.offset] + [jnp.zeros_like(cursor.offset)] * (0 if turn is None else epochs - 1)
+    parts = [
+        source.get_batch_at(start, size, None if keys is None else keys[i])
+        for i, start in enumerate(begins)
+    ]
+    epoch = jnp.broadcast_to(cursor.epoch, (size,)) if turn is None else cursor.epoch + turn
+    rows = Rows(epoch, offset, offset, mask)
+    for part in parts:
+        if not _has_rows(part, size):
+            return Fetched(part, rows)  # whoever draws from it says what is wrong
+    batch, *others = jax.tree.map(
+        lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, parts
+    )
+    for later, other in enumerate(others, 1):
         here = turn == later
-        moved = take(other, jnp.where(here, offset, 0))
-        batch = where_rows(here, moved, batch)
-    return Fetched(batch, Rows(cursor.epoch + turn, offset, offset, mask))
+        batch = where_rows(here, take(other, jnp.where(here, offset, 0)), batch)
+    return Fetched(batch, rows)
+
+
+def _has_rows(batch: Any, size: int) -> bool:
+    return all(
+        isinstance(x, jax.Array | np.ndarray) and x.shape[:1] == (size,)
+        for x in jax.tree.leaves(batch)
+    )
