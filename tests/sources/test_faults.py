@@ -39,6 +39,10 @@ from datarax.sources import (
     HFStreamingSourceConfig,
     IterableSource,
     IterableSourceConfig,
+    MemorySource,
+    MemorySourceConfig,
+    MixDataSourcesConfig,
+    MixDataSourcesNode,
     RandomAccessSource,
     RandomAccessSourceConfig,
     StreamingDiskSource,
@@ -860,3 +864,64 @@ def test_a_pipeline_that_is_gone_keeps_nobodys_data():
             break
         time.sleep(0.1)
     assert seen() is None
+
+
+def mixed(data, **config):
+    """Records of an object, and as many in memory."""
+    memory = MemorySource(MemorySourceConfig(), {"id": np.full(len(data), 99, np.int32)})
+    source = RandomAccessSource(RandomAccessSourceConfig(**config), data)
+    mixture = MixDataSourcesConfig(num_sources=2, weights=[1, 1])
+    return MixDataSourcesNode(mixture, [source, memory], rngs=nnx.Rngs(0))
+
+
+def alone(data, **config):
+    return RandomAccessSource(RandomAccessSourceConfig(**config), data, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.spec("SRC-031", "ERR-022")
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("make", [alone, mixed])
+def test_random_access_names_what_it_cannot_read(make, shuffle, capfd):
+    data = Broken([3])
+    source = make(data, shuffle=shuffle)
+    with pytest.raises(ReadError, match=r"read record 3 of Broken.*no record 3") as caught:
+        source.get_batch_at(0, len(source))
+    assert (caught.value.record, type(caught.value.__cause__)) == (3, OSError)
+    data.bad.clear()
+    found = np.asarray(source.get_batch_at(0, len(source))["id"])
+    assert set(range(1, N + 1)) <= set(found.tolist())
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.spec("SRC-015", "SRC-019")
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("make", [alone, mixed])
+def test_random_access_gives_the_same_in_a_program_and_outside_of_any(make, shuffle):
+    source = make(Broken([]), shuffle=shuffle)
+    compiled = jax.jit(lambda start: source.get_batch_at(start, 7))
+    for start in 0, 5, 2 * N - 3:
+        found = source.get_batch_at(start, 7)
+        assert isinstance(found["id"], jax.Array)
+        assert found["id"].tolist() == compiled(jnp.uint32(start))["id"].tolist()
+
+
+@pytest.mark.internal
+def test_random_access_keeps_neither_objects_nor_files(tmp_path):
+    np.save(tmp_path / "x.npy", np.arange(8, dtype=np.int32))
+    readers = weakref.WeakSet()
+    for shuffle in False, True:
+        for source in (
+            StreamingDiskSource(
+                StreamingDiskSourceConfig(path=tmp_path / "x.npy", shuffle=shuffle),
+                rngs=nnx.Rngs(0),
+            ),
+            alone(Broken([]), shuffle=shuffle),
+            alone(Broken([]), shuffle=shuffle, on_error="mask", max_errors=1),
+            mixed(Broken([]), shuffle=shuffle),
+        ):
+            source.get_batch_at(0, 3)
+            readers.add(source)
+            readers.update(x for x in [source.reader] if x is not None)
+    del source
+    gc.collect()
+    assert not list(readers)

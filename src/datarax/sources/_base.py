@@ -236,7 +236,8 @@ def fetch(
     def as_stored() -> Fetched:
         return Fetched(source.gather_range(start.offset, rows), in_a_row())
 
-    stored = isinstance(order, StoredOrder) and not source.masks
+    # Inside a branch, which is a trace, a reader could be called back only.
+    stored = isinstance(order, StoredOrder) and source.reader is None and not source.masks
     if touched(cut, count, length, last_batch) == 1 and (whole or not cut.padded):
         return as_stored() if stored else _gathered(source, in_a_row())
     # An accelerator waits for the host at a branch, and has no use for this one.

@@ -12,12 +12,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from .._order import ORDERS, Blocks, Shuffle
 from .._types import Batch, Mask, Records, Spec, escaped, expect, flat_fields, integer, spec_text
-from .._xla import aligned
+from .._xla import NO_TRACE, aligned, trace
 from ..errors import DataraxError, EmptySourceError, FieldTypeError, ReadError
 from ._base import EagerSourceBase
 from ._values import as_array, hold, need_held_type
@@ -279,8 +280,12 @@ def raised_in(error: Exception) -> ReadError | None:
 def call_host(reader: Reader, records: Records, wanted: Mask | None = None) -> Batch:
     """The rows `records`, read when the compiled program gets there; zero where not `wanted`.
 
-    A pure callback: reading has no effect, so a batch that nobody uses is never read.
+    A pure callback: reading has no effect, so a batch that nobody uses is never read. Outside of
+    any trace they are read at once: of a callback JAX keeps what it has called, and its errors are
+    no more than a text.
     """
+    if trace() == NO_TRACE:
+        return jax.tree.map(jnp.asarray, _Rows(reader).read(records, wanted))
     b = records.shape[0]
     spec = jax.tree.map(lambda x: jax.ShapeDtypeStruct((b, *x.shape), x.dtype), reader.element_spec)
     args = (records,) if wanted is None else (records, wanted)
@@ -289,13 +294,15 @@ def call_host(reader: Reader, records: Records, wanted: Mask | None = None) -> B
 
 def call_host_readable(reader: Reader, records: Records) -> tuple[Batch, Mask]:
     """`call_host` with zero for what cannot be read, and which of the rows can."""
-    b = records.shape[0]
-    spec = jax.tree.map(lambda x: jax.ShapeDtypeStruct((b, *x.shape), x.dtype), reader.element_spec)
-    mask = jax.ShapeDtypeStruct((b,), np.dtype(bool))
 
     def rows(records: Any) -> tuple[Batch, np.ndarray]:
         return reader.rows_and_holes(np.asarray(records), reader.element_spec)[:2]
 
+    if trace() == NO_TRACE:
+        return jax.tree.map(jnp.asarray, rows(records))
+    b = records.shape[0]
+    spec = jax.tree.map(lambda x: jax.ShapeDtypeStruct((b, *x.shape), x.dtype), reader.element_spec)
+    mask = jax.ShapeDtypeStruct((b,), np.dtype(bool))
     return jax.pure_callback(rows, (spec, mask), records, vmap_method="sequential")
 
 
@@ -307,12 +314,13 @@ class _Rows:
 
     def __call__(self, records: Any, wanted: Any = None) -> Batch:
         try:
-            return self._rows(np.asarray(records), wanted)
+            return self.read(records, wanted)
         except ReadError as error:
             RAISED.append(error)
             raise
 
-    def _rows(self, records: np.ndarray, wanted: Any) -> Batch:
+    def read(self, records: Any, wanted: Any) -> Batch:
+        records = np.asarray(records)
         if wanted is None:
             return self.reader.rows(records, self.reader.element_spec)
         wanted = np.asarray(wanted)
