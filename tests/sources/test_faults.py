@@ -893,6 +893,20 @@ def test_random_access_names_what_it_cannot_read(make, shuffle, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.spec("SRC-031", "SRC-033")
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_random_access_has_no_mask_and_so_masks_nothing(shuffle):
+    source = alone(Broken([3, 17]), shuffle=shuffle, on_error="mask", max_errors=2)
+    with pytest.raises(ReadError, match="no record "):
+        source.get_batch_at(0, N)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="no record "):
+        jax.jit(lambda: source.get_batch_at(0, N))()["id"].block_until_ready()
+    (batch,) = Pipeline(source=source, batch_size=N)
+    assert batch["mask"].sum() == N - 2
+    readable = alone(Broken([3]), on_error="mask", max_errors=1)
+    assert readable.get_batch_at(4, 3)["id"].tolist() == [5, 6, 7]
+
+
 @pytest.mark.spec("SRC-015", "SRC-019")
 @pytest.mark.parametrize("shuffle", [False, True])
 @pytest.mark.parametrize("make", [alone, mixed])

@@ -148,7 +148,9 @@ class EagerSourceBase(nnx.Module, metaclass=Signed):
         """Rows `start` to `start + batch_size - 1` of the endless stream whose order `key` fixes.
 
         Traceable in `start` and `key`. Consecutive chunks under one key give each record once per
-        epoch. Without `key` the source's own seed is used; stored order needs none.
+        epoch. Without `key` the source's own seed is used; stored order needs none. A row that
+        cannot be read is an error here, also where the source masks such rows in a pipeline: the
+        batch has no mask to tell it by.
         """
         length = len(self)
         if (size := integer(batch_size, 0)) < 1:
@@ -173,7 +175,7 @@ class EagerSourceBase(nnx.Module, metaclass=Signed):
             order_key = None
         cut = running_on(size, length, "keep")
         order = order_of(self, order_key, cursor.epoch, cut.epochs)
-        return fetch(self, order, cursor, cut).batch
+        return fetch(self, order, cursor, cut, masks=False).batch
 
 
 Source: TypeAlias = EagerSourceBase | RandomAccess
@@ -209,11 +211,13 @@ def fetch(
     count: int = 1,
     last_batch: LastBatch = "keep",
     whole: bool = False,
+    masks: bool = True,
 ) -> Fetched:
     """The rows of `count` batches from the settled cursor `start` on.
 
     `order` is that of all epochs that these can touch. `whole` says that all rows exist and are in
-    the first of them: the caller has seen to it.
+    the first of them: the caller has seen to it. Without `masks` a row that cannot be read is an
+    error in any case.
     """
     length, rows = length_of(source), cut.size * count
     if not isinstance(source, EagerSourceBase):
@@ -236,22 +240,23 @@ def fetch(
     def as_stored() -> Fetched:
         return Fetched(source.gather_range(start.offset, rows), in_a_row())
 
+    masks &= source.masks
     # Inside a branch, which is a trace, a reader could be called back only.
-    stored = isinstance(order, StoredOrder) and source.reader is None and not source.masks
+    stored = isinstance(order, StoredOrder) and source.reader is None and not masks
     if touched(cut, count, length, last_batch) == 1 and (whole or not cut.padded):
-        return as_stored() if stored else _gathered(source, in_a_row())
+        return as_stored() if stored else _gathered(source, in_a_row(), masks)
     # An accelerator waits for the host at a branch, and has no use for this one.
     if rows > len(source) or not on_cpu():
-        return _gathered(source, across())
+        return _gathered(source, across(), masks)
     number = start.offset.dtype.type
     inside = number(rows) <= number(len(source)) - start.offset
     if stored:
-        return jax.lax.cond(inside, as_stored, lambda: _gathered(source, across()))
-    return _gathered(source, jax.lax.cond(inside, in_a_row, across))
+        return jax.lax.cond(inside, as_stored, lambda: _gathered(source, across(), masks))
+    return _gathered(source, jax.lax.cond(inside, in_a_row, across), masks)
 
 
-def _gathered(source: EagerSourceBase, rows: Rows) -> Fetched:
-    if not source.masks:
+def _gathered(source: EagerSourceBase, rows: Rows, masks: bool) -> Fetched:
+    if not masks:
         return Fetched(source.gather(rows.record), rows)
     batch, readable = source.gather_readable(rows.record)
     mask = readable if rows.mask is None else rows.mask & readable
