@@ -5,8 +5,9 @@ import dataclasses
 import io
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,7 +87,8 @@ def arrow_file(path: Path, n: int = N) -> Path:
     return path
 
 
-def prepared_tfds(folder: Path, n: int = N) -> Path:
+def prepared_tfds(folder: Path, n: int = N, fields: Sequence[tuple[str, Any, Any]] = ()) -> Path:
+    """A prepared data set of `n` records; `fields` are others, each with its type and value."""
     tfds = pytest.importorskip("tensorflow_datasets", reason="needs the extra 'tfds'")
 
     with tfds.core.registered.skip_registration():
@@ -98,7 +100,7 @@ def prepared_tfds(folder: Path, n: int = N) -> Path:
                 features = {
                     "id": tfds.features.Scalar(np.int32),
                     "x": tfds.features.Tensor(shape=(3,), dtype=np.float32),
-                }
+                } | {name: kind for name, kind, _ in fields}
                 return tfds.core.DatasetInfo(
                     builder=self, features=tfds.features.FeaturesDict(features)
                 )
@@ -107,7 +109,8 @@ def prepared_tfds(folder: Path, n: int = N) -> Path:
                 return {"train": self._generate_examples()}
 
             def _generate_examples(self):
-                yield from enumerate(rows(n))
+                values = {name: value for name, _, value in fields}
+                yield from enumerate(row | values for row in rows(n))
 
     builder = Numbers(data_dir=str(folder), file_format="array_record")
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):

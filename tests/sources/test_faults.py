@@ -299,6 +299,48 @@ def test_a_row_of_another_kind_is_named(row, words):
         pipeline.step()
 
 
+@pytest.mark.spec("SRC-003", "SRC-005")
+def test_features_keep_their_types(tmp_path):
+    features = pytest.importorskip("tensorflow_datasets", reason="needs the extra 'tfds'").features
+    numbers = [
+        ("flag", np.bool_, True),
+        ("byte", np.uint8, 200),
+        ("word", np.uint32, 4_000_000_000),
+        ("half", np.float16, 0.5),
+    ]
+    fields = [(name, features.Scalar(kind), value) for name, kind, value in numbers]
+    fields += [
+        ("wide", features.Scalar(np.int64), 2**40),
+        ("class", features.ClassLabel(num_classes=3), 2),
+        ("none", features.Sequence(np.int16), []),
+        ("deep", {"a": features.Scalar(np.int8)}, {"a": -3}),
+        ("text", features.Text(), "a"),
+    ]
+    path = cases.prepared_tfds(tmp_path, fields=fields)
+
+    def batch(*names):
+        source = TFDSEagerSource(TFDSEagerSourceConfig(path=path, fields=names))
+        return Pipeline(source=source, batch_size=1).step()
+
+    found = batch("flag", "byte", "word", "half", "class", "none", "deep")
+    for name, kind, value in numbers:
+        assert (found[name].dtype, found[name].tolist()) == (kind, [value])
+    assert (found["class"].dtype, found["class"].tolist()) == (np.int32, [2])
+    assert (found["none"].dtype, found["none"].shape) == (np.int16, (1, 0))
+    assert (found["deep"]["a"].dtype, found["deep"]["a"].tolist()) == (np.int8, [-3])
+    with jax.enable_x64(True):
+        found = batch("wide", "byte", "half", "id")
+        assert {name: x.dtype for name, x in found.items()} == {
+            "wide": np.int64,
+            "byte": np.uint8,
+            "half": np.float16,
+            "id": np.int32,
+        }
+    for name, words in ("wide", "record 0 does not fit"), ("text", "'text' holds bytes"):
+        with pytest.raises(ValueError, match=words):
+            batch(name)
+
+
 @pytest.mark.spec("SRC-031")
 def test_files_that_are_missing_or_no_arrays_are_named(tmp_path):
     def open_(path):

@@ -15,6 +15,7 @@ from ..errors import FieldTypeError, FileError
 from ._array_record import Part, PartsReader
 from ._host import HostSource, HostSourceConfig, Reader, names, require, stamp
 from ._iterable import Stream, StreamSource, StreamSourceConfig
+from ._values import as_array
 
 ROWS = 256
 """Rows that are read at a time."""
@@ -119,8 +120,24 @@ class TfdsDecoder:
     fields: tuple[str, ...] | None
 
     def __call__(self, raw: bytes) -> dict[str, Any]:
-        record = _builder(self.path).info.features.deserialize_example_np(raw)
-        return record if self.fields is None else {name: record[name] for name in self.fields}
+        features, types = _features(self.path)
+        record = features.deserialize_example_np(raw)
+        chosen = record if self.fields is None else self.fields
+        return {name: _typed(name, record[name], types[name]) for name in chosen}
+
+
+def _typed(name: str, value: Any, kind: Any) -> Any:
+    """A feature in its own type: TFDS gives single numbers in those of Python."""
+    if isinstance(value, dict):
+        return {inner: _typed(f"{name}.{inner}", x, kind[inner]) for inner, x in value.items()}
+    return value if np.dtype(kind) == object else np.asarray(as_array(name, value), kind)
+
+
+@functools.lru_cache(maxsize=8)
+def _features(path: str) -> tuple[Any, Any]:
+    """The features of the data set in a folder, and their types."""
+    features = _builder(path).info.features
+    return features, features.np_dtype
 
 
 @functools.lru_cache(maxsize=8)
