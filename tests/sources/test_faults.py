@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import threading
@@ -339,6 +340,22 @@ def test_features_keep_their_types(tmp_path):
     for name, words in ("wide", "record 0 does not fit"), ("text", "'text' holds bytes"):
         with pytest.raises(ValueError, match=words):
             batch(name)
+
+
+@pytest.mark.spec("ITER-001", "SRC-011")
+def test_a_data_set_that_is_prepared_again_is_another(tmp_path):
+    def found(path):
+        source = TFDSEagerSource(TFDSEagerSourceConfig(path=path))
+        return sorted(
+            i for batch in Pipeline(source=source, batch_size=5) for i in batch["id"].tolist()
+        ), sorted(source.element_spec)
+
+    path = cases.prepared_tfds(tmp_path)
+    assert found(path) == ([*range(N)], ["id", "x"])
+    shutil.rmtree(path)
+    scalar = pytest.importorskip("tensorflow_datasets").features.Scalar
+    path = cases.prepared_tfds(tmp_path, 2 * N, [("y", scalar(np.int32), 1)])
+    assert found(path) == ([*range(2 * N)], ["id", "x", "y"])
 
 
 @pytest.mark.spec("SRC-031")

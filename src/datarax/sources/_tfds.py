@@ -13,7 +13,7 @@ from flax import nnx
 from .._types import expect
 from ..errors import FieldTypeError, FileError
 from ._array_record import Part, PartsReader
-from ._host import HostSource, HostSourceConfig, Reader, names, require, stamp
+from ._host import HostSource, HostSourceConfig, Reader, Stamp, names, require, stamp
 from ._iterable import Stream, StreamSource, StreamSourceConfig
 from ._values import as_array
 
@@ -95,7 +95,8 @@ def tfds_reader(config: Any, label: str) -> PartsReader:
     """A reader of the split that `config` names."""
     expect("split", config.split, str)
     path, fields = os.path.abspath(config.path), names("fields", config.fields)
-    info = _builder(path).info
+    stamps = _stamps(path)
+    info = _prepared(path, stamps)
     if info.file_format.value != "array_record":
         raise FileError(
             path,
@@ -109,7 +110,7 @@ def tfds_reader(config: Any, label: str) -> PartsReader:
     for x in info.splits[config.split].file_instructions:
         file, take = os.fspath(x.filename), x.take if x.take >= 0 else x.examples_in_shard - x.skip
         parts.append(Part(file, stamp(file), x.skip, take))
-    return PartsReader(tuple(parts), TfdsDecoder(path, fields), label)
+    return PartsReader(tuple(parts), TfdsDecoder(path, stamps, fields), label)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,10 +118,11 @@ class TfdsDecoder:
     """Decodes the examples of the data set in a folder."""
 
     path: str
+    stamps: tuple[Stamp, ...]
     fields: tuple[str, ...] | None
 
     def __call__(self, raw: bytes) -> dict[str, Any]:
-        features, types = _features(self.path)
+        features, types = _features(self.path, self.stamps)
         record = features.deserialize_example_np(raw)
         chosen = record if self.fields is None else self.fields
         return {name: _typed(name, record[name], types[name]) for name in chosen}
@@ -134,15 +136,21 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
 
 
 @functools.lru_cache(maxsize=8)
-def _features(path: str) -> tuple[Any, Any]:
+def _features(path: str, stamps: tuple[Stamp, ...]) -> tuple[Any, Any]:
     """The features of the data set in a folder, and their types."""
-    features = _builder(path).info.features
+    features = _prepared(path, stamps).features
     return features, features.np_dtype
 
 
 @functools.lru_cache(maxsize=8)
-def _builder(path: str) -> Any:
+def _prepared(path: str, stamps: tuple[Stamp, ...]) -> Any:
+    """What is known of the data set in a folder, as long as its files of that are the same."""
+    del stamps
     tfds = require("tensorflow_datasets", "tfds")
     if not os.path.exists(os.path.join(path, "dataset_info.json")):
         raise FileError(path, "is no folder of a prepared data set: it has no dataset_info.json.")
-    return tfds.builder_from_directory(path)
+    return tfds.builder_from_directory(path).info
+
+
+def _stamps(path: str) -> tuple[Stamp, ...]:
+    return tuple(stamp(os.path.join(path, name)) for name in ("dataset_info.json", "features.json"))
