@@ -1,6 +1,7 @@
 """What a source on the host is made of, by a user too, and how far it counts."""
 
 import dataclasses
+import io
 import threading
 import tracemalloc
 
@@ -457,6 +458,15 @@ def test_a_record_is_encoded_whole_or_not_at_all():
     for form in ("msgpack", "npz"):
         found = DECODERS[form](encode(record, form))
         assert {k: x.tolist() for k, x in found.items()} == {"x": [1, 2], "a.b": 3.0}
+    names = {"file", "args", "kwds", "allow_pickle", "x", "x.npy", "arr_0", "", "a/b", "ä ö"}
+    record = {name: np.int32(i) for i, name in enumerate(sorted(names))}
+    for form in ("msgpack", "npz"):
+        found = DECODERS[form](encode(record, form))
+        assert {name: (x.dtype, x.tolist()) for name, x in found.items()} == {
+            name: (np.int32, int(i)) for name, i in record.items()
+        }
+    with np.load(io.BytesIO(encode({"x": [[1, 2]], "y": 0.5}, "npz"))) as archive:
+        assert {name: x.tolist() for name, x in archive.items()} == {"x": [[1, 2]], "y": 0.5}
     with pytest.raises(ValueError, match="Two fields have one name"):
         encode({"a.b": 1, "a": {"b": 2}})
 

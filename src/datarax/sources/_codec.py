@@ -1,6 +1,7 @@
 """Records as bytes: typed, and without pickle."""
 
 import io
+import zipfile
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
@@ -31,7 +32,10 @@ def encode(record: Batch, form: Literal["msgpack", "npz"] = "msgpack") -> bytes:
             raise TypeError(f"Field {name!r} must hold numbers, got type {x.dtype}.")
     if form == "npz":
         buffer = io.BytesIO()
-        np.savez(buffer, allow_pickle=False, **fields)
+        with zipfile.ZipFile(buffer, "w") as archive:  # `np.savez` takes names for its own
+            for name, x in fields.items():
+                with archive.open(f"{name}.npy", "w") as file:
+                    np.lib.format.write_array(file, x, allow_pickle=False)
         return buffer.getvalue()
     little = {name: x.astype(x.dtype.newbyteorder("<")) for name, x in fields.items()}
     packed = {name: [x.dtype.str, list(x.shape), x.tobytes()] for name, x in little.items()}
@@ -54,7 +58,8 @@ def decode_msgpack(data: bytes) -> dict[str, np.ndarray]:
 def decode_npz(data: bytes) -> dict[str, np.ndarray]:
     """The arrays of an `.npz` archive, each with its checksum verified."""
     with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-        return {name: archive[name] for name in archive.files}
+        # By the names of its files: without their ".npy", one might be that of another.
+        return {name.removesuffix(".npy"): archive[name] for name in archive.zip.namelist()}
 
 
 DECODERS: dict[str, Callable[[bytes], Any]] = {"msgpack": decode_msgpack, "npz": decode_npz}
