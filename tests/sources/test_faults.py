@@ -831,6 +831,46 @@ def test_a_tensor_comes_in_the_order_of_its_axes(tmp_path):
     np.testing.assert_array_equal(source.get_batch_at(0, 4)["x"], expected)
 
 
+LISTS = {
+    "short": [[1], [1, 2], [3, 4], [5, 6]],
+    "nested": [[[1, 1], [1, 1]], *[[[i], [i]] for i in range(3)]],
+    "null": [None, None, [3, 4], [5, 6]],
+}
+
+
+@pytest.mark.spec("SRC-031", "SRC-033")
+@pytest.mark.parametrize("form", ["parquet", "arrow", "datasets"])
+@pytest.mark.parametrize("lists", LISTS)
+def test_the_first_list_of_a_column_may_be_the_broken_one(lists, form, tmp_path):
+    pa = pytest.importorskip("pyarrow", reason="needs the extra 'arrow'")
+    import pyarrow.parquet
+
+    n = 300  # more than are looked at of a data set, so that its first are null in "null"
+    rows = LISTS[lists][:1] * (2 * n if lists == "null" else 1) + LISTS[lists][1:]
+    broken = sum(row in (None, LISTS[lists][0]) for row in rows)
+    table = pa.table({"x": rows, "id": pa.array(range(len(rows)), pa.int32())})
+    path = tmp_path / f"data.{form}"
+
+    def source(**config):
+        if form == "datasets":
+            datasets = pytest.importorskip("datasets", reason="needs the extra 'hf'")
+            return HFEagerSource(HFEagerSourceConfig(**config), datasets.Dataset(table))
+        return ArrowSource(ArrowSourceConfig(paths=path, **config))
+
+    if form == "parquet":
+        pyarrow.parquet.write_table(table, path, row_group_size=n)
+    elif form == "arrow":
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table, max_chunksize=n)
+    with pytest.raises(ReadError, match="is a list of another length than others") as caught:
+        Pipeline(source=source(), batch_size=4).step()
+    assert caught.value.record == 0
+    masking = Pipeline(source=source(on_error="mask", max_errors=broken), batch_size=len(rows))
+    batch = masking.step()
+    assert np.flatnonzero(~np.asarray(batch["mask"])).tolist() == [*range(broken)]
+    np.testing.assert_array_equal(batch["x"][broken:], rows[broken:])
+
+
 @pytest.mark.spec("SRC-031")
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_null_of_a_data_set_is_named_and_the_batches_before_it_come(streaming):

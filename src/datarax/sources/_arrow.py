@@ -4,10 +4,11 @@ import abc
 import collections
 import dataclasses
 import functools
+import itertools
 import mmap
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -66,8 +67,9 @@ class ArrowSource(HostSource):
     """Rows of Parquet files, and of memory-mapped Arrow files (extra "arrow").
 
     Columns hold numbers, booleans, or lists and tensors of them, all of one shape, unless `decode`
-    makes such of them. A row with a null, or with a list of another length, cannot be read. Page
-    checksums of Parquet are verified where a file has them.
+    makes such of them. The length of a list is the most common one in the first row group, or
+    record batch, where the column is not null. A row with a null, or with a list of another length,
+    cannot be read. Page checksums of Parquet are verified where a file has them.
     """
 
     def __init__(self, config: ArrowSourceConfig, *, rngs: nnx.Rngs | None = None):
@@ -124,8 +126,9 @@ class ColumnReader(_ChunkReader):
     def stored_spec(self) -> Spec:  # pyright: ignore[reportIncompatibleMethodOverride]
         if not self._chunks:
             raise EmptySourceError(self.label)
-        fields, _ = self._cache.get(self._chunks[0], lambda chunk: columns_of(chunk.table(None)))
-        spec = {name: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for name, x in fields.items()}
+        first = self._cache.get(self._chunks[0], lambda chunk: columns_of(chunk.table(None)))
+        others = (columns_of(chunk.table(list(first[0]))) for chunk in self._chunks[1:])
+        spec = spec_of_columns(itertools.chain([first], others))
         _check_schemas(self._chunks, spec)
         return spec
 
@@ -342,7 +345,7 @@ def columns_of(table: Any, spec: Spec | None = None) -> tuple[Fields, Fields]:
     """Columns of a table or record batch as NumPy arrays, views where Arrow allows it.
 
     Those of `spec`, or without one all. Also, for those that have such, the rows that are null,
-    hold a null, or are lists of another length than in `spec`, or without one than the first.
+    hold a null, or are lists of another length than in `spec`, or without one than most.
     """
     fields, holes = {}, {}
     for name in table.schema.names if spec is None else spec:
@@ -356,6 +359,22 @@ def columns_of(table: Any, spec: Spec | None = None) -> tuple[Fields, Fields]:
         if missing is not None:
             holes[name] = missing
     return fields, holes
+
+
+def spec_of_columns(decoded: Iterable[tuple[Fields, Fields]]) -> Spec:
+    """Shapes and types of columns, from what `columns_of` makes of one table after another.
+
+    The shape of a list is the most common one in the first table where the column has a row.
+    """
+    spec, unknown = {}, None
+    for fields, holes in decoded:
+        for name in fields if unknown is None else unknown & fields.keys():
+            spec[name] = jax.ShapeDtypeStruct(fields[name].shape[1:], fields[name].dtype)
+        known = {name for name, x in spec.items() if not (x.shape and np.all(holes.get(name, 0)))}
+        unknown = spec.keys() - known if unknown is None else unknown - known
+        if not unknown:
+            break
+    return spec
 
 
 def hole(name: str) -> ValueError:
@@ -388,7 +407,8 @@ def _array(name: str, column: Any, shape: tuple[int, ...]) -> tuple[np.ndarray, 
     elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
         lengths = np.diff(column.offsets.to_numpy())
         known = lengths if null is None else lengths[~null]
-        width = shape[0] if shape else int(known[0]) if len(known) else 0
+        # The most common one: a single list that is cut short is not what all are measured by.
+        width = shape[0] if shape else int(np.bincount(known).argmax()) if len(known) else 0
     else:
         raise FieldTypeError(
             name,

@@ -6,13 +6,12 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from flax import nnx
 
 from .._types import Batch, Spec, expect
 from ..errors import EmptySourceError, FileError
-from ._arrow import columns_of, hole
+from ._arrow import columns_of, hole, spec_of_columns
 from ._host import HostSource, HostSourceConfig, Reader, names, require
 from ._iterable import Stream, StreamSource, StreamSourceConfig
 
@@ -141,8 +140,8 @@ class HFReader(Reader):
     # A cached property where the base has a property: it, too, is only ever read.
     @functools.cached_property
     def stored_spec(self) -> Spec:  # pyright: ignore[reportIncompatibleMethodOverride]
-        fields, _ = columns_of(self._arrow[:ROWS])  # more than one: its lists may be null
-        return {name: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for name, x in fields.items()}
+        starts = range(0, len(self), ROWS)
+        return spec_of_columns(columns_of(self._arrow[i : i + ROWS]) for i in starts)
 
     def read(self, records: np.ndarray) -> Batch:
         fields, holes = columns_of(self._arrow[records.astype(np.int64)], self.stored_spec)
