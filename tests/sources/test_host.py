@@ -16,6 +16,8 @@ from datarax import Pipeline
 from datarax._xla import aligned
 from datarax.errors import FieldTypeError, ReadError, SourceError
 from datarax.sources import (
+    ArrowSource,
+    ArrowSourceConfig,
     HostSource,
     HostSourceConfig,
     IterableSource,
@@ -423,6 +425,27 @@ def test_records_come_as_they_do_from_memory(row):
     for source in sources:
         batch = Pipeline(source=source, batch_size=4).step()
         jax.tree.map(np.testing.assert_array_equal, batch, expected)
+
+
+@pytest.mark.spec("SRC-001", "ERR-015")
+def test_no_two_fields_have_one_name():
+    for record in ({0: 1, "0": 2}, {"a": {0: 1}}):
+        for make in (
+            lambda rows: MemorySource(MemorySourceConfig(), rows),
+            lambda rows: RandomAccessSource(RandomAccessSourceConfig(), rows),
+            lambda rows: Pipeline(
+                source=IterableSource(IterableSourceConfig(), rows), batch_size=1
+            ),
+        ):
+            with pytest.raises(FieldTypeError, match="'0' must have a string as its name, got 0"):
+                make([record] * 4)
+    twice = r"`fields` names at least one, and none of them twice, got \('a', 'a'\)"
+    with pytest.raises(ValueError, match=twice):
+        RandomAccessSource(RandomAccessSourceConfig(fields=("a", "a")), [(1, 2)] * 4)
+    with pytest.raises(ValueError, match=twice):
+        IterableSource(IterableSourceConfig(fields=("a", "a")), [(1, 2)] * 4)
+    with pytest.raises(ValueError, match=twice.replace("fields", "columns")):
+        ArrowSource(ArrowSourceConfig(paths="x.parquet", columns=("a", "a")))
 
 
 @pytest.mark.spec("SRC-031", "ERR-015")

@@ -58,6 +58,9 @@ def names(option: str, given: Sequence[str] | None) -> tuple[str, ...] | None:
         return None
     if isinstance(given, str) or not all(isinstance(name, str) for name in given):
         raise TypeError(f"`{option}` is a list of names, got {given!r}.")
+    if len(set(given)) < len(given) or not given:
+        # One of two with one name would be lost, and a batch of none has no rows.
+        raise ValueError(f"`{option}` names at least one, and none of them twice, got {given!r}.")
     return tuple(given)
 
 

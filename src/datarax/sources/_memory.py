@@ -14,7 +14,7 @@ from .._types import Batch, Records, Scalar, escaped, expect
 from ..errors import EmptySourceError, FieldTypeError, UnequalLengthsError
 from ._base import EagerSourceBase
 from ._column import Column
-from ._values import as_array, hold, need_held_type
+from ._values import as_array, field_name, hold, need_held_type
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,10 +85,9 @@ class MemorySource(EagerSourceBase):
 def _columns(data: Any) -> dict[str, Any]:
     """Whatever was given, as a dict of columns (nested dicts allowed)."""
     if isinstance(data, Mapping):
-        for field in data:
-            if not isinstance(field, str):
-                raise FieldTypeError(str(field), f"must have a string as its name, got {field!r}.")
-        return {k: _columns(v) if isinstance(v, Mapping) else v for k, v in data.items()}
+        return {
+            field_name(k): _columns(v) if isinstance(v, Mapping) else v for k, v in data.items()
+        }
     if isinstance(data, list | tuple) and data and isinstance(data[0], Mapping):
         rows = [_flat(_columns(row)) if isinstance(row, Mapping) else row for row in data]
         for i, row in enumerate(rows):

@@ -156,7 +156,7 @@ def as_record(value: Any, fields: Sequence[str] | None) -> dict[str, Any]:
     if isinstance(value, Mapping):
         chosen = value if fields is None else {name: value[name] for name in fields}
         return {
-            str(k): as_record(x, None) if isinstance(x, Mapping) else _as_field(str(k), x)
+            field_name(k): as_record(x, None) if isinstance(x, Mapping) else _as_field(k, x)
             for k, x in chosen.items()
         }
     if isinstance(value, tuple):
@@ -167,6 +167,13 @@ def as_record(value: Any, fields: Sequence[str] | None) -> dict[str, Any]:
     if len(names) != len(parts):
         raise FieldTypeError(",".join(names), f"cannot name the parts of a record: it is {what}.")
     return {name: _as_field(name, x) for name, x in zip(names, parts, strict=True)}
+
+
+def field_name(name: Any) -> str:
+    """A field's name, as a string; 0 and "0" are two keys of a dict, and would be one field."""
+    if not isinstance(name, str):
+        raise FieldTypeError(str(name), f"must have a string as its name, got {name!r}.")
+    return name
 
 
 def _as_field(name: str, value: Any) -> Any:
