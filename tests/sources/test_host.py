@@ -14,8 +14,10 @@ from flax import nnx
 
 from datarax import Pipeline
 from datarax._xla import aligned
-from datarax.errors import FieldTypeError, ReadError, SourceError
+from datarax.errors import EmptySourceError, FieldTypeError, ReadError, SourceError
 from datarax.sources import (
+    ArrayRecordSource,
+    ArrayRecordSourceConfig,
     ArrowSource,
     ArrowSourceConfig,
     HostSource,
@@ -36,6 +38,8 @@ from datarax.sources import (
 )
 from datarax.sources._codec import DECODERS
 from datarax.sources._disk import PAGE
+
+from .cases import array_record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -425,6 +429,33 @@ def test_records_come_as_they_do_from_memory(row):
     for source in sources:
         batch = Pipeline(source=source, batch_size=4).step()
         jax.tree.map(np.testing.assert_array_equal, batch, expected)
+
+
+@pytest.mark.spec("ERR-013")
+def test_records_without_a_field_are_none(tmp_path):
+    class Nothing(Squares):
+        @property
+        def stored_spec(self):
+            return {}
+
+    paths = array_record(tmp_path / "0.array_record", [encode({"x": 1})] * 5)
+    config = ArrayRecordSourceConfig(paths=paths, decode=lambda data: {})
+    for make in (
+        lambda: RandomAccessSource(RandomAccessSourceConfig(), [{}] * 5),
+        lambda: ArrayRecordSource(config),
+        lambda: HostSource(Nothing(5), HostSourceConfig()),
+        lambda: Pipeline(source=IterableSource(IterableSourceConfig(), [{}] * 5), batch_size=2),
+    ):
+        with pytest.raises(EmptySourceError) as error:
+            make()
+        assert str(error.value) == (
+            "A source must hold at least one record, but one whose records have no field holds "
+            "none."
+        )
+    with pytest.raises(ValueError, match=r"`fields` names at least one, .*, got \(\)"):
+        RandomAccessSource(RandomAccessSourceConfig(fields=()), [{"x": 1}] * 5)
+    with pytest.raises(ValueError, match=r"`columns` names at least one, .*, got \(\)"):
+        ArrowSource(ArrowSourceConfig(paths="x.parquet", columns=()))
 
 
 @pytest.mark.spec("SRC-001", "ERR-015")

@@ -385,6 +385,8 @@ def stamp(path: str) -> Stamp:
 
 def held_spec(stored: Spec) -> Spec:
     """A spec in the types that JAX holds; a `FieldTypeError` names the field that it cannot."""
+    if not jax.tree.leaves(stored):
+        raise EmptySourceError("one whose records have no field")
     return jax.tree.map(
         lambda name, x: jax.ShapeDtypeStruct(x.shape, need_held_type(name, x.dtype)),
         _named(stored),
