@@ -1,13 +1,14 @@
 """`scan`: many batches in one compiled loop."""
 
-import dataclasses
 import functools
 import time
 from collections.abc import Callable, Sequence
+from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from .._rows import check_counted, pack, running_on, settle, start_after
 from .._types import Cursor, integer, is_traced
@@ -15,7 +16,7 @@ from .._xla import keep_memory
 from ..errors import LastBatchError, ScanLengthError
 from ..sources._base import length_of
 from ..sources._iterable import StreamSource
-from ._binding import Binding, Changes, has_tracer, types_of
+from ._binding import Binding, ById, Changes, has_tracer, types_of
 from ._core import scan_program
 from ._feed import Feed, stack_counts
 from ._iterator import blame, by_hand, max_errors, policy
@@ -168,36 +169,26 @@ def _rest_of_epoch(pipeline: "Pipeline") -> int:
     return whole + (over > 0 and pipeline.last_batch == "pad")
 
 
-class _ById:
-    """A function that cannot be hashed, known by its identity, which lives as long as this."""
+class _Function:
+    """A function of a scan as a key: known by itself, or by its value if that is all it holds."""
 
     def __init__(self, function: Callable[..., Any]):
-        self.function = function
+        self.__wrapped__, self._types = function, types_of(function)
+        try:
+            self._hash = hash(function)
+        except TypeError:
+            self._types, self._hash = ById(function), id(function)
 
     def __call__(self, *args: Any) -> Any:
-        return self.function(*args)
+        return self.__wrapped__(*args)
 
     def __hash__(self) -> int:
-        return id(self.function)
+        return self._hash
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _ById) and self.function is other.function
-
-
-class _ByTypes(_ById):
-    """A dataclass as a function: one with 1 in it is not one with 1.0, though Python has it so."""
-
-    def __init__(self, function: Callable[..., Any]):
-        super().__init__(function)
-        self._types = types_of(function)
-
-    def __hash__(self) -> int:
-        return hash(self.function)
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, _ByTypes) or self._types != other._types:
+        if not isinstance(other, _Function) or self._types != other._types:
             return False
-        return self.function == other.function
+        return isinstance(self._types, ById) or self.__wrapped__ == other.__wrapped__
 
 
 def _end(pipeline: "Pipeline", length: int) -> Cursor | None:
@@ -215,8 +206,5 @@ def _end(pipeline: "Pipeline", length: int) -> Cursor | None:
 
 
 def _hashable(function: Callable[..., Any]) -> Callable[..., Any]:
-    try:
-        hash(function)
-    except TypeError:
-        return _ById(function)
-    return _ByTypes(function) if dataclasses.is_dataclass(type(function)) else function
+    known = isinstance(function, FunctionType | MethodType | nnx.Pytree)
+    return function if known else _Function(function)
