@@ -24,7 +24,9 @@ from helpers import (
 )
 
 from datarax import Pipeline, errors
-from datarax.sources import EagerSourceBase
+from datarax._order import StoredOrder
+from datarax.errors import StateError
+from datarax.sources import EagerSourceBase, MemorySource, MemorySourceConfig
 
 
 def epoch_words(seed, epoch):
@@ -288,3 +290,27 @@ def test_a_batch_of_no_size_is_refused(unchecked, size):
     with pytest.raises(errors.BatchSizeError):
         Numbers(10).get_batch_at(0, size)
     assert len(jax.tree.leaves(Numbers(10).get_batch_at(0, jnp.int32(3)))[0]) == 3
+
+
+class Reversed(EagerSourceBase):
+    """Records in an order of its own."""
+
+    def __len__(self):
+        return 10
+
+    def gather(self, records):
+        return {"id": 9 - records}
+
+    def order(self, order_key, epochs):
+        return StoredOrder(None, 10)
+
+
+@pytest.mark.spec("STATE-010", "STATE-016")
+def test_a_state_knows_an_order_of_ones_own():
+    own = Pipeline(source=Reversed(), batch_size=3)
+    assert own.get_state()["fingerprint"]["order"] == "Reversed stored"
+    memory = MemorySource(MemorySourceConfig(), {"id": np.arange(10, dtype=np.uint32)})
+    other = Pipeline(source=memory, batch_size=3)
+    for one, two in ((own, other), (other, own)):
+        with pytest.raises(StateError, match="'order' is"):
+            one.set_state(two.get_state())

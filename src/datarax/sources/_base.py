@@ -112,7 +112,8 @@ class EagerSourceBase(nnx.Module, metaclass=Signed):
     def order(self, order_key: Words | None, epochs: Turns) -> Order:
         """The order of each of these epochs; override it to shuffle in a way of your own.
 
-        Its records need not lie in `[0, len(self))`, as long as `gather` takes them.
+        Its records need not lie in `[0, len(self))`, as long as `gather` takes them. Without a seed
+        the key is None.
         """
         keys = None if order_key is None else keys_of(order_key, epochs)
         make = self.shuffle if isinstance(self.shuffle, Blocks) else ORDERS[self.shuffle]
@@ -126,11 +127,14 @@ class EagerSourceBase(nnx.Module, metaclass=Signed):
 
     @property
     def order_name(self) -> str:
-        """What a saved state calls this order."""
+        """What a saved state calls this order; that of a class with an `order` of its own, after it."""
         if isinstance(self.shuffle, Blocks):
-            return f"blocks-{self.shuffle.size}x{self.shuffle.window}"
-        names: dict[Shuffle, str] = {False: "stored", True: "swap-or-not-24"}
-        return names.get(self.shuffle, str(self.shuffle))
+            name = f"blocks-{self.shuffle.size}x{self.shuffle.window}"
+        else:
+            names: dict[Shuffle, str] = {False: "stored", True: "swap-or-not-24"}
+            name = names.get(self.shuffle, str(self.shuffle))
+        own = type(self).order is not EagerSourceBase.order
+        return f"{type(self).__qualname__} {name}" if own else name
 
     @property
     def element_spec(self) -> Spec:
