@@ -85,7 +85,7 @@ def is_traced(x: Any) -> bool:
     return isinstance(x, Tracer)
 
 
-def flat_fields(tree: Any, text: Callable[[Any], str] = str) -> dict[str, Any]:
+def flat_fields(tree: Any, text: Callable[[str], str] = str) -> dict[str, Any]:
     """The leaves of a batch by dotted field name: `{"a": {"b": x}}` gives `{"a.b": x}`.
 
     What is no dict is a leaf, a list too, which is no batch of its items. With `escaped` as the
@@ -93,7 +93,7 @@ def flat_fields(tree: Any, text: Callable[[Any], str] = str) -> dict[str, Any]:
     """
     flatten = jax.tree_util.tree_flatten_with_path
     leaves, _ = flatten(tree, is_leaf=lambda x: not isinstance(x, dict))
-    return {".".join(text(k.key) for k in path): leaf for path, leaf in leaves}
+    return {".".join(text(str(k.key)) for k in path): leaf for path, leaf in leaves}
 
 
 def escaped(name: str) -> str:

@@ -127,7 +127,7 @@ class EagerSourceBase(nnx.Module, metaclass=Signed):
 
     @property
     def order_name(self) -> str:
-        """What a saved state calls this order; that of a class with an `order` of its own, after it."""
+        """What a saved state calls this order: with the class, if it has an `order` of its own."""
         if isinstance(self.shuffle, Blocks):
             name = f"blocks-{self.shuffle.size}x{self.shuffle.window}"
         else:
