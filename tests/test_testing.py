@@ -30,7 +30,7 @@ from helpers import (
 
 from datarax import Pipeline
 from datarax._order import Order
-from datarax.errors import EmptySourceError, ReadError, SourceError
+from datarax.errors import BatchSizeError, EmptySourceError, ReadError, SourceError
 from datarax.sources import (
     EagerSourceBase,
     HostSource,
@@ -380,7 +380,7 @@ def test_a_law_error_says_where_the_parts_differ():
         check_source(on_host(OneBuffer()))
 
 
-@pytest.mark.internal("what the checks for parts of one's own find")
+@pytest.mark.spec("ERR-012")
 def test_what_is_no_source_is_refused_as_a_pipeline_refuses_it(unchecked):
     with pytest.raises(EmptySourceError):
         check_source(Numbers(0))
@@ -392,6 +392,12 @@ def test_what_is_no_source_is_refused_as_a_pipeline_refuses_it(unchecked):
         check_source(Rewound())
     with pytest.raises(TypeError, match="`make` must be a function that builds a new pipeline"):
         check_pipeline(pipeline_of(Pipeline))
+
+    for batch_size in (0, -1, True, 2.5):
+        with pytest.raises(BatchSizeError):
+            check_source(on_host(Good()), batch_size=batch_size)
+        with pytest.raises(BatchSizeError):
+            check_stage(double, columns(4), batch_size=batch_size)
 
     class Broken(Good):
         def read(self, records):

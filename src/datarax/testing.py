@@ -128,7 +128,8 @@ def check_source(
             raise TypeError(f"A {kind.__name__} is no source by itself: check {wrapper}.")
     rngs = nnx.Rngs(seed)
     # Built first, since it knows best what is no source at all.
-    spec = Pipeline(source=source, batch_size=1, rngs=rngs).element_spec
+    first = 1 if batch_size is None else batch_size
+    spec = Pipeline(source=source, batch_size=first, rngs=rngs).element_spec
     mask_name = next(name for i in itertools.count() if (name := "mask" + i * "_") not in spec)
     length = length_of(source)
     if isinstance(source, StreamSource):
@@ -140,7 +141,7 @@ def check_source(
             _check_reader(source.reader, source.masks)
     elif isinstance(source, RandomAccess):
         _check_random_access(source, length, seed, rtol)
-    size = batch_size or _small(length)
+    size = _small(length) if batch_size is None else batch_size
 
     def make(size: int = size) -> Pipeline:
         how = {"last_batch": "pad", "mask_name": mask_name, "rngs": rngs}
@@ -184,7 +185,9 @@ def check_stage(
     source = MemorySource(
         MemorySourceConfig(), stored.gather(jnp.asarray(mixed.astype(word(rows))))
     )
-    each = batch_size or next((n for n in range(rows // 2, 0, -1) if rows % n == 0), 1)
+    each = batch_size
+    if each is None:
+        each = next((n for n in range(rows // 2, 0, -1) if rows % n == 0), 1)
 
     def make(size: int = each) -> Pipeline:
         nodes = {name: _Part(name) for name in names} | {"stage": copy.deepcopy(stage)}
