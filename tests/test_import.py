@@ -36,6 +36,15 @@ def test_names_can_be_imported_from_where_they_are_promised(module, names):
 
 
 @pytest.mark.internal
+def test_help_lists_what_a_module_is_for():
+    from datarax import errors, testing
+
+    classes = {name for name, x in vars(errors).items() if getattr(x, "code", None)}
+    assert set(errors.__all__) == classes
+    assert testing.__all__ == ["LawError", "check_pipeline", "check_source", "check_stage"]
+
+
+@pytest.mark.internal
 def test_a_name_is_one_object_wherever_it_is_imported_from():
     import datarax
     from datarax import pipeline, sources

@@ -7,6 +7,41 @@ says the rule, what came instead, and the way out.
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+__all__ = [
+    "BatchSizeError",
+    "CapturedError",
+    "CycleError",
+    "DataraxError",
+    "EdgesWithoutNodeError",
+    "EmptySourceError",
+    "FieldTypeError",
+    "FileError",
+    "GraphError",
+    "LastBatchError",
+    "MaskNameError",
+    "MissingEdgesError",
+    "NoNodesError",
+    "NodeNameError",
+    "PredecessorsTypeError",
+    "RandomAccessError",
+    "ReadError",
+    "RngsError",
+    "ScanLengthError",
+    "SeekError",
+    "SelfLoopError",
+    "ShardingError",
+    "SourceError",
+    "SourceTypeError",
+    "SpecsError",
+    "StageError",
+    "StagesAndNodesError",
+    "StateError",
+    "UnequalLengthsError",
+    "UnknownPredecessorError",
+    "UnknownSinkError",
+    "UnusedNodeError",
+]
+
 
 class DataraxError(ValueError):
     """Base of all errors that Datarax raises itself."""

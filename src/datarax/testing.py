@@ -35,6 +35,8 @@ from .sources import (
 )
 from .sources._base import RandomAccess, length_of
 
+__all__ = ["LawError", "check_pipeline", "check_source", "check_stage"]
+
 BATCHES = 4
 """How many batches are read in a row."""
 
