@@ -346,7 +346,7 @@ CASES = {
         ),
         (
             lambda: memory({"deep": {"o": np.array([None, {}])}}),
-            "Field 'deep.o' has type object, which JAX cannot hold. "
+            "Field 'deep.o' has type object, for None in it, which JAX cannot hold. "
             "Encode it as numbers, or leave it out.",
             {"field": "deep.o"},
         ),
@@ -396,7 +396,7 @@ CASES = {
         ),
         (
             lambda: memory([3, {"x": 1}]),
-            "Field 'data' has type object, which JAX cannot hold. "
+            "Field 'data' has type object, for a dict in it, which JAX cannot hold. "
             "Encode it as numbers, or leave it out.",
             {"field": "data"},
         ),

@@ -2,11 +2,13 @@
 
 import dataclasses
 import io
+import re
 import threading
 import tracemalloc
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 from datarax_conformance import model
@@ -14,7 +16,7 @@ from flax import nnx
 
 from datarax import Pipeline
 from datarax._xla import aligned
-from datarax.errors import EmptySourceError, FieldTypeError, ReadError, SourceError
+from datarax.errors import EmptySourceError, FieldTypeError, FileError, ReadError, SourceError
 from datarax.sources import (
     ArrayRecordSource,
     ArrayRecordSourceConfig,
@@ -458,6 +460,60 @@ def test_records_without_a_field_are_none(tmp_path):
         ArrowSource(ArrowSourceConfig(paths="x.parquet", columns=()))
 
 
+@pytest.mark.spec("ERR-023", "ERR-015")
+@pytest.mark.parametrize("spec", ["int32", ((), np.float32), np.dtype(np.int32)], ids=str)
+def test_a_spec_that_is_none_is_told_what_to_be(spec):
+    class Named(Squares):
+        @property
+        def stored_spec(self):
+            return {"x": spec}
+
+    with pytest.raises(FieldTypeError) as error:
+        HostSource(Named(5), HostSourceConfig())
+    assert re.fullmatch(
+        r"Field 'x[.1]*' has .* as its spec, which must be its shape and type: "
+        r"jax\.ShapeDtypeStruct\(shape, dtype\)\.",
+        str(error.value),
+    )
+
+
+@pytest.mark.spec("ERR-023", "SRC-003")
+def test_what_formats_cannot_name_is_told_how_to_be_stored(tmp_path):
+    x = np.zeros(3, ml_dtypes.bfloat16)
+    with pytest.raises(TypeError) as error:
+        encode({"x": x})
+    assert str(error.value) == (
+        "Field 'x' must hold numbers of a type of NumPy's own, got bfloat16. Encode text as "
+        "numbers, and bfloat16 as float32, or as `x.view(np.uint16)` that `decode` views back."
+    )
+    np.save(tmp_path / "x.npy", x)
+    with pytest.raises(FieldTypeError) as error:
+        StreamingDiskSource(StreamingDiskSourceConfig(path=tmp_path))
+    assert str(error.value) == (
+        "Field 'x' has type |V2, bytes of a type whose name is lost, such as bfloat16. Store it as "
+        "float32, or `x.view(np.uint16)` to be viewed back in a stage."
+    )
+    np.save(tmp_path / "x.npy", x.view(np.uint16))
+    source = StreamingDiskSource(StreamingDiskSourceConfig(path=tmp_path))
+    back = Pipeline(
+        source=source, batch_size=3, stages=[lambda batch: {"x": batch["x"].view(jnp.bfloat16)}]
+    )
+    assert back.step()["x"].dtype == jnp.bfloat16
+
+
+@pytest.mark.spec("ERR-023", "SRC-031")
+def test_columns_of_one_name_are_named(tmp_path):
+    pa = pytest.importorskip("pyarrow", reason="needs the extra 'arrow'")
+    import pyarrow.parquet
+
+    table = pa.table([[1, 2], [3, 4], [5, 6]], names=["x", "x", "y"])
+    pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
+    with pytest.raises(FileError, match=r"x\.parquet' has several columns 'x'\. Give each"):
+        ArrowSource(ArrowSourceConfig(paths=tmp_path))
+    source = ArrowSource(ArrowSourceConfig(paths=tmp_path, columns=("y",)))
+    assert source.get_batch_at(0, 2)["y"].tolist() == [5, 6]
+
+
 @pytest.mark.spec("SRC-001", "ERR-015")
 def test_no_two_fields_have_one_name():
     for record in ({0: 1, "0": 2}, {"a": {0: 1}}):
@@ -484,6 +540,7 @@ def test_no_two_fields_have_one_name():
     "value, words",
     [
         (None, "is None"),
+        ([1, None], "has type object, for None in it, which JAX cannot hold"),
         (np.ma.masked_array([1, 2], [False, True]), "is a masked array"),
         ([[1], [1, 2]], "rows of different shapes"),
     ],

@@ -308,6 +308,12 @@ def _check_columns(path: str, columns: tuple[str, ...] | None, names: Sequence[s
     for name in columns or ():
         if name not in names:
             raise FileError(path, f"has no column {name!r}, only {list(names)}.")
+    for name in names if columns is None else columns:
+        if names.count(name) > 1:
+            raise FileError(
+                path,
+                f"has several columns {name!r}. Give each a name of its own, or choose others.",
+            )
 
 
 def _selected(schema: Any, columns: tuple[str, ...] | None) -> Any:

@@ -29,7 +29,11 @@ def encode(record: Batch, form: Literal["msgpack", "npz"] = "msgpack") -> bytes:
         raise ValueError(f"Two fields have one name where nested ones are joined: {list(fields)}.")
     for name, x in fields.items():
         if x.dtype.kind not in "biufc":
-            raise TypeError(f"Field {name!r} must hold numbers, got type {x.dtype}.")
+            raise TypeError(
+                f"Field {name!r} must hold numbers of a type of NumPy's own, got {x.dtype}. Encode "
+                "text as numbers, and bfloat16 as float32, or as `x.view(np.uint16)` that `decode` "
+                "views back."
+            )
     if form == "npz":
         buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w") as archive:  # `np.savez` takes names for its own

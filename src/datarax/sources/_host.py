@@ -387,6 +387,14 @@ def held_spec(stored: Spec) -> Spec:
     """A spec in the types that JAX holds; a `FieldTypeError` names the field that it cannot."""
     if not jax.tree.leaves(stored):
         raise EmptySourceError("one whose records have no field")
+    for name, x in flat_fields(stored, escaped).items():
+        # `np.float32` and its dtype have a `shape`, too.
+        if not isinstance(getattr(x, "shape", None), tuple) or not hasattr(x, "dtype"):
+            raise FieldTypeError(
+                name,
+                f"has {x!r} as its spec, which must be its shape and type: "
+                "jax.ShapeDtypeStruct(shape, dtype).",
+            )
     return jax.tree.map(
         lambda name, x: jax.ShapeDtypeStruct(x.shape, need_held_type(name, x.dtype)),
         _named(stored),
@@ -441,7 +449,7 @@ def first_readable(read: Callable[[int], Any], length: int) -> Any:
 def spec_of(record: Any) -> Spec:
     """Shape and type of a record given as a (nested) dict of arrays and numbers."""
     for name, x in flat_fields(record, escaped).items():
-        if isinstance(x, str | bytes) or np.asarray(as_array(name, x)).dtype == object:
+        if isinstance(x, str | bytes) or as_array(name, x).dtype == object:
             raise FieldTypeError(
                 name,
                 f"holds {type(x).__name__}, which JAX cannot hold. "

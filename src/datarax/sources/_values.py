@@ -1,5 +1,6 @@
 """Values on their way into JAX: held as they are, or refused by name."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,10 +26,14 @@ def need_held_type(field: str, dtype: np.dtype) -> np.dtype:
     """`held_type`, or the error that names the field."""
     target = held_type(dtype)
     if target is None:
-        raise FieldTypeError(
-            field,
-            f"has type {dtype}, which JAX cannot hold. Encode it as numbers, or leave it out.",
-        )
+        what = f"has type {dtype}, which JAX cannot hold. Encode it as numbers, or leave it out."
+        if np.dtype(dtype).type is np.void and np.dtype(dtype).names is None:
+            # What is left of bfloat16 in a `.npy` file.
+            what = (
+                f"has type {dtype}, bytes of a type whose name is lost, such as bfloat16. Store it "
+                "as float32, or `x.view(np.uint16)` to be viewed back in a stage."
+            )
+        raise FieldTypeError(field, what)
     return target
 
 
@@ -47,7 +52,7 @@ def is_table(value: Any) -> bool:
 
 def as_array(field: str, values: Any) -> jax.Array | np.ndarray:
     """Lists and what else stands for an array as one; what would lose something is refused."""
-    if type(values) is np.ndarray or isinstance(values, jax.Array):
+    if isinstance(values, jax.Array):
         return values
     _check_whole(field, values)
     try:
@@ -59,6 +64,8 @@ def as_array(field: str, values: Any) -> jax.Array | np.ndarray:
         ) from None
     if isinstance(values, list | tuple) and array.dtype.kind == "f" and array.size:
         return _exact(field, values, array)
+    if array.dtype == object and array.ndim:
+        raise _no_numbers(field, array)
     return array
 
 
@@ -113,6 +120,17 @@ def _are_integers(values: Any) -> bool:
     if isinstance(values, list | tuple):
         return all(map(_are_integers, values))
     return np.asarray(values).dtype.kind in "biu"
+
+
+def _no_numbers(field: str, array: np.ndarray) -> FieldTypeError:
+    """The error for what NumPy has found no type for, with the first kind of item at fault."""
+    others = (x for x in array.flat if not isinstance(x, bool | int | float | complex))
+    kinds = ("None" if x is None else f"a {type(x).__name__}" for x in others)
+    what = "".join(f", for {kind} in it" for kind in itertools.islice(kinds, 1))
+    return FieldTypeError(
+        field,
+        f"has type object{what}, which JAX cannot hold. Encode it as numbers, or leave it out.",
+    )
 
 
 def _unequal(values: Any) -> str | None:
