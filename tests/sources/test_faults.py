@@ -831,6 +831,24 @@ def test_a_tensor_comes_in_the_order_of_its_axes(tmp_path):
     np.testing.assert_array_equal(source.get_batch_at(0, 4)["x"], expected)
 
 
+@pytest.mark.spec("SRC-003")
+@pytest.mark.parametrize("form", ["parquet", "arrow"])
+def test_booleans_of_a_byte_are_booleans(form, tmp_path):
+    pa = pytest.importorskip("pyarrow", reason="needs the extra 'arrow'")
+    import pyarrow.parquet
+
+    flags = pa.ExtensionArray.from_storage(pa.bool8(), pa.array([0, 1, 2, -1], pa.int8()))
+    table = pa.table({"x": flags, "id": pa.array(range(4), pa.int32())})
+    path = tmp_path / f"data.{form}"
+    if form == "parquet":
+        pyarrow.parquet.write_table(table, path)
+    else:
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table)
+    found = ArrowSource(ArrowSourceConfig(paths=path)).get_batch_at(0, 4)["x"]
+    assert (found.dtype, found.tolist()) == (bool, [False, True, True, True])
+
+
 LISTS = {
     "short": [[1], [1, 2], [3, 4], [5, 6]],
     "nested": [[[1, 1], [1, 1]], *[[[i], [i]] for i in range(3)]],

@@ -400,6 +400,9 @@ def _array(name: str, column: Any, shape: tuple[int, ...]) -> tuple[np.ndarray, 
         axes = kind.permutation or range(len(kind.shape))
         values = values.reshape(len(column), *kind.shape)
         return values.transpose(0, *(1 + axis for axis in axes)), holes
+    if isinstance(kind, pa.Bool8Type):
+        values, holes = _array(name, column.storage, shape)
+        return values != 0, holes
     if isinstance(kind, pa.BaseExtensionType):
         return _array(name, column.storage, shape)
     null = column.is_null().to_numpy(zero_copy_only=False) if column.null_count else None
