@@ -394,13 +394,15 @@ class ReadError(SourceError):
         *,
         way_out: str = 'To go on without such records, give the source on_error="mask" and '
         "`max_errors`, the most of an epoch.",
+        retry: bool = True,
     ):
         self.source, self.file, self.record, self.stage = source, file, record, stage
         which = "a batch" if record is None else f"record {record}"
         place = "" if file == source else f" of {file}"
+        again = "The cursor has not moved, so a retry goes on with this batch. "
         super().__init__(
             f"Stage {stage!r}: {source} could not read {which}{place}: {reason}\n"
-            f"The cursor has not moved, so a retry goes on with this batch. {way_out}".rstrip()
+            f"{again if retry else ''}{way_out}".rstrip()
         )
 
 

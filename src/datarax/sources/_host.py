@@ -201,10 +201,20 @@ class Reader(abc.ABC):
             try:
                 self.checked(np.array([record], records.dtype), spec)
             except Exception as single:
-                return ReadError(self.label, self.place(record), record, _reason(single))
+                return self._error_of(record, record, single)
         first = int(records[0])
         record = first if len(records) == 1 else None
-        return ReadError(self.label, self.place(first), record, _reason(error))
+        return self._error_of(first, record, error)
+
+    def _error_of(self, at: int, record: int | None, error: Exception) -> ReadError:
+        place, reason = self.place(at), _reason(error)
+        if isinstance(error, Unfit):  # it will be the same when it is read again
+            way_out = (
+                "All records of a source have the same fields, shapes and types: make them so "
+                "where they are read."
+            )
+            return ReadError(self.label, place, record, reason, way_out=way_out, retry=False)
+        return ReadError(self.label, place, record, reason)
 
     def __deepcopy__(self, memo: Any) -> "Reader":
         return self
@@ -402,15 +412,19 @@ def held_spec(stored: Spec) -> Spec:
     )
 
 
+class Unfit(ValueError):
+    """Rows that were read, and are not what the source has said that they are."""
+
+
 def conform(batch: Batch, stored: Spec, held: Spec, records: np.ndarray) -> Batch:
     """A batch of the `stored` spec in the types of the `held` one, or what is wrong with it."""
     if _is_held(batch, stored, held, len(records)):
         return batch
     if not isinstance(batch, dict):
-        raise TypeError(f"it is of type {type(batch).__name__}, and not a dict of arrays")
+        raise Unfit(f"it is of type {type(batch).__name__}, and not a dict of arrays")
     found, wanted, targets = (flat_fields(x, escaped) for x in (batch, stored, held))
     if found.keys() != wanted.keys():
-        raise ValueError(f"it has the fields {list(found)}, and not {list(wanted)}")
+        raise Unfit(f"it has the fields {list(found)}, and not {list(wanted)}")
     fields = {}
     for name, x in found.items():
         shape = (len(records), *wanted[name].shape)
@@ -418,7 +432,7 @@ def conform(batch: Batch, stored: Spec, held: Spec, records: np.ndarray) -> Batc
         if kind != (shape, wanted[name].dtype):
             came = f"{name} {type(x).__name__}" if None in kind else spec_text({name: x})
             other = jax.ShapeDtypeStruct(shape, wanted[name].dtype)
-            raise ValueError(f"it has {came}, and not {spec_text({name: other})}")
+            raise Unfit(f"it has {came}, and not {spec_text({name: other})}")
         fields[name] = hold(name, np.asarray(as_array(name, x)), targets[name].dtype, records)
     return jax.tree.map(fields.__getitem__, _named(stored))
 
