@@ -499,4 +499,4 @@ def _named(tree: Any) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
+    return str(error) if isinstance(error, Unfit) else f"{type(error).__name__}: {error}"
