@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
 import jax
-import msgpack
 import numpy as np
 
 from .._types import Batch, flat_fields
+from ._host import require
 from ._values import as_record
 
 Decode: TypeAlias = Literal["msgpack", "npz"] | Callable[[bytes], Any]
@@ -43,12 +43,12 @@ def encode(record: Batch, form: Literal["msgpack", "npz"] = "msgpack") -> bytes:
         return buffer.getvalue()
     little = {name: x.astype(x.dtype.newbyteorder("<")) for name, x in fields.items()}
     packed = {name: [x.dtype.str, list(x.shape), x.tobytes()] for name, x in little.items()}
-    return msgpack.Packer().pack(packed)
+    return require("msgpack", "array_record").Packer().pack(packed)
 
 
 def decode_msgpack(data: bytes) -> dict[str, np.ndarray]:
     """What `encode` made of a record."""
-    fields = msgpack.unpackb(data, strict_map_key=True)
+    fields = require("msgpack", "array_record").unpackb(data, strict_map_key=True)
     if not isinstance(fields, dict):
         raise ValueError("a record must be a msgpack map of fields [type, shape, bytes]")
     record = {}

@@ -484,7 +484,7 @@ def stack(records: list[Any]) -> Batch:
                 f"and not {list(flat_fields(records[0]))}"
             )
         for field, column, x in zip(fields, columns, leaves, strict=True):
-            column.append(np.asarray(as_array(field, x)))
+            column.append(x if type(x) is np.ndarray else np.asarray(as_array(field, x)))
             if column[-1].dtype != column[0].dtype or column[-1].shape != column[0].shape:
                 raise ValueError(
                     f"it has a row {spec_text({'': column[-1]}).strip()} "
