@@ -41,7 +41,7 @@ def loops(function, *args):
     return jax.jit(function).lower(*args).as_text().count("stablehlo.while")
 
 
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(SHAPES, SHAPES, st.sampled_from([jnp.uint8, jnp.uint16, jnp.uint32]), st.integers(1, 3))
 def test_the_bits_are_those_of_jax(batch, shape, dtype, parts):
     def draw(key):

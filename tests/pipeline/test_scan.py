@@ -51,7 +51,7 @@ def total(batch):
 
 
 @pytest.mark.spec("SCAN-019", "SCAN-001", "SCAN-002")
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(
     length=st.integers(1, 12),
     batch_size=st.sampled_from([1, 3, 4]),

@@ -82,7 +82,7 @@ def test_every_period_has_the_exact_shares_in_its_own_order():
 
 
 @pytest.mark.spec("SRC-022")
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(
     st.lists(st.integers(1, 12), min_size=1, max_size=4),
     st.lists(st.integers(1, 4), min_size=4, max_size=4),
