@@ -665,6 +665,7 @@ CASES = {
 REQUIREMENTS = {
     "stage": ["ERR-021", "ERR-025", "ERR-026", "ERR-027", "ERR-028"],
     "cycle": ["ERR-003", "ERR-004"],
+    "node-name": ["ERR-035"],
     "last-batch": ["ERR-018", "ERR-019"],
     "captured": ["SCAN-018"],
     "scan-length": ["SCAN-017"],

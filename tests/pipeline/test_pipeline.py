@@ -893,3 +893,18 @@ def test_equal_stages_that_compute_something_else_share_nothing(stage):
     for function in (jnp.sin, jnp.cos):
         found = pipeline([stage(function)]).step()["x"]
         assert found.tolist() == function(pipeline().step()["x"]).tolist()
+
+
+@pytest.mark.spec("SRC-040", "SRC-007")
+@pytest.mark.parametrize("mode", MODES)
+def test_nobody_can_write_into_a_batch(mode):
+    data = columns(8)
+    source = MemorySource(MemorySourceConfig(), data)
+    stream = Pipeline(source=source, batch_size=4)
+    for batch in MODES[mode](stream, 2):
+        with pytest.raises(ValueError, match="read-only"):
+            np.asarray(batch["x"])[...] = 1
+        with pytest.raises(TypeError, match="immutable"):
+            batch["x"][...] = 1
+    assert_same(data, columns(8))
+    assert ids(stream) == list(range(8))
