@@ -326,6 +326,22 @@ def rows(batches: Iterable[Any], mask: str = "mask") -> Any:
     return jax.tree.map(lambda *parts: np.concatenate(parts), *batches)
 
 
+class Alike:
+    """Equal to all of its class, whatever it computes."""
+
+    def __init__(self, function):
+        self.function = function
+
+    def __eq__(self, other):
+        return isinstance(other, Alike)
+
+    def __hash__(self):
+        return 0
+
+    def __call__(self, batch):
+        return self.function(batch)
+
+
 def ids(batches: Iterable[Any]) -> list[int]:
     """The numbers of the records in some batches."""
     batches = list(batches)

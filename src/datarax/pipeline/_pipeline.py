@@ -315,8 +315,7 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
         A named tuple, counted since the pipeline was made: the number of `batches`; the seconds
         `waited` for rows and `computed`, which is all other time, that of the loop's body too; the
         rows `masked` as unreadable; and `limit`, "reading" or "computing", whichever took longer.
-        Scans over a source in memory are not counted: such a call returns before its
-        work is done.
+        Scans over a source in memory are not counted: such a call returns before its work is done.
         """
         with self._runtime.lock:
             return self._runtime.meter.stats()

@@ -118,9 +118,8 @@ def fingerprint(pipeline: "Pipeline") -> dict[str, Any]:
         "specs": _digest(_row_specs(record)),
         "order": order,
         "graph": _digest([graph, pipeline._sink]),
-        "seed": _digest(
-            keys
-        ),  # last: it differs wherever the graph does, and the first difference is told
+        # Last: it differs wherever the graph does, and the first difference is told.
+        "seed": _digest(keys),
     }
 
 
