@@ -6,6 +6,7 @@ import functools
 import types
 from typing import NamedTuple
 
+import equinox as eqx
 import flax.nnx as nnx
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ import pytest
 from datarax import Pipeline
 from datarax.errors import CapturedError, StageError
 from datarax.operators import ElementOperator, ElementOperatorConfig
-from datarax.pipeline._captured import FIRST, MOST, _elements, captured
+from datarax.pipeline._captured import FIRST, MOST, captured
 from datarax.sources import MemorySource, MemorySourceConfig
 
 
@@ -379,14 +380,75 @@ def test_an_object_with_a_getattr_of_its_own_is_not_asked_for_more(stage):
 
 WORDS = [*range(FIRST), MODEL]
 PAIRS = {"pairs": [[i] * FIRST for i in range(FIRST)], "models": [MODEL]}
+DEEP = [[i] * FIRST for i in range(MOST // FIRST)] + [[MODEL]]
 
 
 @pytest.mark.spec("SCAN-018")
 def test_of_a_long_list_the_first_elements_are_looked_at():
-    assert captured(lambda batch: batch["x"] * sum(WORDS)) == []
-    assert captured(lambda batch: batch["x"] * sum(WORDS[:3])) == []
-    assert captured(lambda batch: batch["x"] * len(list(PAIRS.values()))) == ["PAIRS"]
-    assert len(_elements(PAIRS)) <= MOST
+    used = [MODEL.w.get_raw_value()]
+    assert captured(lambda batch: batch["x"] * sum(WORDS), used) == []
+    assert captured(lambda batch: PAIRS["models"][0](batch), used) == ["PAIRS['models'][0]"]
+    assert captured(lambda batch: PAIRS["models"][0](batch)) == []
+    assert captured(lambda batch: DEEP, used) == []
+
+
+OTHER = types.ModuleType("other")
+exec(
+    "def use(trainer, batch, name='mod'):\n    return getattr(trainer, name + 'el')(batch)",
+    vars(OTHER),
+)
+
+
+@pytest.mark.spec("SCAN-018", "ERR-032")
+def test_what_another_module_does_with_an_object_is_seen():
+    def step(batch):
+        return OTHER.use(TRAINER, batch)
+
+    with pytest.raises(CapturedError, match=r"reaches \['TRAINER.model'\]"):
+        pipeline().scan(step, 2)
+    with pytest.raises(StageError, match=r"takes \['TRAINER.model'\] from outside"):
+        pipeline(step)
+
+
+@pytest.mark.spec("SCAN-018", "ERR-032")
+def test_what_is_changed_is_seen_too():
+    holder = types.SimpleNamespace(norm=nnx.BatchNorm(1, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(0))
+
+    def normalise(batch):
+        return {"x": holder.norm(batch["x"][:, None])}
+
+    def draw(batch):
+        return {"x": batch["x"] + jax.random.normal(holder.rngs())}
+
+    for step, name in ((normalise, "norm"), (draw, "rngs")):
+        with pytest.raises(CapturedError, match=f"holder.{name}"):
+            pipeline().scan(step, 2)
+        with pytest.raises(StageError, match=f"(?s)TraceContextError.*'holder.{name}'.* outside"):
+            pipeline(step)
+
+
+@pytest.mark.spec("SCAN-018", "ERR-032")
+def test_a_constant_that_no_object_holds_is_the_users_own():
+    weight = jnp.asarray(2.0) + 0 * Model().w[...]
+
+    def step(batch):
+        return {"x": batch["x"] * weight}
+
+    assert pipeline(step).scan(step, 2)["x"][0].tolist() == [0, 4, 8, 12]
+
+
+class WithModel(eqx.Module):
+    model: Model
+    scale: jax.Array
+
+    def __call__(self, batch):
+        return self.model(batch)
+
+
+@pytest.mark.spec("ERR-032")
+def test_a_module_of_equinox_that_has_one_of_nnx_is_refused():
+    with pytest.raises(StageError, match=r"takes \['self.model'\] from outside"):
+        pipeline(WithModel(Model(), jnp.ones(())))
 
 
 @pytest.mark.spec("SCAN-018", "ERR-032")

@@ -1,44 +1,52 @@
-"""NNX objects that a function reaches without being given them.
+"""NNX objects that a function uses without being given them.
 
 Compiled code would hold their values as constants: what the user changes later would not be seen,
 what the function changes would be lost, and gradients would be zero. So they are refused.
 
-The function's code is read, line after line, for what it loads and where that goes. Only what is
-used counts: of a trainer with a model, a function may use the learning rate. So what follows from
-the code alone is found, and what depends on values is not: attributes whose names are computed,
-elements of objects with a `__getitem__` of their own, what a library's function or a function of
-another module does with an object, the results of functions, and what is stored in an object
-before it is read.
+A function that loads an NNX object by its name uses it. Of an object that has one among other
+things, say a trainer with a model, a function may use the rest: it uses the model if a value of
+that is a constant of the traced program. So it is not seen where such a value becomes a number of
+Python or an array of NumPy before the program meets it.
 """
 
-import builtins
 import collections
 import contextlib
 import dis
 import functools
 import inspect
 import itertools
-import re
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
 from flax import nnx
 
-DEPTH = 8
-"""How many functions deep a captured object is looked for."""
-
-
 FIRST, MOST = 1_000, 10_000
-"""How many elements of a container are looked at, and with those of the containers in it: more than
-anyone has models, and a vocabulary of millions costs no time."""
+"""How many elements of a container are looked at, and how many objects in all, the nearest first: a
+vocabulary of millions costs no time."""
+
+PLAIN = (bool, int, float, complex, str, bytes, type(None), np.ndarray, jax.Array)
+"""What holds no other object."""
+
+LIBRARIES = {"jax", "jaxlib", "numpy", "flax", "optax", "equinox", "datarax", "builtins"}
+"""Whose code loads no object of the user's by name."""
 
 
-def captured(function: Callable[..., Any]) -> list[str]:
-    """The names under which `function` reaches NNX objects by itself."""
-    search = _Search()
-    search.call(_Value("", function), DEPTH)
-    return sorted(search.names)
+def captured(function: Callable[..., Any], constants: Iterable[Any] = ()) -> list[str]:
+    """The names under which `function` uses NNX objects; `constants` are those of its program."""
+    held = {id(x) for x in constants if isinstance(x, jax.Array)}
+    return sorted({
+        path or "step_fn"
+        for path, x, loaded in _reached(function, bool(held))
+        if any(loaded or id(value) in held for value in _values(x))
+    })  # fmt: skip
+
+
+def reached(function: Callable[..., Any]) -> list[str]:
+    """The names of all NNX objects that `function` comes to: it may use them or not."""
+    return sorted({path or "step_fn" for path, x, _ in _reached(function, True) if _values(x)})
 
 
 def own(x: Any, name: str, default: Any = None) -> Any:
@@ -47,307 +55,126 @@ def own(x: Any, name: str, default: Any = None) -> Any:
     return default if made_up else getattr(x, name, default)
 
 
-class _Value(NamedTuple):
-    """An object, and how the code comes to it; "" if under the name that it is given there."""
+class _Found(NamedTuple):
+    """An object, and how the function comes to it: `loaded` by name, or through other objects."""
 
     path: str
     x: Any
+    loaded: bool
 
 
-_UNKNOWN = _Value("", object())
-"""What code makes, or is given."""
+def _reached(function: Any, through: bool) -> Iterator[_Found]:
+    """The NNX objects that a function comes to by name, or `through` any objects, nearest first."""
+    looked, seen, left = [_Found("", function, True)], {id(function)}, MOST
+    for found in looked:
+        if isinstance(found.x, nnx.Pytree | nnx.Variable):
+            yield found
+            continue
+        for part in itertools.islice(_parts(found), left):
+            left -= 1
+            if (
+                (part.loaded or through)
+                and not isinstance(part.x, PLAIN)
+                and id(part.x) not in seen
+            ):
+                seen.add(id(part.x))
+                looked.append(part)
 
 
-class _Search:
-    def __init__(self):
-        self.names: set[str] = set()
-        self.seen: dict[Any, Any] = {}  # its values keep alive what its keys are the `id`s of
+def _values(x: Any) -> list[Any]:
+    """The values that an NNX object holds."""
+    leaves = [x] if isinstance(x, nnx.Variable) else [leaf for _, leaf in nnx.iter_graph(x)]
+    raw = [leaf.get_raw_value() if isinstance(leaf, nnx.Variable) else leaf for leaf in leaves]
+    return jax.tree.leaves(raw)
 
-    def call(
-        self,
-        value: _Value,
-        depth: int,
-        given: Sequence[_Value] = (),
-        keywords: Mapping[str, _Value] = types.MappingProxyType({}),
-    ) -> None:
-        """Reads what is called, as far as it is written in Python; else it may use all it gets."""
-        path, f = value.path, value.x
-        for argument in (*given, *keywords.values()):
-            if _is_function(argument.x):  # to be called, wherever that is
-                self.use(argument, depth - 1)
-        if inspect.isfunction(f):
-            self.function(f, depth - 1, given, keywords)
-        if inspect.ismethod(f):
-            holder = _Value(path.rpartition(".")[0], f.__self__)
-            self.call(_Value(path, f.__func__), depth, [holder, *given], keywords)
-        elif isinstance(f, functools.partial):
-            bound = [_Value("", x) for x in f.args]
-            named = {name: _Value("", x) for name, x in f.keywords.items()}
-            self.call(_Value(path, f.func), depth, [*bound, *given], {**named, **keywords})
-        elif wrapped := own(f, "__wrapped__"):  # what wraps it may be a library's
-            self.call(_Value(path, wrapped), depth, given, keywords)
-        elif _is_called_by_python(f):
-            self.call(_Value(path, type(f).__call__), depth, [value, *given], keywords)
-        elif not inspect.isfunction(f):
-            for argument in (*given, *keywords.values()):
-                self.use(self.load(argument, "an argument"), depth)
 
-    def use(self, value: _Value, depth: int) -> None:
-        """An object that code may do anything with: its elements are reached, or it is called."""
-        path, x = value
-        if depth < 1:
-            return
-        if _is_function(x) or _is_called_by_python(x):
-            self.call(value, depth)
-        else:
-            for element in _elements(x):
-                self.use(self.load(_Value(path, element), path), depth)
+def _parts(found: _Found) -> Iterator[_Found]:
+    """What an object holds or, if it is a function, loads. None of the user's code is run."""
+    path, x, loaded = found
+    if isinstance(x, types.MethodType):
+        yield _Found(path, x.__func__, loaded)
+        yield _Found("self", x.__self__, loaded)
+    elif isinstance(x, functools.partial):
+        yield _Found(path, x.func, loaded)
+        names = itertools.chain(_parameters(x.func), itertools.repeat("args"))
+        for name, value in (*zip(names, x.args, strict=False), *x.keywords.items()):
+            yield _Found(name, value, loaded)
+    elif (wrapped := own(x, "__wrapped__")) is not None:  # what wraps it may be a library's
+        yield _Found(path, wrapped, loaded)
+    elif isinstance(x, types.FunctionType):
+        for name, value in _names_of(x):
+            yield _Found(name, value, loaded and "." not in name)
+    elif isinstance(elements := _builtin(x), dict | list | tuple | set | frozenset):
+        path = path or "self"
+        for key, value in _items(elements):
+            yield _Found(path if key is None else f"{path}[{key!r}]", value, False)
+    if not isinstance(x, types.FunctionType | types.ModuleType):
+        for name, value in _attributes(x):
+            yield _Found(f"{path or 'self'}.{name}", value, False)
 
-    def load(self, value: _Value, name: str) -> _Value:
-        """What code goes on with once it has loaded a value."""
-        path, x = value.path or name, value.x
-        if isinstance(x, nnx.Pytree | nnx.Variable):
-            self.names.add(path)
-            return _UNKNOWN
-        return _Value(path, x)
 
-    def function(
-        self,
-        function: types.FunctionType,
-        depth: int,
-        given: Sequence[_Value],
-        keywords: Mapping[str, _Value],
-    ) -> None:
-        """Reads a function that is called with these arguments, each of which may be unknown."""
-        code, defaults = function.__code__, function.__defaults__ or ()
-        positional = code.co_varnames[: code.co_argcount]
-        scope = dict(zip(reversed(positional), reversed(defaults), strict=False))
-        scope |= {**(function.__kwdefaults__ or {}), **_closure(function)}
-        scope = {name: _Value("", x) for name, x in scope.items()}
-        scope |= {**dict(zip(positional, given, strict=False)), **keywords}
-        key = code, *((name, *_identity(value.x)) for name, value in scope.items())
-        if depth > 0 and key not in self.seen:
-            self.seen[key] = scope
-            self.code(code, function.__globals__, scope, depth)
-
-    def code(
-        self, code: types.CodeType, known: dict[str, Any], scope: dict[str, _Value], depth: int
-    ) -> None:
-        """Reads code with the globals `known` and, in `scope`, what its other names stand for.
-
-        In the order of its lines: at the end of a branch nothing but names is known any more.
-        """
-        stack: list[_Value] = []
-        cells = {*code.co_cellvars, *code.co_freevars}
-        keywords: Sequence[str] = ()
-
-        def pop(count: int) -> list[_Value]:
-            missing = [_UNKNOWN] * (count - len(stack))
-            kept = len(stack) + len(missing) - count
-            popped = missing + stack[kept:]
-            del stack[kept:]
-            return popped
-
-        def use(values: Iterable[_Value]) -> None:
-            for value in values:
-                self.use(value, depth)
-
-        for step in dis.get_instructions(code):
-            op, argument = step.opname, step.argval
-            if step.is_jump_target:
-                use(pop(len(stack)))
-            if op in _SILENT:
+def _names_of(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
+    """What stands for the names in a function's code that are none of its own variables."""
+    code, known = function.__code__, function.__globals__
+    defaults = function.__defaults__ or ()
+    positional = code.co_varnames[: code.co_argcount]
+    yield from zip(reversed(positional), reversed(defaults), strict=False)
+    yield from (function.__kwdefaults__ or {}).items()
+    for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
+        with contextlib.suppress(ValueError):  # not assigned yet
+            yield name, cell.cell_contents
+    if _package(function) in LIBRARIES:
+        return
+    codes = [code]
+    for each in codes:
+        codes += [x for x in each.co_consts if isinstance(x, types.CodeType)]
+        for step in dis.get_instructions(each):
+            if step.opname != "LOAD_GLOBAL" or step.argval not in known:
                 continue
-            moves = re.findall("(LOAD|STORE)_(FAST|DEREF|CLOSURE)", op)
-            if op == "LOAD_GLOBAL":
-                x = _of_module(known.get(argument, vars(builtins).get(argument)), known)
-                stack.append(self.load(_Value(argument, x), argument))
-            elif moves:
-                names = argument if isinstance(argument, tuple) else (argument,)
-                for (move, kind), name in zip(moves, names, strict=False):
-                    if move == "STORE":
-                        [scope[name]] = pop(1)
-                    elif kind != "DEREF" and name in cells:  # handed on to an inner function
-                        stack.append(_UNKNOWN)
-                    else:
-                        stack.append(self.load(scope.get(name, _UNKNOWN), name))
-            elif op in ("LOAD_CONST", "LOAD_SMALL_INT"):
-                stack.append(_Value("", argument))
-            elif op in ("LOAD_ATTR", "LOAD_METHOD"):
-                [value] = pop(1)
-                stack.append(self.attribute(value, argument, known, depth))
-            elif op == "LOAD_SUPER_ATTR":
-                _, _, holder = pop(3)
-                stack.append(self.attribute(_super(scope, holder), argument, known, depth))
-            elif op == "BINARY_SUBSCR" or (op == "BINARY_OP" and step.argrepr == "[]"):
-                value, element = pop(2)
-                stack.append(self.element(value, element, depth))
-            elif op == "KW_NAMES":
-                keywords = code.co_consts[step.arg or 0]
-            elif op in ("CALL", "CALL_KW"):
-                if op == "CALL_KW":
-                    keywords = pop(1)[0].x
-                called, *given = pop(argument + 1)
-                count = len(given) - len(keywords)
-                named = dict(zip(keywords, given[count:], strict=True))
-                if called.x is super and not given:
-                    stack.append(_super(scope, scope.get(code.co_varnames[0], _UNKNOWN)))
-                elif called.x is getattr and len(given) > 1 and isinstance(given[1].x, str):
-                    stack.append(self.attribute(given[0], given[1].x, known, depth))
-                else:
-                    if not any(called.x is x for x in _LOOKING):
-                        self.call(called, depth, given[:count], named)
-                    stack.append(_UNKNOWN)
-                keywords = ()
-            elif op in ("IS_OP", "CONTAINS_OP", "UNARY_NOT", "TO_BOOL"):
-                pop(1 - _effect(step))
-                stack.append(_UNKNOWN)
-            elif op.startswith("POP_"):
-                pop(-_effect(step))
-            elif op.startswith(("BINARY_", "BUILD_", "COMPARE_")):
-                use(pop(1 - _effect(step)))
-                stack.append(_UNKNOWN)
+            name, value = step.argval, known[step.argval]
+            if isinstance(value, types.ModuleType):
+                read = vars(value).keys() & each.co_names  # these are all attributes in the code
+                yield from ((f"{name}.{x}", vars(value)[x]) for x in read)
             else:
-                use(pop(len(stack)))
-        for inner in code.co_consts:
-            if isinstance(inner, types.CodeType):
-                outer = {name: scope[name] for name in inner.co_freevars if name in scope}
-                self.code(inner, known, outer, depth)
-
-    def attribute(self, value: _Value, name: str, known: dict[str, Any], depth: int) -> _Value:
-        """What `value.name` is. Of the user's code only a property's is read, and none is run."""
-        path, x = value.path, value.x
-        found = _static(x, name)
-        if isinstance(found, property | functools.cached_property):
-            getter = found.fget if isinstance(found, property) else found.func
-            self.call(_Value(path, getter), depth, [value])
-            return _UNKNOWN
-        if isinstance(x, types.ModuleType):
-            found = _of_module(found, known)
-        path = f"{path}.{name}"
-        return self.load(_Value(path, found), path)
-
-    def element(self, value: _Value, key: _Value, depth: int) -> _Value:
-        """What `value[key]` is; under a key that is not known, any of the elements."""
-        x = _builtin(value.x)
-        kinds: tuple[Any, ...] = (dict, list, tuple)
-        for kind in kinds:
-            if isinstance(x, kind) and isinstance(key.x, str | int):
-                path = f"{value.path}[{key.x!r}]"
-                try:  # not by a `__getitem__` of the user's
-                    return self.load(_Value(path, kind.__getitem__(x, key.x)), path)
-                except (LookupError, TypeError):
-                    return _UNKNOWN
-        self.use(value, depth)
-        return _UNKNOWN
+                yield name, value
 
 
-_SILENT = {"RESUME", "NOP", "PUSH_NULL", "PRECALL", "MAKE_CELL", "COPY_FREE_VARS", "EXTENDED_ARG",
-           "CACHE", "NOT_TAKEN"}  # fmt: skip
-"""Instructions that do nothing to the values that code works on."""
-
-_LOOKING = (len, isinstance, issubclass, hasattr, callable, type, id, bool)
-"""What is called with an object and reaches nothing in it."""
-
-
-def _effect(step: dis.Instruction) -> int:
-    return dis.stack_effect(step.opcode, step.arg, jump=False)
+def _parameters(function: Callable[..., Any]) -> list[str]:
+    try:
+        return list(inspect.signature(function).parameters)
+    except (TypeError, ValueError):  # of one that is written in C
+        return []
 
 
-def _static(x: Any, name: str) -> Any:
-    """What `x.name` is, without running code of the user's."""
-    if type(x) is super:
-        parent: Any = x
-        x = parent.__self__
-        classes = (x if isinstance(x, type) else type(x)).__mro__
-        after = classes[classes.index(parent.__thisclass__) + 1 :]
-        found = next((vars(c)[name] for c in after if name in vars(c)), _UNKNOWN.x)
+def _attributes(x: Any) -> Iterator[tuple[str, Any]]:
+    """What is stored in an object, and in its class if that is the user's."""
+    with contextlib.suppress(AttributeError, TypeError):
+        yield from object.__getattribute__(x, "__dict__").items()
+    if isinstance(x, type):
+        return
+    for kind in type(x).__mro__:
+        for name, value in vars(kind).items() if _package(kind) not in LIBRARIES else ():
+            if isinstance(value, types.MemberDescriptorType):
+                with contextlib.suppress(AttributeError):  # a slot that is empty
+                    yield name, value.__get__(x)
+            else:
+                yield name, value
+
+
+def _items(elements: Any) -> Iterator[tuple[Any, Any]]:
+    """The first elements of a container with their keys, None where it has none."""
+    if isinstance(elements, dict):
+        pairs: Any = dict.items(elements)
+    elif isinstance(elements, list | tuple):
+        pairs = enumerate(elements)
     else:
-        found = inspect.getattr_static(x, name, _UNKNOWN.x)
-        if found is _UNKNOWN.x and isinstance(x, dict):  # by a `__getattr__`, as many have it
-            return dict.get(x, name, found)
-    if isinstance(found, staticmethod):
-        return found.__func__
-    if isinstance(found, classmethod):
-        return types.MethodType(found.__func__, x if isinstance(x, type) else type(x))
-    if isinstance(x, type | types.ModuleType) or name in _attributes(x):
-        return found
-    if isinstance(found, types.MemberDescriptorType | _NamedField):
-        try:
-            return found.__get__(x)
-        except AttributeError:  # a slot that is empty
-            return _UNKNOWN.x
-    if callable(found) and hasattr(type(found), "__get__"):
-        return types.MethodType(found, x)
-    return found
-
-
-_NamedField = type(_Value.x)
-"""How a named tuple finds its fields."""
-
-
-def _attributes(x: Any) -> dict[str, Any]:
-    try:
-        return object.__getattribute__(x, "__dict__")
-    except AttributeError:
-        return {}
-
-
-def _super(scope: Mapping[str, _Value], holder: _Value) -> _Value:
-    """`super()` in a method of `holder`."""
-    try:
-        return _Value(holder.path, super(scope["__class__"].x, holder.x))
-    except (KeyError, TypeError):
-        return _UNKNOWN
-
-
-def _of_module(x: Any, known: dict[str, Any]) -> Any:
-    """What a module has under a name, but no function of another: libraries would lead far."""
-    function = x
-    while not inspect.ismethod(function) and (wrapped := own(function, "__wrapped__")):
-        function = wrapped
-    foreign = inspect.isfunction(function) and function.__globals__ is not known
-    return _UNKNOWN.x if foreign else x
-
-
-def _is_function(x: Any) -> bool:
-    kinds = types.FunctionType | types.MethodType | functools.partial
-    return isinstance(x, kinds) or own(x, "__wrapped__") is not None
-
-
-def _is_called_by_python(x: Any) -> bool:
-    """Whether the class of an object says in Python what a call of it does."""
-    if isinstance(x, type | nnx.Pytree) or not callable(x):
-        return False
-    return _is_function(type(x).__call__)
+        pairs = zip(itertools.repeat(None), elements, strict=False)
+    return itertools.islice(pairs, FIRST)
 
 
 def _builtin(x: Any) -> Any:
     return x.data if isinstance(x, collections.UserDict | collections.UserList) else x
 
 
-def _elements(x: Any) -> list[Any]:
-    """What is in a container, and in those in it: the first of each, and no more than `MOST`."""
-    found, looked, seen = [], [x], {id(x)}
-    for container in map(_builtin, looked):
-        if isinstance(container, dict | list | tuple | set | frozenset):
-            elements = container.values() if isinstance(container, dict) else container
-            for inner in itertools.islice(elements, FIRST):
-                if id(inner) not in seen and len(looked) < MOST:
-                    seen.add(id(inner))
-                    looked.append(inner)
-        elif container is not x:
-            found.append(container)
-    return found
-
-
-def _identity(x: Any) -> tuple[int, ...]:
-    return (id(x.__func__), id(x.__self__)) if inspect.ismethod(x) else (id(x),)
-
-
-def _closure(function: types.FunctionType) -> dict[str, Any]:
-    held = {}
-    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        with contextlib.suppress(ValueError):  # not assigned yet
-            held[name] = cell.cell_contents
-    return held
+def _package(x: Any) -> str:
+    return str(getattr(x, "__module__", "")).partition(".")[0]

@@ -35,7 +35,7 @@ from ._binding import (
     kept,
     merge,
 )
-from ._captured import captured
+from ._captured import captured, reached
 from ._graph import Keyring, Wanted, check_source_batch, key_wanted, scope, scoped
 
 if TYPE_CHECKING:
@@ -161,8 +161,9 @@ def drawn(
     return run(values, fetched, cursor)
 
 
-def outputs_of(structure: Structure, values: Values, cut: Cut) -> dict[str, Any]:
-    """The specs of what every node gives for a batch of that cut, from an abstract run."""
+def outputs_of(structure: Structure, values: Values, cut: Cut) -> tuple[dict[str, Any], list[Any]]:
+    """The specs of what every node gives for a batch of that cut, from an abstract run, and the
+    constants of that program."""
 
     def outputs(values: Values) -> dict[str, Batch]:
         (copy,) = merge(structure, values)
@@ -182,7 +183,8 @@ def outputs_of(structure: Structure, values: Values, cut: Cut) -> dict[str, Any]
             raise StageError(node, {}, f"TypeError: {error}") from error
         return found
 
-    return jax.eval_shape(outputs, values)  # which sorts the names
+    traced = jax.jit(outputs).trace(values)
+    return traced.out_info, list(_constants(traced.jaxpr))  # the specs sorted by name
 
 
 def _fetched_undrawn(copy: "Pipeline", order: Any, start: Cursor, cut: Cut) -> Fetched:
@@ -240,11 +242,11 @@ class Program:
     `seconds` that the first call took (tracing, compiling), by the clock or by the processors'
     time, whichever is less, since others may have held it up; `bytes` of what it returned; and
     `host_nodes`: the nodes that call back to the host while it runs, None for a function of the
-    user's that does. `batches` is how many of these the function is written out for, one after
-    the other. On a CPU its kernels are `shared` out among threads where that is worth it, unless
-    it is to run on `one_thread`. It is `traced` before it is compiled, and `called` once a first
-    call went well. One for a batch `keeps_state` if that changes more than the cursor; None: it was
-    not called.
+    user's that does. `batches` is how many of these the function is written out for, one after the
+    other. On a CPU its kernels are `shared` out among threads where that is worth it, unless it is
+    to run on `one_thread`. It is `traced` before it is compiled, when `check` may refuse the
+    constants that it has, and `called` once a first call went well. One for a batch `keeps_state`
+    if that changes more than the cursor; None: it was not called.
     """
 
     seconds = math.inf
@@ -253,8 +255,14 @@ class Program:
     shared = False
     keeps_state: bool | None = None
 
-    def __init__(self, function: Callable[..., Any], batches: int = 1, one_thread: bool = False):
-        self._batches, self._one_thread = batches, one_thread
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        batches: int = 1,
+        one_thread: bool = False,
+        check: Callable[[list[Any]], None] = lambda constants: None,
+    ):
+        self._batches, self._one_thread, self._check = batches, one_thread, check
         self.traced = False
         self._inner: Any = jax.jit(function)  # for a call inside a trace
         self._outer = self._inner  # and outside
@@ -282,7 +290,8 @@ class Program:
 
     def _first_look(self, traced: Any) -> None:
         self.traced = True
-        jaxpr, out = traced.jaxpr.jaxpr, traced.out_info
+        jaxpr, out = traced.jaxpr, traced.out_info
+        self._check(list(_constants(jaxpr)))
         arrays = jax.tree.leaves(out)
         self.host_nodes = frozenset(_callers(jaxpr, None))
         self.bytes = sum(x.size * x.dtype.itemsize for x in arrays)
@@ -325,10 +334,19 @@ def _bytes(aval: Any) -> int:
     return aval.size * aval.dtype.itemsize if hasattr(aval, "dtype") else 0
 
 
+def _constants(jaxpr: Any) -> Iterator[Any]:
+    """What a program holds, those in it included; scalars are written into its operations."""
+    yield from getattr(jaxpr, "consts", ())
+    for equation in jaxpr.eqns:
+        yield from (x.val for x in equation.invars if hasattr(x, "val"))
+        for inner in _inner(equation):
+            yield from _constants(inner)
+
+
 def _inner(equation: Any) -> list[Any]:
     """The programs that an operation runs: branches, the body of a loop."""
     leaves = jax.tree.leaves(equation.params, is_leaf=lambda x: hasattr(x, "eqns"))
-    return [x for x in (getattr(x, "jaxpr", x) for x in leaves) if hasattr(x, "eqns")]
+    return [x for x in leaves if hasattr(x, "eqns")]
 
 
 @kept(CUTS)
@@ -374,10 +392,13 @@ def batch_program(
 @kept(SCANS)
 def scan_program(structure: Structure, step_fn: Callable[..., Any], *how: Any) -> Program:
     """A scan as `_Scan` describes it, compiled."""
-    holds = isinstance(step_fn, nnx.Pytree) and jax.tree.leaves(nnx.state(step_fn))
-    if names := ["step_fn"] if holds else captured(step_fn):
-        raise CapturedError(names)
-    return Program(_Scan(structure, step_fn, *how).run)
+
+    def check(constants: Sequence[Any]) -> None:
+        if names := captured(step_fn, constants):
+            raise CapturedError(names)
+
+    check([])  # before a trace that may fail for what it reaches
+    return Program(_Scan(structure, step_fn, *how).run, check=check)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -464,9 +485,12 @@ class _Scan:
         return (updated(now, changes(self.structure, roots, now)), carry), out
 
     def _called(self, carry: Any, *args: Any) -> tuple[Any, Any]:
-        if not self.carried:
-            return carry, self.step_fn(*args)
-        pair = self.step_fn(carry, *args)
+        try:
+            pair = self.step_fn(carry, *args) if self.carried else (carry, self.step_fn(*args))
+        except TraceContextError as error:  # it changes what it was not given
+            if names := reached(self.step_fn):
+                raise CapturedError(names) from error
+            raise
         if not (isinstance(pair, tuple) and len(pair) == 2):
             raise TypeError(
                 "With `init_carry`, the function of a scan must return the next carry and an "

@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import equinox as eqx
 import jax
 from flax import nnx
+from flax.errors import TraceContextError
 
 from .._keys import SOURCE, BaseKey, node_number
 from .._types import Batch, Scalar, is_traced, spec_text
@@ -36,7 +37,7 @@ from ..errors import (
     UnusedNodeError,
 )
 from ..operators import ElementOperator, OperatorModule
-from ._captured import captured, own
+from ._captured import captured, own, reached
 from ._hints import Hint, first_misfit, hints_of
 
 Stage: TypeAlias = Callable[..., Batch]
@@ -240,6 +241,9 @@ def advice(stage: Stage, error: Exception) -> str:
         error, jax.errors.ConcretizationTypeError | jax.errors.TracerArrayConversionError
     ):
         found.append("A stage is compiled: write it in jax.numpy, or do this in the source.")
+    function = _function_of(stage) if isinstance(error, TraceContextError) else None
+    if function is not None and (names := reached(function)):
+        found.append(_outside(names))
     return "".join(f"\n{sentence}" for sentence in found)
 
 
@@ -351,16 +355,37 @@ def called(stage: Stage) -> Stage:
 
 def as_stage(name: str, stage: Any) -> Any:
     """The stage as a pipeline keeps it: whatever has arrays is a module with Variables."""
-    if isinstance(stage, eqx.Module) or method_of(stage):
-        return with_variables(stage)
-    if names := captured(stage.fn if isinstance(stage, ElementOperator) else stage):
-        raise StageError(
-            name,
-            {},
-            f"a stage must hold the NNX objects that it uses, but takes {names} from outside; "
-            "make them attributes of an nnx.Module, and that the stage.",
-        )
+    if not method_of(stage):
+        check_captured(name, stage)
     return with_variables(stage)
+
+
+def check_captured(name: str, stage: Stage, constants: Sequence[Any] = ()) -> None:
+    """Raises for a callable that has NNX objects of its own, or uses some from outside, which shows
+    in the constants of a program."""
+    if (function := _function_of(stage)) is None:
+        return
+    parts = jax.tree.leaves(function, is_leaf=lambda x: isinstance(x, NNX))
+    names = reached(function) if any(isinstance(x, NNX) for x in parts) else []
+    if names := names or captured(function, constants):
+        raise StageError(name, {}, _outside(names))
+
+
+def _function_of(stage: Stage) -> Callable[..., Any] | None:
+    """What the user gave as a function or another callable; None for an NNX object."""
+    function = stage.fn if isinstance(stage, ElementOperator) else stage
+    function = function.static if isinstance(function, PytreeStage) else function
+    return None if isinstance(function, nnx.Pytree) else function
+
+
+NNX = (nnx.Pytree, nnx.Variable)
+
+
+def _outside(names: Sequence[str]) -> str:
+    return (
+        f"A stage must hold the NNX objects that it uses, but takes {list(names)} from outside; "
+        "make them attributes of an nnx.Module, and that the stage."
+    )
 
 
 def _topological(reads: Mapping[str, Sequence[str]]) -> list[str]:

@@ -43,7 +43,16 @@ from ..sources._iterable import StreamSource
 from . import _scan, _show, _state
 from ._binding import Binding, merge
 from ._core import Position, draw, keyring, outputs_of
-from ._graph import Graph, Keyring, Stage, as_stage, call_stage, chain_names, check_batch
+from ._graph import (
+    Graph,
+    Keyring,
+    Stage,
+    as_stage,
+    call_stage,
+    chain_names,
+    check_batch,
+    check_captured,
+)
 from ._iterator import BatchIterator, Runtime, cursor, move, step
 from ._meter import Stats
 
@@ -534,7 +543,9 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
     def _trace(self, binding: Binding, values: list[Any]) -> dict[str, Spec]:
         """The specs of all outputs, from an abstract run on a copy: no state moves."""
         cut = running_on(self.batch_size, length_of(self.source), self.last_batch)
-        specs = outputs_of(binding.structure, values, cut)
+        specs, constants = outputs_of(binding.structure, values, cut)
+        for name, stage in self.nodes.items():
+            check_captured(name, stage, constants)
         return {
             name: specs[name] for name in (SOURCE, *self._graph.names, OVERRIDE) if name in specs
         }
