@@ -18,7 +18,7 @@ from helpers import MODES
 
 from datarax import Pipeline
 from datarax.errors import ReadError
-from datarax.pipeline import _feed, _iterator, _scan
+from datarax.pipeline import _feed, _runtime, _scan
 from datarax.sources import (
     HostSource,
     HostSourceConfig,
@@ -492,7 +492,7 @@ def test_what_an_interrupt_has_left_unread_is_read_when_it_is_asked_for(monkeypa
 @pytest.mark.parametrize("where", ["host", "memory"])
 def test_memory_is_kept_for_data_in_memory_alone(where, mode, monkeypatch):
     asked = []
-    for module in (_iterator, _scan):
+    for module in (_runtime, _scan):
         monkeypatch.setattr(module, "keep_memory", lambda: asked.append(mode))
     if where == "host":
         source = RandomAccessSource(RandomAccessSourceConfig(), list(np.arange(12)))

@@ -35,7 +35,7 @@ from hypothesis import given, settings, strategies as st
 
 from datarax import Pipeline
 from datarax.errors import StageError
-from datarax.pipeline import _feed, _iterator
+from datarax.pipeline import _ahead, _feed, _runtime
 from datarax.pipeline._core import Program
 from datarax.sources import (
     IterableSource,
@@ -327,19 +327,19 @@ def test_a_stage_may_count_in_whole_batches_alone(on_host, count, sides):
 def test_what_fails_ahead_fails_when_its_turn_has_come(monkeypatch):
     stream = pipeline([words_beside], length=40, batch_size=2, seed=1)
     expected = ids(pipeline([record_words], length=40, batch_size=2, seed=1))
-    call = _iterator.Runtime._call
+    call = _runtime.Runtime._call
 
     def fail(*_):
         raise MemoryError("no room for another")
 
     with ahead(4, 2):
         got = ids(by_step(stream, 3))  # and two more are ready
-        monkeypatch.setattr(_iterator.Runtime, "_call", fail)
+        monkeypatch.setattr(_runtime.Runtime, "_call", fail)
         got += ids(by_step(stream, 2))
         for _ in range(2):
             with pytest.raises(MemoryError, match="no room for another"):
                 stream.step()
-        monkeypatch.setattr(_iterator.Runtime, "_call", call)
+        monkeypatch.setattr(_runtime.Runtime, "_call", call)
         got += ids(by_step(stream, 15))
     assert got == expected
 
@@ -347,16 +347,16 @@ def test_what_fails_ahead_fails_when_its_turn_has_come(monkeypatch):
 @pytest.mark.spec("ITER-001", "STEP-003")
 @pytest.mark.parametrize("first", ["step", "next"])
 def test_what_an_interrupt_has_left_behind_is_cut_anew(first, monkeypatch):
-    stream, hand_over = pipeline(length=33, batch_size=2), _iterator.Runtime._hand_over
+    stream, hand_over = pipeline(length=33, batch_size=2), _runtime.Runtime._hand_over
     stream.seek(epoch=0, offset=32)
 
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_iterator.Runtime, "_hand_over", interrupt)
+    monkeypatch.setattr(_runtime.Runtime, "_hand_over", interrupt)
     with pytest.raises(KeyboardInterrupt):
         stream.step() if first == "step" else next(iter(stream))
-    monkeypatch.setattr(_iterator.Runtime, "_hand_over", hand_over)
+    monkeypatch.setattr(_runtime.Runtime, "_hand_over", hand_over)
     if first == "step":
         assert ids(stream) == [32]
     else:
@@ -366,7 +366,7 @@ def test_what_an_interrupt_has_left_behind_is_cut_anew(first, monkeypatch):
 @pytest.mark.internal
 @pytest.mark.parametrize("on_host", [False, True])
 def test_while_batches_are_handed_over_others_are_computed_side_by_side(on_host, monkeypatch):
-    turns, beside = [], _iterator.beside
+    turns, beside = [], _runtime.beside
 
     def counting(side):
         turns.append(side)
@@ -375,7 +375,7 @@ def test_while_batches_are_handed_over_others_are_computed_side_by_side(on_host,
     def words(batch, *, keys):  # of which no other test knows what it does
         return record_words(batch, keys=keys)
 
-    monkeypatch.setattr(_iterator, "beside", counting)
+    monkeypatch.setattr(_runtime, "beside", counting)
     source = None
     if on_host:
         data = columns(33)
@@ -459,13 +459,13 @@ def test_a_setting_of_jax_that_changes_counts_from_the_next_batch_on(take):
 @pytest.mark.internal
 def test_what_was_computed_ahead_for_one_device_is_not_handed_out_on_another(monkeypatch):
     calls = []
-    original = _iterator.batch_program
+    original = _runtime.batch_program
 
     def counting(*how):
         calls.append(how)
         return original(*how)
 
-    monkeypatch.setattr(_iterator, "batch_program", counting)
+    monkeypatch.setattr(_runtime, "batch_program", counting)
     stream = pipeline(length=60, batch_size=2)
     with ahead(8):
         assert ids(by_step(stream, 3)) == [0, 1, 2, 3, 4, 5]
@@ -505,13 +505,13 @@ def test_a_guard_on_transfers_has_nothing_against_those_of_a_pipeline(
 @pytest.mark.parametrize("stages, calls_for_four", [([], 4), ([Count()], 3)])
 def test_looking_ahead_computes_several_batches_in_one_call(monkeypatch, stages, calls_for_four):
     calls = []
-    original = _iterator.batch_program
+    original = _runtime.batch_program
 
     def counting(structure, cut, count, *how):
         calls.append(count)
         return original(structure, cut, count, *how)
 
-    monkeypatch.setattr(_iterator, "batch_program", counting)
+    monkeypatch.setattr(_runtime, "batch_program", counting)
     stream = pipeline(stages, length=33, batch_size=2)
     with ahead(4):
         assert ids(stream) == list(range(33))
@@ -531,9 +531,9 @@ def test_who_changes_a_stage_at_every_batch_does_not_pay_for_looking_ahead(monke
         return call(program, *args)
 
     monkeypatch.setattr(Program, "__call__", counting)
-    monkeypatch.setattr(_iterator, "PATIENCE", 2)
-    monkeypatch.setattr(_iterator, "AHEAD", count)
-    monkeypatch.setattr(_iterator, "AHEAD_COMPILE", 1e9)
+    monkeypatch.setattr(_ahead, "PATIENCE", 2)
+    monkeypatch.setattr(_ahead, "AHEAD", count)
+    monkeypatch.setattr(_ahead, "AHEAD_COMPILE", 1e9)
     stage = Count()
     for _, batch in zip(range(200), pipeline([stage], length=800, batch_size=2), strict=False):
         assert len(batch["id"]) == 2
@@ -547,13 +547,13 @@ def test_who_changes_a_stage_at_every_batch_does_not_pay_for_looking_ahead(monke
 def test_nor_does_who_has_batches_computed_side_by_side(
     monkeypatch, sides, every, most, devices, beside
 ):
-    computed, call = [], _iterator.Runtime._call
+    computed, call = [], _runtime.Runtime._call
 
     def counting(runtime, pipeline, binding, cut, count, asked, side, args):
         computed.append((count, side))
         return call(runtime, pipeline, binding, cut, count, asked, side, args)
 
-    monkeypatch.setattr(_iterator.Runtime, "_call", counting)
+    monkeypatch.setattr(_runtime.Runtime, "_call", counting)
     monkeypatch.setattr(jax, "local_device_count", lambda: devices)
     with ahead(8, sides):
         stream = pipeline([words_beside, Affine(1, 0)], length=800, batch_size=2, seed=1)
@@ -562,47 +562,6 @@ def test_nor_does_who_has_batches_computed_side_by_side(
                 stream.nodes["Affine"].a[...] = i
     assert sum(count for count, _ in computed) < most * 200
     assert any(side is not None for _, side in computed) == beside
-
-
-@pytest.mark.internal
-@pytest.mark.parametrize(
-    "known, epoch, count",
-    [
-        ({}, None, 1),  # before it has been called
-        ({"seconds": 0.1}, None, 8),
-        ({"seconds": 0.7}, None, 2),
-        ({"seconds": 2}, None, 1),
-        ({"seconds": 9}, None, 1),
-        ({"seconds": 0.1, "bytes": 2**20}, None, 3),
-        ({"seconds": 0.1, "bytes": 2**30}, None, 1),
-        ({"seconds": 0.1}, 24, 8),
-        ({"seconds": 0.1}, 21, 7),
-        ({"seconds": 0.1}, 9, 3),
-        ({"seconds": 0.1}, 10, 5),
-        ({"seconds": 0.1}, 22, 8),  # 2 would be too few
-        ({"seconds": 0.1}, 26, 7),  # four times, two too many
-        ({"seconds": 0.1}, 3, 3),
-        ({"seconds": 0.1}, 0, 8),
-    ],
-)
-def test_as_many_batches_are_computed_together_as_are_worth_it(monkeypatch, known, epoch, count):
-    monkeypatch.setattr(_iterator, "AHEAD", 8)
-    monkeypatch.setattr(_iterator, "AHEAD_COMPILE", 2)
-    monkeypatch.setattr(_iterator, "AHEAD_BYTES", 3 * 2**20)
-    program = Program(lambda values: values)
-    for name, value in known.items():
-        setattr(program, name, value)
-    assert _iterator.at_once(program, 1, epoch) == count
-
-
-@pytest.mark.internal
-@pytest.mark.parametrize("seconds, count", [(0.1, 8), (0.7, 4), (2, 2), (9, 1)])
-def test_of_several_programs_side_by_side_one_is_compiled(monkeypatch, seconds, count):
-    monkeypatch.setattr(_iterator, "AHEAD", 8)
-    monkeypatch.setattr(_iterator, "AHEAD_COMPILE", 2)
-    program = Program(lambda values: values)
-    program.seconds = seconds
-    assert _iterator.at_once(program, 2, 16) == count
 
 
 @pytest.mark.internal
@@ -698,14 +657,14 @@ def test_threads_in_all_modes_receive_every_batch_once():
 
 @pytest.mark.internal
 def test_threads_that_come_first_at_once_meet_one_lock(monkeypatch):
-    created = _iterator.Runtime.__init__
+    created = _runtime.Runtime.__init__
 
     def slowly(self):
         time.sleep(0.05)
         created(self)
 
     stream = pipeline(length=64, batch_size=2)
-    monkeypatch.setattr(_iterator.Runtime, "__init__", slowly)
+    monkeypatch.setattr(_runtime.Runtime, "__init__", slowly)
     batches = in_threads(lambda: by_step(stream, 8))
     assert sorted(ids(batches)) == list(range(64))
 

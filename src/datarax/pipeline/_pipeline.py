@@ -53,8 +53,9 @@ from ._graph import (
     check_batch,
     check_captured,
 )
-from ._iterator import BatchIterator, Runtime, cursor, move, step
+from ._iterator import BatchIterator, move, step
 from ._meter import Stats
+from ._runtime import Runtime, cursor
 
 _MAKING = threading.Lock()
 """Two threads that meet a pipeline first must find one and the same runtime."""

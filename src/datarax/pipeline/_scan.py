@@ -19,8 +19,8 @@ from ..sources._iterable import StreamSource
 from ._binding import Binding, ById, Changes, has_tracer, types_of
 from ._core import scan_program
 from ._feed import Feed, stack_counts
-from ._iterator import blame, by_hand, max_errors, policy
 from ._meter import Bar
+from ._runtime import blame, by_hand, max_errors, policy
 
 if TYPE_CHECKING:
     from ._pipeline import Pipeline

@@ -1,0 +1,534 @@
+"""What a live pipeline has seen and made ready: the batches of `step` and `for` come from here."""
+
+import functools
+import threading
+import time
+import warnings
+import weakref
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from itertools import compress
+from operator import is_, is_not
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from .._keys import SOURCE, BaseKey
+from .._mesh import spans_processes
+from .._order import word
+from .._rows import Cut, batches_of, pack, pack_each, settle
+from .._types import Batch, Cursor, is_traced, spec_text
+from .._xla import SIDE_BY_SIDE, beside, keep_memory, on_cpu, place, settings
+from ..errors import DataraxError, ReadError, SeekError, StageError
+from ..sources._base import EagerSourceBase, Fetched, length_of
+from ..sources._host import raised_in
+from ..sources._iterable import StreamSource
+from . import _ahead
+from ._ahead import Ahead, at_once, fits, with_cursors
+from ._binding import Binding, Changes, Values, has_tracer, merge
+from ._core import (
+    Program,
+    batch_program,
+    draw,
+    fetched_from,
+    order_at,
+    refusal,
+    start_of,
+    updated,
+)
+from ._feed import Fed, Feed, Supply, on_host, processors
+from ._meter import Meter
+from ._orders import Orders, order_program
+
+if TYPE_CHECKING:
+    from ._pipeline import Pipeline
+
+BINDINGS = 8
+"""How many sets of `modules` a pipeline remembers."""
+
+
+class Runtime:
+    """What a live pipeline needs to hand out batches fast; nothing that a copy of it would miss.
+
+    All of it is derived from the pipeline's attributes, and checked against them at every batch.
+    """
+
+    def __init__(self):
+        self.lock = threading.RLock()
+        self._bindings: dict[tuple[int, ...], tuple[list[weakref.ref], Binding]] = {}
+        # As of the last look at the pipeline: its values, and what follows from them.
+        self._binding: Binding | None = None
+        self._settings = settings()
+        self._values: Values = []
+        self._traced = self._mutable = False
+        self.start = Cursor(0, 0)
+        self._foreseen: tuple[Binding, Cut] | None = None
+        self._orders: Orders | None = None
+        self._ahead = Ahead()
+        self._turn = 0  # beside which others the last program runs
+        self._feed: tuple[Any, Feed | None] = None, None
+        self._close_feed: Callable[[], Any] = lambda: None
+        self._fed: Values | None = None  # what the feed was last compared with
+        self.meter = Meter()
+
+    def bind(self, pipeline: "Pipeline", modules: Sequence[Any] = ()) -> Binding:
+        """The leaves of the pipeline and `modules`, bound anew if an attribute has changed."""
+        roots = (pipeline, *modules)
+        place = tuple(map(id, roots))
+        if place in self._bindings:
+            refs, binding = self._bindings[place]
+            same = all(ref() is x for ref, x in zip(refs, roots, strict=True))
+            if same and binding.is_current():
+                return binding
+        binding = Binding(roots)
+        try:
+            refs = [weakref.ref(x, lambda _: self._bindings.pop(place, None)) for x in roots]
+        except TypeError:  # a tuple, say: it cannot be told from a later one at the same address
+            return binding
+        self._bindings.pop(place, None)
+        if len(self._bindings) >= BINDINGS:
+            del self._bindings[next(iter(self._bindings))]
+        self._bindings[place] = refs, binding
+        return binding
+
+    def look(self, pipeline: "Pipeline") -> Binding:
+        """Notices whatever the user has changed since the last batch: `start` is right after it.
+
+        `start` is the settled cursor: plain integers, unless the user is tracing it.
+        """
+        binding = self._binding
+        if binding is not None and self._is_unchanged(binding):
+            return binding
+        if binding is None or settings() != self._settings or not binding.is_current():
+            pipeline._cursor_state.claim()
+            pipeline._check_settings()
+            pipeline._place()
+            binding = self.bind(pipeline)
+        found = cursor(pipeline)
+        pipeline._cursor_state.hold_as(word(length_of(pipeline.source) or 1))
+        values = binding.read()
+        if binding is self._binding:
+            changed = list(compress(values, map(is_not, values, self._values)))
+            if len(changed) > (values[binding.position] is not self._values[binding.position]):
+                self._orders = None  # a key has changed, maybe
+        else:
+            changed, self._mutable = values, False
+            self._orders = None
+        self._traced = has_tracer(changed)
+        new = jax.tree.leaves(values if self._mutable else changed)
+        self._mutable = any(map(_is_mutable, new))
+        self.start = settle(found, *policy(pipeline))
+        self._binding, self._values, self._settings = binding, values, settings()
+        self._ahead.discard()
+        return binding
+
+    def _is_unchanged(self, binding: Binding) -> bool:
+        """Whether all is as it was at the last look: the pipeline, and how JAX is set."""
+        return binding.is_unchanged(self._values) and settings() == self._settings
+
+    def put(self, pipeline: "Pipeline", start: Cursor) -> None:
+        """Moves the cursor to the settled `start`. What else is known stays known."""
+        position = pack(start, length_of(pipeline.source))
+        pipeline._cursor_state.set_raw_value(position)
+        if self._binding is not None and not self._traced:
+            self._values[self._binding.position], self.start = position, start
+            self._ahead.discard()
+
+    def moved(self, binding: Binding, before: Values, after: Changes, start: Cursor) -> None:
+        """A scan over `binding` has moved the cursor to `start`, and changed these values."""
+        mine = self._binding
+        if mine is None or self._traced:
+            self._binding = None  # what is known of a trace ends with it: look anew
+            return
+        if binding is mine:
+            values, others = updated(before, after), after.keys() - {mine.position}
+        else:
+            values = mine.read()
+            others = sum(map(is_not, values, self._values)) > 1
+        if others:  # a key, maybe
+            self._orders = None
+        self._values, self.start = values, start
+        self._ahead.clear()
+
+    @property
+    def values(self) -> Values:
+        """The pipeline's values as of the last look."""
+        return self._values.copy()
+
+    def foresee(self, pipeline: "Pipeline") -> None:
+        """Warns of a stage that will refuse the shorter batch at the end of a loop that begins."""
+        binding, (size, length, last_batch) = self._binding, policy(pipeline)
+        if length is None or last_batch != "keep" or pipeline._sink == SOURCE:
+            return
+        whole, over = divmod(length - self.start.offset, size)
+        cut = Cut(over, 1, False)
+        if binding is None or not (whole and over) or self._foreseen == (binding, cut):
+            return
+        self._foreseen = binding, cut
+        leaves, tree = jax.tree.flatten(self._values)
+        reason = refusal(binding.structure, cut, (tree, tuple(map(jax.typeof, leaves))))
+        if reason is not None:
+            warnings.warn(
+                f"The last batch of this loop will have {cut.size} rows, not {size}, and will "
+                f"fail: {reason}\nLet the stage take any number of rows, or build the pipeline "
+                'with last_batch="drop" or "pad".',
+                stacklevel=4,
+            )
+
+    def feed(self, pipeline: "Pipeline") -> Feed | None:
+        """What reads rows ahead, if the source is on the host. Call it after `look`."""
+        # A look that has noticed anything has made a new list of values.
+        if self._fed is self._values:
+            return self._feed[1]
+        source, binding = pipeline.source, self._binding
+        reader = source.stream if isinstance(source, StreamSource) else None
+        reader = source.reader if isinstance(source, EagerSourceBase) else reader
+        if reader is None:
+            self._close_feed()
+            self._feed, self._fed = (None, None), self._values
+            return None
+        if binding is None or self._traced:
+            return None
+        variables = binding.variables.items()
+        keys = [self._values[i] for i, x in variables if isinstance(x, BaseKey)]
+        here, x64 = on_cpu(), bool(jax.config.read("jax_enable_x64"))
+        # The structure says all else: the reader, the order, how it is cut.
+        parts = (binding.structure, here, x64, *keys)
+        known, feed = self._feed
+        if known is not None and len(known) == len(parts) and all(map(is_, known, parts)):
+            self._fed = self._values
+            return feed
+        self._feed = None, None  # until another one stands: what follows may fail
+        self._close_feed()
+        orders, values = self._orders_of(pipeline, binding), list(self._values)
+
+        def order(epoch: int) -> Any:
+            with on_host():
+                return orders.at(values, epoch, 1)
+
+        size, length, last_batch = policy(pipeline)
+        assert isinstance(source, EagerSourceBase | StreamSource)
+        how = pipeline._sink == SOURCE, here, x64, pipeline.sharding
+        window = source.window if isinstance(source, StreamSource) and source.shuffle else None
+        masks = isinstance(source, EagerSourceBase) and source.masks
+        spec = source.element_spec
+        supply = Supply(reader, spec, size, length, last_batch, masks, *how, order, window)
+        feed = Feed(supply, pipeline.num_threads)
+        self._close_feed = weakref.finalize(self, feed.close)  # once called, it lets go of it
+        self._feed, self._fed = (parts, feed), self._values
+        return feed
+
+    def take(
+        self, pipeline: "Pipeline", cut: Cut, following: int = 0, loop: bool = False
+    ) -> Batch | None:
+        """The next batch. Call it after `look`. None is the end of a stream's pass.
+
+        `following` batches of that cut are left in the epoch: they may be computed along with
+        it. What is computed ahead counts only as long as no value of the pipeline has changed, so
+        it can never be seen. `loop` says that they are cut as `for` cuts them.
+        """
+        binding = self._binding
+        assert binding is not None
+        try:
+            if self._ahead.is_low():
+                self._fill(pipeline, binding, cut, following, loop)
+            return self._hand_over(pipeline, binding) or None
+        except BaseException as error:
+            if not isinstance(error, Exception):  # who comes next may cut otherwise
+                self._ahead.clear()
+            raise
+
+    def take_ready(self, pipeline: "Pipeline", epoch: int | None = None) -> Batch | None:
+        """The next batch, if it is computed, of that epoch, and nothing has changed since."""
+        binding = self._binding
+        if (
+            binding is None
+            or self._ahead.is_low()
+            or (epoch is not None and self.start.epoch != epoch)
+            or not self._is_unchanged(binding)
+        ):
+            return None
+        return self._hand_over(pipeline, binding)
+
+    def _hand_over(self, pipeline: "Pipeline", binding: Binding) -> Batch:
+        (batch, after), position, start, fed = self._ahead.ready[0]
+        values = self._values
+        if fed is not None and fed.failures:
+            try:
+                self.meter.fail(fed.failures, max_errors(pipeline))
+            except ReadError:
+                feed = self._feed[1]
+                assert feed is not None
+                feed.forget()  # so that a retry reads again
+                self._ahead.discard()
+                raise
+        if after and position is not None:
+            after = {**after, binding.position: position}
+        if after:
+            binding.write(after, values)
+        else:  # as a rule
+            binding.move(position)
+        self._ahead.ready.popleft()
+        if fed is not None:
+            feed = self._feed[1]
+            assert feed is not None
+            feed.handed_over()
+            for ended in range(self.start.epoch, start.epoch):
+                self.meter.report(ended)
+        # Last of all, so that an interrupt before shows in the next look.
+        self.start = start
+        if after:
+            for i, value in after.items():
+                values[i] = value
+        else:
+            values[binding.position] = position
+        if self._traced:
+            self._binding = None  # what is known of a trace ends with it: look anew
+        return batch
+
+    def _fill(
+        self, pipeline: "Pipeline", binding: Binding, cut: Cut, following: int, loop: bool
+    ) -> None:
+        """Sees to it that the next batch is in `_ahead`."""
+        self._ahead.refill()
+        feed = self.feed(pipeline)
+        if feed is None:
+            self._compute(pipeline, binding, cut, following)
+        else:
+            self._compute_fed(pipeline, binding, feed, cut, loop)
+        self._ahead.refilled()
+
+    def _compute(self, pipeline: "Pipeline", binding: Binding, cut: Cut, following: int) -> None:
+        """Fills `_ahead` with the next batch, or with several if that has proved worth it."""
+        keep_memory()
+        ahead = self._ahead
+        asked = binding.position if is_traced(self.start.epoch) else None
+        single = batch_program(binding.structure, cut, 1, asked, False)
+        ahead.patience -= 1
+        sides, most = self._sides(single), 1
+        if self._takes_several(pipeline, single):
+            size, length, last_batch = policy(pipeline)
+            most = at_once(single, sides, length and batches_of(size, length, last_batch))
+        several = max(1, most // sides)
+        # While the last are handed over, a program that runs beside others computes the next.
+        ahead.low = most - several
+        while ahead.is_low():
+            start, values, due = self.start, self._values, max(1, following + 1)
+            if ahead.ready:
+                _, place, start, _ = ahead.ready[-1]
+                values, due = updated(values, {binding.position: place}), due - len(ahead.ready)
+                if due < 1:
+                    break
+            count = several if fits(several, due, start, cut, single) else 1
+            again = max(0, count - due)
+            if again:
+                first = Cursor(start.epoch, start.offset - again * cut.size)
+                place = pack(first, length_of(pipeline.source))
+                values = updated(values, {binding.position: place})
+            else:
+                first = start
+            args = values, self._order(pipeline, binding, first, cut, count)
+            side = self._next_side(sides) if most > 1 else None
+            try:
+                found = self._call(pipeline, binding, cut, count, asked, side, args)[again:]
+            except Exception:
+                if not ahead.ready:
+                    raise
+                ahead.low = 0  # it fails again when its turn has come
+                return
+            single.keeps_state = any(after for _, after in found)
+            if asked is None:
+                ahead.ready.extend(with_cursors(found, start, cut.size, *policy(pipeline)[1:]))
+            else:
+                ahead.ready.extend((each, None, start, None) for each in found)
+            if single.keeps_state:  # what comes next needs the values that this one leaves
+                ahead.low = 0
+
+    def _sides(self, single: Program) -> int:
+        """How many programs like this one are best called together, to run side by side.
+
+        For one at a time, its kernels are shared out among all processors. Better is a program for
+        each of these, but no batch may then depend on the one before.
+        """
+        able = single.shared and SIDE_BY_SIDE and jax.local_device_count() == 1
+        return processors() if able and single.keeps_state is False else 1
+
+    def _next_side(self, sides: int) -> int | None:
+        """The place of the next program among those that run side by side, if any do."""
+        if sides == 1:
+            return None
+        self._turn = self._turn % sides + 1
+        return self._turn
+
+    def _call(
+        self,
+        pipeline: "Pipeline",
+        binding: Binding,
+        cut: Cut,
+        count: int,
+        asked: int | None,
+        side: int | None,
+        args: tuple[Any, ...],
+    ) -> list[tuple[Batch, Changes]]:
+        """The results of the program for so many batches, or an error that names the stage."""
+        alone = side is not None and count > 1
+        program = batch_program(binding.structure, cut, count, asked, alone)
+        try:
+            with nullcontext() if side is None else beside(side):
+                return program(*args)
+        except Exception as error:
+            blame(pipeline, program, error, functools.partial(by_hand, binding, cut, *args))
+            raise
+
+    def _takes_several(self, pipeline: "Pipeline", single: Program) -> bool:
+        """Whether batches may be computed before they are asked for."""
+        return (
+            self._ahead.patience < 0
+            and not self._traced
+            and not self._mutable
+            and not single.host_nodes
+            # All must run the same programs, and how many batches those are for the clock decides.
+            and not spans_processes(pipeline.sharding)
+            and self.start.epoch < 2**32 - 1  # after the last batch of all comes an error
+            # Until one has shown whether others can be computed beside it.
+            and not (single.shared and single.keeps_state is None)
+        )
+
+    def _compute_fed(
+        self, pipeline: "Pipeline", binding: Binding, feed: Feed, cut: Cut, loop: bool
+    ) -> None:
+        """Fills `_ahead` from rows that were read on the host."""
+        started = time.perf_counter()
+        ready = feed.take(self.start, cut, loop, _ahead.AHEAD)
+        if loop:
+            self.meter.waited_since(started)
+        if pipeline._sink == SOURCE or ready[0].fetched is None:  # a program would only copy
+            batches = place([_unstaged(fed.fetched, pipeline.mask_name) for fed in ready])
+            self._append(pipeline, [(batch, {}) for batch in batches], ready)
+            return
+        cut = ready[0].cut
+        single = batch_program(binding.structure, cut, 1, None, False)
+        self._ahead.patience -= 1
+        sides = self._sides(single)
+        # As many as were read in one go or one, so that there are two programs to compile.
+        full = len(ready) == feed.count <= at_once(single, sides)
+        if not (full and self._takes_several(pipeline, single)):
+            ready = ready[:1]
+        kind = self._values[binding.position].dtype.type
+        given = [(fed.fetched, Cursor(*map(kind, fed.first or fed.start))) for fed in ready]
+        count, results = max(1, len(ready) // sides), []
+        for i in range(0, len(ready), count):
+            args = self._values, None, given[i : i + count]
+            side = self._next_side(sides) if len(ready) > 1 else None
+            results += self._call(pipeline, binding, cut, len(args[2]), None, side, args)
+        single.keeps_state = any(after for _, after in results)
+        self._append(pipeline, results, ready)
+
+    def _append(
+        self,
+        pipeline: "Pipeline",
+        results: Sequence[tuple[Batch, Changes]],
+        ready: Sequence[Fed],
+    ) -> None:
+        """Puts batches in a row into `_ahead`, each with the cursor behind it."""
+        packed = pack_each([fed.after for fed in ready], length_of(pipeline.source))
+        for result, position, fed in zip(results, packed, ready, strict=True):
+            self._ahead.ready.append((result, position, fed.after, fed))
+
+    def _order(
+        self, pipeline: "Pipeline", binding: Binding, start: Cursor, cut: Cut, count: int
+    ) -> Any:
+        """The order of the epochs that these batches are in, as far as it has to be known."""
+        if not self._traced:
+            orders = self._orders_of(pipeline, binding)
+            return orders.along(self._values, start, cut.size * count, cut.epochs)
+        epoch = start.epoch
+        if not is_traced(epoch):
+            epoch = self._values[binding.position].dtype.type(epoch)
+        return order_program(binding.structure, cut.epochs)(self._values, epoch)
+
+    def _orders_of(self, pipeline: "Pipeline", binding: Binding) -> Orders:
+        if self._orders is None:
+            kind = self._values[binding.position].dtype
+            self._orders = Orders(pipeline, binding.structure, kind)
+        return self._orders
+
+
+def cursor(pipeline: "Pipeline") -> Cursor:
+    """Epoch and offset, as integers unless the user is tracing. Waits for a running `scan`."""
+    raw = pipeline._cursor_state.get_raw_value()
+    if is_traced(raw):
+        return Cursor(raw[0], raw[1])
+    found, length = Cursor(*map(int, np.asarray(raw))), length_of(pipeline.source)
+    if found.epoch < 0 or not 0 <= found.offset < (length or 2**32):
+        raise SeekError(
+            f"The cursor must be inside the source's {length} records, but is {tuple(found)}. "
+            "Move it with `seek` or `reset`."
+        )
+    return found
+
+
+def policy(pipeline: "Pipeline") -> tuple[int, int | None, Any]:
+    """How the stream is cut into batches: their size, the epoch's length, what ends it."""
+    return pipeline.batch_size, length_of(pipeline.source), pipeline.last_batch
+
+
+def max_errors(pipeline: "Pipeline") -> int:
+    """How many rows of an epoch may be masked because they cannot be read."""
+    source = pipeline.source
+    return source.max_errors if isinstance(source, EagerSourceBase) else 0
+
+
+def _unstaged(fetched: Fetched | None, mask_name: str) -> Batch:
+    """What is handed out where no stage stands between; nothing at the end of a pass."""
+    if fetched is None:
+        return {}
+    batch, rows = fetched
+    return batch if rows.mask is None else {**batch, mask_name: rows.mask}
+
+
+def _is_mutable(value: Any) -> bool:
+    """Whether a value can change and stay the same object, so that no look can notice."""
+    return isinstance(value, np.ndarray) and value.flags.writeable
+
+
+def by_hand(binding: Binding, cut: Cut, values: Values, order: Any, fed: Any = None) -> None:
+    """Makes batches stage by stage, so that the stage that fails is known."""
+    copy, *_ = merge(binding.structure, values)
+    start = start_of(copy, cut)
+    if order is None and not fed:
+        order = order_at(copy, start.epoch, cut.epochs)
+    for fetched, at in fed or [(fetched_from(copy, order, start, cut), start)]:
+        draw(copy, jax.device_put(fetched), at, cut)  # as a stage sees it in a program
+
+
+def blame(
+    pipeline: "Pipeline", program: Program, error: Exception, again: Callable[[], None] | None
+) -> None:
+    """Raises a `StageError` for an error at run time, where the stage can be known, or the error of
+    the source that was read meanwhile.
+
+    Only stages that call the host fail at run time. Where there are several, the batch is made
+    `again`, by hand; if it then goes well, all of them are named. So it is where a program does not
+    compile, as some operations do not on some device.
+    """
+    if SOURCE in program.host_nodes and (read := raised_in(error)) is not None:
+        raise read
+    stages = sorted(x for x in program.host_nodes if x is not None and x != SOURCE)
+    uncompiled = program.traced and not program.called
+    if isinstance(error, DataraxError) or not (stages or uncompiled):
+        return
+    if not stages or len(program.host_nodes) > 1:
+        try:
+            if again is not None:
+                again()
+        except StageError as named:
+            raise named from error
+        except Exception:
+            return
+        if not stages or len(stages) < len(program.host_nodes):
+            return  # it may as well have been the source, or the function of a scan
+    specs, graph = pipeline.node_specs, pipeline._graph
+    came = {p: spec_text(specs[p]) for stage in stages for p in graph.reads(stage)}
+    raise StageError(" or ".join(stages), came, f"{type(error).__name__}: {error}") from error
