@@ -22,6 +22,8 @@ from datarax.pipeline import _feed, _runtime, _scan
 from datarax.sources import (
     HostSource,
     HostSourceConfig,
+    IterableSource,
+    IterableSourceConfig,
     MemorySource,
     MemorySourceConfig,
     RandomAccessSource,
@@ -101,13 +103,62 @@ ENDING = True
 
 @pytest.mark.internal
 def test_a_program_ends_without_what_was_to_be_read_ahead():
-    out = subprocess.run(
-        [sys.executable, "-c", LEFT_EARLY], capture_output=True, text=True, check=True
-    )
+    code = LEFT_EARLY.replace("batch_size=1", "batch_size=100")  # longer than any wait
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stderr == ""
     assert out.stdout.startswith("reading")
-    # Each of the two threads comes to the end of the batches that it is at.
-    assert out.stdout.count("ending") <= 2 * _feed.CHUNK_BATCHES
+    # Each of the two threads comes to the end of the record that it is at.
+    assert out.stdout.count("ending") <= 2
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sizes(Reader):
+    """Notes how many records are read together."""
+
+    asked: list[int]
+
+    @property
+    def stored_spec(self):
+        return {"data": jax.ShapeDtypeStruct((), np.dtype(np.int32))}
+
+    def __len__(self):
+        return 400
+
+    def read(self, records):
+        self.asked.append(len(records))
+        return {"data": records.astype(np.int32)}
+
+
+@pytest.mark.internal
+@pytest.mark.parametrize("seconds, together", [(1e9, 8), (0.0, 1)], ids=["fast", "slow"])
+def test_several_batches_are_read_together_only_if_none_of_them_waits_for_long(
+    seconds, together, monkeypatch
+):
+    monkeypatch.setattr(_feed, "CHUNK_SECONDS", seconds)
+    reader = Sizes([])
+    stream = Pipeline(source=HostSource(reader, HostSourceConfig()), batch_size=5)
+    assert np.ravel([batch["data"] for batch in stream]).tolist() == [*range(400)]
+    assert max(reader.asked) == 5 * together
+
+
+@pytest.mark.internal
+def test_a_batch_of_a_slow_stream_does_not_wait_for_the_next(monkeypatch):
+    monkeypatch.setattr(_feed, "CHUNK_SECONDS", 0.0)
+    go_on = threading.Event()
+
+    def records():
+        for i in range(16):
+            if i == 8:
+                go_on.wait(60)
+            yield np.int32(i)
+
+    stream = Pipeline(source=IterableSource(IterableSourceConfig(), records), batch_size=4)
+    batches = iter(stream)
+    found = [next(batches)["data"].tolist() for _ in range(2)]
+    assert not go_on.is_set()
+    go_on.set()
+    found += [batch["data"].tolist() for batch in batches]
+    assert found == np.arange(16).reshape(4, 4).tolist()
 
 
 @pytest.mark.internal

@@ -34,8 +34,12 @@ BUFFER_BYTES = 64 * 2**20
 CHUNK_BYTES = 8 * 2**20
 """What a thread reads in one go: to wake it costs as much as to read some hundred kilobytes."""
 
-CHUNK_BATCHES = 8
-"""The most batches of a chunk for `for`, which come one by one."""
+CHUNK_BATCHES, CHUNK_SECONDS = 8, 0.05
+"""The most batches of a chunk for `for`, which come one by one; and how long reading several may
+take, for none of them comes before all are read."""
+
+FORGIVEN = 0.8
+"""What a slow read still counts for at the next one: a stream that has paused may do so again."""
 
 COPIED_FROM = 2**18
 """Bytes from which it costs more to copy rows than to place them on the device."""
@@ -127,6 +131,7 @@ class Feed:
         self._asked: tuple[Cut, bool] | None = None
         self._failed: tuple[Cursor, BaseException] | None = None
         self._singly = 1
+        self._seconds = 0.0  # what a batch takes to read, as far as is known
         leaves = jax.tree.leaves(supply.spec)
         row = sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
         self.batch_bytes = max(1, row * supply.size)
@@ -245,8 +250,12 @@ class Feed:
                     return False
                 self._reading += 1
                 counted = True  # no interrupt comes between the two
+            started = time.perf_counter()
             try:
-                chunk.outcome.tell(read())
+                found = read()
+                each = (time.perf_counter() - started) / chunk.count
+                self._seconds = max(each, FORGIVEN * self._seconds)
+                chunk.outcome.tell(found)
             except BaseException as error:
                 chunk.outcome.tell(error=error)
                 if not isinstance(error, Exception):
@@ -268,7 +277,8 @@ class Feed:
         supply = self.supply
         while len(self._queue) < self._depth:
             last = self._queue[-1] if self._queue else last
-            cut, count = last.cut, 1 if self._singly else self.count
+            slow = self._seconds * self.count > CHUNK_SECONDS
+            cut, count = last.cut, 1 if self._singly or slow else self.count
             start = last.after
             if start is not None and loop:
                 assert supply.length is not None

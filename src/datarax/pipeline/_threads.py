@@ -12,6 +12,8 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Generic, TypeVar
 
+from ..sources._host import ENDING, EndingError
+
 T = TypeVar("T")
 
 GRACE = 3.0
@@ -78,7 +80,7 @@ class Threads:
                 "the method 'spawn', as JAX needs it."
             )
         if self.closed:
-            raise RuntimeError("The program is ending, and no rows are read any more.")
+            raise EndingError()
 
     def close(self) -> None:
         """Lets the threads end after what they are at. Does not wait for them."""
@@ -103,6 +105,7 @@ to take one out and to copy all are one step each of the interpreter."""
 
 @atexit.register
 def _end() -> None:
+    ENDING.set()
     running, until = list(_RUNNING.copy().items()), time.monotonic() + GRACE
     for _, threads in running:
         threads.close()

@@ -23,6 +23,7 @@ from ._host import (
     spec_of,
     stack,
     stamp,
+    while_running,
 )
 from ._parts import Parts
 from ._values import as_record
@@ -133,7 +134,7 @@ class PartsReader(Reader):
         )
 
     def read(self, records: np.ndarray) -> Batch:
-        return stack([self._decoded(raw) for raw in self._raw(records)])
+        return stack([self._decoded(raw) for raw in while_running(self._raw(records))])
 
     def place(self, record: int) -> str:
         return self.parts[self._counted.part_of(record)].path

@@ -30,6 +30,7 @@ from ._host import (
     spec_of,
     stack,
     stamp,
+    while_running,
 )
 from ._parts import Parts
 from ._values import as_record
@@ -166,7 +167,8 @@ class RowReader(_ChunkReader):
         found: list[dict[str, Any]] = [{}] * len(records)
         for chunk, rows, inside in self._by_chunk(records):
             table = self._cache.get(chunk, lambda chunk: chunk.table(self.columns))
-            for row, values in zip(rows, table.take(inside).to_pylist(), strict=True):
+            taken = zip(rows, table.take(inside).to_pylist(), strict=True)
+            for row, values in while_running(taken):
                 found[row] = as_record(self.decode(values), None)
         return found
 

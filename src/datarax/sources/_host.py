@@ -7,9 +7,10 @@ import functools
 import importlib
 import math
 import os
+import threading
 import types
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeAlias
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,8 @@ from .._xla import NO_TRACE, aligned, trace
 from ..errors import DataraxError, EmptySourceError, FieldTypeError, ReadError
 from ._base import EagerSourceBase
 from ._values import as_array, hold, need_held_type
+
+T = TypeVar("T")
 
 OnError: TypeAlias = Literal["raise", "mask"]
 
@@ -38,6 +41,26 @@ TRIES = 16
 
 SIZES = 4
 """How many sizes of buffers are kept."""
+
+
+ENDING = threading.Event()
+"""Set when the program ends. What reads record by record then stops between two: a thread that is
+in foreign code when the interpreter goes may take the process down with it."""
+
+
+class EndingError(RuntimeError):
+    """Nobody wants the rows that are being read."""
+
+    def __init__(self):
+        super().__init__("The program is ending, and no rows are read any more.")
+
+
+def while_running(records: Iterable[T]) -> Iterator[T]:
+    """Each of the records, until the program ends."""
+    for record in records:
+        if ENDING.is_set():
+            raise EndingError()
+        yield record
 
 
 def require(module: str, extra: str) -> types.ModuleType:

@@ -19,7 +19,7 @@ from .._rows import Cut, Rows
 from .._types import Batch, Signed, Spec, expect, integer
 from ..errors import DataraxError, EmptySourceError, RandomAccessError, ReadError
 from ._base import Fetched
-from ._host import conform, held_spec, names, spec_of, stack
+from ._host import conform, held_spec, names, spec_of, stack, while_running
 from ._values import as_record
 
 
@@ -225,7 +225,7 @@ class Stream(abc.ABC):
         with here.lock:
             found: list[dict[str, Any]] = []
             try:
-                for record in self._from(epoch, offset):
+                for record in while_running(self._from(epoch, offset)):
                     place = np.array([offset + len(found)])
                     one = stack([record])  # a copy: the stream may use its memory again
                     conform(one, stored, spec, place)

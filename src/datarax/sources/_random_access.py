@@ -9,7 +9,16 @@ import numpy as np
 from flax import nnx
 
 from .._types import Batch, Spec, expect
-from ._host import HostSource, HostSourceConfig, Reader, first_readable, names, spec_of, stack
+from ._host import (
+    HostSource,
+    HostSourceConfig,
+    Reader,
+    first_readable,
+    names,
+    spec_of,
+    stack,
+    while_running,
+)
 from ._values import BY_NAME, as_record, is_table
 
 
@@ -95,7 +104,7 @@ class ObjectReader(Reader):
         if hasattr(self.data, "__getitems__"):
             found = self.data.__getitems__(wanted)
         else:
-            found = [self.data[i] for i in wanted]
+            found = [self.data[i] for i in while_running(wanted)]
         return stack([as_record(x, self.fields) for x in found])
 
     def place(self, record: int) -> str:
