@@ -537,3 +537,41 @@ def test_a_pipeline_is_checked_at_the_end_of_its_epoch(last_batch):
     jax.effects_barrier()
     end = 998 if last_batch == "drop" else 999
     assert {0, 1, 2, end} <= asked and len(asked) < 50
+
+
+class OneRecord(Stream):
+    """Gives all its records in the memory of one."""
+
+    def begin(self, epoch, skip):
+        record = np.zeros(2, np.int32)
+        for i in range(skip, N):
+            record[:] = i
+            yield {"x": record}
+
+
+class Picked(EagerSourceBase):
+    """Some records, by an array of NumPy that it holds as it is."""
+
+    def __init__(self):
+        super().__init__(shuffle=True)
+        self.picked = np.arange(0, 2 * N, 2, dtype=np.int32)
+
+    def __len__(self):
+        return N
+
+    def gather(self, records):
+        return {"id": self.picked[records]}
+
+
+@pytest.mark.internal("what the checks for parts of one's own find")
+@pytest.mark.parametrize(
+    "source",
+    [
+        StreamSource(OneRecord()),
+        Picked(),
+        RandomAccessSource(MASKING, [{"mask": np.int32(i)} for i in range(N)]),
+    ],
+    ids=["one memory", "array of its own", "field of that name"],
+)
+def test_what_pipelines_take_is_no_fault(source):
+    check_source(source)

@@ -12,6 +12,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ._keys import BaseKey
 from ._types import is_traced
+from ._variables import iter_graph
 from ._xla import transferring, weak_zeros
 from .errors import ShardingError
 
@@ -167,7 +168,7 @@ def is_placed(module: Any, sharding: NamedSharding) -> bool:
 def _held(module: Any) -> list[tuple[Any, str, Any]]:
     """The values of Variables, and the attributes that are arrays: with what has them."""
     found: list[tuple[Any, str, Any]] = []
-    for _, part in nnx.iter_graph(module):
+    for _, part in iter_graph(module):
         if isinstance(part, nnx.Variable):
             if not isinstance(part, BaseKey):
                 found.append((part, "", part.get_raw_value()))

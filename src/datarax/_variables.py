@@ -9,6 +9,11 @@ import jax
 import numpy as np
 from flax import nnx
 
+# A part may be held in two places, also where the user has told NNX to take modules for trees.
+_AS_GRAPH = {"graph": True} if "graph" in inspect.signature(nnx.iter_graph).parameters else {}
+iter_graph: Any = functools.partial(nnx.iter_graph, **_AS_GRAPH)
+flatten: Any = functools.partial(nnx.graph.flatten, **_AS_GRAPH)
+
 
 def with_variables(function: Any) -> Any:
     """A callable whose arrays can be trained and saved; itself, if it has none or is of NNX."""

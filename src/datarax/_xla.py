@@ -47,10 +47,46 @@ NO_TRACE = trace()
 
 def settings() -> Any:
     """The settings of JAX that can change what a program returns; a thread may have its own."""
-    return _SETTINGS(jax.config)
+    return _context()
 
 
-_SETTINGS = attrgetter("jax_enable_x64", "jax_disable_jit", "jax_default_device")
+try:  # no public part of JAX: all settings that it compiles anew for, in one call
+    from jax._src.config import trace_context as _context
+except ImportError:
+    _context = functools.partial(
+        attrgetter(
+            "jax_enable_x64",
+            "jax_disable_jit",
+            "jax_default_device",
+            "jax_default_matmul_precision",
+            "jax_numpy_dtype_promotion",
+            "jax_threefry_partitionable",
+        ),
+        jax.config,
+    )
+
+
+def checks_values() -> bool:
+    """Whether JAX has been told to raise where a program returns a NaN, or an infinite number."""
+    return any(_CHECKS(jax.config))
+
+
+def checking_values() -> contextlib.AbstractContextManager[Any]:
+    """Lets JAX look for NaNs in what is called meanwhile, if it has been told to.
+
+    When it runs a traced program as a function, as `cond` and others make it do, it stops looking,
+    and begins again for none but the first call of any program in that thread.
+    """
+    if not checks_values():
+        return _UNGUARDED
+    stack = contextlib.ExitStack()
+    nans, infs = _CHECKS(jax.config)
+    stack.enter_context(jax.debug_nans(nans))
+    stack.enter_context(jax.debug_infs(infs))
+    return stack
+
+
+_CHECKS = attrgetter("jax_debug_nans", "jax_debug_infs")
 
 
 def on_cpu() -> bool:

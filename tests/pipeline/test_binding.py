@@ -28,7 +28,13 @@ from helpers import (
 
 from datarax import Pipeline
 from datarax.pipeline._binding import _RECENT, Binding
-from datarax.sources import MemorySource, MemorySourceConfig, SourceData
+from datarax.sources import (
+    MemorySource,
+    MemorySourceConfig,
+    RandomAccessSource,
+    RandomAccessSourceConfig,
+    SourceData,
+)
 
 
 def _item(stage, value):
@@ -40,6 +46,8 @@ CHANGES = {
     "a variable's element": lambda stage, v: stage.param.__setitem__(..., jnp.float32(v)),
     "a NumPy variable": lambda stage, v: stage.numpy_param.__setitem__(..., np.float32(v)),
     "a tree variable": lambda stage, v: stage.tree.set_value({"a": jnp.float32(v)}),
+    "an entry of a tree variable": lambda stage, v: stage.tree.__setitem__("a", jnp.float32(v)),
+    "what a variable has a view of": lambda stage, v: stage.viewed.__setitem__(0, v),
     "an array": lambda stage, v: setattr(stage, "array", jnp.float32(v)),
     "a NumPy array": lambda stage, v: setattr(stage, "numpy", np.full(1, v, np.float32)),
     "a NumPy array's element": _item,
@@ -77,6 +85,45 @@ def test_a_parameter_changed_within_one_loop_shows_in_its_next_batch(change):
             factor = [1, 1, 3, 3, 2][i % 5]
             CHANGES[change](stage, factor)
     assert i == 11
+
+
+class Tally(nnx.Module):
+    """Counts its batches in a dictionary, in its place."""
+
+    def __init__(self):
+        self.tally = nnx.Variable({"batches": jnp.int32(0), "names": [jnp.int32(7)]})
+
+    def __call__(self, batch):
+        self.tally["batches"] += 1
+        return batch | {"n": jnp.full(len(batch["x"]), self.tally["batches"])}
+
+
+@pytest.mark.spec("SCAN-001", "ITER-011", "SCAN-013")
+@pytest.mark.parametrize("mode", MODES)
+def test_what_a_stage_writes_into_a_container_is_kept(mode):
+    stream = pipeline([Tally()], length=12, batch_size=2)
+    with ahead(3):
+        assert [int(x["n"][0]) for x in MODES[mode](stream, 6)] == [*range(1, 7)]
+    assert stream.stages[0].tally["batches"] == 6
+    again = pipeline([Tally()], length=12, batch_size=2)
+    again.set_state(stream.get_state())
+    assert again.step()["n"].tolist() == [7, 7]
+
+
+@pytest.mark.spec("SCAN-013", "SRC-019")
+@pytest.mark.parametrize("length", [1, 3, 9])
+def test_what_a_scan_writes_into_a_container_is_kept(length):
+    def count(tally, batch):
+        return tally(batch)["n"][0]
+
+    for source in (
+        MemorySource(MemorySourceConfig(), columns(20)),
+        RandomAccessSource(RandomAccessSourceConfig(), [{"x": np.float32(i)} for i in range(20)]),
+    ):
+        tally = Tally()
+        outs = Pipeline(source=source, batch_size=2).scan(count, length, modules=[tally])
+        assert outs.tolist() == [*range(1, length + 1)]
+        assert tally.tally["batches"] == length
 
 
 @pytest.mark.spec("STEP-017", "DAG-013")

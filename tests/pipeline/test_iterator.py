@@ -456,6 +456,48 @@ def test_a_setting_of_jax_that_changes_counts_from_the_next_batch_on(take):
         assert ids(take(stream, 1)) == [20, 21]
 
 
+@pytest.mark.spec("ITER-010")
+def test_a_setting_that_changes_what_is_drawn_shows_in_the_next_batch():
+    def draw(batch, *, keys):
+        return batch | {"u": jax.vmap(lambda key: jax.random.uniform(key, (3,)))(keys)}
+
+    streams = [pipeline([draw], length=60, batch_size=2, seed=0) for _ in range(2)]
+    with ahead(8):
+        by_for(streams[0], 5)
+        streams[1].seek(epoch=0, offset=10)
+        with jax.threefry_partitionable(False):
+            first, second = (by_for(stream, 1)[0]["u"] for stream in streams)
+    np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.spec("ITER-010", "STEP-012")
+def test_a_nan_fails_the_batch_that_holds_it():
+    def spoil(batch):
+        return batch | {"y": jnp.where(batch["id"] == 62, jnp.nan, 1.0)}
+
+    stream, found = pipeline([spoil], length=100, batch_size=5), []
+    with ahead(8), jax.debug_nans(True):
+        for _ in range(2):
+            with pytest.raises(StageError, match="Stage 'spoil' failed: FloatingPointError"):
+                for batch in stream:
+                    found.append(int(batch["id"][0]))
+            assert stream.cursor == (0, 60)
+    assert found == [*range(0, 60, 5)]
+    assert ids(by_for(stream, 1)) == [60, 61, 62, 63, 64]
+
+
+@pytest.mark.spec("ITER-010")
+def test_what_a_stage_prints_is_of_batches_that_were_handed_out(capfd):
+    def show(batch):
+        jax.debug.print("{}", batch["id"][0])
+        return batch
+
+    with ahead(8):
+        by_for(pipeline([show], length=60, batch_size=5), 6)
+    jax.effects_barrier()
+    assert capfd.readouterr().out.split() == ["0", "5", "10", "15", "20", "25"]
+
+
 @pytest.mark.internal
 def test_what_was_computed_ahead_for_one_device_is_not_handed_out_on_another(monkeypatch):
     calls = []

@@ -892,3 +892,55 @@ def test_nobody_can_write_into_a_batch(mode):
             batch["x"][...] = 1
     assert_same(data, columns(8))
     assert ids(stream) == list(range(8))
+
+
+class Nested(nnx.Module):
+    def __init__(self, inner):
+        self.inner = inner
+
+    def __call__(self, batch):
+        return batch | {"noise": self.inner.step()["x"]}
+
+
+class WithOther(Pipeline):
+    def __init__(self, other):
+        super().__init__(source=other.source, batch_size=3)
+        self.other = other
+
+
+@pytest.mark.spec("STATE-001", "ERR-025")
+def test_a_pipeline_is_no_part_of_another():
+    inner = pipeline(length=9, batch_size=3)
+    for build, name in (
+        (lambda: pipeline([Nested(inner)], length=9, batch_size=3), "Nested"),
+        (lambda: WithOther(inner), "other"),
+    ):
+        with pytest.raises(StageError, match=f"'{name}' failed: a pipeline cannot be a part of an"):
+            build()
+
+
+@pytest.mark.spec("SCAN-001", "STATE-001")
+@pytest.mark.skipif(not hasattr(nnx, "set_graph_mode"), reason="this version of Flax has no modes")
+def test_it_works_in_whatever_mode_nnx_is_set_to():
+    before, expected = (pipeline([Count()], length=12, batch_size=2, seed=0) for _ in range(2))
+    before.step()
+    with nnx.set_graph_mode(False):
+        stream = pipeline([Count()], length=12, batch_size=2, seed=0)
+        stream.set_state(before.get_state())
+        found = [stream.step(), before.step(), *by_scan(stream, 2)]
+    batches = [expected.step() for _ in range(4)]
+    for x, i in zip(found, (1, 1, 2, 3), strict=True):
+        assert_same(x, batches[i])
+
+
+@pytest.mark.spec("SCAN-015")
+def test_stages_that_differ_in_the_sign_of_a_zero_are_two():
+    class Over(nnx.Module):
+        def __init__(self, zero):
+            self.zero = zero
+
+        def __call__(self, batch):
+            return batch | {"y": jnp.ones_like(batch["x"]) / self.zero}
+
+    for zero in (np.float32(0.0), np.float32(-0.0)):
+        assert pipeline([Over(zero)], length=4).step()["y"][0] == np.copysign(np.inf, zero)

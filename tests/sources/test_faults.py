@@ -287,6 +287,7 @@ def test_replay_keeps_why_a_source_of_the_users_own_has_failed():
     [
         ({"id": np.zeros(2, np.int32)}, r"int32\[1,2\]"),
         ({"id": np.float32(0)}, "float32"),
+        ({"id": np.float64(0)}, r"float64\[1\], and not id int32\[1\]"),
         ({"other": np.int32(0)}, "'other'"),
     ],
 )
@@ -388,22 +389,30 @@ MANY_PARTS = """
 import resource
 import sys
 from datarax.errors import FileError
-from datarax.sources import StreamingDiskSource, StreamingDiskSourceConfig
+from datarax.sources import *
 
+paths = [sys.argv[1]] * 100
 _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, most))
 try:
-    StreamingDiskSource(StreamingDiskSourceConfig(path=[sys.argv[1]] * 100))
+    if paths[0].endswith(".npy"):
+        StreamingDiskSource(StreamingDiskSourceConfig(path=paths))
+    else:
+        ArrayRecordSource(ArrayRecordSourceConfig(paths=paths))
 except FileError as error:
     print(error)
 """
 
 
 @pytest.mark.spec("SRC-031")
-def test_more_files_than_may_be_open(tmp_path):
+@pytest.mark.parametrize("form", ["npy", "array_record"])
+def test_more_files_than_may_be_open(form, tmp_path):
     pytest.importorskip("resource")
-    file = tmp_path / "part.npy"
-    np.save(file, np.arange(3))
+    file = tmp_path / f"part.{form}"
+    if form == "npy":
+        np.save(file, np.arange(3))
+    else:
+        cases.array_record(file, [encode({"id": np.int32(0)})])
     command = [sys.executable, "-c", MANY_PARTS, str(file)]
     out = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert out.stdout == (
@@ -521,6 +530,68 @@ def test_page_checksums_of_parquet_are_verified(tmp_path):
         source = ArrowSource(ArrowSourceConfig(paths=path))
         for start in range(0, 5000, 1000):
             source.reader.rows(np.arange(start, start + 1000), source.element_spec)
+
+
+@pytest.mark.spec("SRC-033")
+@pytest.mark.parametrize("decode", [None, lambda row: {"id": row["id"]}], ids=["columns", "rows"])
+def test_the_first_chunk_may_be_the_broken_one(decode, tmp_path):
+    path = cases.parquet(tmp_path / "x.parquet", n=4000, group=1000)
+    data = bytearray(path.read_bytes())
+    data[200] ^= 0x10
+    path.write_bytes(data)
+    config = ArrowSourceConfig(paths=path, decode=decode, on_error="mask", max_errors=1000)
+    pipeline = Pipeline(source=ArrowSource(config), batch_size=1000)
+    assert [int(batch["mask"].sum()) for batch in pipeline] == [0, 1000, 1000, 1000]
+
+
+@pytest.mark.spec("SRC-033")
+def test_the_first_records_may_be_the_broken_ones():
+    batches = list(over(Broken(range(17), 60), batch_size=20, on_error="mask", max_errors=17))
+    assert [int(batch["mask"].sum()) for batch in batches] == [3, 20, 20]
+
+
+@pytest.mark.spec("SRC-031", "SRC-036")
+def test_a_parquet_file_that_is_replaced_while_it_is_read_is_named(tmp_path):
+    pq = pytest.importorskip("pyarrow.parquet", reason="needs the extra 'arrow'")
+    import pyarrow as pa
+
+    table = pa.table({"age": np.arange(100), "pay": np.arange(100) + 10**6})
+    path, other = tmp_path / "x.parquet", tmp_path / "new"
+    how = {"row_group_size": 10, "compression": "none", "use_dictionary": False}
+    pq.write_table(table, path, **how)
+    pipeline = Pipeline(
+        source=ArrowSource(ArrowSourceConfig(paths=path, cached_chunks=1)), batch_size=10
+    )
+    pipeline.step()
+    pq.write_table(table.select(["pay", "age"]), other, **how)
+    os.replace(other, path)
+    pipeline.seek(epoch=0, offset=50)
+    with pytest.raises(ReadError, match=r"x\.parquet was replaced or changed after it was opened"):
+        pipeline.step()
+
+
+@pytest.mark.spec("SRC-031", "SRC-036")
+def test_a_prepared_data_set_that_is_damaged_is_named(tmp_path):
+    path = cases.prepared_tfds(tmp_path)
+
+    def open_(**how):
+        return TFDSEagerSource(TFDSEagerSourceConfig(path=path, **how))
+
+    with pytest.raises(EmptySourceError, match=r"the split 'train\[5:2\]' of .* holds none"):
+        open_(split="train[5:2]")
+    [shard] = [x for x in path.iterdir() if "array_record" in x.name]
+    kept = shard.read_bytes()
+    shard.unlink()
+    with pytest.raises(FileError, match=r"array_record.* is a shard .*, and is missing"):
+        open_()
+    shard.write_bytes(kept)
+    for name in ("features.json", "dataset_info.json"):
+        kept = (path / name).read_bytes()
+        (path / name).write_bytes(kept[:10])
+        with pytest.raises(FileError, match="holds no prepared data set, or a damaged one"):
+            open_()
+        (path / name).write_bytes(kept)
+    assert len(open_()) == N
 
 
 @pytest.mark.spec("SRC-037")

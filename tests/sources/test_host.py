@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import pickle
 import re
 import threading
 import tracemalloc
@@ -656,3 +657,105 @@ def test_what_a_reader_reads_is_named_as_it_is(unchecked, rows, text):
     with pytest.raises(ReadError) as caught:
         pipeline.step()
     assert text in str(caught.value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sorting(Reader):
+    """Reads in the order of the storage, and sorts what it is given for that."""
+
+    bad: int = -1
+
+    def __len__(self):
+        return 12
+
+    @property
+    def stored_spec(self):
+        return {"id": jax.ShapeDtypeStruct((), np.dtype(np.int32))}
+
+    def read(self, records):
+        back = np.argsort(np.argsort(records))
+        records.sort()
+        if self.bad in records:
+            raise OSError("bad sector")
+        return {"id": records.astype(np.int32)[back]}
+
+
+@pytest.mark.spec("SRC-002", "SRC-031", "SRC-033")
+def test_a_reader_may_write_to_the_records_that_it_is_asked_for():
+    def made(bad=-1, **config):
+        source = HostSource(Sorting(bad), HostSourceConfig(shuffle=True, **config))
+        return Pipeline(source=source, batch_size=4, rngs=nnx.Rngs(0))
+
+    expected = np.concatenate([batch["id"] for batch in made()])
+    batches = list(made(7, on_error="mask", max_errors=1))
+    ids, mask = (np.concatenate([batch[name] for batch in batches]) for name in ("id", "mask"))
+    np.testing.assert_array_equal(mask, expected != 7)
+    np.testing.assert_array_equal(ids, np.where(mask, expected, 0))
+    with pytest.raises(ReadError) as caught:
+        list(made(7))
+    assert caught.value.record == 7
+    rows = made().source.get_batch_at(0, 12, jax.random.key(0))["id"]
+    assert sorted(rows.tolist()) == [*range(12)]
+
+
+@pytest.mark.spec("SRC-019")
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_records_may_have_their_bytes_in_either_order(order):
+    data = np.arange(8).reshape(4, 2).astype(f"{order}f4")
+    records = [{"x": row} for row in data]
+    for source in (
+        RandomAccessSource(RandomAccessSourceConfig(), records),
+        IterableSource(IterableSourceConfig(), records),
+    ):
+        np.testing.assert_array_equal(Pipeline(source=source, batch_size=4).step()["x"], data)
+
+
+class Drawn:
+    """Records that are computed in JAX."""
+
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, i):
+        return {"x": jnp.asarray(np.float32(i)) * 2}
+
+    def __iter__(self):
+        return (self[i] for i in range(10))
+
+
+@dataclasses.dataclass(frozen=True)
+class Specified(Squares):
+    @property
+    def stored_spec(self):
+        return {"square": jax.ShapeDtypeStruct((), jnp.asarray(np.int32(0) + 1).dtype)}
+
+
+@pytest.mark.spec("ERR-001", "SRC-020")
+def test_what_is_read_may_be_computed_in_jax():
+    indexed = RandomAccessSource(RandomAccessSourceConfig(), Drawn())
+    for source in (
+        indexed,
+        pickle.loads(pickle.dumps(indexed)),
+        IterableSource(IterableSourceConfig(), Drawn()),
+    ):
+        assert Pipeline(source=source, batch_size=3).step()["x"].tolist() == [0, 2, 4]
+    copied = pickle.loads(pickle.dumps(Pipeline(source=indexed, batch_size=3)))
+    assert nnx.jit(lambda pipeline: pipeline.step())(copied)["x"].tolist() == [0, 2, 4]
+    assert Pipeline(source=HostSource(Specified(5), HostSourceConfig()), batch_size=2).step()
+
+
+@pytest.mark.spec("ERR-001")
+def test_a_stream_may_be_what_another_pipeline_gives():
+    inner = Pipeline(source=MemorySource(MemorySourceConfig(), np.arange(12)), batch_size=3)
+    outer = IterableSource(
+        IterableSourceConfig(), lambda: ({"x": batch["data"]} for batch in inner)
+    )
+    assert Pipeline(source=outer, batch_size=2).step()["x"].tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+@pytest.mark.spec("ITER-001")
+def test_a_list_that_grows_keeps_its_epoch():
+    data = [{"x": np.int32(i)} for i in range(10)]
+    pipeline = Pipeline(source=RandomAccessSource(RandomAccessSourceConfig(), data), batch_size=4)
+    data += data
+    assert [len(batch["x"]) for batch in pipeline] == [4, 4, 2]

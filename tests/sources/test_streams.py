@@ -385,6 +385,18 @@ def test_all_batches_before_a_broken_example_come():
     assert caught.value.record == 300
 
 
+@pytest.mark.spec("SRC-031")
+def test_lists_of_another_length_are_so_wherever_they_stand():
+    datasets = pytest.importorskip("datasets", reason="needs the extra 'hf'")
+    lists = {"x": [[i, i] for i in range(300)] + [[i] * 3 for i in range(300, 512)]}
+    dataset = datasets.Dataset.from_dict(lists).to_iterable_dataset()
+    source, found = HFStreamingSource(HFStreamingSourceConfig(), dataset), []
+    with pytest.raises(ReadError) as caught:
+        for batch in Pipeline(source=source, batch_size=4):
+            found += batch["x"][:, 0].tolist()
+    assert (found, caught.value.record) == ([*range(300)], 300)
+
+
 @pytest.mark.spec("SRC-019")
 def test_columns_are_no_records(unchecked):
     with pytest.raises(TypeError, match=r"got a dict, which gives its keys\. A dict of columns"):
@@ -589,6 +601,17 @@ def test_a_stream_is_written_as_any_class_is(kind):
     pipeline = Pipeline(source=StreamSource(kind(N)), batch_size=5)
     twins = [pipeline, copy.deepcopy(pipeline), pickle.loads(pickle.dumps(pipeline))]
     assert [ids(twin) for twin in twins] == [law(5, "keep")] * 3
+
+
+class Listing(Plain):
+    def begin(self, epoch, skip):
+        return ([i] for i in range(skip, self.n))
+
+
+@pytest.mark.spec("SRC-027", "ERR-023")
+def test_a_record_of_a_stream_that_is_no_dict_is_named(unchecked):
+    with pytest.raises(ReadError, match="records as dicts of arrays and numbers, and this one is"):
+        Pipeline(source=StreamSource(Listing(N)), batch_size=5)
 
 
 @pytest.mark.spec("SRC-027", "ERR-023")

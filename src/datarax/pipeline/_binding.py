@@ -17,10 +17,12 @@ from types import MethodType
 from typing import Any, TypeAlias, TypeVar
 
 import jax
+import numpy as np
 from flax import nnx
 
 from .._bundle import Fixed
 from .._types import is_traced
+from .._variables import flatten, iter_graph
 from .._xla import trace
 from ..sources._host import Reader
 from ..sources._iterable import Stream
@@ -84,7 +86,7 @@ def types_of(static: Any) -> Any:
     Of a callable the equality may leave out what it computes with. Only that of a method, and of a
     dataclass of which all fields count, is taken for that of the function.
     """
-    if isinstance(static, bool | int | float | complex):
+    if isinstance(static, bool | int | float | complex | np.generic):  # 0.0 equals -0.0, too
         return type(static), repr(static)
     if isinstance(static, tuple | frozenset):
         return type(static), *map(types_of, static)
@@ -158,7 +160,7 @@ class Binding:
     """The leaves of `roots`, in NNX's own order; `position` is the cursor's place among them."""
 
     def __init__(self, roots: tuple[Any, ...]):
-        graphdef, flat = nnx.graph.flatten(roots)
+        graphdef, flat = flatten(roots)
         leaves = list(flat.leaves)
         self.variables = {i: x for i, x in enumerate(leaves) if isinstance(x, nnx.Variable)}
         paths = [tuple(map(str, path)) for path in flat.paths]
@@ -168,9 +170,9 @@ class Binding:
         self._held, self._variables = _taker(list(self.variables)), list(self.variables.values())
         self.position = paths.index(("0", "_cursor_state"))
         self._place = self.variables[self.position]
-        self.is_cursor_shared = any(x is self._place for _, x in nnx.iter_graph(roots[1:]))
+        self.is_cursor_shared = any(x is self._place for _, x in iter_graph(roots[1:]))
         # What could be assigned to: looked at as one row of objects, in C, at every batch.
-        nodes = [x for _, x in nnx.iter_graph(roots) if not isinstance(x, Fixed)]
+        nodes = [x for _, x in iter_graph(roots) if not isinstance(x, Fixed)]
         dicts = [x for x in map(_attributes, nodes) if x is not None]
         self._rows = [*map(dict.values, dicts), *(x for x in nodes if isinstance(x, list)), [END]]
         self._attributes = list(chain.from_iterable(self._rows))
@@ -243,13 +245,30 @@ def _attributes(node: Any) -> dict[Any, Any] | None:
 
 
 def merge(structure: Structure, values: Sequence[Any]) -> Any:
-    """A copy of the bound objects that holds `values`: for use inside a trace."""
-    return nnx.graph.unflatten(structure.graphdef, list(values))
+    """A copy of the bound objects that holds `values`: for use inside a trace.
+
+    Containers are copied, since a Variable that holds one may be written to in its place.
+    """
+    copied = [jax.tree.map(lambda leaf: leaf, x) if is_container(x) else x for x in values]
+    return nnx.graph.unflatten(structure.graphdef, copied)
+
+
+def is_container(value: Any) -> bool:
+    """Whether the value of a Variable is a dict, a list or another tree of arrays."""
+    return value is not None and not jax.tree_util.all_leaves([value])
+
+
+def is_same(value: Any, old: Any) -> bool:
+    """Whether a value is the one it was; of a container, whether all that it holds is."""
+    if value is old or not is_container(old):
+        return value is old
+    (new, tree), (before, was) = jax.tree.flatten(value), jax.tree.flatten(old)
+    return tree == was and all(map(is_, new, before))
 
 
 def changes(structure: Structure, roots: Any, before: Sequence[Any]) -> Changes:
     """Which values of `roots` are no longer those they were merged with."""
-    now, after = nnx.graph.flatten(roots, with_paths=False)
+    now, after = flatten(roots, with_paths=False)
     if now != structure.graphdef:
         which = _first_changed(merge(structure, before), roots)
         raise TypeError(
@@ -257,7 +276,8 @@ def changes(structure: Structure, roots: Any, before: Sequence[Any]) -> Changes:
             f"`{which}` was; create it in `__init__`, keep what changes in an nnx.Variable, call "
             "`eval()` and `train()` before, and collect what a module sows with nnx.capture"
         )
-    found = {i: x for i, (x, old) in enumerate(zip(after, before, strict=True)) if x is not old}
+    pairs = enumerate(zip(after, before, strict=True))
+    found = {i: x for i, (x, old) in pairs if not is_same(x, old)}
     for place in found.keys() & structure.arrays.keys():
         raise TypeError(
             "what changes while a batch is made must be kept in an nnx.Variable, but the array "
@@ -269,7 +289,7 @@ def changes(structure: Structure, roots: Any, before: Sequence[Any]) -> Changes:
         if weak is True and is_now == (was[0], [(was[1][0][0], is_now[1][0][1])]):
             continue  # of that shape still: as Python's numbers become what they meet
         if was != is_now:
-            paths = nnx.graph.flatten(roots)[1].paths
+            paths = flatten(roots)[1].paths
             raise VariableTypeError(tuple(paths[place]), was, is_now)
     return found
 
@@ -310,7 +330,7 @@ def _place(path: Sequence[Any]) -> str:
 def _first_changed(was: Any, now: Any) -> str:
     """The path of an attribute that one of two versions of some objects has, or has otherwise."""
     old, new = (
-        {path: _attributes(x) or {} for path, x in nnx.iter_graph(roots)} for roots in (was, now)
+        {path: _attributes(x) or {} for path, x in iter_graph(roots)} for roots in (was, now)
     )
     for path, attributes in new.items():
         before = old.get(path, {})

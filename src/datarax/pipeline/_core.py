@@ -21,7 +21,8 @@ from .._mesh import split
 from .._order import word
 from .._rows import Cut, advance, settle, touched, zero_outside
 from .._types import Batch, Cursor, Scalar
-from .._xla import NO_TRACE, ONE_THREAD, apart, on_cpu, trace, transferring
+from .._variables import iter_graph
+from .._xla import NO_TRACE, ONE_THREAD, apart, checking_values, on_cpu, trace, transferring
 from ..errors import CapturedError, MaskNameError, RandomAccessError, StageError
 from ..sources._base import EagerSourceBase, Fetched, fetch, length_of, order_of
 from ..sources._iterable import StreamSource
@@ -32,6 +33,7 @@ from ._binding import (
     VariableTypeError,
     changes,
     has_tracer,
+    is_same,
     kept,
     merge,
 )
@@ -189,7 +191,7 @@ def outputs_of(structure: Structure, values: Values, cut: Cut) -> tuple[dict[str
 
 def _fetched_undrawn(copy: "Pipeline", order: Any, start: Cursor, cut: Cut) -> Fetched:
     """`fetched_from`, or an error if the source draws from its own streams: they would not move."""
-    streams = [x for _, x in nnx.iter_graph(copy.source) if isinstance(x, nnx.RngState)]
+    streams = [x for _, x in iter_graph(copy.source) if isinstance(x, nnx.RngState)]
     before = [x.get_raw_value() for x in streams]
     cause = None
     try:
@@ -269,7 +271,7 @@ class Program:
         self.called = False
 
     def __call__(self, values: Any, *args: Any) -> Any:
-        with transferring():  # a cursor, say
+        with transferring(), checking_values():  # a cursor is transferred, say
             if self.called:
                 result = self._compiled(values, *args)
             else:
@@ -309,7 +311,8 @@ def _callers(jaxpr: Any, outer: str | None) -> Iterator[str | None]:
     """The nodes whose operations call the host, those of inner programs included."""
     for equation in jaxpr.eqns:
         node = scoped(str(equation.source_info.name_stack)) or outer
-        if "callback" in equation.primitive.name:
+        # Under the name of `jax.debug.print` stands no callback, but its effect.
+        if "callback" in equation.primitive.name or "debug" in equation.primitive.name:
             yield node
         for inner in _inner(equation):
             yield from _callers(inner, node)
@@ -424,7 +427,8 @@ class _Scan:
             now, carry, outs = self._gathering(values, carry)
         else:
             (now, carry), outs = self._over(values, carry, fed, self.length)
-        after = {i: x for i, x in enumerate(now) if x is not values[i] and i != self.known}
+        pairs = enumerate(zip(now, values, strict=True))
+        after = {i: x for i, (x, old) in pairs if i != self.known and not is_same(x, old)}
         return after, carry, outs
 
     def _gathering(self, values: Values, carry: Any) -> tuple[Values, Any, Any]:
@@ -512,8 +516,8 @@ def fetched_at_once(
         return 1
     # What `step_fn` may move or seed anew has to be looked at before every batch.
     parts = pipeline.source, pipeline._base, pipeline._cursor_state
-    held = {id(x) for _, x in nnx.iter_graph(parts) if isinstance(x, nnx.Variable)}
-    if any(id(x) in held for _, x in nnx.iter_graph(modules)):
+    held = {id(x) for _, x in iter_graph(parts) if isinstance(x, nnx.Variable)}
+    if any(id(x) in held for _, x in iter_graph(modules)):
         return 1
     if most is None and pipeline.sharding is not None:
         most = 1  # else every device would gather the rows of all

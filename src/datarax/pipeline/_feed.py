@@ -412,8 +412,7 @@ class Feed:
         here: Any = slice(None)
         if own is not None:
             here = (np.arange(0, len(rows.record), cut.size)[:, None] + own.rows).ravel()
-        # The records are kept for others to read, and the reader may write to what it gets.
-        records = np.array(rows.record[here])
+        records = rows.record[here]
         if inside is None:
             batch = reader.rows(records, spec)
         else:

@@ -20,7 +20,7 @@ from flax.errors import TraceContextError
 
 from .._keys import SOURCE, BaseKey, node_number
 from .._types import Batch, Scalar, is_traced, spec_text
-from .._variables import MethodStage, PytreeStage, method_of, with_variables
+from .._variables import MethodStage, PytreeStage, flatten, iter_graph, method_of, with_variables
 from .._xla import apart
 from ..errors import (
     CycleError,
@@ -252,7 +252,7 @@ def keeps_variables(stage: Stage) -> bool:
     holder = getattr(stage, "__self__", stage)
     if not isinstance(holder, nnx.Pytree):
         return False
-    variables = (x for _, x in nnx.iter_graph(holder) if isinstance(x, nnx.Variable))
+    variables = (x for _, x in iter_graph(holder) if isinstance(x, nnx.Variable))
     return not all(isinstance(x, BaseKey) for x in variables)
 
 
@@ -260,7 +260,7 @@ def copied(stage: Stage) -> Callable[[], Stage]:
     """What makes a copy of a stage in the trace that asks for it: NNX lets no other change it."""
     if not isinstance(stage, nnx.Pytree):
         return lambda: stage
-    graphdef, flat = nnx.graph.flatten(stage)
+    graphdef, flat = flatten(stage)
     return lambda: nnx.graph.unflatten(graphdef, flat)
 
 
@@ -281,9 +281,9 @@ def unchanged_but_variables(stage: Any) -> Iterator[None]:
     if not isinstance(stage, nnx.Pytree):
         yield
         return
-    graphdef, before = nnx.graph.flatten(stage)
+    graphdef, before = flatten(stage)
     yield
-    now, after = nnx.graph.flatten(stage)
+    now, after = flatten(stage)
     if now != graphdef:
         raise TypeError(
             "a stage must not add, remove or assign attributes of its own when it is called; "

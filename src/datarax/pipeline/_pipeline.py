@@ -16,6 +16,7 @@ from .._mesh import check_sharding, place_held, spans_processes
 from .._order import word
 from .._rows import Cut, LastBatch, Rows, batches_of_loop, pack, running_on
 from .._types import Batch, Cursor, Mask, Signed, Spec, Words, integer, spec_text
+from .._variables import iter_graph
 from .._xla import settings
 from ..errors import (
     BatchSizeError,
@@ -533,7 +534,16 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
             )
         if isinstance(self.source, EagerSourceBase | StreamSource) and self.source.shuffle:
             self._need_words(SOURCE, self.source)
-        for path, x in nnx.iter_graph(self):
+        for path, x in iter_graph(self):
+            if isinstance(x, Pipeline) and x is not self:
+                name = self._nodes.name_of(str(path[1])) if path[0] == "_nodes" else str(path[0])
+                raise StageError(
+                    name,
+                    {},
+                    "a pipeline cannot be a part of another: its place would not be saved. Take "
+                    "its batches in the loop, or in the function of a scan that is given it in "
+                    "`modules`.",
+                )
             # It changes without a look at the Variable showing it, and no program returns it.
             if isinstance(x, nnx.Variable) and isinstance(x.get_raw_value(), jax.Ref):
                 raise TypeError(
@@ -544,6 +554,8 @@ class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
     def _trace(self, binding: Binding, values: list[Any]) -> dict[str, Spec]:
         """The specs of all outputs, from an abstract run on a copy: no state moves."""
         cut = running_on(self.batch_size, length_of(self.source), self.last_batch)
+        if isinstance(self.source, StreamSource):
+            _ = self.source.element_spec  # the user's code is asked for a record outside of a trace
         specs, constants = outputs_of(binding.structure, values, cut)
         for name, stage in self.nodes.items():
             check_captured(name, stage, constants)

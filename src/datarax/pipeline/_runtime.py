@@ -19,14 +19,14 @@ from .._mesh import spans_processes
 from .._order import word
 from .._rows import Cut, batches_of, pack, pack_each, settle
 from .._types import Batch, Cursor, is_traced, spec_text
-from .._xla import SIDE_BY_SIDE, beside, keep_memory, on_cpu, place, settings
+from .._xla import SIDE_BY_SIDE, beside, checks_values, keep_memory, on_cpu, place, settings
 from ..errors import DataraxError, ReadError, SeekError, StageError
 from ..sources._base import EagerSourceBase, Fetched, length_of
 from ..sources._host import raised_in
 from ..sources._iterable import StreamSource
 from . import _ahead
 from ._ahead import Ahead, at_once, fits, with_cursors
-from ._binding import Binding, Changes, Values, has_tracer, merge
+from ._binding import Binding, Changes, Values, has_tracer, is_container, merge
 from ._core import (
     Program,
     batch_program,
@@ -116,8 +116,7 @@ class Runtime:
             changed, self._mutable = values, False
             self._orders = None
         self._traced = has_tracer(changed)
-        new = jax.tree.leaves(values if self._mutable else changed)
-        self._mutable = any(map(_is_mutable, new))
+        self._mutable = any(map(_is_mutable, values if self._mutable else changed))
         self.start = settle(found, *policy(pipeline))
         self._binding, self._values, self._settings = binding, values, settings()
         self._ahead.discard()
@@ -388,6 +387,8 @@ class Runtime:
             and not self._traced
             and not self._mutable
             and not single.host_nodes
+            # An error about what a batch holds is for that batch.
+            and not checks_values()
             # All must run the same programs, and how many batches those are for the clock decides.
             and not spans_processes(pipeline.sharding)
             and self.start.epoch < 2**32 - 1  # after the last batch of all comes an error
@@ -490,7 +491,11 @@ def _unstaged(fetched: Fetched | None, mask_name: str) -> Batch:
 
 def _is_mutable(value: Any) -> bool:
     """Whether a value can change and stay the same object, so that no look can notice."""
-    return isinstance(value, np.ndarray) and value.flags.writeable
+    while isinstance(value, np.ndarray):
+        if value.flags.writeable:
+            return True
+        value = value.base  # of which it may be a view that cannot be written to
+    return is_container(value)
 
 
 def by_hand(binding: Binding, cut: Cut, values: Values, order: Any, fed: Any = None) -> None:

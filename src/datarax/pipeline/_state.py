@@ -17,6 +17,7 @@ from jax.sharding import NamedSharding
 from .._keys import SOURCE, BaseKey
 from .._mesh import differs, whole
 from .._types import escaped, integer, is_traced
+from .._variables import iter_graph
 from .._xla import weak_zeros
 from ..errors import ShardingError, StateError
 from ..sources._base import EagerSourceBase, length_of
@@ -154,8 +155,8 @@ def _digest(value: Any) -> str:
 def _leaves(pipeline: "Pipeline") -> dict[str, tuple[nnx.Variable, Any]]:
     """The arrays that are remembered: all Variables but the source's, keys and the cursor."""
     found = {}
-    held = {id(x) for _, x in nnx.iter_graph(pipeline.source) if isinstance(x, nnx.Variable)}
-    for path, x in nnx.iter_graph(pipeline):
+    held = {id(x) for _, x in iter_graph(pipeline.source) if isinstance(x, nnx.Variable)}
+    for path, x in iter_graph(pipeline):
         mine = isinstance(x, nnx.Variable) and not isinstance(x, BaseKey | Position)
         if mine and id(x) not in held:
             name = ".".join(escaped(str(x)) for x in path)

@@ -23,6 +23,7 @@ from ._host import (
     spec_of,
     stack,
     stamp,
+    unopened,
     while_running,
 )
 from ._parts import Parts
@@ -88,9 +89,10 @@ class Part:
             file = module.ArrayRecordReader(self.path, RANDOM_ACCESS)
             # A broken file opens: it only says that it is not ok, and seems to be empty.
             if not file.ok():
+                open(self.path, "rb").close()  # which says so if the system is to blame
                 raise RuntimeError(f"of {size} bytes is no intact ArrayRecord file")
-        except FileNotFoundError as error:
-            raise FileError(self.path, f"cannot be opened: {error.strerror}.") from error
+        except OSError as error:
+            raise unopened(self.path, error) from error
         except RuntimeError as error:
             raise FileError(self.path, f"cannot be read: {error}.") from error
         if file.num_records() < self.skip + (self.take or 0):

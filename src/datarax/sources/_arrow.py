@@ -30,6 +30,7 @@ from ._host import (
     spec_of,
     stack,
     stamp,
+    unopened,
     while_running,
 )
 from ._parts import Parts
@@ -127,8 +128,9 @@ class ColumnReader(_ChunkReader):
     def stored_spec(self) -> Spec:  # pyright: ignore[reportIncompatibleMethodOverride]
         if not self._chunks:
             raise EmptySourceError(self.label)
-        first = self._cache.get(self._chunks[0], lambda chunk: columns_of(chunk.table(None)))
-        others = (columns_of(chunk.table(list(first[0]))) for chunk in self._chunks[1:])
+        chunks = self._chunks
+        first = first_readable(lambda i: columns_of(chunks[i].table(None)), len(chunks))
+        others = (columns_of(chunk.table(list(first[0]))) for chunk in chunks)
         spec = spec_of_columns(itertools.chain([first], others))
         _check_schemas(self._chunks, spec)
         return spec
@@ -201,6 +203,7 @@ class _RowGroup(_Chunk):
     group: int
     columns: tuple[str, ...] | None
     metadata: Any
+    stamp: Stamp
 
     @property
     def schema(self) -> Any:
@@ -209,6 +212,8 @@ class _RowGroup(_Chunk):
     def table(self, columns: Sequence[str] | None) -> Any:
         names = self.columns if columns is None else columns
         names = None if names is None else list(names)
+        if stamp(self.path) != self.stamp:  # its metadata would be read into another file's bytes
+            raise OSError(f"{self.path} was replaced or changed after it was opened")
         # A ParquetFile is not for several threads; to open one with known metadata is cheap.
         with _parquet(self.path, self.metadata) as file:
             return file.read_row_group(self.group, columns=names, use_threads=False)
@@ -270,11 +275,12 @@ def _chunks(path: str, columns: tuple[str, ...] | None) -> list[_Chunk]:
     pa = require("pyarrow", "arrow")
     try:
         if path.endswith(".parquet"):
+            found = stamp(path)
             with _parquet(path, None) as file:
                 metadata = file.metadata
                 _check_columns(path, columns, file.schema_arrow.names)
                 return [
-                    _RowGroup(path, metadata.row_group(i).num_rows, i, columns, metadata)
+                    _RowGroup(path, metadata.row_group(i).num_rows, i, columns, metadata, found)
                     for i in range(metadata.num_row_groups)
                 ]
         with open(path, "rb") as file:
@@ -294,7 +300,7 @@ def _chunks(path: str, columns: tuple[str, ...] | None) -> list[_Chunk]:
     except FileError:  # of a column that is missing
         raise
     except OSError as error:  # pa.ArrowInvalid is one of ValueError
-        raise FileError(path, f"cannot be opened: {error.strerror or error}.") from error
+        raise unopened(path, error) from error
     except (pa.ArrowException, ValueError) as error:
         raise FileError(path, f"is no file of its kind, or a damaged one: {error}") from error
 
@@ -389,7 +395,8 @@ def hole(name: str) -> ValueError:
     """What is wrong with a row that `columns_of` has found to be none."""
     return ValueError(
         f"column {name!r} is null there, holds a null, or is a list of another length than others, "
-        "and a field has one shape and no nulls: fill it, or leave the column out"
+        "and a field has one shape and no nulls: leave the column out, fill it, or give "
+        "`decode`, a function that makes numbers of a row"
     )
 
 

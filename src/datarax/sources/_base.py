@@ -140,7 +140,8 @@ class EagerSourceBase(nnx.Module, metaclass=Signed):
     def element_spec(self) -> Spec:
         """Shape and type of one record."""
         one = jax.ShapeDtypeStruct((1,), word(len(self)))
-        batch = jax.eval_shape(self.gather, one)
+        graphdef, state = nnx.split(self)  # so that arrays of NumPy are traced as in a pipeline
+        batch = jax.eval_shape(lambda state, x: nnx.merge(graphdef, state).gather(x), state, one)
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batch)
 
     def get_batch_at(

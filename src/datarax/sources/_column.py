@@ -14,6 +14,7 @@ from .._bundle import Fixed
 from .._mesh import everywhere, is_placed, place_held
 from .._rows import gathered_sharding, take
 from .._types import Records, Scalar
+from .._variables import iter_graph
 from .._xla import ALIGNMENT, aligned, on_cpu
 from ._base import SourceData
 
@@ -93,7 +94,7 @@ def spread(source: Any, sharding: NamedSharding) -> Any:
     if is_placed(source, sharding):
         return source
     twin = nnx.clone(source)
-    for _, column in nnx.iter_graph(twin):
+    for _, column in iter_graph(twin):
         if isinstance(column, Column) and isinstance(rows := column.rows(), np.ndarray):
             # What lies in front of the rows is another length in each process.
             column.data.set_raw_value(everywhere(rows, sharding))

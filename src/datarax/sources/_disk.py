@@ -1,7 +1,6 @@
 """Arrays in `.npy` files, read from a memory map."""
 
 import dataclasses
-import errno
 import functools
 import math
 import mmap
@@ -16,7 +15,7 @@ from flax import nnx
 
 from .._types import Batch, Spec, expect, spec_text
 from ..errors import EmptySourceError, FileError, UnequalLengthsError
-from ._host import HostSource, HostSourceConfig, Reader, Stamp, empty_rows, stamp
+from ._host import HostSource, HostSourceConfig, Reader, Stamp, empty_rows, stamp, unopened
 from ._parts import Parts
 from ._values import need_held_type
 
@@ -181,7 +180,7 @@ def _open(path: str) -> _Column:
     try:
         file = open(path, "rb")  # noqa: SIM115  (the rest is no part of the `try`)
     except OSError as error:
-        raise _unopened(path, error) from error
+        raise unopened(path, error) from error
     with file:
         shape, fortran, dtype = _header(file, path)
         if not shape or any(not isinstance(n, int) or n < 0 for n in shape):
@@ -199,16 +198,9 @@ def _open(path: str) -> _Column:
         try:
             view = mmap.mmap(file.fileno(), end, access=mmap.ACCESS_READ)
         except OSError as error:
-            raise _unopened(path, error) from error
+            raise unopened(path, error) from error
     flat = np.frombuffer(view, dtype, math.prod(shape), start)
     return _Column(path, view, flat.reshape(shape, order="F" if fortran else "C"), end)
-
-
-def _unopened(path: str, error: OSError) -> FileError:
-    reason = f"cannot be opened: {error.strerror}."
-    if error.errno == errno.EMFILE:
-        reason += " A source keeps each of its files open: raise `ulimit -n`, or join some files."
-    return FileError(path, reason)
 
 
 def _header(file: BinaryIO, path: str) -> tuple[tuple[int, ...], bool, np.dtype]:

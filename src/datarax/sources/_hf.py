@@ -95,6 +95,7 @@ class HFStream(Stream):
     def __init__(self, dataset: Any):
         super().__init__()
         self.dataset = dataset
+        self._columns: Spec | None = None  # of the first rows: those of others are alike
 
     def begin(self, epoch: int, skip: int) -> Iterator[dict[str, Any]]:
         size = ROWS
@@ -112,7 +113,9 @@ class HFStream(Stream):
                     break
                 if chunk is None:
                     return
-                fields, holes = columns_of(chunk)
+                if self._columns is None:
+                    self._columns = spec_of_columns([columns_of(chunk)])
+                fields, holes = columns_of(chunk, self._columns)
                 for i in range(chunk.num_rows):
                     for name, missing in holes.items():
                         if missing[i]:

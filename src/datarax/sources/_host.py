@@ -3,6 +3,7 @@
 import abc
 import collections
 import dataclasses
+import errno
 import functools
 import importlib
 import math
@@ -20,7 +21,7 @@ from flax import nnx
 from .._order import ORDERS, Blocks, Shuffle
 from .._types import Batch, Mask, Records, Spec, escaped, expect, flat_fields, integer, spec_text
 from .._xla import NO_TRACE, aligned, trace
-from ..errors import DataraxError, EmptySourceError, FieldTypeError, ReadError
+from ..errors import DataraxError, EmptySourceError, FieldTypeError, FileError, ReadError
 from ._base import EagerSourceBase
 from ._values import as_array, hold, need_held_type
 
@@ -37,7 +38,7 @@ SPARE_FROM = 2**17
 """Bytes from which a buffer is kept: what is smaller the allocator keeps itself."""
 
 TRIES = 16
-"""How many records are tried for one that shows what all look like."""
+"""How many records, from the first to the last, are tried for one that shows what all look like."""
 
 SIZES = 4
 """How many sizes of buffers are kept."""
@@ -99,7 +100,8 @@ class HostSourceConfig:
         window: for "blocks", the number of consecutive blocks whose records are shuffled together.
         on_error: "raise" a `ReadError` for a record that cannot be read, or "mask" it: zeros, and
             False in the mask.
-        max_errors: how many records of an epoch may be masked, at least 1 with "mask".
+        max_errors: how many records of an epoch may be masked, at least 1 with "mask". A pipeline
+            counts those of its own loops and scans: after a resume anew, and none in your `jit`.
     """
 
     shuffle: Shuffle = False
@@ -212,11 +214,12 @@ class Reader(abc.ABC):
     @property
     def element_spec(self) -> Spec:
         """Shape and type of one record in the types that JAX holds them in."""
-        return held_spec(self.stored_spec)
+        return held_spec(lambda: self.stored_spec)
 
     def checked(self, records: np.ndarray, spec: Spec | None = None) -> Batch:
         """`read`, in the types of `spec` (those that JAX holds here), or any error."""
-        return conform(self.read(records), self.stored_spec, spec or self.element_spec, records)
+        batch = self.read(np.array(records))  # which it may write to
+        return conform(batch, self.stored_spec, spec or self.element_spec, records)
 
     def _read_error(self, records: np.ndarray, spec: Spec, error: Exception) -> ReadError:
         """The error with the first record that cannot be read on its own."""
@@ -416,8 +419,18 @@ def stamp(path: str) -> Stamp:
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def held_spec(stored: Spec) -> Spec:
+def unopened(path: str, error: OSError) -> FileError:
+    """What is wrong with a file that cannot be opened."""
+    reason = f"cannot be opened: {error.strerror or error}."
+    if error.errno == errno.EMFILE:
+        reason += " A source keeps each of its files open: raise `ulimit -n`, or join some files."
+    return FileError(path, reason)
+
+
+def held_spec(look: Callable[[], Spec]) -> Spec:
     """A spec in the types that JAX holds; a `FieldTypeError` names the field that it cannot."""
+    with jax.ensure_compile_time_eval():  # the user's code may compute in JAX, in a trace of ours
+        stored = look()
     if not jax.tree.leaves(stored):
         raise EmptySourceError("one whose records have no field")
     for name, x in flat_fields(stored, escaped).items():
@@ -453,7 +466,8 @@ def conform(batch: Batch, stored: Spec, held: Spec, records: np.ndarray) -> Batc
         shape = (len(records), *wanted[name].shape)
         kind = getattr(x, "shape", None), getattr(x, "dtype", None)
         if kind != (shape, wanted[name].dtype):
-            came = f"{name} {type(x).__name__}" if None in kind else spec_text({name: x})
+            known = kind[0] is not None and kind[1] is not None  # to NumPy float64 equals None
+            came = spec_text({name: x}) if known else f"{name} {type(x).__name__}"
             other = jax.ShapeDtypeStruct(shape, wanted[name].dtype)
             raise Unfit(f"it has {came}, and not {spec_text({name: other})}")
         fields[name] = hold(name, np.asarray(as_array(name, x)), targets[name].dtype, records)
@@ -473,9 +487,9 @@ def _is_held(batch: Batch, stored: Spec, held: Spec, count: int) -> bool:
 
 
 def first_readable(read: Callable[[int], Any], length: int) -> Any:
-    """The first record that can be read: one that cannot be says nothing of the others."""
+    """A record that can be read, the first if that can: one that cannot says nothing of others."""
     errors = []
-    for record in range(min(length, TRIES)):
+    for record in np.unique(np.linspace(0, max(length - 1, 0), TRIES).astype(int)).tolist():
         try:
             return read(record)
         except Exception as error:
@@ -492,7 +506,12 @@ def spec_of(record: Any) -> Spec:
                 f"holds {type(x).__name__}, which JAX cannot hold. "
                 "Encode it as numbers, or leave it out.",
             )
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), np.asarray(x).dtype), record)
+
+    def spec(x: Any) -> jax.ShapeDtypeStruct:
+        native = np.asarray(x).dtype.newbyteorder("=")  # as `stack` makes it
+        return jax.ShapeDtypeStruct(np.shape(x), native)
+
+    return jax.tree.map(spec, record)
 
 
 def stack(records: list[Any]) -> Batch:

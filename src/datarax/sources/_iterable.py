@@ -98,7 +98,7 @@ class StreamSource(nnx.Module, metaclass=Signed):
     @property
     def element_spec(self) -> Spec:
         """Shape and type of one record."""
-        return held_spec(self.stream.stored_spec)
+        return held_spec(lambda: self.stream.stored_spec)
 
     def blank(self, cut: Cut) -> Fetched:
         """A batch that looks like those of the stream, to be traced with."""
@@ -195,6 +195,11 @@ class Stream(abc.ABC):
         try:
             records = iter(self.begin(0, 0))
             for first in records:
+                if not isinstance(first, dict):
+                    raise TypeError(
+                        "a stream gives its records as dicts of arrays and numbers, and this one "
+                        f"is of type {type(first).__name__}"
+                    )
                 spec = spec_of(first)
                 self._pass.records, self._pass.at = self._seen(first, records), (0, 0)
                 return spec

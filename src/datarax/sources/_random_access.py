@@ -91,6 +91,10 @@ class ObjectReader(Reader):
     fields: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
+        return self._length
+
+    @functools.cached_property
+    def _length(self) -> int:  # a list may grow, an epoch does not
         return len(self.data)
 
     # A cached property where the base has a property: it, too, is only ever read.

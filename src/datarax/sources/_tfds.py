@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from .._types import expect
-from ..errors import FieldTypeError, FileError
+from ..errors import EmptySourceError, FieldTypeError, FileError
 from ._array_record import Part, PartsReader
 from ._host import HostSource, HostSourceConfig, Reader, Stamp, names, require, stamp
 from ._iterable import Stream, StreamSource, StreamSourceConfig
@@ -106,10 +106,14 @@ def tfds_reader(config: Any, label: str) -> PartsReader:
     for name in fields or ():
         if name not in info.features:
             raise FieldTypeError(name, f"is no feature of {path}, only {list(info.features)} are.")
-    parts = []
-    for x in info.splits[config.split].file_instructions:
+    chosen, parts = info.splits[config.split], []
+    if chosen.num_examples < 1:  # of a slice that ends before it starts, the parts are nonsense
+        raise EmptySourceError(f"the split {config.split!r} of {path}")
+    for x in chosen.file_instructions:
         file, take = os.fspath(x.filename), x.take if x.take >= 0 else x.examples_in_shard - x.skip
-        parts.append(Part(file, stamp(file), x.skip, take))
+        if (found := stamp(file)) is None:
+            raise FileError(file, "is a shard of a prepared data set, and is missing.")
+        parts.append(Part(file, found, x.skip, take))
     return PartsReader(tuple(parts), TfdsDecoder(path, stamps, fields), label)
 
 
@@ -149,7 +153,10 @@ def _prepared(path: str, stamps: tuple[Stamp, ...]) -> Any:
     tfds = require("tensorflow_datasets", "tfds")
     if not os.path.exists(os.path.join(path, "dataset_info.json")):
         raise FileError(path, "is no folder of a prepared data set: it has no dataset_info.json.")
-    return tfds.builder_from_directory(path).info
+    try:
+        return tfds.builder_from_directory(path).info
+    except Exception as error:  # of the parsers of its JSON, and of others
+        raise FileError(path, f"holds no prepared data set, or a damaged one: {error}") from error
 
 
 def _stamps(path: str) -> tuple[Stamp, ...]:
