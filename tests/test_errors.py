@@ -815,3 +815,24 @@ def test_a_stage_in_numpy_is_told_to_be_written_in_jax():
         errors.StageError, match=r"write it in jax\.numpy, or do this in the source"
     ):
         pipeline([lambda batch: {"x": np.sort(batch["x"])}])
+
+
+@pytest.mark.spec("ERR-023")
+@pytest.mark.parametrize(
+    "stage, text",
+    [
+        (
+            lambda batch, rng: batch,
+            "declares: `key`, one for the batch, or `keys`",
+        ),
+        (
+            lambda batch: {"x": batch["x"][batch["x"] > 1]},
+            "A stage cannot drop rows, since it",
+        ),
+        (nnx.Linear, "a stage is an object, got the class Linear itself"),
+    ],
+    ids=["argument", "filter", "class"],
+)
+def test_what_is_often_meant_by_a_stage_is_answered(stage, text, unchecked):
+    with pytest.raises(errors.StageError, match=text):
+        pipeline([stage])

@@ -25,7 +25,7 @@ from helpers import (
 
 from datarax import Pipeline, errors
 from datarax._order import StoredOrder
-from datarax.errors import StateError
+from datarax.errors import RngsError, StateError
 from datarax.sources import EagerSourceBase, MemorySource, MemorySourceConfig
 
 
@@ -314,3 +314,39 @@ def test_a_state_knows_an_order_of_ones_own():
     for one, two in ((own, other), (other, own)):
         with pytest.raises(StateError, match="'order' is"):
             one.set_state(two.get_state())
+
+
+class Holding(Numbers):
+    def __init__(self, name, value):
+        super().__init__(10)
+        setattr(self, name, value)
+
+
+@pytest.mark.spec("ERR-023")
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("base", MemorySource(MemorySourceConfig(), np.arange(3))),
+        ("reader", np.arange(3)),
+        ("masks", np.arange(3)),
+        ("order", 5),
+        ("records", [1, 2]),
+        ("shuffle", 3),
+    ],
+)
+def test_an_attribute_that_means_something_is_not_taken_for_another(name, value, unchecked):
+    with pytest.raises(TypeError, match=f"`{name}` means something to every source and cannot"):
+        Holding(name, value)
+    assert Holding("inner", value).inner is value
+
+
+class Uniform(nnx.Module):
+    def get_batch_at(self, start, batch_size, key):
+        return {"x": jax.random.uniform(key, (batch_size,))}
+
+
+@pytest.mark.spec("ERR-030")
+def test_a_source_that_draws_needs_a_seed():
+    with pytest.raises(RngsError, match="If it draws from its key, give the pipeline rngs"):
+        Pipeline(source=Uniform(), batch_size=4)
+    assert Pipeline(source=Uniform(), batch_size=4, rngs=nnx.Rngs(0)).step()["x"].shape == (4,)

@@ -759,3 +759,35 @@ def test_a_list_that_grows_keeps_its_epoch():
     pipeline = Pipeline(source=RandomAccessSource(RandomAccessSourceConfig(), data), batch_size=4)
     data += data
     assert [len(batch["x"]) for batch in pipeline] == [4, 4, 2]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows(Squares):
+    rows: int = 3
+
+
+class Several:
+    """A `__getitems__` that gives what it should not."""
+
+    def __init__(self, found):
+        self.found = found
+
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, i):
+        return {"x": np.int32(i)}
+
+    def __getitems__(self, records):
+        return self.found
+
+
+@pytest.mark.spec("ERR-023")
+def test_what_is_no_reader_or_list_of_records_is_told_so(unchecked):
+    with pytest.raises(TypeError, match="`rows` is a method of every Reader, and Rows has a field"):
+        HostSource(Rows(10), HostSourceConfig())
+    for found, what in (({"x": np.arange(4)}, "a dict"), ([{"x": np.int32(1)}], "1")):
+        source = RandomAccessSource(RandomAccessSourceConfig(), Several(found))
+        text = rf"as many records as it is asked for, here \d, and has returned {what}"
+        with pytest.raises(ReadError, match=text):
+            Pipeline(source=source, batch_size=4).step()

@@ -398,6 +398,13 @@ def test_lists_of_another_length_are_so_wherever_they_stand():
 
 
 @pytest.mark.spec("SRC-019")
+def test_a_table_is_no_stream_of_records(unchecked):
+    pandas = pytest.importorskip("pandas")
+    with pytest.raises(TypeError, match="got a DataFrame, which gives none so"):
+        IterableSource(IterableSourceConfig(), pandas.DataFrame({"x": [1, 2]}))
+
+
+@pytest.mark.spec("SRC-019")
 def test_columns_are_no_records(unchecked):
     with pytest.raises(TypeError, match=r"got a dict, which gives its keys\. A dict of columns"):
         IterableSource(IterableSourceConfig(), {"x": np.zeros(3)})

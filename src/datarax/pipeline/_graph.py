@@ -207,6 +207,8 @@ def call_stage(
     try:
         if not callable(stage):
             raise TypeError(f"a stage must be callable, got {type(stage).__name__}")
+        if isinstance(stage, type):
+            raise TypeError(f"a stage is an object, got the class {stage.__name__} itself")
         wanted = key_wanted(stage)
         keys = {wanted: keyring.keys(name, stage, wanted)} if wanted else {}
         # Each reader gets dicts of its own: one may write into them, the others do not see it.
@@ -237,7 +239,17 @@ def advice(stage: Stage, error: Exception) -> str:
             found.append("An operator works on one row at a time, without the axis of rows.")
         if not stage.stochastic and "NoneType" in str(error):
             found.append("Its key is None, since it was not built with stochastic=True.")
-    if isinstance(
+    if isinstance(error, TypeError) and "required positional argument" in str(error):
+        found.append(
+            "A stage is called with a batch of each of its predecessors, and with the random keys "
+            "that it declares: `key`, one for the batch, or `keys`, one for each row."
+        )
+    if isinstance(error, jax.errors.NonConcreteBooleanIndexError):
+        found.append(
+            "A stage cannot drop rows, since it is compiled and all shapes are fixed. Mask them, "
+            "or leave their records out of the source."
+        )
+    elif isinstance(
         error, jax.errors.ConcretizationTypeError | jax.errors.TracerArrayConversionError
     ):
         found.append("A stage is compiled: write it in jax.numpy, or do this in the source.")

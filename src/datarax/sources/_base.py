@@ -80,6 +80,21 @@ class EagerSourceBase(nnx.Module, metaclass=Signed):
     max_errors: int = 0
     """How many rows of an epoch may be masked."""
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _HELD:
+            taken = not isinstance(value, _HELD[name])
+        elif name == "reader":
+            taken = not (value is None or hasattr(value, "rows_and_holes"))
+        else:
+            own = vars(EagerSourceBase).get(name)
+            taken = isinstance(own, property) or (callable(own) and not callable(value))
+        if taken:
+            raise TypeError(
+                f"`{name}` means something to every source and cannot hold a "
+                f"{type(value).__name__}: give what you keep there another name."
+            )
+        super().__setattr__(name, value)
+
     def __init__(self, *, shuffle: Shuffle | Blocks = False, rngs: nnx.Rngs | None = None):
         # 1 equals True, and is none of these.
         known = isinstance(shuffle, bool | str) and shuffle in ORDERS
@@ -183,6 +198,14 @@ class EagerSourceBase(nnx.Module, metaclass=Signed):
         return fetch(self, order, cursor, cut, masks=False).batch
 
 
+_HELD: dict[str, tuple[type, ...]] = {
+    "shuffle": (bool, str, Blocks),
+    "base": (BaseKey, type(None)),
+    "masks": (bool,),
+    "max_errors": (int,),
+}
+"""What the attributes of a source may be that pipelines look at."""
+
 Source: TypeAlias = EagerSourceBase | RandomAccess
 
 
@@ -277,10 +300,18 @@ def _fetch_by_key(
     turn, offset, mask = locate(cursor, cut, length_of(source))
     # A batch across a boundary: each later epoch is read from its start, and its rows put in place.
     begins = [cursor.offset] + [jnp.zeros_like(cursor.offset)] * (0 if turn is None else epochs - 1)
-    parts = [
-        source.get_batch_at(start, size, None if keys is None else keys[i])
-        for i, start in enumerate(begins)
-    ]
+    try:
+        parts = [
+            source.get_batch_at(start, size, None if keys is None else keys[i])
+            for i, start in enumerate(begins)
+        ]
+    except Exception as error:
+        if keys is not None:
+            raise
+        raise RngsError(
+            f"{type(error).__name__}: {error}\nWithout a seed `get_batch_at` is called with the "
+            "key None. If it draws from its key, give the pipeline rngs=nnx.Rngs(seed)."
+        ) from error
     epoch = jnp.broadcast_to(cursor.epoch, (size,)) if turn is None else cursor.epoch + turn
     rows = Rows(epoch, offset, offset, mask)
     for part in parts:

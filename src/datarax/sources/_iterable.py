@@ -20,7 +20,7 @@ from .._types import Batch, Signed, Spec, expect, integer
 from ..errors import DataraxError, EmptySourceError, RandomAccessError, ReadError
 from ._base import Fetched
 from ._host import conform, held_spec, names, spec_of, stack, while_running
-from ._values import as_record
+from ._values import BY_NAME, as_record, is_table
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -140,6 +140,12 @@ class IterableSource(StreamSource):
             raise TypeError(
                 "IterableSource takes records one by one, and got a dict, which gives its keys. A "
                 "dict of columns is for MemorySource."
+            )
+        if is_table(records):
+            raise TypeError(
+                "IterableSource takes records one by one, and got a "
+                f"{type(records).__name__}, which gives none so. Its columns are for "
+                f"MemorySource. {BY_NAME}"
             )
         if isinstance(records, Iterator):
             raise TypeError(

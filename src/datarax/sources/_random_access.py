@@ -13,6 +13,7 @@ from ._host import (
     HostSource,
     HostSourceConfig,
     Reader,
+    Unfit,
     first_readable,
     names,
     spec_of,
@@ -107,6 +108,12 @@ class ObjectReader(Reader):
         wanted = records.tolist()
         if hasattr(self.data, "__getitems__"):
             found = self.data.__getitems__(wanted)
+            if isinstance(found, Mapping) or len(found) != len(wanted):
+                what = "a dict" if isinstance(found, Mapping) else f"{len(found)}"
+                raise Unfit(
+                    "`__getitems__` must return a list of as many records as it is asked for, "
+                    f"here {len(wanted)}, and has returned {what}"
+                )
         else:
             found = [self.data[i] for i in while_running(wanted)]
         return stack([as_record(x, self.fields) for x in found])
