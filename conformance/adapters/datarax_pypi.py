@@ -157,6 +157,7 @@ class Adapter:
         "op fails*": "stages that fail are not compared",
         "op returns": "stages that fail are not compared",
         "op captures": "functions are no stages",
+        "op pipeline": "stages that hold a pipeline are not compared",
         "op mask": "there are no batches with a mask",
         "op axes": "annotations of stages are not read",
         "op both-keys": "stages get no keys",

@@ -19,6 +19,7 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Shaped
 
+from datarax import Pipeline
 from datarax.operators import ElementOperator, ElementOperatorConfig
 from datarax.sources import (
     ArrowSource,
@@ -131,6 +132,17 @@ def captures():
     return lambda batch: {**batch, "x": batch["x"] * held[...]}
 
 
+class Inner(nnx.Module):
+    """Draws from a pipeline of its own."""
+
+    def __init__(self):
+        source = MemorySource(MemorySourceConfig(), {"x": np.arange(4)})
+        self.inner = Pipeline(source=source, batch_size=2)
+
+    def __call__(self, batch):
+        return {**batch, "other": self.inner.step()["x"]}
+
+
 def fails_at(record):
     def check(ids):
         if int(record) in np.asarray(ids).tolist():
@@ -200,6 +212,7 @@ MADE = {
     "returns": returns,
     "both-keys": lambda: both_keys,
     "captures": captures,
+    "pipeline": Inner,
     "mask": mask,
     "axes": axes,
 }

@@ -908,7 +908,7 @@ class WithOther(Pipeline):
         self.other = other
 
 
-@pytest.mark.spec("STATE-001", "ERR-025")
+@pytest.mark.spec("ERR-036")
 def test_a_pipeline_is_no_part_of_another():
     inner = pipeline(length=9, batch_size=3)
     for build, name in (

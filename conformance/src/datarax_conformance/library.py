@@ -330,6 +330,10 @@ def stage_wrong(node: Node, batch: Batch) -> Batch:
     raise TypeError("a stage that cannot be called so")
 
 
+def stage_pipeline(node: Node, batch: Batch) -> Batch:
+    raise TypeError("a part with a place of its own")
+
+
 def stage_mask(node: Node, batch: Batch, what: str) -> Batch:
     return {**batch, node.stream.mask: np.zeros(1, np.int8)}
 
@@ -353,6 +357,7 @@ STAGES: Mapping[str, Callable[..., Any]] = {
     "returns": stage_returns,
     "both-keys": stage_wrong,
     "captures": stage_wrong,
+    "pipeline": stage_pipeline,
     "mask": stage_mask,
     "axes": stage_axes,
 }

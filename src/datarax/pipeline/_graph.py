@@ -207,8 +207,9 @@ def call_stage(
     try:
         if not callable(stage):
             raise TypeError(f"a stage must be callable, got {type(stage).__name__}")
-        if isinstance(stage, type):
-            raise TypeError(f"a stage is an object, got the class {stage.__name__} itself")
+        kind: Any = stage
+        if isinstance(kind, type) and issubclass(kind, nnx.Pytree | eqx.Module):
+            raise TypeError(f"a stage is an object, got the class {kind.__name__} itself")
         wanted = key_wanted(stage)
         keys = {wanted: keyring.keys(name, stage, wanted)} if wanted else {}
         # Each reader gets dicts of its own: one may write into them, the others do not see it.

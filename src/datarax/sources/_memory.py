@@ -2,14 +2,13 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 from flax import nnx
 
 from .._bundle import FixedBundle
-from .._order import Shuffle
 from .._types import Batch, Records, Scalar, escaped, expect
 from ..errors import EmptySourceError, FieldTypeError, UnequalLengthsError
 from ._base import EagerSourceBase
@@ -27,7 +26,7 @@ class MemorySourceConfig:
         copy: takes a private copy, so that later writes to the arrays are not seen.
     """
 
-    shuffle: Shuffle = False
+    shuffle: Literal[False, True, "permutation"] = False
     copy: bool = False
 
     def __post_init__(self):

@@ -644,6 +644,7 @@ for what in ("none", "array", "ragged", "number"):
     )
 wrong("ERR-027", "both", "both at once", chain(4, 2, "keep", "both-keys", seed=1), "stage")
 wrong("ERR-032", "held", "a module that is held", chain(4, 2, "keep", "captures"), "stage")
+wrong("ERR-036", "held", "held by a stage", chain(4, 2, "keep", "pipeline"), "stage")
 for what in ("int", "short"):
     wrong(
         "ERR-028",

@@ -552,6 +552,12 @@ MUTANTS = [
         "return batch",
     ),
     mutant(
+        "a pipeline may be anywhere",
+        "ERR-036",
+        'raise TypeError("a part with a place of its own")',
+        "return batch",
+    ),
+    mutant(
         "a mask may be anything",
         "ERR-028",
         'sink[self.mask].dtype != bool or sink[self.mask].shape != sink["id"].shape',
