@@ -38,7 +38,7 @@ from .._types import (
     integer,
 )
 from .._xla import on_cpu
-from ..errors import BatchSizeError, RngsError, SeekError
+from ..errors import BatchSizeError, DataraxError, RngsError, SeekError
 
 
 class SourceData(nnx.Variable):
@@ -306,7 +306,7 @@ def _fetch_by_key(
             for i, start in enumerate(begins)
         ]
     except Exception as error:
-        if keys is not None:
+        if keys is not None or isinstance(error, DataraxError):
             raise
         raise RngsError(
             f"{type(error).__name__}: {error}\nWithout a seed `get_batch_at` is called with the "
