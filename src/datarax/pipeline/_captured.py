@@ -23,6 +23,8 @@ import jax
 import numpy as np
 from flax import nnx
 
+from .._variables import iter_graph
+
 FIRST, MOST = 1_000, 10_000
 """How many elements of a container are looked at, and how many objects in all, the nearest first: a
 vocabulary of millions costs no time."""
@@ -83,7 +85,7 @@ def _reached(function: Any, through: bool) -> Iterator[_Found]:
 
 def _values(x: Any) -> list[Any]:
     """The values that an NNX object holds."""
-    leaves = [x] if isinstance(x, nnx.Variable) else [leaf for _, leaf in nnx.iter_graph(x)]
+    leaves = [x] if isinstance(x, nnx.Variable) else [leaf for _, leaf in iter_graph(x)]
     raw = [leaf.get_raw_value() if isinstance(leaf, nnx.Variable) else leaf for leaf in leaves]
     return jax.tree.leaves(raw)
 

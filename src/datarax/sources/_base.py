@@ -37,6 +37,7 @@ from .._types import (
     Words,
     integer,
 )
+from .._variables import flatten
 from .._xla import on_cpu
 from ..errors import BatchSizeError, DataraxError, RngsError, SeekError
 
@@ -155,8 +156,12 @@ class EagerSourceBase(nnx.Module, metaclass=Signed):
     def element_spec(self) -> Spec:
         """Shape and type of one record."""
         one = jax.ShapeDtypeStruct((1,), word(len(self)))
-        graphdef, state = nnx.split(self)  # so that arrays of NumPy are traced as in a pipeline
-        batch = jax.eval_shape(lambda state, x: nnx.merge(graphdef, state).gather(x), state, one)
+        graphdef, flat = flatten(self)  # so that arrays of NumPy are traced, as in a pipeline
+
+        def gathered(leaves: list[Any], records: Records) -> Batch:
+            return nnx.graph.unflatten(graphdef, leaves).gather(records)
+
+        batch = jax.eval_shape(gathered, list(flat.leaves), one)
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batch)
 
     def get_batch_at(
