@@ -149,13 +149,6 @@ def jitter(**options: Any) -> ElementOperator:
     return ElementOperator(ElementOperatorConfig(stochastic=True), fn=_jitter, **options)
 
 
-def read_only(x: np.ndarray) -> np.ndarray:
-    """A view that cannot be written to, of an array that can."""
-    view = x[:]
-    view.flags.writeable = False
-    return view
-
-
 class Scale(nnx.Module):
     """Multiplies by whatever can be changed from outside, of every kind."""
 
@@ -163,8 +156,6 @@ class Scale(nnx.Module):
         self.param = nnx.Param(jnp.float32(1))
         self.numpy_param = nnx.Param(np.ones(1, np.float32))
         self.tree = nnx.Variable({"a": jnp.float32(1)})
-        self.viewed = np.ones(1, np.float32)
-        self.view = nnx.Variable(read_only(self.viewed))
         self.array = jnp.float32(1)
         self.numpy = np.ones(1, np.float32)
         self.static = 1.0
@@ -173,7 +164,7 @@ class Scale(nnx.Module):
 
     def __call__(self, batch):
         scalars = self.param[...] * self.tree.get_value()["a"] * self.array * self.static
-        factor = scalars * self.numpy_param[...][0] * self.numpy[0] * self.view[...][0]
+        factor = scalars * self.numpy_param[...][0] * self.numpy[0]
         return self.parts[0](self.inner({**batch, "x": batch["x"] * factor}))
 
 

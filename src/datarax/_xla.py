@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from operator import attrgetter
 from typing import Any, TypeVar
 
@@ -46,8 +46,9 @@ NO_TRACE = trace()
 
 
 def settings() -> Any:
-    """The settings of JAX that can change what a program returns; a thread may have its own."""
-    return _context()
+    """The settings of JAX that can change what a program returns, or whether it does; a thread may
+    have its own."""
+    return _context(), _CHECKS(jax.config)
 
 
 try:  # no public part of JAX: all settings that it compiles anew for, in one call
@@ -79,11 +80,13 @@ def checking_values() -> contextlib.AbstractContextManager[Any]:
     """
     if not checks_values():
         return _UNGUARDED
-    stack = contextlib.ExitStack()
-    nans, infs = _CHECKS(jax.config)
-    stack.enter_context(jax.debug_nans(nans))
-    stack.enter_context(jax.debug_infs(infs))
-    return stack
+    return _checking(*_CHECKS(jax.config))
+
+
+@contextlib.contextmanager
+def _checking(nans: bool, infs: bool) -> Iterator[None]:
+    with jax.debug_nans(nans), jax.debug_infs(infs):
+        yield
 
 
 _CHECKS = attrgetter("jax_debug_nans", "jax_debug_infs")

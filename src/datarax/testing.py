@@ -23,6 +23,7 @@ from flax import nnx
 
 from ._order import word
 from ._types import Batch, expect, flat_fields
+from ._variables import flatten
 from .pipeline import Cursor, Pipeline
 from .sources import (
     EagerSourceBase,
@@ -472,9 +473,13 @@ def _compiled(source: Any, method: str, *more: Any) -> Callable[[Any], Any]:
 
     `more` are further arguments.
     """
-    graphdef, state = nnx.split(source)
-    call = jax.jit(lambda state, x: getattr(nnx.merge(graphdef, state), method)(x, *more))
-    return lambda x: call(state, x)
+    graphdef, flat = flatten(source)
+
+    @jax.jit
+    def call(leaves: list[Any], x: Any) -> Any:
+        return getattr(nnx.graph.unflatten(graphdef, leaves), method)(x, *more)
+
+    return lambda x: call(list(flat.leaves), x)
 
 
 def _check_order(source: EagerSourceBase, seed: int) -> None:

@@ -47,7 +47,6 @@ CHANGES = {
     "a NumPy variable": lambda stage, v: stage.numpy_param.__setitem__(..., np.float32(v)),
     "a tree variable": lambda stage, v: stage.tree.set_value({"a": jnp.float32(v)}),
     "an entry of a tree variable": lambda stage, v: stage.tree.__setitem__("a", jnp.float32(v)),
-    "what a variable has a view of": lambda stage, v: stage.viewed.__setitem__(0, v),
     "an array": lambda stage, v: setattr(stage, "array", jnp.float32(v)),
     "a NumPy array": lambda stage, v: setattr(stage, "numpy", np.full(1, v, np.float32)),
     "a NumPy array's element": _item,

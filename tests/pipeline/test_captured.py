@@ -3,7 +3,9 @@
 import collections
 import dataclasses
 import functools
+import threading
 import types
+import weakref
 from typing import NamedTuple
 
 import equinox as eqx
@@ -12,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.errors import TraceContextError
 
 from datarax import Pipeline
 from datarax.errors import CapturedError, StageError
@@ -139,12 +142,24 @@ class Holders:
         return {**batch, "x": batch["x"] * self.named["scale"]}
 
 
+def with_teacher(teacher):
+    def decorate(function):
+        @functools.wraps(function)
+        def inner(batch):
+            return function(teacher(batch))
+
+        return inner
+
+    return decorate
+
+
 TRAINER, PARTS, NAMESPACE = Trainer(), Parts(), types.SimpleNamespace(model=MODEL)
 SET, MAPPING = {MODEL}, collections.UserDict(model=MODEL)
 MORE, SLOTS, HOLDERS = MoreParts(), Slots(), Holders()
 FIELDS = Fields(model=MODEL, scale=2.0)
-LIBRARY = types.ModuleType("library")
-LIBRARY.model = MODEL
+LIBRARY, PACKAGE = types.ModuleType("library"), types.ModuleType("package")
+LIBRARY.model, PACKAGE.library = MODEL, LIBRARY
+QUEUE = collections.deque([MODEL])
 
 
 def by_set(batch):
@@ -183,6 +198,10 @@ CAPTURING = {
     "attribute of an attribute": Nested().use,
     "attribute of a class": lambda batch: Constants.model(batch),
     "attribute of an imported module": lambda batch: LIBRARY.model(batch),
+    "attribute of a module in another": lambda batch: PACKAGE.library.model(batch),
+    "element of a queue": lambda batch: QUEUE[0](batch),
+    "wrapper with another's name": with_teacher(MODEL)(lambda batch: {"x": batch["x"] * 2}),
+    "wrapper of a library's function": with_teacher(lambda batch: MODEL(batch)["x"])(jnp.sin),
     "attribute with a slot": lambda batch: SLOTS.model(batch),
     "attribute by name": lambda batch: getattr(TRAINER, "model")(batch),  # noqa: B009
     "attribute by `__getattr__`": lambda batch: FIELDS.model(batch),
@@ -438,14 +457,85 @@ def test_what_is_changed_is_seen_too():
             pipeline(step)
 
 
+class Anchored:
+    """Keeps the arrays that a model, a source and a state began with."""
+
+    def __init__(self):
+        self.model, self.x = Model(), jnp.arange(4, dtype=jnp.float32)
+        self.w = self.model.w[...]
+        self.source = MemorySource(MemorySourceConfig(), {"x": self.x})
+
+    def step(self, model, batch):
+        return model(batch)["x"].sum() - (self.w * self.x).sum()
+
+    def stage(self, batch):
+        return {"x": batch["x"] - self.x.mean()}
+
+
 @pytest.mark.spec("SCAN-018", "ERR-032")
-def test_a_constant_that_no_object_holds_is_the_users_own():
-    weight = jnp.asarray(2.0) + 0 * Model().w[...]
+def test_an_array_that_is_held_by_itself_is_the_users_own():
+    anchored = Anchored()
+    stream = Pipeline(source=anchored.source, stages=[anchored.stage], batch_size=4)
+    losses = stream.scan(anchored.step, 2, modules=[anchored.model])
+    assert losses.tolist() == [-12, -12]
 
-    def step(batch):
-        return {"x": batch["x"] * weight}
 
-    assert pipeline(step).scan(step, 2)["x"][0].tolist() == [0, 4, 8, 12]
+class Hostile:
+    """Lets nobody look at it."""
+
+    def __getattribute__(self, name):
+        raise LookupError(name)
+
+
+class Lazy(types.ModuleType):
+    def __getattr__(self, name):
+        raise ModuleNotFoundError(name)
+
+
+class Held:
+    def __init__(self):
+        self.hostile, self.lazy, self.made = Hostile(), Lazy("lazy"), weakref.proxy(Model())
+        self.registry = {i: [i] for i in range(1000)}
+
+    def stage(self, batch):
+        return {"x": batch["x"] + jnp.ones(4)}
+
+
+@pytest.mark.spec("SCAN-018", "ERR-032")
+def test_what_cannot_be_looked_at_is_passed_over():
+    held, done = Held(), threading.Event()
+
+    def write():
+        while not done.is_set():
+            held.registry[object()] = []
+            held.registry.popitem()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(20):
+            assert captured(held.stage, [jnp.ones(4)]) == []
+        pipeline(held.stage)
+    finally:
+        done.set()
+        writer.join()
+
+
+class GradientOfNorm:
+    def __init__(self):
+        self.model = nnx.BatchNorm(1, rngs=nnx.Rngs(0))
+
+    def step(self, model, batch):
+        return jax.grad(lambda x: model(x).sum())(batch["x"][:, None]).sum()
+
+
+@pytest.mark.spec("SCAN-018")
+def test_an_error_of_flax_about_a_module_that_was_given_stays_what_it_is():
+    trainer = GradientOfNorm()
+    with pytest.raises(TraceContextError):
+        pipeline().scan(trainer.step, 2, modules=[trainer.model])
+    with pytest.raises(CapturedError, match=r"reaches \['self.model'\]"):
+        pipeline().scan(trainer.step, 2, modules=[nnx.clone(trainer.model)])
 
 
 class WithModel(eqx.Module):

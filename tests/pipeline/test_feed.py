@@ -142,6 +142,39 @@ def test_several_batches_are_read_together_only_if_none_of_them_waits_for_long(
 
 
 @pytest.mark.internal
+@pytest.mark.parametrize("seconds", [1e9, 0.0], ids=["fast", "slow"])
+def test_as_many_batches_are_read_ahead_whatever_is_read_together(seconds, monkeypatch):
+    monkeypatch.setattr(_feed, "CHUNK_SECONDS", seconds)
+    reader = Sizes([])
+    stream = Pipeline(source=HostSource(reader, HostSourceConfig()), batch_size=2)
+    for _ in range(3):
+        stream.step()
+    until, ahead = time.monotonic() + 20, 6 * _feed.CHUNK_BATCHES
+    while sum(reader.asked) < 2 * ahead and time.monotonic() < until:
+        time.sleep(0.01)
+    assert sum(reader.asked) >= 2 * ahead
+
+
+@pytest.mark.internal
+def test_after_a_pause_batches_are_read_together_again(monkeypatch):
+    monkeypatch.setattr(_feed, "CHUNK_SECONDS", 0.1)
+
+    def records():
+        for i in range(1000):
+            if i == 10:
+                time.sleep(0.5)
+            yield np.int32(i)
+
+    stream = Pipeline(source=IterableSource(IterableSourceConfig(), records), batch_size=5)
+    counts = []
+    for _ in stream:
+        feed = stream._runtime._feed[1]
+        counts.append(feed._queue[-1].count)  # of what was asked for last
+    slow = [i for i, count in enumerate(counts) if i > 2 and count == 1]
+    assert slow and _feed.CHUNK_BATCHES in counts[slow[0] :]
+
+
+@pytest.mark.internal
 def test_a_batch_of_a_slow_stream_does_not_wait_for_the_next(monkeypatch):
     monkeypatch.setattr(_feed, "CHUNK_SECONDS", 0.0)
     go_on = threading.Event()

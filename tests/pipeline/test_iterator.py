@@ -484,6 +484,12 @@ def test_a_nan_fails_the_batch_that_holds_it():
             assert stream.cursor == (0, 60)
     assert found == [*range(0, 60, 5)]
     assert ids(by_for(stream, 1)) == [60, 61, 62, 63, 64]
+    stream.reset()
+    with ahead(20):
+        by_for(stream, 8)
+        with jax.debug_nans(True), pytest.raises(StageError, match="FloatingPointError"):
+            by_for(stream, 8)  # some of which had been computed before
+    assert stream.cursor == (0, 60)
 
 
 @pytest.mark.spec("ITER-010")

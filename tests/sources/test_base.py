@@ -338,6 +338,7 @@ def test_an_attribute_that_means_something_is_not_taken_for_another(name, value,
     with pytest.raises(TypeError, match=f"`{name}` means something to every source and cannot"):
         Holding(name, value)
     assert Holding("inner", value).inner is value
+    assert Holding("masks", np.bool_(True)).masks
 
 
 class Uniform(nnx.Module):
@@ -345,8 +346,15 @@ class Uniform(nnx.Module):
         return {"x": jax.random.uniform(key, (batch_size,))}
 
 
+class Misspelt(nnx.Module):
+    def get_batch_at(self, start, batch_size, key):
+        return {"x": self.tabel[start]}
+
+
 @pytest.mark.spec("ERR-030")
 def test_a_source_that_draws_needs_a_seed():
     with pytest.raises(RngsError, match="If it draws from its key, give the pipeline rngs"):
         Pipeline(source=Uniform(), batch_size=4)
     assert Pipeline(source=Uniform(), batch_size=4, rngs=nnx.Rngs(0)).step()["x"].shape == (4,)
+    with pytest.raises(AttributeError, match="tabel"):  # which no seed would mend
+        Pipeline(source=Misspelt(), batch_size=4)

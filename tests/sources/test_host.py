@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import itertools
 import pickle
 import re
 import threading
@@ -744,13 +745,29 @@ def test_what_is_read_may_be_computed_in_jax():
     assert Pipeline(source=HostSource(Specified(5), HostSourceConfig()), batch_size=2).step()
 
 
-@pytest.mark.spec("ERR-001")
+class Batches(Stream):
+    """The batches of another pipeline, which it moves to the place that it is asked for."""
+
+    def __init__(self):
+        source = MemorySource(MemorySourceConfig(shuffle=True), np.arange(12))
+        self.inner = Pipeline(source=source, batch_size=3, rngs=nnx.Rngs(1))
+
+    def begin(self, epoch, skip):
+        self.inner.seek(epoch=epoch)
+        return itertools.islice(({"x": batch["data"]} for batch in self.inner), skip, None)
+
+
+@pytest.mark.spec("ERR-001", "SRC-028")
 def test_a_stream_may_be_what_another_pipeline_gives():
-    inner = Pipeline(source=MemorySource(MemorySourceConfig(), np.arange(12)), batch_size=3)
-    outer = IterableSource(
-        IterableSourceConfig(), lambda: ({"x": batch["data"]} for batch in inner)
-    )
-    assert Pipeline(source=outer, batch_size=2).step()["x"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    def build():
+        return Pipeline(source=StreamSource(Batches()), batch_size=2, rngs=nnx.Rngs(0))
+
+    pipeline, resumed = build(), build()
+    batches = [pipeline.step()["x"].tolist() for _ in range(6)]
+    state = pipeline.get_state()
+    assert sorted(np.ravel(batches[:2])) == [*range(12)]
+    resumed.set_state(state)
+    assert resumed.step()["x"].tolist() == pipeline.step()["x"].tolist()
 
 
 @pytest.mark.spec("ITER-001")
@@ -786,6 +803,9 @@ class Several:
 def test_what_is_no_reader_or_list_of_records_is_told_so(unchecked):
     with pytest.raises(TypeError, match="`rows` is a method of every Reader, and Rows has a field"):
         HostSource(Rows(10), HostSourceConfig())
+    several = Several({"x": np.int32(i)} for i in range(4))
+    source = RandomAccessSource(RandomAccessSourceConfig(), several)
+    assert Pipeline(source=source, batch_size=4).step()["x"].tolist() == [0, 1, 2, 3]
     for found, what in (({"x": np.arange(4)}, "a dict"), ([{"x": np.int32(1)}], "1")):
         source = RandomAccessSource(RandomAccessSourceConfig(), Several(found))
         text = rf"as many records as it is asked for, here \d, and has returned {what}"

@@ -54,14 +54,14 @@ class Ahead:
     def is_low(self) -> bool:
         return len(self.ready) <= self.low
 
-    def refill(self) -> None:
-        """It is about to be filled: whoever has used all of the last filling is trusted again."""
+    def before_filling(self) -> None:
+        """Whoever has used as many as the last filling gave is trusted again."""
         if self._filled > 1:
             self._used += self._filled - len(self.ready)
             if self._used >= self._filled:
                 self._next_patience = PATIENCE
 
-    def refilled(self) -> None:
+    def after_filling(self) -> None:
         self._filled = len(self.ready)
 
     def clear(self) -> None:

@@ -5,8 +5,9 @@ what the function changes would be lost, and gradients would be zero. So they ar
 
 A function that loads an NNX object by its name uses it. Of an object that has one among other
 things, say a trainer with a model, a function may use the rest: it uses the model if a value of
-that is a constant of the traced program. So it is not seen where such a value becomes a number of
-Python or an array of NumPy before the program meets it.
+that is a constant of the traced program. It is not seen where such a value becomes a number of
+Python or an array of NumPy before the program meets it, where the array is also held by itself, and
+where a function of `jax.jit` has kept an older value, as it then does for its user, too.
 """
 
 import collections
@@ -16,7 +17,7 @@ import functools
 import inspect
 import itertools
 import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -29,7 +30,9 @@ FIRST, MOST = 1_000, 10_000
 """How many elements of a container are looked at, and how many objects in all, the nearest first: a
 vocabulary of millions costs no time."""
 
-PLAIN = (bool, int, float, complex, str, bytes, type(None), np.ndarray, jax.Array)
+NNX = (nnx.Pytree, nnx.Variable)
+
+PLAIN = (bool, int, float, complex, str, bytes, type(None), np.ndarray)
 """What holds no other object."""
 
 LIBRARIES = {"jax", "jaxlib", "numpy", "flax", "optax", "equinox", "datarax", "builtins"}
@@ -39,16 +42,23 @@ LIBRARIES = {"jax", "jaxlib", "numpy", "flax", "optax", "equinox", "datarax", "b
 def captured(function: Callable[..., Any], constants: Iterable[Any] = ()) -> list[str]:
     """The names under which `function` uses NNX objects; `constants` are those of its program."""
     held = {id(x) for x in constants if isinstance(x, jax.Array)}
+    found = list(_reached(function, bool(held)))
+    held -= {id(x) for _, x, _ in found if isinstance(x, jax.Array)}  # which may be what it uses
     return sorted({
         path or "step_fn"
-        for path, x, loaded in _reached(function, bool(held))
-        if any(loaded or id(value) in held for value in _values(x))
+        for path, x, loaded in found
+        if isinstance(x, NNX) and any(loaded or id(value) in held for value in _values(x))
     })  # fmt: skip
 
 
-def reached(function: Callable[..., Any]) -> list[str]:
-    """The names of all NNX objects that `function` comes to: it may use them or not."""
-    return sorted({path or "step_fn" for path, x, _ in _reached(function, True) if _values(x)})
+def reached(function: Callable[..., Any], given: Sequence[Any] = ()) -> list[str]:
+    """The names of the NNX objects that `function` comes to, but for what it is `given`."""
+    known = {id(variable) for x in given for variable in _variables(x)}
+    return sorted({
+        path or "step_fn"
+        for path, x, _ in _reached(function, True)
+        if isinstance(x, NNX) and {id(variable) for variable in _variables(x)} - known
+    })  # fmt: skip
 
 
 def own(x: Any, name: str, default: Any = None) -> Any:
@@ -66,53 +76,64 @@ class _Found(NamedTuple):
 
 
 def _reached(function: Any, through: bool) -> Iterator[_Found]:
-    """The NNX objects that a function comes to by name, or `through` any objects, nearest first."""
+    """The NNX objects and arrays that a function comes to by name, or `through` any objects,
+    nearest first."""
     looked, seen, left = [_Found("", function, True)], {id(function)}, MOST
     for found in looked:
-        if isinstance(found.x, nnx.Pytree | nnx.Variable):
+        kind = type(found.x)  # `isinstance` may ask the object
+        if issubclass(kind, (*NNX, jax.Array)):
             yield found
             continue
-        for part in itertools.islice(_parts(found), left):
-            left -= 1
-            if (
-                (part.loaded or through)
-                and not isinstance(part.x, PLAIN)
-                and id(part.x) not in seen
-            ):
+        try:
+            parts = list(itertools.islice(_parts(found), left))
+        except Exception:  # of an object that does not let itself be looked at
+            continue
+        left -= len(parts)
+        for part in parts:
+            known = issubclass(type(part.x), PLAIN) or id(part.x) in seen
+            if (part.loaded or through) and not known:
                 seen.add(id(part.x))
                 looked.append(part)
 
 
+def _variables(x: Any) -> list[Any]:
+    """The Variables of an NNX object, and its arrays that are none."""
+    if isinstance(x, nnx.Variable):
+        return [x]
+    leaves = (leaf for _, leaf in iter_graph(x))
+    return [leaf for leaf in leaves if isinstance(leaf, nnx.Variable | jax.Array | np.ndarray)]
+
+
 def _values(x: Any) -> list[Any]:
     """The values that an NNX object holds."""
-    leaves = [x] if isinstance(x, nnx.Variable) else [leaf for _, leaf in iter_graph(x)]
-    raw = [leaf.get_raw_value() if isinstance(leaf, nnx.Variable) else leaf for leaf in leaves]
-    return jax.tree.leaves(raw)
+    held = _variables(x)
+    return jax.tree.leaves([v.get_raw_value() if isinstance(v, nnx.Variable) else v for v in held])
 
 
 def _parts(found: _Found) -> Iterator[_Found]:
     """What an object holds or, if it is a function, loads. None of the user's code is run."""
     path, x, loaded = found
-    if isinstance(x, types.MethodType):
+    kind, stored = type(x), _stored(x)
+    if "__wrapped__" in stored:
+        yield _Found(path, stored["__wrapped__"], loaded)
+    if kind is types.MethodType:
         yield _Found(path, x.__func__, loaded)
         yield _Found("self", x.__self__, loaded)
-    elif isinstance(x, functools.partial):
+    elif issubclass(kind, functools.partial):
         yield _Found(path, x.func, loaded)
         names = itertools.chain(_parameters(x.func), itertools.repeat("args"))
         for name, value in (*zip(names, x.args, strict=False), *x.keywords.items()):
             yield _Found(name, value, loaded)
-    elif (wrapped := own(x, "__wrapped__")) is not None:  # what wraps it may be a library's
-        yield _Found(path, wrapped, loaded)
-    elif isinstance(x, types.FunctionType):
+    elif kind is types.FunctionType:
         for name, value in _names_of(x):
             yield _Found(name, value, loaded and "." not in name)
-    elif isinstance(elements := _builtin(x), dict | list | tuple | set | frozenset):
-        path = path or "self"
-        for key, value in _items(elements):
-            yield _Found(path if key is None else f"{path}[{key!r}]", value, False)
-    if not isinstance(x, types.FunctionType | types.ModuleType):
-        for name, value in _attributes(x):
-            yield _Found(f"{path or 'self'}.{name}", value, False)
+        return
+    path = path or "self"
+    for key, value in _items(x):
+        yield _Found(path if key is None else f"{path}[{key!r}]", value, False)
+    for name, value in (*stored.items(), *_of_class(x)):
+        if name != "__wrapped__":
+            yield _Found(f"{path}.{name}", value, False)
 
 
 def _names_of(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
@@ -125,7 +146,7 @@ def _names_of(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
     for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
         with contextlib.suppress(ValueError):  # not assigned yet
             yield name, cell.cell_contents
-    if _package(function) in LIBRARIES:
+    if known.get("__name__", "").partition(".")[0] in LIBRARIES:
         return
     codes = [code]
     for each in codes:
@@ -133,12 +154,14 @@ def _names_of(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
         for step in dis.get_instructions(each):
             if step.opname != "LOAD_GLOBAL" or step.argval not in known:
                 continue
-            name, value = step.argval, known[step.argval]
-            if isinstance(value, types.ModuleType):
-                read = vars(value).keys() & each.co_names  # these are all attributes in the code
-                yield from ((f"{name}.{x}", vars(value)[x]) for x in read)
-            else:
-                yield name, value
+            reads = [(step.argval, known[step.argval])]
+            for name, value in reads:
+                if type(value) is types.ModuleType:
+                    read = vars(value).keys() & each.co_names  # all attributes in the code
+                    others = [(f"{name}.{x}", vars(value)[x]) for x in read]
+                    reads += [x for x in others if len(reads) + len(others) < FIRST]
+                else:
+                    yield name, value
 
 
 def _parameters(function: Callable[..., Any]) -> list[str]:
@@ -148,11 +171,17 @@ def _parameters(function: Callable[..., Any]) -> list[str]:
         return []
 
 
-def _attributes(x: Any) -> Iterator[tuple[str, Any]]:
-    """What is stored in an object, and in its class if that is the user's."""
-    with contextlib.suppress(AttributeError, TypeError):
-        yield from object.__getattribute__(x, "__dict__").items()
-    if isinstance(x, type):
+def _stored(x: Any) -> dict[Any, Any]:
+    """What is stored in an object under names, at this moment: another thread may write to it."""
+    try:
+        return dict(object.__getattribute__(x, "__dict__"))
+    except (AttributeError, TypeError):
+        return {}
+
+
+def _of_class(x: Any) -> Iterator[tuple[str, Any]]:
+    """What is in the slots of an object, and in its class if that is the user's."""
+    if issubclass(type(x), type | types.ModuleType):
         return
     for kind in type(x).__mro__:
         for name, value in vars(kind).items() if _package(kind) not in LIBRARIES else ():
@@ -163,19 +192,18 @@ def _attributes(x: Any) -> Iterator[tuple[str, Any]]:
                 yield name, value
 
 
-def _items(elements: Any) -> Iterator[tuple[Any, Any]]:
+def _items(x: Any) -> list[tuple[Any, Any]]:
     """The first elements of a container with their keys, None where it has none."""
-    if isinstance(elements, dict):
-        pairs: Any = dict.items(elements)
-    elif isinstance(elements, list | tuple):
-        pairs = enumerate(elements)
-    else:
-        pairs = zip(itertools.repeat(None), elements, strict=False)
-    return itertools.islice(pairs, FIRST)
-
-
-def _builtin(x: Any) -> Any:
-    return x.data if isinstance(x, collections.UserDict | collections.UserList) else x
+    kinds: tuple[Any, ...] = (dict, list, tuple, set, frozenset, collections.deque)
+    for kind in kinds:
+        if issubclass(type(x), kind):
+            # By the type's own method and all at once, whatever is the user's or is written to.
+            if kind is dict:
+                return list(itertools.islice(dict.items(x), FIRST))
+            elements = list(itertools.islice(kind.__iter__(x), FIRST))
+            indexed = kind in (list, tuple)
+            return [(i if indexed else None, element) for i, element in enumerate(elements)]
+    return []
 
 
 def _package(x: Any) -> str:

@@ -37,7 +37,7 @@ from ._binding import (
     kept,
     merge,
 )
-from ._captured import captured, reached
+from ._captured import captured
 from ._graph import Keyring, Wanted, check_source_batch, key_wanted, scope, scoped
 
 if TYPE_CHECKING:
@@ -489,12 +489,9 @@ class _Scan:
         return (updated(now, changes(self.structure, roots, now)), carry), out
 
     def _called(self, carry: Any, *args: Any) -> tuple[Any, Any]:
-        try:
-            pair = self.step_fn(carry, *args) if self.carried else (carry, self.step_fn(*args))
-        except TraceContextError as error:  # it changes what it was not given
-            if names := reached(self.step_fn):
-                raise CapturedError(names) from error
-            raise
+        if not self.carried:
+            return carry, self.step_fn(*args)
+        pair = self.step_fn(carry, *args)
         if not (isinstance(pair, tuple) and len(pair) == 2):
             raise TypeError(
                 "With `init_carry`, the function of a scan must return the next carry and an "

@@ -275,7 +275,7 @@ class Feed:
     def _top_up(self, last: "_Chunk", loop: bool) -> None:
         """Asks for what follows the chunk that was just taken, as far as there is room."""
         supply = self.supply
-        while len(self._queue) < self._depth:
+        while sum(chunk.count for chunk in self._queue) < self._depth * self.count:
             last = self._queue[-1] if self._queue else last
             slow = self._seconds * self.count > CHUNK_SECONDS
             cut, count = last.cut, 1 if self._singly or slow else self.count

@@ -240,12 +240,14 @@ def advice(stage: Stage, error: Exception) -> str:
             found.append("An operator works on one row at a time, without the axis of rows.")
         if not stage.stochastic and "NoneType" in str(error):
             found.append("Its key is None, since it was not built with stochastic=True.")
-    if isinstance(error, TypeError) and "required positional argument" in str(error):
+    name = getattr(stage, "__qualname__", None) or type(stage).__call__.__qualname__
+    if isinstance(error, TypeError) and f"{name}() missing" in str(error):
         found.append(
             "A stage is called with a batch of each of its predecessors, and with the random keys "
             "that it declares: `key`, one for the batch, or `keys`, one for each row."
         )
-    if isinstance(error, jax.errors.NonConcreteBooleanIndexError):
+    drops = isinstance(error, jax.errors.NonConcreteBooleanIndexError)
+    if drops and not isinstance(stage, OperatorModule):
         found.append(
             "A stage cannot drop rows, since it is compiled and all shapes are fixed. Mask them, "
             "or leave their records out of the source."

@@ -290,13 +290,13 @@ class Runtime:
         self, pipeline: "Pipeline", binding: Binding, cut: Cut, following: int, loop: bool
     ) -> None:
         """Sees to it that the next batch is in `_ahead`."""
-        self._ahead.refill()
+        self._ahead.before_filling()
         feed = self.feed(pipeline)
         if feed is None:
             self._compute(pipeline, binding, cut, following)
         else:
             self._compute_fed(pipeline, binding, feed, cut, loop)
-        self._ahead.refilled()
+        self._ahead.after_filling()
 
     def _compute(self, pipeline: "Pipeline", binding: Binding, cut: Cut, following: int) -> None:
         """Fills `_ahead` with the next batch, or with several if that has proved worth it."""
@@ -491,10 +491,10 @@ def _unstaged(fetched: Fetched | None, mask_name: str) -> Batch:
 
 def _is_mutable(value: Any) -> bool:
     """Whether a value can change and stay the same object, so that no look can notice."""
-    while isinstance(value, np.ndarray):
-        if value.flags.writeable:
-            return True
-        value = value.base  # of which it may be a view that cannot be written to
+    if isinstance(value, tuple):
+        return any(map(_is_mutable, value))
+    if isinstance(value, np.ndarray):
+        return value.flags.writeable
     return is_container(value)
 
 

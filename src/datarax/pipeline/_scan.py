@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.errors import TraceContextError
 
 from .._rows import check_counted, pack, running_on, settle, start_after
 from .._types import Cursor, integer, is_traced
 from .._xla import keep_memory
-from ..errors import LastBatchError, ScanLengthError
+from ..errors import CapturedError, LastBatchError, ScanLengthError
 from ..sources._base import length_of
 from ..sources._iterable import StreamSource
 from ._binding import Binding, ById, Changes, has_tracer, types_of
+from ._captured import reached
 from ._core import scan_program
 from ._feed import Feed, stack_counts
 from ._meter import Bar
@@ -56,27 +58,34 @@ def scan(
         end = None if binding.is_cursor_shared else _end(pipeline, length)
         # What was read ahead cannot follow a cursor that `step_fn` moves; a stream has no choice.
         follows = end is not None or isinstance(pipeline.source, StreamSource)
-        if feed is not None and follows and length > 0 and not has_tracer([*values, init_carry]):
-            # Where a stream's pass ends is known once it is read: `end` becomes what was reached.
-            after, carry, outs, end = _scan_fed(
-                pipeline, feed, binding, _hashable(step_fn), length, init_carry, unroll
-            )
-        else:
-            keep_memory()
-            known = None if end is None else binding.position
-            cut = running_on(*policy(pipeline))
-            how = (_hashable(step_fn), length, cut, carried, fetch, unroll, known)
-            program = scan_program(binding.structure, *how)
-            try:
-                after, carry, outs = program(values, init_carry)
-            except Exception as error:
-                again = functools.partial(
-                    by_hand, runtime.bind(pipeline), cut, runtime.values, None
+        if not follows or length < 1 or has_tracer([*values, init_carry]):
+            feed = None
+        try:
+            if feed is not None:
+                # Where a stream's pass ends shows when it is read: `end` becomes what was reached.
+                after, carry, outs, end = _scan_fed(
+                    pipeline, feed, binding, _hashable(step_fn), length, init_carry, unroll
                 )
-                blame(pipeline, program, error, again)
-                raise
-            if known is not None and end is not None:
-                after[known] = pack(end, length_of(pipeline.source))
+            else:
+                keep_memory()
+                known = None if end is None else binding.position
+                cut = running_on(*policy(pipeline))
+                how = (_hashable(step_fn), length, cut, carried, fetch, unroll, known)
+                program = scan_program(binding.structure, *how)
+                try:
+                    after, carry, outs = program(values, init_carry)
+                except Exception as error:
+                    again = functools.partial(
+                        by_hand, runtime.bind(pipeline), cut, runtime.values, None
+                    )
+                    blame(pipeline, program, error, again)
+                    raise
+                if known is not None and end is not None:
+                    after[known] = pack(end, length_of(pipeline.source))
+        except TraceContextError as error:  # the function changes what it was not given
+            if names := reached(step_fn, modules):
+                raise CapturedError(names) from error
+            raise
         binding.write(after, values)
         if end is not None:
             runtime.moved(binding, values, after, end)

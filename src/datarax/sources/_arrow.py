@@ -129,7 +129,11 @@ class ColumnReader(_ChunkReader):
         if not self._chunks:
             raise EmptySourceError(self.label)
         chunks = self._chunks
-        first = first_readable(lambda i: columns_of(chunks[i].table(None)), len(chunks))
+
+        def look(i: int) -> tuple[Fields, Fields]:
+            return self._cache.get(chunks[i], lambda chunk: columns_of(chunk.table(None)))
+
+        first = first_readable(look, len(chunks))
         others = (columns_of(chunk.table(list(first[0]))) for chunk in chunks)
         spec = spec_of_columns(itertools.chain([first], others))
         _check_schemas(self._chunks, spec)
@@ -395,8 +399,8 @@ def hole(name: str) -> ValueError:
     """What is wrong with a row that `columns_of` has found to be none."""
     return ValueError(
         f"column {name!r} is null there, holds a null, or is a list of another length than others, "
-        "and a field has one shape and no nulls: leave the column out, fill it, or give "
-        "`decode`, a function that makes numbers of a row"
+        "and a field has one shape and no nulls: fill it, leave the column out, or read the rows "
+        "with a function (`decode` of ArrowSource)"
     )
 
 

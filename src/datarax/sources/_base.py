@@ -39,7 +39,7 @@ from .._types import (
 )
 from .._variables import flatten
 from .._xla import on_cpu
-from ..errors import BatchSizeError, DataraxError, RngsError, SeekError
+from ..errors import BatchSizeError, RngsError, SeekError
 
 
 class SourceData(nnx.Variable):
@@ -88,7 +88,8 @@ class EagerSourceBase(nnx.Module, metaclass=Signed):
             taken = not (value is None or hasattr(value, "rows_and_holes"))
         else:
             own = vars(EagerSourceBase).get(name)
-            taken = isinstance(own, property) or (callable(own) and not callable(value))
+            kept = getattr(type(self), name, None) is own  # a subclass may have made it its own
+            taken = kept and (isinstance(own, property) or (callable(own) and not callable(value)))
         if taken:
             raise TypeError(
                 f"`{name}` means something to every source and cannot hold a "
@@ -206,8 +207,8 @@ class EagerSourceBase(nnx.Module, metaclass=Signed):
 _HELD: dict[str, tuple[type, ...]] = {
     "shuffle": (bool, str, Blocks),
     "base": (BaseKey, type(None)),
-    "masks": (bool,),
-    "max_errors": (int,),
+    "masks": (bool, np.bool_),
+    "max_errors": (int, np.integer),
 }
 """What the attributes of a source may be that pipelines look at."""
 
@@ -311,7 +312,7 @@ def _fetch_by_key(
             for i, start in enumerate(begins)
         ]
     except Exception as error:
-        if keys is not None or isinstance(error, DataraxError):
+        if keys is not None or not _works_with_a_key(source, begins[0], size):
             raise
         raise RngsError(
             f"{type(error).__name__}: {error}\nWithout a seed `get_batch_at` is called with the "
@@ -329,6 +330,14 @@ def _fetch_by_key(
         here = turn == later
         batch = where_rows(here, take(other, jnp.where(here, offset, 0)), batch)
     return Fetched(batch, rows)
+
+
+def _works_with_a_key(source: RandomAccess, start: Scalar, size: int) -> bool:
+    try:
+        jax.eval_shape(lambda: source.get_batch_at(start, size, jax.random.key(0)))
+    except Exception:
+        return False
+    return True
 
 
 def _has_rows(batch: Any, size: int) -> bool:

@@ -498,6 +498,8 @@ def first_readable(read: Callable[[int], Any], length: int) -> Any:
     for record in np.unique(np.linspace(0, max(length - 1, 0), TRIES).astype(int)).tolist():
         try:
             return read(record)
+        except DataraxError:  # of a type that none can have
+            raise
         except Exception as error:
             errors.append(error)
     raise errors[0] if errors else EmptySourceError()

@@ -108,6 +108,7 @@ class ObjectReader(Reader):
         wanted = records.tolist()
         if hasattr(self.data, "__getitems__"):
             found = self.data.__getitems__(wanted)
+            found = found if isinstance(found, Mapping) else list(found)
             if isinstance(found, Mapping) or len(found) != len(wanted):
                 what = "a dict" if isinstance(found, Mapping) else f"{len(found)}"
                 raise Unfit(
