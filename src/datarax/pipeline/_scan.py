@@ -58,7 +58,8 @@ def scan(
         end = None if binding.is_cursor_shared else _end(pipeline, length)
         # What was read ahead cannot follow a cursor that `step_fn` moves; a stream has no choice.
         follows = end is not None or isinstance(pipeline.source, StreamSource)
-        if not follows or length < 1 or has_tracer([*values, init_carry]):
+        reads = feed is not None and follows and length > 0
+        if not reads or has_tracer([*values, init_carry]):
             feed = None
         try:
             if feed is not None:
