@@ -103,7 +103,9 @@ ENDING = True
 
 @pytest.mark.internal
 def test_a_program_ends_without_what_was_to_be_read_ahead():
-    code = LEFT_EARLY.replace("batch_size=1", "batch_size=100")  # longer than any wait
+    # A batch takes longer than any wait, but for the first.
+    code = LEFT_EARLY.replace("batch_size=1", "batch_size=100")
+    code = code.replace("time.sleep(0.05)", "time.sleep(0.05 * (record > 99))")
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stderr == ""
     assert out.stdout.startswith("reading")

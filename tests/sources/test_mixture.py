@@ -312,9 +312,15 @@ def ids_of(batch):
 
 
 @pytest.mark.internal
-@given(st.integers(0, 2**32 - 1), st.integers(1, 2**32 - 1), st.data())
-def test_multiply_divide_is_exact(x, divisor, data):
-    factor = data.draw(st.integers(0, 2**40))
-    quotient, rest = multiply_divide(jnp.array([x], jnp.uint32), factor % (divisor * 7), divisor)
-    expected = divmod(x * (factor % (divisor * 7)), divisor)
-    assert (int(quotient[0]), int(rest[0])) == (expected[0] % 2**32, expected[1])
+@settings(max_examples=25)
+@given(
+    st.lists(st.integers(0, 2**32 - 1), min_size=16, max_size=16),
+    st.integers(1, 2**32 - 1),
+    st.integers(0, 2**40),
+)
+def test_multiply_divide_is_exact(xs, divisor, factor):
+    factor %= divisor * 7
+    quotients, rests = multiply_divide(jnp.array(xs, jnp.uint32), factor, divisor)
+    for x, quotient, rest in zip(xs, quotients.tolist(), rests.tolist(), strict=True):
+        expected = divmod(x * factor, divisor)
+        assert (quotient, rest) == (expected[0] % 2**32, expected[1])
