@@ -31,6 +31,7 @@ FIRST, MOST = 1_000, 10_000
 vocabulary of millions costs no time."""
 
 NNX = (nnx.Pytree, nnx.Variable)
+"""What holds values that may change."""
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None), np.ndarray)
 """What holds no other object."""

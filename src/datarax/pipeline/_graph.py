@@ -37,7 +37,7 @@ from ..errors import (
     UnusedNodeError,
 )
 from ..operators import ElementOperator, OperatorModule
-from ._captured import captured, own, reached
+from ._captured import NNX, captured, own, reached
 from ._hints import Hint, first_misfit, hints_of
 
 Stage: TypeAlias = Callable[..., Batch]
@@ -391,9 +391,6 @@ def _function_of(stage: Stage) -> Callable[..., Any] | None:
     function = stage.fn if isinstance(stage, ElementOperator) else stage
     function = function.static if isinstance(function, PytreeStage) else function
     return None if isinstance(function, nnx.Pytree) else function
-
-
-NNX = (nnx.Pytree, nnx.Variable)
 
 
 def _outside(names: Sequence[str]) -> str:
