@@ -406,6 +406,8 @@ def test_an_object_with_a_getattr_of_its_own_is_not_asked_for_more(stage):
     assert stream.step()["x"].tolist() == [0, 2, 4, 6]
     assert pipeline().scan(stage, 2)["x"][0].tolist() == [0, 2, 4, 6]
     assert list(stream.nodes) == ["Loose" if stage is LOOSE else "lambda"]
+    with pytest.raises(StageError, match="Stage 'Loose' failed: KeyError: 'scale'"):
+        pipeline(Loose())
 
 
 WORDS = [*range(FIRST), MODEL]

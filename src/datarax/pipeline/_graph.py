@@ -240,7 +240,7 @@ def advice(stage: Stage, error: Exception) -> str:
             found.append("An operator works on one row at a time, without the axis of rows.")
         if not stage.stochastic and "NoneType" in str(error):
             found.append("Its key is None, since it was not built with stochastic=True.")
-    name = getattr(stage, "__qualname__", None) or type(stage).__call__.__qualname__
+    name = own(stage, "__qualname__") or f"{type(stage).__qualname__}.__call__"
     if isinstance(error, TypeError) and f"{name}() missing" in str(error):
         found.append(
             "A stage is called with a batch of each of its predecessors, and with the random keys "
