@@ -9,6 +9,8 @@ import jax
 import numpy as np
 from flax import nnx
 
+from ._modules import Watched
+
 # A part may be held in two places, also where the user has told NNX to take modules for trees.
 _AS_GRAPH = {"graph": True} if "graph" in inspect.signature(nnx.iter_graph).parameters else {}
 iter_graph: Any = functools.partial(nnx.iter_graph, **_AS_GRAPH)
@@ -25,7 +27,7 @@ def with_variables(function: Any) -> Any:
     return PytreeStage(function) if isinstance(function, eqx.Module) or any(arrays) else function
 
 
-class PytreeStage(nnx.Module):
+class PytreeStage(Watched):
     """An Equinox module, or another pytree, as a stage: its arrays are `nnx.Param`s, read at
     every call.
 

@@ -41,30 +41,38 @@ def trace() -> Any:
     return get_opaque_trace_state(convention="nnx")
 
 
-NO_TRACE = trace()
-"""What `trace` gives where none is open."""
-
-
 def settings() -> Any:
     """The settings of JAX that can change what a program returns, or whether it does; a thread may
     have its own."""
-    return _context(), _CHECKS(jax.config)
+    return _SETTINGS(jax.config)
 
 
-try:  # no public part of JAX: all settings that it compiles anew for, in one call
-    from jax._src.config import trace_context as _context
+_SETTINGS = attrgetter(
+    "jax_enable_x64",
+    "jax_disable_jit",
+    "jax_default_device",
+    "jax_default_matmul_precision",
+    "jax_numpy_dtype_promotion",
+    "jax_threefry_partitionable",
+    "jax_debug_nans",
+    "jax_debug_infs",
+)
+
+try:  # no public part of JAX: a third of the time, and all settings that it compiles anew for
+    from jax._src.config import debug_infs, debug_nans, trace_context
+    from jax._src.core import trace_state
+
+    def trace() -> Any:
+        return trace_state.value
+
+    def settings() -> Any:
+        return trace_context(), debug_nans.value, debug_infs.value
+
 except ImportError:
-    _context = functools.partial(
-        attrgetter(
-            "jax_enable_x64",
-            "jax_disable_jit",
-            "jax_default_device",
-            "jax_default_matmul_precision",
-            "jax_numpy_dtype_promotion",
-            "jax_threefry_partitionable",
-        ),
-        jax.config,
-    )
+    pass
+
+NO_TRACE = trace()
+"""What `trace` gives where none is open."""
 
 
 def checks_values() -> bool:

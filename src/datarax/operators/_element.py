@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Key
 
 from .._keys import BaseKey, base_words
+from .._modules import Watched
 from .._types import Batch, KeyLike, Signed, expect
 from .._variables import with_variables
 
@@ -26,7 +27,7 @@ class Element:
         return Element({**self.data, **fields})
 
 
-class OperatorModule(nnx.Module, metaclass=Signed):
+class OperatorModule(Watched, metaclass=Signed):
     """A stage with one method to write: `apply(element, key) -> element`, for a single row.
 
     Args:

@@ -1,6 +1,7 @@
 """How far `for` and `step` compute ahead of what they hand out."""
 
 import collections
+import functools
 import math
 from collections.abc import Iterable, Sequence
 from itertools import repeat
@@ -22,9 +23,9 @@ AHEAD_BYTES = 5 * 2**20
 that many bytes, caches do not hold many more, and a process takes three to four times as much (what
 is handed over, what is computed meanwhile, and what the heap keeps)."""
 
-AHEAD_COMPILE = 3.0
-"""Seconds that compiling the program of several batches may take: slow ones are compiled for fewer
-batches."""
+AHEAD_COMPILE = 6.0
+"""Seconds that compiling the program of several batches might take if each took as long as one
+alone, of which they are a third or less: slow ones are compiled for fewer batches."""
 
 PATIENCE = 2
 """Batches handed out one at a time before any is computed ahead, so that the first comes early."""
@@ -108,7 +109,11 @@ def at_once(single: Program, sides: int, in_epoch: int | None = None) -> int:
     """
     compiled = AHEAD_COMPILE / single.seconds * sides
     most = min(AHEAD, compiled, AHEAD_BYTES / max(single.bytes, 1))
-    most = max(1, int(most))
+    return _evenly(max(1, int(most)), in_epoch or 0)
+
+
+@functools.cache
+def _evenly(most: int, in_epoch: int) -> int:
     if not in_epoch:
         return most
     even = math.ceil(in_epoch / math.ceil(in_epoch / most))

@@ -10,7 +10,7 @@ import functools
 import inspect
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from operator import attrgetter, is_, itemgetter
 from types import MethodType
@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from .._bundle import Fixed
+from .._modules import ASSIGNED, Fixed, Watched
 from .._types import is_traced
 from .._variables import flatten, iter_graph
 from .._xla import trace
@@ -156,10 +156,26 @@ END = object()
 """What stands behind the last attribute."""
 
 
+class Attributes:
+    """All that can be assigned to, in NNX objects: looked at as one row of objects, in C."""
+
+    def __init__(self, nodes: Iterable[Any]):
+        rows = [x if isinstance(x, list) else _attributes(x) for x in nodes]
+        rows = [dict.values(x) if isinstance(x, dict) else x for x in rows if x is not None]
+        self._rows = [*rows, [END]] if rows else []
+        self._seen = list(chain.from_iterable(self._rows))
+
+    def are_same(self) -> bool:
+        """Whether every one still is the object that it was."""
+        # `END` stands elsewhere if there is one more, or one less.
+        return not self._rows or all(map(is_, chain.from_iterable(self._rows), self._seen))
+
+
 class Binding:
     """The leaves of `roots`, in NNX's own order; `position` is the cursor's place among them."""
 
     def __init__(self, roots: tuple[Any, ...]):
+        self._assigned = ASSIGNED[0]
         graphdef, flat = flatten(roots)
         leaves = list(flat.leaves)
         self.variables = {i: x for i, x in enumerate(leaves) if isinstance(x, nnx.Variable)}
@@ -171,26 +187,26 @@ class Binding:
         self.position = paths.index(("0", "_cursor_state"))
         self._place = self.variables[self.position]
         self.is_cursor_shared = any(x is self._place for _, x in iter_graph(roots[1:]))
-        # What could be assigned to: looked at as one row of objects, in C, at every batch.
         nodes = [x for _, x in iter_graph(roots) if not isinstance(x, Fixed)]
-        dicts = [x for x in map(_attributes, nodes) if x is not None]
-        self._rows = [*map(dict.values, dicts), *(x for x in nodes if isinstance(x, list)), [END]]
-        self._attributes = list(chain.from_iterable(self._rows))
+        self._watched = Attributes(x for x in nodes if isinstance(x, Watched))
+        self._attributes = Attributes(x for x in nodes if not isinstance(x, Watched))
         self._trace = trace()
         self._settable: set[int] = set()
 
     def is_current(self) -> bool:
         """Whether the graph has the attributes it was bound with, in the trace that it was."""
-        # `END` stands elsewhere if there is one more, or one less.
-        return self._trace == trace() and all(
-            map(is_, chain.from_iterable(self._rows), self._attributes)
-        )
+        assigned = ASSIGNED[0]
+        same = self._trace == trace() and self._attributes.are_same() and self._watched.are_same()
+        if same:
+            self._assigned = assigned
+        return same
 
     def is_unchanged(self, values: Values) -> bool:
         """Whether the graph is as it was bound, holds these values, and no other trace is open."""
-        return (
-            all(map(is_, map(_RAW_VALUE, self._variables), self._held(values)))
-            and self.is_current()
+        return all(map(is_, map(_RAW_VALUE, self._variables), self._held(values))) and (
+            (self._trace == trace() and self._attributes.are_same())
+            if ASSIGNED[0] is self._assigned
+            else self.is_current()
         )
 
     def read(self) -> Values:

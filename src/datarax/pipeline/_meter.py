@@ -38,13 +38,15 @@ class Meter:
     """Counts for `Pipeline.stats()`, and keeps the budget of `max_errors`."""
 
     def __init__(self):
-        self.batches, self.waited, self.elapsed, self.masked = 0, 0.0, 0.0, 0
-        self._since: float | None = None
+        self.batches, self.waited, self.masked = 0, 0.0, 0
+        self._elapsed = 0.0  # of the loops and scans before
+        self._began = self._last = 0.0  # of the one that goes on, or has ended
         self._failures: dict[int, dict[int | None, ReadError]] = {}
 
     def begin(self) -> None:
         """The clock runs from here: a loop or a scan has begun."""
-        self._since = time.perf_counter()
+        self.end()
+        self._began = self._last = time.perf_counter()
 
     def waited_since(self, start: float) -> None:
         """The consumer has stood still since `start`."""
@@ -52,15 +54,13 @@ class Meter:
 
     def lap(self, batches: int) -> None:
         """So many batches have been handed over."""
-        now = time.perf_counter()
-        if self._since is not None:
-            self.elapsed += now - self._since
-        self._since = now
+        self._last = time.perf_counter()
         self.batches += batches
 
     def end(self) -> None:
         """The clock stops: what the user does next is no part of a loop."""
-        self._since = None
+        self._elapsed += self._last - self._began
+        self._began = self._last
 
     def fail(self, failures: Sequence[tuple[int, ReadError]], most: int) -> None:
         """Counts masked rows; raises where an epoch has more of them than it may."""
@@ -93,7 +93,8 @@ class Meter:
             )
 
     def stats(self) -> Stats:
-        computed = max(self.elapsed - self.waited, 0.0)
+        elapsed = self._elapsed + self._last - self._began
+        computed = max(elapsed - self.waited, 0.0)
         return Stats(self.batches, self.waited, computed, self.masked)
 
 

@@ -10,9 +10,9 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding
 
-from .._bundle import Bundle, FixedBundle
 from .._keys import SOURCE, all_words
 from .._mesh import check_sharding, place_held, spans_processes
+from .._modules import Bundle, FixedBundle, Watched
 from .._order import word
 from .._rows import Cut, LastBatch, Rows, batches_of_loop, pack, running_on
 from .._types import Batch, Cursor, Mask, Signed, Spec, Words, integer, spec_text
@@ -81,7 +81,7 @@ class _CheckedOnceBuilt(Signed):
         return pipeline
 
 
-class Pipeline(_Hidden, nnx.Module, metaclass=_CheckedOnceBuilt):
+class Pipeline(_Hidden, Watched, metaclass=_CheckedOnceBuilt):
     """An endless stream of batches: records of a source, passed through a chain or graph of stages.
 
     `step()`, `for` and `scan()` give the same batches. Give a chain as `stages`, or a graph as

@@ -240,15 +240,15 @@ class Runtime:
 
     def take_ready(self, pipeline: "Pipeline", epoch: int | None = None) -> Batch | None:
         """The next batch, if it is computed, of that epoch, and nothing has changed since."""
-        binding = self._binding
+        binding, ahead = self._binding, self._ahead
         if (
-            binding is None
-            or self._ahead.is_low()
-            or (epoch is not None and self.start.epoch != epoch)
-            or not self._is_unchanged(binding)
+            binding is not None
+            and len(ahead.ready) > ahead.low
+            and (epoch is None or epoch == self.start.epoch)
+            and self._is_unchanged(binding)
         ):
-            return None
-        return self._hand_over(pipeline, binding)
+            return self._hand_over(pipeline, binding)
+        return None
 
     def _hand_over(self, pipeline: "Pipeline", binding: Binding) -> Batch:
         (batch, after), position, start, fed = self._ahead.ready[0]

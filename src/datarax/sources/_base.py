@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Integer
 
 from .._keys import SOURCE, BaseKey, base_words, node_key, typed, words
+from .._modules import Watched
 from .._order import ORDERS, Blocks, Order, Shuffle, SpanWords, StoredOrder, keys_of, word
 from .._rows import (
     Cut,
@@ -59,7 +60,7 @@ class RandomAccess(Protocol):
     def get_batch_at(self, start: Scalar, batch_size: int, key: Any) -> Batch: ...
 
 
-class EagerSourceBase(nnx.Module, metaclass=Signed):
+class EagerSourceBase(Watched, metaclass=Signed):
     """A source of known length that can fetch any records: write `__len__` and `gather`.
 
     The pipeline takes care of order, epochs and keys.

@@ -10,8 +10,8 @@ from flax import nnx
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Shaped, UInt
 
-from .._bundle import Fixed
 from .._mesh import everywhere, is_placed, place_held
+from .._modules import Fixed
 from .._rows import gathered_sharding, take
 from .._types import Records, Scalar
 from .._variables import iter_graph

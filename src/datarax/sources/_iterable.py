@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 
 from .._keys import BaseKey, base_words
+from .._modules import Watched
 from .._order import window_order
 from .._rows import Cut, Rows
 from .._types import Batch, Signed, Spec, expect, integer
@@ -59,7 +60,7 @@ class IterableSourceConfig(StreamSourceConfig):
     fields: Sequence[str] | None = None
 
 
-class StreamSource(nnx.Module, metaclass=Signed):
+class StreamSource(Watched, metaclass=Signed):
     """A source over a `Stream`, for `for`, `step` and `scan` outside of `jit`.
 
     An epoch is one pass and ends where the stream does. After a resume or a `seek`, the stream

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from .._bundle import FixedBundle
+from .._modules import FixedBundle
 from .._types import Batch, Records, Scalar, escaped, expect
 from ..errors import EmptySourceError, FieldTypeError, UnequalLengthsError
 from ._base import EagerSourceBase

@@ -1,9 +1,28 @@
-"""Modules that hold parts under names which the user has chosen."""
+"""What the NNX modules of this library have in common."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
 from flax import nnx
+
+ASSIGNED = [object()]
+"""Another object after each assignment to an attribute of a `Watched` module."""
+
+
+class Watched(nnx.Module):
+    """A module that says when an attribute is assigned, so that nobody has to compare them all.
+
+    NNX writes past it, as `nnx.jit` does with what it was given, but never an attribute without
+    the values of the Variables.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        ASSIGNED[0] = object()  # now, not before: who looks meanwhile looks again
+
+    def __delattr__(self, name: str) -> None:
+        super().__delattr__(name)
+        ASSIGNED[0] = object()
 
 
 class Fixed(nnx.Module):
@@ -18,7 +37,7 @@ class Fixed(nnx.Module):
         raise AttributeError(f"`{name}` cannot be replaced: build what it is a part of again.")
 
 
-class Bundle(nnx.Module):
+class Bundle(Watched):
     """Parts by name, any string being a name, in the order given.
 
     Each is an attribute, so NNX sees it at a readable path and may replace it.
