@@ -49,7 +49,8 @@ class BatchIterator(Iterator[Batch]):
                 bar.close()
                 raise StopIteration
             runtime.meter.lap(1)
-            bar.update(1, runtime.meter)
+            if bar.shown:
+                bar.update(1, runtime.meter)
             return batch
 
     def _begin(self) -> Bar:
@@ -58,7 +59,8 @@ class BatchIterator(Iterator[Batch]):
         left = None if length is None else length - self._began.offset
         total = None if left is None else batches_of_loop(size, left, last_batch)
         self._bar = Bar(pipeline.progress, total, f"epoch {self._epoch}")
-        weakref.finalize(self, self._bar.close)  # for a loop that is left before its end
+        if self._bar.shown:
+            weakref.finalize(self, self._bar.close)  # for a loop that is left before its end
         pipeline._runtime.meter.begin()
         return self._bar
 

@@ -102,7 +102,7 @@ class Bar:
     """A progress bar of rich, or of tqdm where rich is not installed; or none at all."""
 
     def __init__(self, shown: bool, total: int | None, title: str):
-        self._update: Any = None
+        self.shown = shown
         if not shown:
             return
         try:
@@ -121,15 +121,15 @@ class Bar:
         self._update, self._stop = self._rich, self._bar.stop
 
     def update(self, batches: int, meter: Meter) -> None:
-        if self._update is not None:
+        if self.shown:
             stats = meter.stats()
             whole = stats.waited + stats.computed
             self._update(batches, f"waiting {stats.waited / whole:.0%}" if whole else "")
 
     def close(self) -> None:
-        if self._update is not None:
+        if self.shown:
             self._stop()
-            self._update = None
+            self.shown = False
 
     def _tqdm(self, batches: int, note: str) -> None:
         self._bar.set_postfix_str(note, refresh=False)
