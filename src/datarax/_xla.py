@@ -36,15 +36,11 @@ def aligned(count: int) -> np.ndarray:
     return memory[start : start + count]
 
 
-def trace() -> Any:
-    """The trace of JAX's that is open now, if any: nothing but comparing it means anything."""
-    return get_opaque_trace_state(convention="nnx")
-
-
-def settings() -> Any:
-    """The settings of JAX that can change what a program returns, or whether it does; a thread may
-    have its own."""
-    return _SETTINGS(jax.config)
+def context() -> Any:
+    """The trace of JAX's that is open now, if any, and the settings that can change what a program
+    returns, or whether it does; a thread may have its own. Nothing but comparing it means anything.
+    """
+    return get_opaque_trace_state(convention="nnx"), *_SETTINGS(jax.config)
 
 
 _SETTINGS = attrgetter(
@@ -61,15 +57,23 @@ _SETTINGS = attrgetter(
 try:  # no public part of JAX: a third of the time, and all settings that it compiles anew for
     from jax._src.config import debug_infs, debug_nans, trace_context
     from jax._src.core import trace_state
-
-    def trace() -> Any:
-        return trace_state.value
-
-    def settings() -> Any:
-        return trace_context(), debug_nans.value, debug_infs.value
-
 except ImportError:
     pass
+else:
+
+    def context() -> Any:
+        return trace_state.value, trace_context(), debug_nans.value, debug_infs.value
+
+
+def trace() -> Any:
+    """The first part of `context`."""
+    return context()[0]
+
+
+def settings() -> Any:
+    """The other parts of `context`."""
+    return context()[1:]
+
 
 NO_TRACE = trace()
 """What `trace` gives where none is open."""

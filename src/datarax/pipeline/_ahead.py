@@ -96,8 +96,9 @@ def with_cursors(
     found: Sequence[Any], start: Cursor, size: int, length: int | None, last_batch: Any
 ) -> Iterable[Ready]:
     """Batches in a row from `start` on; all but the last end in the epoch of the first."""
-    starts = starts_within(*start, size, len(found))
-    ends = [*starts[1:], advance(starts[-1], size, length, last_batch)]
+    epoch, offset = start
+    ends = starts_within(epoch, offset + size, size, len(found))
+    ends[-1] = advance(Cursor(epoch, ends[-1].offset - size), size, length, last_batch)
     return zip(found, pack_each(ends, length), ends, repeat(None), strict=False)
 
 

@@ -202,11 +202,12 @@ class Binding:
         return same
 
     def is_unchanged(self, values: Values) -> bool:
-        """Whether the graph is as it was bound, holds these values, and no other trace is open."""
+        """Whether the graph is as it was bound, and holds these values; in the trace that it was.
+
+        NNX assigns to what is `Watched` without a word, but not without new values.
+        """
         return all(map(is_, map(_RAW_VALUE, self._variables), self._held(values))) and (
-            (self._trace == trace() and self._attributes.are_same())
-            if ASSIGNED[0] is self._assigned
-            else self.is_current()
+            self._attributes.are_same() if ASSIGNED[0] is self._assigned else self.is_current()
         )
 
     def read(self) -> Values:

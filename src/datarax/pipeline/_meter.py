@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Sequence
 from itertools import islice
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from ..errors import ReadError
 from ..sources._host import require

@@ -19,7 +19,7 @@ from .._mesh import spans_processes
 from .._order import word
 from .._rows import Cut, batches_of, pack, pack_each, settle
 from .._types import Batch, Cursor, is_traced, spec_text
-from .._xla import SIDE_BY_SIDE, beside, checks_values, keep_memory, on_cpu, place, settings
+from .._xla import SIDE_BY_SIDE, beside, checks_values, context, keep_memory, on_cpu, place
 from ..errors import DataraxError, ReadError, SeekError, StageError
 from ..sources._base import EagerSourceBase, Fetched, length_of
 from ..sources._host import raised_in
@@ -59,7 +59,7 @@ class Runtime:
         self._bindings: dict[tuple[int, ...], tuple[list[weakref.ref], Binding]] = {}
         # As of the last look at the pipeline: its values, and what follows from them.
         self._binding: Binding | None = None
-        self._settings = settings()
+        self._context = context()
         self._values: Values = []
         self._traced = self._mutable = False
         self.start = Cursor(0, 0)
@@ -100,7 +100,7 @@ class Runtime:
         binding = self._binding
         if binding is not None and self._is_unchanged(binding):
             return binding
-        if binding is None or settings() != self._settings or not binding.is_current():
+        if binding is None or context() != self._context or not binding.is_current():
             pipeline._cursor_state.claim()
             pipeline._check_settings()
             pipeline._place()
@@ -118,13 +118,13 @@ class Runtime:
         self._traced = has_tracer(changed)
         self._mutable = any(map(_is_mutable, values if self._mutable else changed))
         self.start = settle(found, *policy(pipeline))
-        self._binding, self._values, self._settings = binding, values, settings()
+        self._binding, self._values, self._context = binding, values, context()
         self._ahead.discard()
         return binding
 
     def _is_unchanged(self, binding: Binding) -> bool:
         """Whether all is as it was at the last look: the pipeline, and how JAX is set."""
-        return binding.is_unchanged(self._values) and settings() == self._settings
+        return context() == self._context and binding.is_unchanged(self._values)
 
     def put(self, pipeline: "Pipeline", start: Cursor) -> None:
         """Moves the cursor to the settled `start`. What else is known stays known."""
