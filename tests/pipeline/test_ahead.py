@@ -3,7 +3,7 @@
 import pytest
 
 from datarax.pipeline import _ahead
-from datarax.pipeline._core import Program
+from datarax.pipeline._program import Program
 
 
 @pytest.mark.internal

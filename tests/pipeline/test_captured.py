@@ -20,7 +20,7 @@ from datarax import Pipeline
 from datarax.errors import CapturedError, StageError
 from datarax.operators import ElementOperator, ElementOperatorConfig
 from datarax.pipeline._captured import FIRST, MOST, captured
-from datarax.pipeline._core import _constants
+from datarax.pipeline._jaxpr import constants
 from datarax.sources import MemorySource, MemorySourceConfig
 
 
@@ -248,7 +248,7 @@ def pipeline(*stages):
 @pytest.mark.parametrize("function", CAPTURING.values(), ids=CAPTURING)
 def test_a_module_from_outside_is_found_wherever_it_is_held(function):
     traced = jax.jit(lambda batch: function(batch)).trace({"x": jnp.ones(4)}).jaxpr
-    assert captured(function, _constants(traced))
+    assert captured(function, constants(traced))
 
 
 @pytest.mark.spec("ERR-032")

@@ -18,8 +18,8 @@ from datarax import Pipeline
 from datarax._order import FMIX32, ROUNDS
 from datarax._rows import Cut
 from datarax.operators import Element, ElementOperator, ElementOperatorConfig
-from datarax.pipeline._core import batch_program
 from datarax.pipeline._orders import order_program
+from datarax.pipeline._program import batch_program
 from datarax.sources import MemorySource, MemorySourceConfig
 
 LENGTH, BATCH, BATCHES, WIDTH = 1000, 13, 16, 7

@@ -36,7 +36,7 @@ from hypothesis import given, settings, strategies as st
 from datarax import Pipeline
 from datarax.errors import StageError
 from datarax.pipeline import _ahead, _feed, _runtime
-from datarax.pipeline._core import Program
+from datarax.pipeline._program import Program
 from datarax.sources import (
     IterableSource,
     IterableSourceConfig,

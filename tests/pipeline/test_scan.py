@@ -497,7 +497,7 @@ def resident():
 @pytest.mark.spec("SCAN-015")
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
 def test_fresh_functions_are_not_kept_without_bound():
-    from datarax.pipeline import _core
+    from datarax.pipeline import _program
 
     def fresh(i):
         ballast = np.full(2**20, i, np.int32)  # four megabytes that only the function keeps
@@ -510,16 +510,16 @@ def test_fresh_functions_are_not_kept_without_bound():
 
     stream = pipeline(length=2, batch_size=1)
     alive, memory = weakref.WeakSet(), []
-    for i in range(2 * _core.SCANS):
+    for i in range(2 * _program.SCANS):
         step_fn = fresh(i)
         alive.add(step_fn)
         assert stream.scan(step_fn, 1).tolist() == [[i + i % 2]]
-        if i % _core.SCANS == _core.SCANS - 1:
+        if i % _program.SCANS == _program.SCANS - 1:
             gc.collect()
             memory.append(resident())
-            assert len(alive) <= _core.SCANS + 1
+            assert len(alive) <= _program.SCANS + 1
     full, again = memory
-    assert again - full < 2**20 * _core.SCANS, f"{(again - full) / 2**20:.0f} MiB more"
+    assert again - full < 2**20 * _program.SCANS, f"{(again - full) / 2**20:.0f} MiB more"
 
 
 # Callables.

@@ -16,7 +16,8 @@ from .._xla import transferring
 from ..sources._base import EagerSourceBase, length_of
 from ..sources._iterable import StreamSource
 from ._binding import Structure, Values, kept, merge
-from ._core import CUTS, Program, order_at
+from ._core import CUTS, order_at
+from ._program import Program
 
 if TYPE_CHECKING:
     from ._pipeline import Pipeline

@@ -27,19 +27,11 @@ from ..sources._iterable import StreamSource
 from . import _ahead
 from ._ahead import Ahead, at_once, fits, with_cursors
 from ._binding import Binding, Changes, Values, has_tracer, is_container, merge
-from ._core import (
-    Program,
-    batch_program,
-    draw,
-    fetched_from,
-    order_at,
-    refusal,
-    start_of,
-    updated,
-)
+from ._core import draw, fetched_from, order_at, refusal, start_of, updated
 from ._feed import Fed, Feed, Supply, on_host, processors
 from ._meter import Meter
 from ._orders import Orders, order_program
+from ._program import Program, batch_program
 
 if TYPE_CHECKING:
     from ._pipeline import Pipeline

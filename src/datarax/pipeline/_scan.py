@@ -19,9 +19,9 @@ from ..sources._base import length_of
 from ..sources._iterable import StreamSource
 from ._binding import Binding, ById, Changes, has_tracer, types_of
 from ._captured import reached
-from ._core import scan_program
 from ._feed import Feed, stack_counts
 from ._meter import Bar
+from ._program import scan_program
 from ._runtime import blame, by_hand, max_errors, policy
 
 if TYPE_CHECKING:
