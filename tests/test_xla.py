@@ -15,7 +15,7 @@ import pytest
 from datarax import _order, _xla
 from datarax._order import SwapOrNot, keys_of
 from datarax._xla import SIDE_BY_SIDE, apart, beside, on_cpu, place, transferring
-from datarax.sources import _host
+from datarax.sources import _buffers
 
 pytestmark = pytest.mark.internal("XLA compiles for a device, and each has traps of its own")
 
@@ -111,7 +111,7 @@ def test_64_bit_types_are_placed_where_jax_holds_them():
 
 
 def test_an_aligned_array_is_placed_without_a_copy():
-    x = _host.empty_rows(2**16, (), np.float32)
+    x = _buffers.empty_rows(2**16, (), np.float32)
     assert place(x).unsafe_buffer_pointer() == x.ctypes.data
 
 

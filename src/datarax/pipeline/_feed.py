@@ -24,8 +24,10 @@ from .._types import Batch, Cursor, Spec
 from .._xla import ALIGNMENT, ONE_THREAD, transferring
 from ..errors import EmptySourceError, ReadError
 from ..sources._base import Fetched
-from ..sources._host import Reader, conform, empty_rows, stack
+from ..sources._buffers import empty_rows
+from ..sources._host import Reader
 from ..sources._iterable import Stream, Windows
+from ..sources._records import conform, stack
 from ._threads import Outcome, Threads
 
 BUFFER_BYTES = 64 * 2**20

@@ -18,15 +18,13 @@ from ._host import (
     HostSourceConfig,
     Reader,
     Stamp,
-    first_readable,
     require,
-    spec_of,
-    stack,
     stamp,
     unopened,
     while_running,
 )
 from ._parts import Parts
+from ._records import first_readable, spec_of, stack
 from ._values import as_record
 
 RANDOM_ACCESS = "readahead_buffer_size:0,max_parallelism:0"

@@ -18,22 +18,20 @@ from flax import nnx
 
 from .._types import Batch, Spec, expect, integer, spec_text
 from ..errors import EmptySourceError, FieldTypeError, FileError
+from ._buffers import empty_rows
 from ._host import (
     HostSource,
     HostSourceConfig,
     Reader,
     Stamp,
-    empty_rows,
-    first_readable,
     names,
     require,
-    spec_of,
-    stack,
     stamp,
     unopened,
     while_running,
 )
 from ._parts import Parts
+from ._records import first_readable, spec_of, stack
 from ._values import as_record
 
 

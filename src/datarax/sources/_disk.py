@@ -15,7 +15,8 @@ from flax import nnx
 
 from .._types import Batch, Spec, expect, spec_text
 from ..errors import EmptySourceError, FileError, UnequalLengthsError
-from ._host import HostSource, HostSourceConfig, Reader, Stamp, empty_rows, stamp, unopened
+from ._buffers import empty_rows
+from ._host import HostSource, HostSourceConfig, Reader, Stamp, stamp, unopened
 from ._parts import Parts
 from ._values import need_held_type
 

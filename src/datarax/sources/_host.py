@@ -6,11 +6,10 @@ import dataclasses
 import errno
 import functools
 import importlib
-import math
 import os
 import threading
 import types
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, TypeAlias, TypeVar
 
 import jax
@@ -19,30 +18,15 @@ import numpy as np
 from flax import nnx
 
 from .._order import ORDERS, Blocks, Shuffle
-from .._types import Batch, Mask, Records, Spec, escaped, expect, flat_fields, integer, spec_text
-from .._xla import NO_TRACE, aligned, trace
-from ..errors import DataraxError, EmptySourceError, FieldTypeError, FileError, ReadError
+from .._types import Batch, Mask, Records, Spec, expect, integer
+from .._xla import NO_TRACE, trace
+from ..errors import DataraxError, EmptySourceError, FileError, ReadError
 from ._base import EagerSourceBase
-from ._values import as_array, hold, need_held_type
+from ._records import Unfit, conform, held_spec
 
 T = TypeVar("T")
 
 OnError: TypeAlias = Literal["raise", "mask"]
-
-SPARE_BYTES = 96 * 2**20
-"""The most that buffers of one size weigh which are kept to be used again: what is read ahead, and
-what the consumer is at.
-"""
-
-SPARE_FROM = 2**17
-"""Bytes from which a buffer is kept: what is smaller the allocator keeps itself."""
-
-TRIES = 16
-"""How many records, from the first to the last, are tried for one that shows what all look like."""
-
-SIZES = 4
-"""How many sizes of buffers are kept."""
-
 
 ENDING = threading.Event()
 """Set when the program ends. What reads record by record then stops between two: a thread that is
@@ -378,41 +362,6 @@ class _Rows:
         return batch
 
 
-def empty_rows(rows: int, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """An uninitialised array that JAX can take over on a CPU without a copy.
-
-    Its memory has been written before where it can be: a page that is fresh from the system costs
-    more than to fill it.
-    """
-    dtype = np.dtype(dtype)
-    size = rows * math.prod(shape) * dtype.itemsize
-    spare = _spare(size)
-    try:
-        buffer = spare.pop()
-    except IndexError:
-        buffer = aligned(size)
-    if spare.maxlen:
-        buffer = np.asarray(_Loan(buffer, spare))
-    return buffer.view(dtype).reshape(rows, *shape)
-
-
-class _Loan:
-    """Memory lent to arrays, those of JAX included: spare again when the last of them is gone."""
-
-    def __init__(self, buffer: np.ndarray, spare: collections.deque[np.ndarray]):
-        self.__array_interface__ = buffer.__array_interface__
-        self._buffer, self._spare = buffer, spare
-
-    def __del__(self):
-        self._spare.append(self._buffer)  # where that is too many, the oldest is freed
-
-
-@functools.lru_cache(SIZES)
-def _spare(size: int) -> collections.deque[np.ndarray]:
-    """The buffers for that many bytes that nobody uses; none of sizes that are cheap or rare."""
-    return collections.deque(maxlen=SPARE_BYTES // size if size >= SPARE_FROM else 0)
-
-
 Stamp: TypeAlias = tuple[int, int, int] | None
 
 
@@ -431,121 +380,6 @@ def unopened(path: str, error: OSError) -> FileError:
     if error.errno == errno.EMFILE:
         reason += " A source keeps each of its files open: raise `ulimit -n`, or join some files."
     return FileError(path, reason)
-
-
-def held_spec(look: Callable[[], Spec]) -> Spec:
-    """A spec in the types that JAX holds; a `FieldTypeError` names the field that it cannot."""
-    with jax.ensure_compile_time_eval():  # the user's code may compute in JAX, in a trace of ours
-        stored = look()
-    if not jax.tree.leaves(stored):
-        raise EmptySourceError("one whose records have no field")
-    for name, x in flat_fields(stored, escaped).items():
-        # `np.float32` and its dtype have a `shape`, too.
-        if not isinstance(getattr(x, "shape", None), tuple) or not hasattr(x, "dtype"):
-            raise FieldTypeError(
-                name,
-                f"has {x!r} as its spec, which must be its shape and type: "
-                "jax.ShapeDtypeStruct(shape, dtype).",
-            )
-    return jax.tree.map(
-        lambda name, x: jax.ShapeDtypeStruct(x.shape, need_held_type(name, x.dtype)),
-        _named(stored),
-        stored,
-    )
-
-
-class Unfit(ValueError):
-    """Rows that were read, and are not what the source has said that they are."""
-
-
-def conform(batch: Batch, stored: Spec, held: Spec, records: np.ndarray) -> Batch:
-    """A batch of the `stored` spec in the types of the `held` one, or what is wrong with it."""
-    if _is_held(batch, stored, held, len(records)):
-        return batch
-    if not isinstance(batch, dict):
-        raise Unfit(f"it is of type {type(batch).__name__}, and not a dict of arrays")
-    found, wanted, targets = (flat_fields(x, escaped) for x in (batch, stored, held))
-    if found.keys() != wanted.keys():
-        raise Unfit(f"it has the fields {list(found)}, and not {list(wanted)}")
-    fields = {}
-    for name, x in found.items():
-        shape = (len(records), *wanted[name].shape)
-        kind = getattr(x, "shape", None), getattr(x, "dtype", None)
-        if kind != (shape, wanted[name].dtype):
-            known = kind[0] is not None and kind[1] is not None  # to NumPy float64 equals None
-            came = spec_text({name: x}) if known else f"{name} {type(x).__name__}"
-            other = jax.ShapeDtypeStruct(shape, wanted[name].dtype)
-            raise Unfit(f"it has {came}, and not {spec_text({name: other})}")
-        fields[name] = hold(name, np.asarray(as_array(name, x)), targets[name].dtype, records)
-    return jax.tree.map(fields.__getitem__, _named(stored))
-
-
-def _is_held(batch: Batch, stored: Spec, held: Spec, count: int) -> bool:
-    """Whether a batch is already what `conform` makes of it, for which no names are needed."""
-    leaves, structure = jax.tree.flatten(batch)
-    wanted, other = jax.tree.flatten(stored)
-    return structure == other and all(
-        type(x) is np.ndarray  # and not one with a mask
-        and x.shape == (count, *w.shape)
-        and x.dtype == w.dtype == target.dtype
-        for x, w, target in zip(leaves, wanted, jax.tree.leaves(held), strict=True)
-    )
-
-
-def first_readable(read: Callable[[int], Any], length: int) -> Any:
-    """A record that can be read, the first if that can: one that cannot says nothing of others."""
-    errors = []
-    for record in np.unique(np.linspace(0, max(length - 1, 0), TRIES).astype(int)).tolist():
-        try:
-            return read(record)
-        except DataraxError:  # of a type that none can have
-            raise
-        except Exception as error:
-            errors.append(error)
-    raise errors[0] if errors else EmptySourceError()
-
-
-def spec_of(record: Any) -> Spec:
-    """Shape and type of a record given as a (nested) dict of arrays and numbers."""
-    for name, x in flat_fields(record, escaped).items():
-        if isinstance(x, str | bytes) or as_array(name, x).dtype == object:
-            raise FieldTypeError(
-                name,
-                f"holds {type(x).__name__}, which JAX cannot hold. "
-                "Encode it as numbers, or leave it out.",
-            )
-
-    def spec(x: Any) -> jax.ShapeDtypeStruct:
-        native = np.asarray(x).dtype.newbyteorder("=")  # as `stack` makes it
-        return jax.ShapeDtypeStruct(np.shape(x), native)
-
-    return jax.tree.map(spec, record)
-
-
-def stack(records: list[Any]) -> Batch:
-    """Rows from single records, which must all be alike."""
-    structure, fields = jax.tree.structure(records[0]), list(flat_fields(records[0], escaped))
-    columns: list[list[Any]] = [[] for _ in fields]
-    for record in records:
-        leaves, other = jax.tree.flatten(record)
-        if other != structure:
-            raise ValueError(
-                f"it has the fields {list(flat_fields(record))}, "
-                f"and not {list(flat_fields(records[0]))}"
-            )
-        for field, column, x in zip(fields, columns, leaves, strict=True):
-            column.append(x if type(x) is np.ndarray else np.asarray(as_array(field, x)))
-            if column[-1].dtype != column[0].dtype or column[-1].shape != column[0].shape:
-                raise ValueError(
-                    f"it has a row {spec_text({'': column[-1]}).strip()} "
-                    f"beside {spec_text({'': column[0]}).strip()}"
-                )
-    return jax.tree.unflatten(structure, [np.stack(column) for column in columns])
-
-
-def _named(tree: Any) -> Any:
-    """The names of the leaves in the place of the leaves."""
-    return jax.tree.unflatten(jax.tree.structure(tree), list(flat_fields(tree, escaped)))
 
 
 def _reason(error: Exception) -> str:

@@ -20,7 +20,8 @@ from .._rows import Cut, Rows
 from .._types import Batch, Signed, Spec, expect, integer
 from ..errors import DataraxError, EmptySourceError, RandomAccessError, ReadError
 from ._base import Fetched
-from ._host import conform, held_spec, names, spec_of, stack, while_running
+from ._host import names, while_running
+from ._records import conform, held_spec, spec_of, stack
 from ._values import BY_NAME, as_record, is_table
 
 

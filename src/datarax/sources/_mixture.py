@@ -40,7 +40,8 @@ from .._types import (
 )
 from ..errors import EmptySourceError, SpecsError
 from ._base import EagerSourceBase
-from ._host import Reader, call_host, call_host_readable, empty_rows
+from ._buffers import empty_rows
+from ._host import Reader, call_host, call_host_readable
 
 PERIOD = 256
 """The most rows after which every source has had its exact share."""

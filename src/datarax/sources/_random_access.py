@@ -9,17 +9,8 @@ import numpy as np
 from flax import nnx
 
 from .._types import Batch, Spec, expect
-from ._host import (
-    HostSource,
-    HostSourceConfig,
-    Reader,
-    Unfit,
-    first_readable,
-    names,
-    spec_of,
-    stack,
-    while_running,
-)
+from ._host import HostSource, HostSourceConfig, Reader, names, while_running
+from ._records import Unfit, first_readable, spec_of, stack
 from ._values import BY_NAME, as_record, is_table
 
 
