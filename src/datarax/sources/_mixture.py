@@ -133,54 +133,10 @@ class MixDataSourcesNode(EagerSourceBase):
             raise ValueError(
                 f"`num_sources` is {config.num_sources}, but {len(sources)} sources are given."
             )
-        for i, source in enumerate(sources):
-            if not isinstance(source, EagerSourceBase) or isinstance(source, MixDataSourcesNode):
-                raise TypeError(
-                    f"Source {i} of a mixture must have a length and be no mixture itself, got "
-                    f"{type(source).__name__}. Give the parts of a mixture instead of it."
-                )
-            if source.shuffle == "permutation":
-                raise ValueError(
-                    f"Source {i} is ordered by shuffle='permutation', whose order is one table an "
-                    "epoch; a mixture goes through several at once. Take shuffle=True."
-                )
-            if type(source).order is not EagerSourceBase.order:
-                raise ValueError(
-                    f"Source {i}, a {type(source).__name__}, has a method `order` of its own, "
-                    "which a mixture does not call. Take a source without one."
-                )
-            if source.masks != sources[0].masks:
-                does = {True: "does", False: "does not"}
-                raise ValueError(
-                    "Of the sources of a mixture all must mask the records that they cannot read "
-                    f"or none, but source {i} {does[source.masks]} and source 0 "
-                    f"{does[sources[0].masks]}. Give all of them the same `on_error`."
-                )
-            if source.masks and source.reader is None:
-                raise ValueError(
-                    f"Source {i}, a {type(source).__name__}, masks records and has no `reader`. A "
-                    "mixture masks only what it reads on the host."
-                )
-            if source.element_spec != sources[0].element_spec:
-                raise SpecsError(
-                    "All sources of a mixture must have records of one spec, but source 0 has\n"
-                    f"  {spec_text(sources[0].element_spec)}\nand source {i} has\n"
-                    f"  {spec_text(source.element_spec)}"
-                )
+        _check(sources)
         self.config = config
         self.sources = nnx.List(sources)
-        lengths = tuple(len(source) for source in sources)
-        quotas = config.quotas
-        if config.stop == "first":
-            periods = min(n // q for n, q in zip(lengths, quotas, strict=True))
-        else:
-            periods = max(-(-n // q) for n, q in zip(lengths, quotas, strict=True))
-        if periods == 0:
-            raise EmptySourceError(
-                f"an epoch that stops with the first of sources of {lengths} records, with shares "
-                f"of {quotas} in {sum(quotas)} rows,"
-            )
-        self.plan = Plan(quotas, periods, lengths, tuple(source.shuffle for source in sources))
+        self.plan = _plan(config, sources)
         readers = [source.reader for source in sources]
         if all(reader is not None for reader in readers):
             # `all` has seen that none of them is None, which pyright cannot.
@@ -395,6 +351,59 @@ def multiply_divide(x: Turns, factor: int, divisor: int) -> tuple[Turns, Turns]:
         return plus(plus(total, *total), bit * high, bit * low)
 
     return jax.lax.fori_loop(0, bits, one, (jnp.zeros_like(x), jnp.zeros_like(x)))
+
+
+def _check(sources: Sequence[EagerSourceBase]) -> None:
+    """Raises for sources that cannot be mixed."""
+    for i, source in enumerate(sources):
+        if not isinstance(source, EagerSourceBase) or isinstance(source, MixDataSourcesNode):
+            raise TypeError(
+                f"Source {i} of a mixture must have a length and be no mixture itself, got "
+                f"{type(source).__name__}. Give the parts of a mixture instead of it."
+            )
+        if source.shuffle == "permutation":
+            raise ValueError(
+                f"Source {i} is ordered by shuffle='permutation', whose order is one table an "
+                "epoch; a mixture goes through several at once. Take shuffle=True."
+            )
+        if type(source).order is not EagerSourceBase.order:
+            raise ValueError(
+                f"Source {i}, a {type(source).__name__}, has a method `order` of its own, "
+                "which a mixture does not call. Take a source without one."
+            )
+        if source.masks != sources[0].masks:
+            does = {True: "does", False: "does not"}
+            raise ValueError(
+                "Of the sources of a mixture all must mask the records that they cannot read "
+                f"or none, but source {i} {does[source.masks]} and source 0 "
+                f"{does[sources[0].masks]}. Give all of them the same `on_error`."
+            )
+        if source.masks and source.reader is None:
+            raise ValueError(
+                f"Source {i}, a {type(source).__name__}, masks records and has no `reader`. A "
+                "mixture masks only what it reads on the host."
+            )
+        if source.element_spec != sources[0].element_spec:
+            raise SpecsError(
+                "All sources of a mixture must have records of one spec, but source 0 has\n"
+                f"  {spec_text(sources[0].element_spec)}\nand source {i} has\n"
+                f"  {spec_text(source.element_spec)}"
+            )
+
+
+def _plan(config: MixDataSourcesConfig, sources: Sequence[EagerSourceBase]) -> Plan:
+    lengths = tuple(len(source) for source in sources)
+    quotas = config.quotas
+    if config.stop == "first":
+        periods = min(n // q for n, q in zip(lengths, quotas, strict=True))
+    else:
+        periods = max(-(-n // q) for n, q in zip(lengths, quotas, strict=True))
+    if periods == 0:
+        raise EmptySourceError(
+            f"an epoch that stops with the first of sources of {lengths} records, with shares "
+            f"of {quotas} in {sum(quotas)} rows,"
+        )
+    return Plan(quotas, periods, lengths, tuple(source.shuffle for source in sources))
 
 
 def _seed(source: EagerSourceBase) -> str:
