@@ -7,9 +7,11 @@ from flax import nnx
 from helpers import ahead
 from hypothesis import given, strategies as st
 
-from datarax import Pipeline
+from datarax import Pipeline, _modules
 from datarax._modules import Bundle, FixedBundle
 from datarax.operators import OperatorModule
+from datarax.pipeline import _binding
+from datarax.pipeline._binding import Binding
 from datarax.sources import MemorySource, MemorySourceConfig
 
 
@@ -63,37 +65,112 @@ def test_the_data_of_a_source_cannot_be_swapped_unseen_but_may_change():
 
 
 class Add(OperatorModule):
+    """Adds `by`, and what a Param holds that makes NNX give it new values, or not."""
+
     def __init__(self):
         super().__init__()
-        self.by = 1
+        self.by = 0
+        self.bias = nnx.Param(jnp.int32(0))
 
     def apply(self, element, key):
-        return element.update_data({"x": element.data["x"] + self.by})
+        return element.update_data({"x": element.data["x"] + self.by + self.bias[...]})
 
 
-def set_by(pipeline):
-    pipeline.nodes["add"].by = 100
+class Model(nnx.Module):
+    def __init__(self, stage):
+        self.stage, self.weight = stage, nnx.Param(jnp.ones(()))
+
+    def __call__(self):
+        return self.weight[...]
 
 
-def shrink(pipeline):
+def of_pipeline(pipeline):
     pipeline.batch_size = 2
 
 
-@pytest.mark.parametrize("change, then", [(set_by, [100, 101, 102, 103]), (shrink, [1, 2])])
-@pytest.mark.parametrize("how", [lambda change: change, nnx.jit], ids=["outside", "in nnx.jit"])
-def test_an_attribute_of_a_module_of_ours_is_seen_however_it_is_assigned(change, then, how):
+def of_stage(pipeline):
+    pipeline.nodes["add"].by = 100
+
+
+def assigned(stage):
+    stage.by = 100
+    return jnp.zeros(())
+
+
+def more(stage):
+    stage.by = 100
+    stage.more = nnx.Param(jnp.int32(0))
+
+
+def anew(stage):
+    stage.bias = nnx.Param(stage.bias[...] + 100)
+
+
+def by_model(model):
+    model.stage.by = 100
+    return model()
+
+
+CHANGES = {
+    "pipeline": (of_pipeline, lambda pipeline, stage: pipeline),
+    "stage in pipeline": (of_stage, lambda pipeline, stage: pipeline),
+    "stage": (assigned, lambda pipeline, stage: stage),
+    "another Variable": (more, lambda pipeline, stage: stage),
+    "a Variable": (anew, lambda pipeline, stage: stage),
+    "model": (by_model, lambda pipeline, stage: Model(stage)),
+}
+
+
+@pytest.mark.parametrize(
+    "how", [lambda change: change, nnx.jit, nnx.remat], ids=["", "jit", "remat"]
+)
+@pytest.mark.parametrize("what", CHANGES)
+def test_an_attribute_of_a_module_of_ours_is_seen_however_it_is_assigned(what, how):
     """ITER-010: though nobody compares them batch by batch."""
-    pipeline = numbers(nodes={"add": Add()}, edges={"add": []}, sink="add")
+    stage = Add()
+    pipeline = numbers(nodes={"add": stage}, edges={"add": []}, sink="add")
+    change, of = CHANGES[what]
+    if how is nnx.remat:
+        change = as_remat(change)
     change = how(change)
-    change(pipeline)  # so that NNX writes what it remembers when it is called again
-    pipeline.nodes["add"].by, pipeline.batch_size = 1, 4
+    target = of(pipeline, stage)
+    for _ in range(2):  # so that NNX writes what it remembers when it is called again
+        change(target)
+        stage.by, stage.bias, pipeline.batch_size = 0, nnx.Param(jnp.int32(0)), 4
+        if what == "another Variable":
+            del stage.more
     with ahead(8):
         batches = iter(pipeline)
         while not pipeline._runtime._ahead.ready:
             next(batches)
         offset = pipeline.cursor.offset
-        change(pipeline)
-        assert (next(batches)["x"] - offset).tolist() == then
+        change(target)
+        expected = [0, 1] if what == "pipeline" else [100, 101, 102, 103]
+        assert (next(batches)["x"] - offset).tolist() == expected
+
+
+def as_remat(change):
+    """What `nnx.remat` takes: a function with a result."""
+
+    def changed(target):
+        change(target)
+        return jnp.zeros(())
+
+    return changed
+
+
+@pytest.mark.internal("a name that is no public part of NNX: without it all are compared")
+@pytest.mark.parametrize("says", [True, False])
+def test_modules_of_ours_say_it_all_or_are_compared(monkeypatch, says):
+    assert _modules.SAYS_ALL
+    monkeypatch.setattr(_binding, "SAYS_ALL", says)
+    pipeline = numbers(stages=[Add()])
+    binding = Binding((pipeline,))
+    values = binding.read()
+    assert binding.is_unchanged(values)
+    vars(pipeline.stages[0])["by"] = 7  # which says nothing
+    assert binding.is_unchanged(values) == says
+    assert not binding.is_current()
 
 
 @pytest.mark.internal

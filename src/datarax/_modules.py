@@ -1,6 +1,6 @@
 """What the NNX modules of this library have in common."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NoReturn
 
 from flax import nnx
@@ -10,19 +10,30 @@ ASSIGNED = [object()]
 
 
 class Watched(nnx.Module):
-    """A module that says when an attribute is assigned, so that nobody has to compare them all.
-
-    NNX writes past it, as `nnx.jit` does with what it was given, but never an attribute without
-    the values of the Variables.
-    """
+    """A module that says when an attribute is assigned, so that nobody has to compare them all."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
-        ASSIGNED[0] = object()  # now, not before: who looks meanwhile looks again
+        try:
+            super().__setattr__(name, value)
+        finally:  # and not before: who looks meanwhile looks again
+            ASSIGNED[0] = object()
 
     def __delattr__(self, name: str) -> None:
-        super().__delattr__(name)
-        ASSIGNED[0] = object()
+        try:
+            super().__delattr__(name)
+        finally:
+            ASSIGNED[0] = object()
+
+    def _graph_node_init(self, attributes: Iterable[tuple[Any, Any]]) -> None:
+        """Called by NNX where it writes all of them back, as `nnx.jit` does."""
+        try:
+            super()._graph_node_init(attributes)
+        finally:
+            ASSIGNED[0] = object()
+
+
+SAYS_ALL = hasattr(nnx.Module, "_graph_node_init")
+"""Whether a `Watched` module says it all: the method is no public part of NNX."""
 
 
 class Fixed(nnx.Module):

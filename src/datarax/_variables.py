@@ -62,7 +62,7 @@ class PytreeStage(Watched):
         return self.module(*args, **keys)
 
 
-class MethodStage(nnx.Module):
+class MethodStage(Watched):
     """A method of an NNX object as a stage: the object's Variables are the pipeline's."""
 
     def __init__(self, module: nnx.Pytree, name: str):

@@ -36,13 +36,6 @@ def aligned(count: int) -> np.ndarray:
     return memory[start : start + count]
 
 
-def context() -> Any:
-    """The trace of JAX's that is open now, if any, and the settings that can change what a program
-    returns, or whether it does; a thread may have its own. Nothing but comparing it means anything.
-    """
-    return get_opaque_trace_state(convention="nnx"), *_SETTINGS(jax.config)
-
-
 _SETTINGS = attrgetter(
     "jax_enable_x64",
     "jax_disable_jit",
@@ -58,10 +51,18 @@ try:  # no public part of JAX: a third of the time, and all settings that it com
     from jax._src.config import debug_infs, debug_nans, trace_context
     from jax._src.core import trace_state
 except ImportError:
-    pass
+
+    def context() -> Any:
+        """As below, as far as the public parts of JAX tell."""
+        return get_opaque_trace_state(convention="nnx"), *_SETTINGS(jax.config)
+
 else:
 
     def context() -> Any:
+        """The trace of JAX's that is open now, if any, and the settings that can change what a
+        program returns, or whether it does; a thread may have its own. Nothing but comparing it
+        means anything.
+        """
         return trace_state.value, trace_context(), debug_nans.value, debug_infs.value
 
 

@@ -24,8 +24,8 @@ that many bytes, caches do not hold many more, and a process takes three to four
 is handed over, what is computed meanwhile, and what the heap keeps)."""
 
 AHEAD_COMPILE = 6.0
-"""Seconds that compiling the program of several batches might take if each took as long as one
-alone, of which they are a third or less: slow ones are compiled for fewer batches."""
+"""So many times as one batch takes to compile goes into these seconds, so many are compiled
+together, which takes a third of them or less."""
 
 PATIENCE = 2
 """Batches handed out one at a time before any is computed ahead, so that the first comes early."""

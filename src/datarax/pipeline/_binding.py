@@ -11,8 +11,8 @@ import inspect
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import chain
-from operator import attrgetter, is_, itemgetter
+from itertools import chain, compress
+from operator import attrgetter, is_, itemgetter, not_
 from types import MethodType
 from typing import Any, TypeAlias, TypeVar
 
@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from .._modules import ASSIGNED, Fixed, Watched
+from .._modules import ASSIGNED, SAYS_ALL, Fixed, Watched
 from .._types import is_traced
 from .._variables import flatten, iter_graph
 from .._xla import trace
@@ -175,7 +175,12 @@ class Binding:
     """The leaves of `roots`, in NNX's own order; `position` is the cursor's place among them."""
 
     def __init__(self, roots: tuple[Any, ...]):
+        # Before the rest: what is assigned meanwhile then shows as a change.
         self._assigned = ASSIGNED[0]
+        nodes = [x for _, x in iter_graph(roots) if not isinstance(x, Fixed)]
+        watched = [isinstance(x, Watched) and SAYS_ALL for x in nodes]
+        self._watched = Attributes(compress(nodes, watched))
+        self._attributes = Attributes(compress(nodes, map(not_, watched)))
         graphdef, flat = flatten(roots)
         leaves = list(flat.leaves)
         self.variables = {i: x for i, x in enumerate(leaves) if isinstance(x, nnx.Variable)}
@@ -187,9 +192,6 @@ class Binding:
         self.position = paths.index(("0", "_cursor_state"))
         self._place = self.variables[self.position]
         self.is_cursor_shared = any(x is self._place for _, x in iter_graph(roots[1:]))
-        nodes = [x for _, x in iter_graph(roots) if not isinstance(x, Fixed)]
-        self._watched = Attributes(x for x in nodes if isinstance(x, Watched))
-        self._attributes = Attributes(x for x in nodes if not isinstance(x, Watched))
         self._trace = trace()
         self._settable: set[int] = set()
 
@@ -202,9 +204,8 @@ class Binding:
         return same
 
     def is_unchanged(self, values: Values) -> bool:
-        """Whether the graph is as it was bound, and holds these values; in the trace that it was.
-
-        NNX assigns to what is `Watched` without a word, but not without new values.
+        """Whether the graph is as it was bound, and holds these values. The trace has to be known
+        as that in which it was bound.
         """
         return all(map(is_, map(_RAW_VALUE, self._variables), self._held(values))) and (
             self._attributes.are_same() if ASSIGNED[0] is self._assigned else self.is_current()

@@ -49,8 +49,7 @@ class BatchIterator(Iterator[Batch]):
                 bar.close()
                 raise StopIteration
             runtime.meter.lap(1)
-            if bar.shown:
-                bar.update(1, runtime.meter)
+            bar.update(1, runtime.meter)
             return batch
 
     def _begin(self) -> Bar:

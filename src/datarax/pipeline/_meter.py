@@ -38,15 +38,13 @@ class Meter:
     """Counts for `Pipeline.stats()`, and keeps the budget of `max_errors`."""
 
     def __init__(self):
-        self.batches, self.waited, self.masked = 0, 0.0, 0
-        self._elapsed = 0.0  # of the loops and scans before
-        self._began = self._last = 0.0  # of the one that goes on, or has ended
+        self.batches, self.waited, self.elapsed, self.masked = 0, 0.0, 0.0, 0
+        self._since: float | None = None
         self._failures: dict[int, dict[int | None, ReadError]] = {}
 
     def begin(self) -> None:
         """The clock runs from here: a loop or a scan has begun."""
-        self.end()
-        self._began = self._last = time.perf_counter()
+        self._since = time.perf_counter()
 
     def waited_since(self, start: float) -> None:
         """The consumer has stood still since `start`."""
@@ -54,13 +52,16 @@ class Meter:
 
     def lap(self, batches: int) -> None:
         """So many batches have been handed over."""
-        self._last = time.perf_counter()
+        now = time.perf_counter()
+        if self._since is not None:
+            self.elapsed += now - self._since
+        self._since = now
         self.batches += batches
 
     def end(self) -> None:
         """The clock stops: what the user does next is no part of a loop."""
-        self._elapsed += self._last - self._began
-        self._began = self._last
+        self.lap(0)
+        self._since = None
 
     def fail(self, failures: Sequence[tuple[int, ReadError]], most: int) -> None:
         """Counts masked rows; raises where an epoch has more of them than it may."""
@@ -93,8 +94,7 @@ class Meter:
             )
 
     def stats(self) -> Stats:
-        elapsed = self._elapsed + self._last - self._began
-        computed = max(elapsed - self.waited, 0.0)
+        computed = max(self.elapsed - self.waited, 0.0)
         return Stats(self.batches, self.waited, computed, self.masked)
 
 

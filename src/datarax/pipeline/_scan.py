@@ -138,7 +138,6 @@ def _scan_fed(
             meter.lap(count)
             bar.update(count, meter)
         jax.block_until_ready((carry, outs))
-        meter.lap(0)
     finally:
         stacks.close()  # and not when the last traceback is gone
         meter.end()
