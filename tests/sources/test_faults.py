@@ -1,10 +1,12 @@
 """What goes wrong in storage: named, survived, counted, and never unpickled."""
 
+import dataclasses
 import gc
 import json
 import logging
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -753,15 +755,9 @@ def nulls(kind: str):
 @pytest.mark.parametrize("kind", ["numbers", "lists", "fixed", "nested"])
 def test_a_null_is_no_value(kind, form, first, tmp_path, caplog):
     pa = pytest.importorskip("pyarrow", reason="needs the extra 'arrow'")
-    import pyarrow.parquet
 
     table = pa.table({"x": nulls(kind), "id": pa.array(range(N), pa.int32())}).slice(first)
-    path = tmp_path / f"data.{form}"
-    if form == "parquet":
-        pyarrow.parquet.write_table(table, path, row_group_size=5)
-    else:
-        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
-            writer.write_table(table, max_chunksize=5)
+    path = written(table, tmp_path / f"data.{form}", 5)
     holes = [i - first for i in (3, 8, 9)]
     with pytest.raises(ReadError, match="'x' is null there, holds a null, or is a list") as caught:
         [*Pipeline(source=ArrowSource(ArrowSourceConfig(paths=path)), batch_size=4)]
@@ -774,6 +770,85 @@ def test_a_null_is_no_value(kind, form, first, tmp_path, caplog):
     assert not x[~mask].any()
     good = [row for i, row in enumerate(table["x"].to_pylist()) if i not in holes]
     np.testing.assert_array_equal(x[mask], good)
+
+
+def written(table, path, rows):
+    """The table in a file, so many rows in a row group or record batch."""
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    if path.suffix == ".parquet":
+        pyarrow.parquet.write_table(table, path, row_group_size=rows)
+    else:
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table, max_chunksize=rows)
+    return path
+
+
+@pytest.mark.spec("SRC-031", "SRC-003")
+@pytest.mark.parametrize("form", ["parquet", "arrow"])
+@pytest.mark.parametrize(
+    "kind, value, other",
+    [
+        ("int32", -1, 7),
+        ("uint8", 255, 7),
+        ("float32", np.nan, 0.5),
+        ("float32", np.inf, 0.5),
+        ("float16", 0.1, 0.5),
+        ("float32", 3, 0.5),
+        ("bool_", True, False),
+    ],
+)
+def test_a_null_is_what_it_is_filled_with(form, kind, value, other, tmp_path):
+    pa = pytest.importorskip("pyarrow", reason="needs the extra 'arrow'")
+    kind = getattr(pa, kind)()
+    numbers = pa.array([other, None, other, other, None], kind)
+    lists = pa.array([[other, None], None, [other, other], [None, None], [other]], pa.list_(kind))
+    path = written(pa.table({"x": numbers, "pair": lists}), tmp_path / f"a.{form}", 2)
+    fill = {"x": value, "pair": value}
+    config = ArrowSourceConfig(paths=path, fill=fill, on_error="mask", max_errors=2)
+    (batch,) = Pipeline(source=ArrowSource(config), batch_size=5)
+    assert batch["mask"].tolist() == [True, False, True, True, False]  # null, and too short
+    kept = kind.to_pandas_dtype()
+    for name, rows in (
+        ("x", [other, 0, other, other, 0]),
+        ("pair", [[other, value], [0, 0], [other, other], [value, value], [0, 0]]),
+    ):
+        assert batch[name].dtype == kept
+        np.testing.assert_array_equal(batch[name], np.array(rows, kept))
+    alone = ArrowSource(ArrowSourceConfig(paths=path, columns=["x"], fill={"x": value}))
+    expected = np.array([other, value, other, other, value], kept)
+    np.testing.assert_array_equal(alone.get_batch_at(0, 5)["x"], expected)
+    again = dataclasses.replace(alone.config, shuffle=True)
+    assert again.fill == alone.config.fill
+    assert hash(ArrowSource(again).reader) == hash(alone.reader)
+
+
+@pytest.mark.spec("SRC-031")
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"fill": {"y": 0}}, "`fill` names 'y', which is none of ['x']."),
+        (
+            {"fill": {"x": 1.5}},
+            "Field 'x' has the Arrow type int32, which cannot hold `fill`: 1.5.",
+        ),
+        ({"fill": {"x": np.nan}}, "Arrow type int32, which cannot hold `fill`: nan."),
+        ({"fill": {"x": 2**40}}, "Arrow type int32, which cannot hold `fill`: 1099511627776."),
+        ({"fill": {"x": "a"}}, "`fill` has 'a' for 'x', which is no number."),
+        ({"fill": {"x": [1]}}, "`fill` has [1] for 'x', which is no number."),
+        ({"fill": 0}, "`fill` is a dict of values by column, got 0."),
+        (
+            {"fill": {"x": 0}, "decode": dict},
+            "`decode` gets a null as None, and `fill` has no part in it.",
+        ),
+    ],
+)
+def test_what_cannot_fill_a_null_is_told_so(unchecked, options, words, tmp_path):
+    pa = pytest.importorskip("pyarrow", reason="needs the extra 'arrow'")
+    path = written(pa.table({"x": pa.array([1, 2], pa.int32())}), tmp_path / "a.parquet", 2)
+    with pytest.raises(ValueError, match=re.escape(words)):
+        ArrowSource(ArrowSourceConfig(paths=path, **options))
 
 
 @pytest.mark.spec("SRC-031")

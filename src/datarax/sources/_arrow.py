@@ -8,8 +8,9 @@ import itertools
 import mmap
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeAlias, TypeVar
 
 import jax
@@ -34,6 +35,15 @@ from ._parts import Parts
 from ._records import first_readable, spec_of, stack
 from ._values import as_record
 
+Fields: TypeAlias = dict[str, np.ndarray]
+
+Number: TypeAlias = bool | int | float | np.generic
+
+Fill: TypeAlias = tuple[tuple[str, Number], ...]
+"""What stands for the nulls of columns, by their names: a mapping that can be hashed."""
+
+T = TypeVar("T")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ArrowSourceConfig(HostSourceConfig):
@@ -47,12 +57,15 @@ class ArrowSourceConfig(HostSourceConfig):
         columns: the columns to read; None reads all.
         decode: a function from a row, a dict of Python values, to a dict of arrays: for columns of
             strings or of encoded images. Without it the columns become the fields as they are.
+        fill: what stands for the nulls of a column, also within its lists, by the column's name.
+            The nulls of other columns, and lists that are null, cannot be read.
         cached_chunks: how many row groups are kept as they were read, those used last.
     """
 
     paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
     columns: Sequence[str] | None = None
     decode: Callable[[dict[str, Any]], Any] | None = None
+    fill: Mapping[str, Number] | Fill = ()
     cached_chunks: int = 32
 
     def __post_init__(self):
@@ -61,6 +74,14 @@ class ArrowSourceConfig(HostSourceConfig):
             raise ValueError(f"`cached_chunks` is at least 1, got {self.cached_chunks!r}.")
         if self.decode is not None and not callable(self.decode):
             raise ValueError(f"`decode` is a function of a row, got {self.decode!r}.")
+        if not isinstance(self.fill, Mapping | tuple):
+            raise ValueError(f"`fill` is a dict of values by column, got {self.fill!r}.")
+        if self.fill and self.decode is not None:
+            raise ValueError("`decode` gets a null as None, and `fill` has no part in it.")
+        for name, value in (fill := dict(self.fill)).items():
+            if not isinstance(value, Number):
+                raise ValueError(f"`fill` has {value!r} for {name!r}, which is no number.")
+        object.__setattr__(self, "fill", tuple(fill.items()))
 
 
 class ArrowSource(HostSource):
@@ -68,8 +89,8 @@ class ArrowSource(HostSource):
 
     Columns hold numbers, booleans, or lists and tensors of them, all of one shape, unless `decode`
     makes such of them. The length of a list is the most common one in the first row group, or
-    record batch, where the column is not null. A row with a null, or with a list of another length,
-    cannot be read. Page checksums of Parquet are verified where a file has them.
+    record batch, where the column is not null. A row with a null that nothing fills, or with a list
+    of another length, cannot be read. Page checksums of Parquet are verified where a file has them.
     """
 
     def __init__(self, config: ArrowSourceConfig, *, rngs: nnx.Rngs | None = None):
@@ -77,7 +98,10 @@ class ArrowSource(HostSource):
         columns = names("columns", config.columns)
         paths = _paths(config.paths)
         how = paths, tuple(map(stamp, paths)), columns, config.cached_chunks
-        reader = ColumnReader(*how) if config.decode is None else RowReader(*how, config.decode)
+        if config.decode is None:
+            reader = ColumnReader(*how, tuple(dict(config.fill).items()))
+        else:
+            reader = RowReader(*how, config.decode)
         super().__init__(reader, config, rngs=rngs)
 
 
@@ -121,6 +145,8 @@ class _ChunkReader(Reader):
 class ColumnReader(_ChunkReader):
     """Columns of numbers, which become the fields as they are."""
 
+    fill: Fill
+
     # A cached property where the base has a property: it, too, is only ever read.
     @functools.cached_property
     def stored_spec(self) -> Spec:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -129,13 +155,19 @@ class ColumnReader(_ChunkReader):
         chunks = self._chunks
 
         def look(i: int) -> tuple[Fields, Fields]:
-            return self._cache.get(chunks[i], lambda chunk: columns_of(chunk.table(None)))
+            return self._cache.get(chunks[i], lambda chunk: self._columns(chunk.table(None)))
 
         first = first_readable(look, len(chunks))
-        others = (columns_of(chunk.table(list(first[0]))) for chunk in chunks)
+        others = (self._columns(chunk.table(list(first[0]))) for chunk in chunks)
         spec = spec_of_columns(itertools.chain([first], others))
         _check_schemas(self._chunks, spec)
+        for name, _ in self.fill:
+            if name not in spec:
+                raise ValueError(f"`fill` names {name!r}, which is none of {list(spec)}.")
         return spec
+
+    def _columns(self, table: Any, spec: Spec | None = None) -> tuple[Fields, Fields]:
+        return columns_of(table, spec, dict(self.fill))
 
     def read(self, records: np.ndarray) -> Batch:
         spec = self.stored_spec
@@ -143,7 +175,7 @@ class ColumnReader(_ChunkReader):
         for chunk, rows, inside in self._by_chunk(records):
             # Only what the first file has: another may hold more, and not what JAX can.
             fields, holes = self._cache.get(
-                chunk, lambda chunk: columns_of(chunk.table(list(spec)), spec)
+                chunk, lambda chunk: self._columns(chunk.table(list(spec)), spec)
             )
             for name, target in batch.items():
                 if name in holes and holes[name][inside].any():
@@ -175,11 +207,6 @@ class RowReader(_ChunkReader):
             for row, values in while_running(taken):
                 found[row] = as_record(self.decode(values), None)
         return found
-
-
-Fields: TypeAlias = dict[str, np.ndarray]
-
-T = TypeVar("T")
 
 
 class _Chunk(abc.ABC):
@@ -357,11 +384,14 @@ def _check_schemas(chunks: Sequence[_Chunk], spec: Spec | None) -> None:
                 )
 
 
-def columns_of(table: Any, spec: Spec | None = None) -> tuple[Fields, Fields]:
+def columns_of(
+    table: Any, spec: Spec | None = None, fill: Mapping[str, Number] = MappingProxyType({})
+) -> tuple[Fields, Fields]:
     """Columns of a table or record batch as NumPy arrays, views where Arrow allows it.
 
     Those of `spec`, or without one all. Also, for those that have such, the rows that are null,
-    hold a null, or are lists of another length than in `spec`, or without one than most.
+    hold a null for which `fill` has no value, or are lists of another length than in `spec`, or
+    without one than most.
     """
     fields, holes = {}, {}
     for name in table.schema.names if spec is None else spec:
@@ -371,7 +401,7 @@ def columns_of(table: Any, spec: Spec | None = None) -> tuple[Fields, Fields]:
         if hasattr(column, "num_chunks"):
             column = column.chunk(0)
         shape = () if spec is None else spec[name].shape
-        fields[name], missing = _array(name, column, shape)
+        fields[name], missing = _array(name, column, shape, fill.get(name))
         if missing is not None:
             holes[name] = missing
     return fields, holes
@@ -397,30 +427,35 @@ def hole(name: str) -> ValueError:
     """What is wrong with a row that `columns_of` has found to be none."""
     return ValueError(
         f"column {name!r} is null there, holds a null, or is a list of another length than others, "
-        "and a field has one shape and no nulls: fill it, leave the column out, or read the rows "
-        "with a function (`decode` of ArrowSource)"
+        "and a field has one shape and no nulls: leave the column out, or let ArrowSource give its "
+        "nulls a value (`fill`) or read the rows with a function (`decode`)"
     )
 
 
-def _array(name: str, column: Any, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray | None]:
-    """The rows, and which are holes if any is; `shape` is that of a list where it is known."""
+def _array(
+    name: str, column: Any, shape: tuple[int, ...], fill: Number | None = None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """The rows, and which are holes if any is; `shape` is that of a list where it is known.
+
+    With a value to `fill` nulls with, only lists are holes.
+    """
     pa = require("pyarrow", "arrow")
     kind = column.type
     if isinstance(kind, pa.FixedShapeTensorType):
-        values, holes = _array(name, column.storage, ())
+        values, holes = _array(name, column.storage, (), fill)
         axes = kind.permutation or range(len(kind.shape))
         values = values.reshape(len(column), *kind.shape)
         return values.transpose(0, *(1 + axis for axis in axes)), holes
     if isinstance(kind, pa.Bool8Type):
-        values, holes = _array(name, column.storage, shape)
+        values, holes = _array(name, column.storage, shape, fill)
         return values != 0, holes
     if isinstance(kind, pa.BaseExtensionType):
-        return _array(name, column.storage, shape)
+        return _array(name, column.storage, shape, fill)
     null = column.is_null().to_numpy(zero_copy_only=False) if column.null_count else None
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
-        if null is not None:
-            column = column.fill_null(False if pa.types.is_boolean(kind) else 0)
-        return column.to_numpy(zero_copy_only=False), null
+        filled = _scalar(name, 0 if fill is None else fill, kind)
+        values = column if null is None else column.fill_null(filled)
+        return values.to_numpy(zero_copy_only=False), null if fill is None else None
     if pa.types.is_fixed_size_list(kind):
         width = kind.list_size
         lengths = np.full(len(column), width)
@@ -439,7 +474,7 @@ def _array(name: str, column: Any, shape: tuple[int, ...]) -> tuple[np.ndarray, 
     good = (lengths == width) if null is None else (lengths == width) & ~null
     whole = bool(good.all())
     inner = (column if whole else column.filter(pa.array(good))).flatten()
-    values, missing = _array(name, inner, shape[1:])
+    values, missing = _array(name, inner, shape[1:], fill)
     values = values.reshape(np.count_nonzero(good), width, *values.shape[1:])
     if missing is not None:
         missing = np.logical_or.reduce(missing.reshape(values.shape[:2]), axis=1)
@@ -450,3 +485,16 @@ def _array(name: str, column: Any, shape: tuple[int, ...]) -> tuple[np.ndarray, 
     if missing is not None:
         holes[good] = missing
     return rows, holes
+
+
+def _scalar(name: str, value: Number, kind: Any) -> Any:
+    """A value for nulls as one of Arrow's, or an error if the column has none such."""
+    given, target = np.asarray(value), np.dtype(kind.to_pandas_dtype())
+    with np.errstate(all="ignore"):
+        held = given.astype(target)
+    same = np.isfinite(held) == np.isfinite(given) if target.kind == "f" else held == given
+    if not same:
+        raise FieldTypeError(
+            name, f"has the Arrow type {kind}, which cannot hold `fill`: {value!r}."
+        )
+    return require("pyarrow", "arrow").scalar(held[()], kind)
