@@ -197,19 +197,23 @@ class Binding:
 
     def is_current(self) -> bool:
         """Whether the graph has the attributes it was bound with, in the trace that it was."""
-        assigned = ASSIGNED[0]
-        same = self._trace == trace() and self._attributes.are_same() and self._watched.are_same()
-        if same:
-            self._assigned = assigned
-        return same
+        return self._trace == trace() and self._has_its_attributes()
 
     def is_unchanged(self, values: Values) -> bool:
         """Whether the graph is as it was bound, and holds these values. The trace has to be known
         as that in which it was bound.
         """
-        return all(map(is_, map(_RAW_VALUE, self._variables), self._held(values))) and (
-            self._attributes.are_same() if ASSIGNED[0] is self._assigned else self.is_current()
-        )
+        same = all(map(is_, map(_RAW_VALUE, self._variables), self._held(values)))
+        return same and self._has_its_attributes()
+
+    def _has_its_attributes(self) -> bool:
+        if not self._attributes.are_same():
+            return False
+        if (assigned := ASSIGNED[0]) is not self._assigned:
+            if not self._watched.are_same():
+                return False
+            self._assigned = assigned  # to an attribute of another object, as a rule
+        return True
 
     def read(self) -> Values:
         """The value of every leaf, as it is now."""

@@ -132,14 +132,14 @@ class Runtime:
         if mine is None or self._traced:
             self._binding = None  # what is known of a trace ends with it: look anew
             return
-        if binding is mine:
-            values, others = updated(before, after), after.keys() - {mine.position}
+        values = updated(before, after) if binding is mine else mine.read()
+        changed = list(map(is_not, values, self._values))
+        changed[mine.position] = False
+        if any(changed):  # a key, maybe
+            self._orders, self._values = None, values
         else:
-            values = mine.read()
-            others = sum(map(is_not, values, self._values)) > 1
-        if others:  # a key, maybe
-            self._orders = None
-        self._values, self.start = values, start
+            self._values[mine.position] = values[mine.position]
+        self.start = start
         self._ahead.clear()
 
     @property
