@@ -121,12 +121,13 @@ CHANGES = {
 }
 
 
+@pytest.mark.spec("ITER-010")
 @pytest.mark.parametrize(
-    "how", [lambda change: change, nnx.jit, nnx.remat], ids=["", "jit", "remat"]
+    "how", [lambda change: change, nnx.jit, nnx.remat], ids=["assigned", "jit", "remat"]
 )
 @pytest.mark.parametrize("what", CHANGES)
 def test_an_attribute_of_a_module_of_ours_is_seen_however_it_is_assigned(what, how):
-    """ITER-010: though nobody compares them batch by batch."""
+    """Though nobody compares them batch by batch."""
     stage = Add()
     pipeline = numbers(nodes={"add": stage}, edges={"add": []}, sink="add")
     change, of = CHANGES[what]
