@@ -834,6 +834,8 @@ def test_a_null_is_what_it_is_filled_with(form, kind, value, other, tmp_path):
             "Field 'x' has the Arrow type int32, which cannot hold `fill`: 1.5.",
         ),
         ({"fill": {"x": np.nan}}, "Arrow type int32, which cannot hold `fill`: nan."),
+        ({"fill": {"x": 2**70}}, "cannot hold `fill`: 1180591620717411303424."),
+        ({"fill": {"x": 1j}}, "`fill` has 1j for 'x', which is no number."),
         ({"fill": {"x": 2**40}}, "Arrow type int32, which cannot hold `fill`: 1099511627776."),
         ({"fill": {"x": "a"}}, "`fill` has 'a' for 'x', which is no number."),
         ({"fill": {"x": [1]}}, "`fill` has [1] for 'x', which is no number."),

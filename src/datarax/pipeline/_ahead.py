@@ -24,8 +24,8 @@ that many bytes, caches do not hold many more, and a process takes three to four
 is handed over, what is computed meanwhile, and what the heap keeps)."""
 
 AHEAD_COMPILE = 6.0
-"""So many times as one batch takes to compile goes into these seconds, so many are compiled
-together, which takes a third of them or less."""
+"""As many batches are compiled together as would take these seconds one by one: together they take
+less, since much is the same for one and for many."""
 
 PATIENCE = 2
 """Batches handed out one at a time before any is computed ahead, so that the first comes early."""
@@ -113,7 +113,7 @@ def at_once(single: Program, sides: int, in_epoch: int | None = None) -> int:
     return _evenly(max(1, int(most)), in_epoch or 0)
 
 
-@functools.cache
+@functools.lru_cache
 def _evenly(most: int, in_epoch: int) -> int:
     if not in_epoch:
         return most

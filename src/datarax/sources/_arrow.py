@@ -37,7 +37,7 @@ from ._values import as_record
 
 Fields: TypeAlias = dict[str, np.ndarray]
 
-Number: TypeAlias = bool | int | float | np.generic
+Number: TypeAlias = bool | int | float | np.bool_ | np.integer | np.floating
 
 Fill: TypeAlias = tuple[tuple[str, Number], ...]
 """What stands for the nulls of columns, by their names: a mapping that can be hashed."""
@@ -490,9 +490,12 @@ def _array(
 def _scalar(name: str, value: Number, kind: Any) -> Any:
     """A value for nulls as one of Arrow's, or an error if the column has none such."""
     given, target = np.asarray(value), np.dtype(kind.to_pandas_dtype())
-    with np.errstate(all="ignore"):
-        held = given.astype(target)
-    same = np.isfinite(held) == np.isfinite(given) if target.kind == "f" else held == given
+    held, same = given, False
+    if given.dtype != object:  # an integer that no type of NumPy's holds
+        with np.errstate(all="ignore"):
+            held = given.astype(target)
+        # A float is rounded.
+        same = np.isfinite(held) == np.isfinite(given) if target.kind == "f" else held == given
     if not same:
         raise FieldTypeError(
             name, f"has the Arrow type {kind}, which cannot hold `fill`: {value!r}."
