@@ -11,6 +11,7 @@ import pickle
 import re
 import sqlite3
 import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -700,21 +701,30 @@ def test_a_pass_that_held_nothing_is_begun_again():
 @pytest.mark.spec("SRC-027")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_pass_may_be_bound_to_the_thread_that_began_it():
-    begun = []
+    begun, ended = [], []
 
     def rows():
         begun.append(threading.get_ident())
-        with contextlib.closing(sqlite3.connect(":memory:")) as base:
-            base.execute("create table numbers (id)")
-            base.executemany("insert into numbers values (?)", [(i,) for i in range(N)])
-            yield from ({"id": i} for (i,) in base.execute("select id from numbers order by id"))
+        try:
+            with contextlib.closing(sqlite3.connect(":memory:")) as base:
+                base.execute("create table numbers (id)")
+                base.executemany("insert into numbers values (?)", [(i,) for i in range(N)])
+                numbers = base.execute("select id from numbers order by id")
+                yield from ({"id": i} for (i,) in numbers)
+        finally:
+            ended.append(threading.get_ident())
 
     pipeline = Pipeline(source=stream(rows), batch_size=5)
     for _ in range(2):
         assert ids(pipeline) == law(5, "keep")
     assert len(set(begun)) == 2
+    # Passes end here, where it is known: no other thread may close what the first has opened.
     del pipeline
-    gc.collect()  # here, where it is known: no other thread may close what the first has opened
+    until = time.monotonic() + 60
+    while len(ended) < len(begun) and time.monotonic() < until:
+        gc.collect()
+        time.sleep(0.01)  # the thread that reads may hold the last of them
+    assert len(ended) == len(begun)
 
 
 @pytest.mark.spec("SRC-031")
