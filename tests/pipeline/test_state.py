@@ -688,6 +688,37 @@ def test_what_is_resumed_is_as_weakly_typed_as_it_was(value):
     assert_same(resumed.step(), original.step())
 
 
+class Total(nnx.Module):
+    """Begins as a plain number, and becomes what it is added to."""
+
+    def __init__(self):
+        self.total = nnx.Variable(0)
+
+    def __call__(self, batch):
+        self.total.set_value(self.total.get_value() + batch["x"].sum())
+        return {"x": batch["x"] + self.total.get_value()}
+
+
+@pytest.mark.spec("STATE-006", "STATE-015")
+@pytest.mark.usefixtures("standard_promotion")
+def test_a_state_from_before_a_number_took_its_type_is_taken_after_it_too():
+    def make():
+        source = MemorySource(MemorySourceConfig(), {"x": np.arange(8, dtype=np.float32)})
+        return Pipeline(source=source, stages=[Total()], batch_size=2)
+
+    pipeline = make()
+    before = pipeline.get_state()
+    first = pipeline.step()
+    after = pipeline.get_state()
+    second = pipeline.step()
+    pipeline.set_state(before)
+    assert pipeline.get_state() == before
+    assert_same(pipeline.step(), first)
+    for stream in (pipeline, make()):
+        stream.set_state(after)
+        assert_same(stream.step(), second)
+
+
 @pytest.mark.spec("STATE-001", "STATE-015")
 def test_a_variable_that_is_split_over_devices_stays_so():
     code = """

@@ -167,29 +167,36 @@ def _leaves(pipeline: "Pipeline") -> dict[str, tuple[nnx.Variable, Any]]:
 
 
 def _dump(leaf: Any) -> dict[str, Any]:
-    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return {
-            "key": str(jax.random.key_impl(leaf)),
-            **_dump(jax.random.key_data(leaf)),
-        }
-    array = whole(leaf)
+    kind = _kind(leaf)
+    array = whole(jax.random.key_data(leaf) if "key" in kind else leaf)
     # A plain number is 64 bits before its first batch, and what JAX makes of it after.
     array = array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
     little = array.astype(array.dtype.newbyteorder("<")) if array.dtype.isbuiltin else array
-    data = base64.b64encode(little.tobytes()).decode()
-    found = {"dtype": array.dtype.name, "shape": list(array.shape), "data": data}
-    # The type of what is computed with it may hang on this.
-    return found | ({"weak_type": True} if jax.typeof(leaf).weak_type else {})
+    return {**kind, "data": base64.b64encode(little.tobytes()).decode()}
+
+
+def _kind(leaf: Any) -> dict[str, Any]:
+    """What an array is apart from its data."""
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        data = jax.eval_shape(jax.random.key_data, leaf)
+        return {"key": str(jax.random.key_impl(leaf)), **_kind_of(data)}
+    return _kind_of(jax.typeof(leaf))
+
+
+def _kind_of(x: Any) -> dict[str, Any]:
+    # The type of what is computed with it may hang on the last.
+    weakly = {"weak_type": True} if x.weak_type else {}
+    return {"dtype": x.dtype.name, "shape": list(x.shape), **weakly}
 
 
 def _load(name: str, saved: Any, leaf: Any) -> Any:
     """The saved array, if it is of the type and shape of the one it replaces."""
-    mine = _dump(leaf)
+    mine = _kind(leaf)
     if not isinstance(saved, Mapping):
         raise StateError(f"variables.{name}", f"must be an array, got {saved!r}.")
     for field in ("key", "dtype", "shape"):
-        # What is weakly typed becomes what it meets.
-        adopts = field == "dtype" and "weak_type" in mine
+        # What is weakly typed becomes what it meets, and this one or the saved one may have.
+        adopts = field == "dtype" and ("weak_type" in mine or "weak_type" in saved)
         if saved.get(field) != mine.get(field) and not adopts:
             raise StateError(
                 f"variables.{name}",
