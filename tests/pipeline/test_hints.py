@@ -222,8 +222,18 @@ def test_annotations_that_say_nothing_of_arrays_are_left_alone():
     def numbers(batch: dict[str, UInt8[Array, "b"] | Int[Array, "b"]]) -> dict[str, Array]:
         return batch
 
-    for stage in (odd, plain, numbers):
+    def unknown(batch: Unknown) -> dict[str, Array]:
+        return batch
+
+    def computed(batch: dict[str, Int[Array, "b-1"]]) -> dict[str, Int[Array, "{self.width}"]]:
+        return batch
+
+    for stage in (odd, plain, numbers, unknown, computed):
         over({"x": np.arange(10, dtype=np.int32)}, stage)
+
+
+class Unknown(TypedDict):
+    x: "OnlyForCheckers"  # pyright: ignore[reportUndefinedVariable]
 
 
 @pytest.mark.spec("DAG-020", "ITER-002")

@@ -22,10 +22,10 @@ def hints_of(node: str, stage: Any, inputs: Sequence[Any], output: Any) -> list[
     """What the annotations of a stage say of one call of it."""
     plain = stage.func if isinstance(stage, functools.partial) else stage
     function = plain if inspect.isroutine(plain) else type(plain).__call__
+    annotations = _type_hints(function)
     try:
-        annotations = typing.get_type_hints(function)
         parameters = list(inspect.signature(stage).parameters.values())
-    except Exception:  # evaluating the text of an annotation can raise anything
+    except Exception:  # what is not written in Python has none, or worse
         return []
     values = [
         (f"argument `{parameter.name}`", annotations.get(parameter.name), batch)
@@ -41,7 +41,11 @@ def first_misfit(hints: Sequence[Hint]) -> Hint | None:
     """The first value that is not as annotated; an axis name means one size in all of `hints`."""
     with jaxtyped("context"):  # all `isinstance` directly in here share their axis names
         for hint in hints:
-            if not isinstance(hint.value, hint.annotation):
+            try:
+                fits = isinstance(hint.value, hint.annotation)
+            except Exception:  # a size that is computed from what the stage alone knows
+                continue
+            if not fits:
                 return hint
     return None
 
@@ -59,13 +63,20 @@ def _leaves(where: str, hint: Any, value: Any) -> Iterator[tuple[str, Any, Any]]
     if isinstance(hint, type) and issubclass(hint, AbstractArray | PyTree):
         yield where, hint, value
     elif isinstance(hint, type) and typing.is_typeddict(hint):
-        for field, inner in typing.get_type_hints(hint).items():
+        for field, inner in _type_hints(hint).items():
             if field in value:
                 yield from _leaves(f"{where}, field {field!r},", inner, value[field])
     elif _is_mapping(hint) and isinstance(value, Mapping):
         inner = typing.get_args(hint)[-1]
         for field, x in value.items():
             yield from _leaves(f"{where}, field {field!r},", inner, x)
+
+
+def _type_hints(x: Any) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(x)
+    except Exception:  # evaluating the text of an annotation can raise anything
+        return {}
 
 
 def _is_mapping(hint: Any) -> bool:
