@@ -7,6 +7,7 @@ import copy
 import dataclasses
 import gc
 import itertools
+import logging
 import pickle
 import re
 import sqlite3
@@ -385,6 +386,34 @@ def test_all_batches_before_a_broken_example_come():
             found += batch["x"].tolist()
     assert found == [*range(300)]
     assert caught.value.record == 300
+
+
+@pytest.mark.spec("SRC-031", "SRC-032")
+def test_an_error_that_passes_slows_no_more_than_the_rows_it_was_in(caplog, monkeypatch):
+    datasets = pytest.importorskip("datasets", reason="needs the extra 'hf'")
+    sizes, broken, plain = [], [300], datasets.IterableDataset.iter
+
+    def doubled(row):
+        if row["x"] in broken:
+            broken.clear()
+            raise OSError("no network")
+        return {"x": 2 * row["x"]}
+
+    def noted(self, batch_size, **options):
+        sizes.append(batch_size)
+        return plain(self, batch_size, **options)
+
+    monkeypatch.setattr(datasets.IterableDataset, "iter", noted)
+    dataset = datasets.Dataset.from_dict({"x": [*range(1000)]}).to_iterable_dataset().map(doubled)
+    source = HFStreamingSource(HFStreamingSourceConfig(), dataset)
+    with caplog.at_level(logging.WARNING, "datarax"):
+        batches = [*Pipeline(source=source, batch_size=100)]
+    assert [x for batch in batches for x in batch["x"].tolist()] == [*range(0, 2000, 2)]
+    assert [*itertools.islice(sizes, 3)] == [256, 1, 256]
+    assert caplog.messages == [
+        "HFStreamingSource could not read rows 256 to 511 of epoch 0 (OSError('no network')) and "
+        "reads them again, one by one"
+    ]
 
 
 @pytest.mark.spec("SRC-031")

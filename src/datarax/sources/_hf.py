@@ -12,7 +12,7 @@ from flax import nnx
 from .._types import Batch, Spec, expect
 from ..errors import EmptySourceError, FileError
 from ._arrow import columns_of, hole, spec_of_columns
-from ._host import HostSource, HostSourceConfig, Reader, names, require
+from ._host import LOG, HostSource, HostSourceConfig, Reader, names, require
 from ._iterable import Stream, StreamSource, StreamSourceConfig
 
 ROWS = 256
@@ -98,18 +98,22 @@ class HFStream(Stream):
         self._columns: Spec | None = None  # of the first rows: those of others are alike
 
     def begin(self, epoch: int, skip: int) -> Iterator[dict[str, Any]]:
-        size = ROWS
+        size, passed = ROWS, 0  # rows come one by one until those of a broken chunk have passed
         while True:
             rest = self.dataset.with_format("arrow").skip(skip)
             rest.set_epoch(epoch)  # here: what is derived from a data set forgets its epoch
             chunks = rest.iter(batch_size=size)
-            while True:
+            while size > 1 or skip < passed:
                 try:
                     chunk = next(chunks, None)
-                except Exception:
+                except Exception as error:
                     if size == 1:
                         raise
-                    size = 1  # so that the rows before the broken one come
+                    LOG.warning(
+                        "%s could not read rows %d to %d of epoch %d (%r) and reads them again, "
+                        "one by one",
+                        *(self.label, skip, skip + size - 1, epoch, error),
+                    )
                     break
                 if chunk is None:
                     return
@@ -122,6 +126,7 @@ class HFStream(Stream):
                             raise hole(name)
                     yield {name: np.array(x[i]) for name, x in fields.items()}
                 skip += chunk.num_rows
+            size, passed = (ROWS, 0) if size == 1 else (1, skip + ROWS)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import functools
 import importlib
+import logging
 import os
 import threading
 import types
@@ -25,6 +26,8 @@ from ._base import EagerSourceBase
 from ._records import Unfit, conform, held_spec
 
 T = TypeVar("T")
+
+LOG = logging.getLogger("datarax")
 
 OnError: TypeAlias = Literal["raise", "mask"]
 
