@@ -824,11 +824,35 @@ def test_a_null_is_what_it_is_filled_with(form, kind, value, other, tmp_path):
     assert hash(ArrowSource(again).reader) == hash(alone.reader)
 
 
+@pytest.mark.spec("SRC-031", "SRC-033")
+@pytest.mark.parametrize("bad", [None, [1, [2, 3]], "a text"], ids=str)
+@pytest.mark.parametrize("form", ["objects", "decoded"])
+def test_what_the_first_record_holds_is_masked_as_in_any_other(form, bad, tmp_path):
+    rows = [{"x": bad}, *({"x": [i, i]} for i in range(1, 5))]
+    how = {"on_error": "mask", "max_errors": 1}
+    if form == "objects":
+        source = RandomAccessSource(RandomAccessSourceConfig(**how), rows)
+    else:
+        pa = pytest.importorskip("pyarrow", reason="needs the extra 'arrow'")
+        path = written(pa.table({"n": [*range(5)]}), tmp_path / "a.parquet", 2)
+        config = ArrowSourceConfig(paths=path, decode=lambda row: rows[row["n"]], **how)
+        source = ArrowSource(config)
+    pipeline = Pipeline(source=source, batch_size=5)
+    batch = pipeline.step()
+    assert batch["x"].tolist() == [[i, i] for i in range(5)]
+    assert batch["mask"].tolist() == [False, True, True, True, True]
+    with pytest.raises(FieldTypeError, match="Field 'x' "):
+        RandomAccessSource(RandomAccessSourceConfig(**how), rows[:1])
+
+
 @pytest.mark.spec("SRC-031")
 @pytest.mark.parametrize(
     "options, words",
     [
-        ({"fill": {"y": 0}}, "`fill` names 'y', which is none of ['x']."),
+        (
+            {"fill": {"y": 0}},
+            "a.parquet' has no column 'y', for which `fill` has a value, only ['x'].",
+        ),
         (
             {"fill": {"x": 1.5}},
             "Field 'x' has the Arrow type int32, which cannot hold `fill`: 1.5.",
@@ -978,7 +1002,10 @@ def test_a_tensor_comes_in_the_order_of_its_axes(tmp_path):
     flat = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), 6)
     column = pa.ExtensionArray.from_storage(kind, flat)
     pyarrow.parquet.write_table(pa.table({"x": column}), tmp_path / "data.parquet")
+    more = pa.table({"x": column, "id": pa.array(range(4), pa.int32())})  # another schema
+    pyarrow.parquet.write_table(more, tmp_path / "more.parquet")
     source = ArrowSource(ArrowSourceConfig(paths=tmp_path))
+    assert len(source) == 8
     expected = column.to_numpy_ndarray()
     assert expected.shape == (4, 3, 2)
     np.testing.assert_array_equal(source.get_batch_at(0, 4)["x"], expected)

@@ -129,8 +129,8 @@ class PartsReader(Reader):
     # A cached property where the base has a property: it, too, is only ever read.
     @functools.cached_property
     def stored_spec(self) -> Spec:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return spec_of(
-            first_readable(lambda i: self._decoded(self._raw(np.array([i]))[0]), len(self))
+        return first_readable(
+            lambda i: spec_of(self._decoded(self._raw(np.array([i]))[0])), len(self)
         )
 
     def read(self, records: np.ndarray) -> Batch:

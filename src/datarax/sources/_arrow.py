@@ -153,6 +153,15 @@ class ColumnReader(_ChunkReader):
         if not self._chunks:
             raise EmptySourceError(self.label)
         chunks = self._chunks
+        schema = chunks[0].schema
+        for name, _ in self.fill:
+            if name not in schema.names:
+                raise FileError(
+                    chunks[0].path,
+                    f"has no column {name!r}, for which `fill` has a value, only {schema.names}.",
+                )
+        for field in schema:  # a type that JAX cannot hold needs no row to be seen
+            _array(field.name, _no_rows(field.type), (), dict(self.fill).get(field.name))
 
         def look(i: int) -> tuple[Fields, Fields]:
             return self._cache.get(chunks[i], lambda chunk: self._columns(chunk.table(None)))
@@ -161,9 +170,6 @@ class ColumnReader(_ChunkReader):
         others = (self._columns(chunk.table(list(first[0]))) for chunk in chunks)
         spec = spec_of_columns(itertools.chain([first], others))
         _check_schemas(self._chunks, spec)
-        for name, _ in self.fill:
-            if name not in spec:
-                raise ValueError(f"`fill` names {name!r}, which is none of {list(spec)}.")
         return spec
 
     def _columns(self, table: Any, spec: Spec | None = None) -> tuple[Fields, Fields]:
@@ -194,7 +200,7 @@ class RowReader(_ChunkReader):
     @functools.cached_property
     def stored_spec(self) -> Spec:  # pyright: ignore[reportIncompatibleMethodOverride]
         _check_schemas(self._chunks, None)
-        return spec_of(first_readable(lambda i: self._decoded(np.array([i]))[0], len(self)))
+        return first_readable(lambda i: spec_of(self._decoded(np.array([i]))[0]), len(self))
 
     def read(self, records: np.ndarray) -> Batch:
         return stack(self._decoded(records))
@@ -362,9 +368,9 @@ def _selected(schema: Any, columns: tuple[str, ...] | None) -> Any:
 def _check_schemas(chunks: Sequence[_Chunk], spec: Spec | None) -> None:
     """Raises unless each file has the columns of the first: those of `spec`, in its shapes and
     types, or all, of whatever types."""
-    pa, schemas = require("pyarrow", "arrow"), {chunk.path: chunk.schema for chunk in chunks}
-    for path, schema in schemas.items():
-        first = chunks[0].schema
+    first = chunks[0].schema
+    for path, here in itertools.groupby(chunks, lambda chunk: chunk.path):
+        schema = next(here).schema
         if schema.equals(first):
             continue
         for name in first.names if spec is None else spec:
@@ -374,7 +380,7 @@ def _check_schemas(chunks: Sequence[_Chunk], spec: Spec | None) -> None:
                 )
             if spec is None:
                 continue
-            values, _ = _array(name, pa.array([], schema.field(name).type), spec[name].shape)
+            values, _ = _array(name, _no_rows(schema.field(name).type), spec[name].shape)
             found = jax.ShapeDtypeStruct(values.shape[1:], values.dtype)
             if found != spec[name]:
                 raise FileError(
@@ -485,6 +491,10 @@ def _array(
     if missing is not None:
         holes[good] = missing
     return rows, holes
+
+
+def _no_rows(kind: Any) -> Any:
+    return require("pyarrow", "arrow").nulls(0, kind)  # which `array` makes not of every tensor
 
 
 def _scalar(name: str, value: Number, kind: Any) -> Any:

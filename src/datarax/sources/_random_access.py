@@ -92,8 +92,9 @@ class ObjectReader(Reader):
     # A cached property where the base has a property: it, too, is only ever read.
     @functools.cached_property
     def stored_spec(self) -> Spec:  # pyright: ignore[reportIncompatibleMethodOverride]
-        one = first_readable(lambda i: as_record(self.data[i], self.fields), len(self.data))
-        return spec_of(one)
+        return first_readable(
+            lambda i: spec_of(as_record(self.data[i], self.fields)), len(self.data)
+        )
 
     def read(self, records: np.ndarray) -> Batch:
         wanted = records.tolist()

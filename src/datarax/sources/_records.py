@@ -1,7 +1,7 @@
 """Records that were read on the host: what they look like, and whether they are what was said."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -9,6 +9,8 @@ import numpy as np
 from .._types import Batch, Spec, escaped, flat_fields, spec_text
 from ..errors import DataraxError, EmptySourceError, FieldTypeError
 from ._values import as_array, hold, need_held_type
+
+T = TypeVar("T")
 
 TRIES = 16
 """How many records, from the first to the last, are tried for one that shows what all look like."""
@@ -73,15 +75,16 @@ def _is_held(batch: Batch, stored: Spec, held: Spec, count: int) -> bool:
     )
 
 
-def first_readable(read: Callable[[int], Any], length: int) -> Any:
-    """A record that can be read, the first if that can: one that cannot says nothing of others."""
+def first_readable(read: Callable[[int], T], length: int) -> T:
+    """What is read of a record that can be, the first if that can: one that cannot, or that holds
+    what JAX cannot, says nothing of others."""
     errors = []
     for record in np.unique(np.linspace(0, max(length - 1, 0), TRIES).astype(int)).tolist():
         try:
             return read(record)
-        except DataraxError:  # of a type that none can have
-            raise
         except Exception as error:
+            if isinstance(error, DataraxError) and not isinstance(error, FieldTypeError):
+                raise  # it is about all of them
             errors.append(error)
     raise errors[0] if errors else EmptySourceError()
 
