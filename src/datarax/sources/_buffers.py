@@ -17,7 +17,7 @@ what the consumer is at.
 SPARE_FROM = 2**17
 """Bytes from which a buffer is kept: what is smaller the allocator keeps itself."""
 
-SIZES = 4
+SIZES = 8
 """How many sizes of buffers are kept."""
 
 

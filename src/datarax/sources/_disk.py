@@ -119,7 +119,8 @@ class NpyReader(Reader):
                 if isinstance(where, slice):
                     _copy(column, inside, to[where])
                 else:
-                    rows = empty_rows(len(inside), to.shape[1:], to.dtype)
+                    # No buffer that is kept: nearly every read has other sizes of these.
+                    rows = np.empty((len(inside), *to.shape[1:]), to.dtype)
                     _copy(column, inside, rows)
                     to[where] = rows
         return batch

@@ -313,11 +313,12 @@ class MixReader(Reader):
         return self.readers[0].element_spec
 
     def read(self, records: np.ndarray) -> Batch:
-        batch = jax.tree.map(lambda x: empty_rows(len(records), x.shape, x.dtype), self.stored_spec)
+        spec = self.stored_spec
+        batch = jax.tree.map(lambda x: empty_rows(len(records), x.shape, x.dtype), spec)
         for reader, (begin, end) in zip(self.readers, self.plan.ranges, strict=True):
             mine = (records >= begin) & (records < end)
             if mine.any():
-                rows = reader.checked(records[mine] - records.dtype.type(begin))
+                rows = reader.checked(records[mine] - records.dtype.type(begin), spec)
                 jax.tree.map(lambda to, x, mine=mine: to.__setitem__(mine, x), batch, rows)
         return batch
 

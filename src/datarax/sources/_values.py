@@ -1,5 +1,6 @@
 """Values on their way into JAX: held as they are, or refused by name."""
 
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,11 +16,19 @@ def held_type(dtype: np.dtype) -> np.dtype | None:
     """The type that JAX holds values of `dtype` in; None if it holds none of them."""
     try:
         target = np.dtype(jax.dtypes.canonicalize_dtype(np.dtype(dtype).newbyteorder("=")))
+    except TypeError:
+        return None
+    return target if _is_held(target) else None
+
+
+@functools.lru_cache
+def _is_held(target: np.dtype) -> bool:
+    try:
         # The only test of a type that knows all of JAX's.
         jax.eval_shape(lambda: jnp.empty(0, target))
     except TypeError:
-        return None
-    return target
+        return False
+    return True
 
 
 def need_held_type(field: str, dtype: np.dtype) -> np.dtype:
