@@ -203,18 +203,18 @@ CASES = {
     "node-name": [
         (
             lambda: graph({"source": double}, {"source": []}, "source"),
-            "A node's name must be a string that is not empty, is not 'source' and does not start "
-            "with '_', got 'source'. Rename the node.",
+            "A node's name must be a string of valid Unicode that is not empty, is not 'source' "
+            "and does not start with '_', got 'source'. Rename the node.",
             {"name": "source"},
         ),
         *(
             (
                 lambda name=name: graph({name: double}, {name: []}, name),
-                "A node's name must be a string that is not empty, is not 'source' and does not "
-                f"start with '_', got {name!r}. Rename the node.",
+                "A node's name must be a string of valid Unicode that is not empty, is not "
+                f"'source' and does not start with '_', got {name!r}. Rename the node.",
                 {"name": name},
             )
-            for name in (3, "", "_a")
+            for name in (3, "", "_a", "\ud800")
         ),
         (
             lambda: graph(

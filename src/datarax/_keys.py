@@ -107,7 +107,15 @@ def typed(words: UInt32[AnyArray, "*batch 2"]) -> Key[Array, "*batch"]:
 
 def words(key: AnyArray) -> Words:
     """The two words of a typed key, or of a raw `uint32[2]`; of a longer key its first two."""
-    data = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
+    data = key
+    if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        data = jax.random.key_data(key)
+    if getattr(data, "dtype", None) != np.uint32 or data.shape[-1:] < (2,):
+        got = f"{data.dtype}{[*data.shape]}" if isinstance(data, jax.Array | np.ndarray) else key
+        raise RngsError(
+            f"A key must be that of `jax.random.key(seed)`, or its two words of type uint32, got "
+            f"{got}."
+        )
     if data.ndim != 1:
         raise RngsError(
             f"`rngs` must hold one key a stream, got {data.shape[:-1]} of them, as from a fork. "

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, UInt, UInt32
 
 from ._keys import split_word, threefry2x32, typed
-from ._types import AnyArray, Offsets, Records, RowWords, Scalar, Turns, Words, namespace
+from ._types import AnyArray, Offsets, Records, RowWords, Scalar, Turns, Words, integer, namespace
 from ._xla import on_cpu
 
 ROUNDS = 24
@@ -43,17 +43,25 @@ def word(length: int) -> np.dtype:
 class Order(eqx.Module):
     """The order of `span` epochs in a row: `order(offsets, turn) -> records`.
 
-    For each of its epochs a bijection of `[0, length)`. `turn` says for every row which of the
-    epochs it stands in, 0 for the first; None is 0 for all.
+    For each of its epochs a bijection of `[0, length)`. A subclass declares `length: int =
+    eqx.field(static=True)`, holds in other fields what else it computes with, and has `__call__`.
     """
 
     length: eqx.AbstractVar[int]
 
     @abc.abstractmethod
-    def __call__(self, offsets: Offsets, turn: Turns | None = None) -> Records: ...
+    def __call__(self, offsets: Offsets, turn: Turns | None = None) -> Records:
+        """The records at these offsets, unsigned integers of shape `(b,)`. Must be traceable.
+
+        `turn` says for every row which of the epochs it stands in, 0 for the first; None is 0 for
+        all.
+        """
 
     def run(self, start: Scalar, count: int) -> Records:
-        """The records at `count` offsets from `start` on, all inside the first epoch."""
+        """The records at `count` offsets from `start` on, all inside the first epoch.
+
+        Override it if there is a faster way than one by one.
+        """
         return self(_row(start, count))
 
 
@@ -310,10 +318,11 @@ class Blocks:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            if (number := integer(value, 0)) < 1:
                 raise ValueError(
                     f"`{field.name}` of a block shuffle is an integer of at least 1, got {value!r}."
                 )
+            object.__setattr__(self, field.name, number)
 
     def __call__(self, keys: SpanWords, length: int) -> Order:
         return BlockShuffle(keys, length, self.size, self.window)

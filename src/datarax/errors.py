@@ -173,16 +173,16 @@ class PredecessorsTypeError(GraphError):
 
 
 class NodeNameError(GraphError):
-    """A node has a name that no node can have: empty, "source", not a string, `_` in front, or with
-    the CRC-32 of an `other` name, since the keys of the two would be the same."""
+    """A node has a name that no node can have: empty, "source", no string of valid Unicode, `_` in
+    front, or with the CRC-32 of an `other` name, since the keys of the two would be the same."""
 
     code: ClassVar[str] = "node-name"
 
     def __init__(self, name: object, other: str | None = None):
         self.name = name
         rule = (
-            "A node's name must be a string that is not empty, is not 'source' and does not "
-            f"start with '_', got {name!r}."
+            "A node's name must be a string of valid Unicode that is not empty, is not 'source' "
+            f"and does not start with '_', got {name!r}."
         )
         if other is not None:
             rule = (

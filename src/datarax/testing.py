@@ -264,6 +264,7 @@ def _check_at(make: Callable[[], Pipeline], place: Cursor, rtol: float) -> None:
     kept: list[Any] = []
     drawn = random.getstate(), np.random.get_state()
     stepped = at(lambda pipeline, count: _by_step(pipeline, count, kept))
+    # That of `random` says nothing: type checkers draw from it which items they look at.
     moved = not all(map(np.array_equal, np.random.get_state(), drawn[1]))
     _compare("SRC-009", f"batches {where} that were kept have changed", stepped.batches, kept, 0.0)
     try:

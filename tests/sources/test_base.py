@@ -1,5 +1,6 @@
 """A source that a user writes is asked for what the law says, and for nothing else."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +27,7 @@ from helpers import (
 from datarax import Pipeline, errors
 from datarax._order import StoredOrder
 from datarax.errors import RngsError, StateError
-from datarax.sources import EagerSourceBase, MemorySource, MemorySourceConfig
+from datarax.sources import EagerSourceBase, MemorySource, MemorySourceConfig, Order
 
 
 def epoch_words(seed, epoch):
@@ -284,6 +285,40 @@ def test_a_start_before_the_stream_is_refused(unchecked, start):
     assert jax.tree.leaves(last)[0].tolist() == [8, 9]
 
 
+@pytest.mark.spec("SRC-015")
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_start_counts_every_bit_of_the_array_that_it_is(compiled):
+    source = Numbers(10)
+    with jax.enable_x64(True):
+        read = jax.jit(source.get_batch_at, static_argnums=1) if compiled else source.get_batch_at
+        for start in (2**32 + 5, 7 * 2**32 + 13):
+            found = read(jnp.asarray(start, jnp.int64), 3)
+            assert_same(found, source.get_batch_at(start, 3))
+        assert_same(read(np.int64(2**32 + 5), 3), source.get_batch_at(2**32 + 5, 3))
+    assert_same(read(jnp.int8(5), 3), source.get_batch_at(5, 3))
+    with pytest.raises(errors.SeekError, match=r"at least 0, within 2\*\*32 epochs, got Array\(-1"):
+        source.get_batch_at(jnp.int32(-1), 3)
+
+
+@pytest.mark.spec("SRC-015", "ERR-029")
+@pytest.mark.parametrize(
+    "key, got",
+    [
+        (42, "42"),
+        (jnp.zeros(2, jnp.int32), "int32[2]"),
+        (np.zeros(1, np.uint32), "uint32[1]"),
+        (jnp.uint32(3), "uint32[]"),
+    ],
+    ids=["number", "signed", "one word", "no axis"],
+)
+def test_what_is_no_key_is_refused(unchecked, key, got):
+    with pytest.raises(errors.RngsError) as error:
+        Numbers(10).get_batch_at(0, 3, key)
+    assert str(error.value) == (
+        f"A key must be that of `jax.random.key(seed)`, or its two words of type uint32, got {got}."
+    )
+
+
 @pytest.mark.spec("SRC-015", "ERR-012")
 @pytest.mark.parametrize("size", [0, -1, 2.5, "3", True], ids=repr)
 def test_a_batch_of_no_size_is_refused(unchecked, size):
@@ -303,6 +338,44 @@ class Reversed(EagerSourceBase):
 
     def order(self, order_key, epochs):
         return StoredOrder(None, 10)
+
+
+class Backwards(Order):
+    """From the last record to the first, by what is public alone."""
+
+    length: int = eqx.field(static=True)
+
+    def __call__(self, offsets, turn=None):
+        return offsets.dtype.type(self.length - 1) - offsets
+
+
+class Turned(Numbers):
+    def order(self, order_key, epochs):
+        return Backwards(len(self))
+
+
+@pytest.mark.spec("SHUF-001", "SRC-012")
+@pytest.mark.parametrize("mode", MODES)
+def test_an_order_of_ones_own_is_written_with_public_names(mode):
+    stream = Pipeline(source=Turned(10), batch_size=4)
+    batches = MODES[mode](stream, 2)
+    assert [x.tolist() for batch in batches for x in jax.tree.leaves(batch)] == [
+        [9, 8, 7, 6],
+        [5, 4, 3, 2],
+    ]
+
+
+@pytest.mark.spec("ERR-001")
+def test_what_is_no_order_is_told_so(unchecked):
+    class Plain(Numbers):
+        def order(self, order_key, epochs):
+            return lambda offsets, turn=None: offsets
+
+    words = "`order` of Plain must return a datarax.sources.Order, got function."
+    with pytest.raises(TypeError, match=words):
+        Plain(10).get_batch_at(0, 3)
+    with pytest.raises(TypeError, match=words):
+        Pipeline(source=Plain(10), batch_size=3)
 
 
 @pytest.mark.spec("STATE-010", "STATE-016")

@@ -130,3 +130,9 @@ def test_a_pipeline_shuffles_by_blocks(tmp_path):
 def test_sizes_that_mean_nothing_are_refused(config):
     with pytest.raises((ValueError, TypeError)):
         StreamingDiskSourceConfig(path="x", **config)
+
+
+@pytest.mark.spec("SHUF-018")
+def test_sizes_may_be_integers_of_numpy(unchecked):
+    assert Blocks(np.int64(4), np.uint8(2)) == Blocks(4, 2)
+    assert type(Blocks(np.int64(4)).size) is int

@@ -1,5 +1,6 @@
 """Mixtures: exact shares, no replacement, and one law for host and device sources."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -11,14 +12,17 @@ from helpers import Numbers
 from hypothesis import given, settings, strategies as st
 
 from datarax import Pipeline
-from datarax.errors import EmptySourceError, ReadError, SpecsError
+from datarax.errors import EmptySourceError, ReadError, SourceError, SpecsError
 from datarax.sources import (
+    HostSource,
+    HostSourceConfig,
     MemorySource,
     MemorySourceConfig,
     MixDataSourcesConfig,
     MixDataSourcesNode,
     RandomAccessSource,
     RandomAccessSourceConfig,
+    Reader,
 )
 from datarax.sources._mixture import multiply_divide
 
@@ -305,6 +309,43 @@ def test_a_mixture_may_mask_as_many_rows_as_its_sources_together():
     with pytest.raises(ReadError, match=r"before it 2 of epoch 0 .* max_errors=2 allows"):
         list(pipeline)
     assert pipeline.stats().masked == 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Huge(Reader):
+    """Records that are made when they are read."""
+
+    number: int
+    length: int
+
+    def __len__(self):
+        return self.length
+
+    @property
+    def stored_spec(self):
+        return {"source": jax.ShapeDtypeStruct((), np.uint32)}
+
+    def read(self, records):
+        assert (records < self.length).all()
+        return {"source": np.full(len(records), self.number, np.uint32)}
+
+
+@pytest.mark.spec("SRC-021", "ERR-023")
+def test_sources_that_are_together_too_many_for_32_bits_need_64():
+    readers = Huge(0, 3 * 10**9), Huge(1, 2 * 10**9)
+    config = MixDataSourcesConfig(num_sources=2, weights=(9, 1))
+    sources = [HostSource(reader, HostSourceConfig()) for reader in readers]
+    mixture = MixDataSourcesNode(config, sources)
+    assert len(mixture) < 2**32 < mixture.records
+
+    def build():
+        return Pipeline(source=mixture, batch_size=1000, rngs=nnx.Rngs(5))
+
+    with jax.enable_x64(True):
+        assert np.bincount(build().step()["source"]).tolist() == [900, 100]
+    for use in (build, lambda: mixture.get_batch_at(0, 4, jax.random.key(0))):
+        with pytest.raises(SourceError, match="A source of 5000000000 records is counted in 64"):
+            use()
 
 
 def ids_of(batch):

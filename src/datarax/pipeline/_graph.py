@@ -138,7 +138,11 @@ def check_names(names: Sequence[object]) -> None:
     for name in names:
         if not isinstance(name, str) or not name or name == SOURCE or name.startswith("_"):
             raise NodeNameError(name)
-        if (other := numbers.setdefault(node_number(name), name)) != name:
+        try:
+            number = node_number(name)
+        except UnicodeEncodeError as error:
+            raise NodeNameError(name) from error
+        if (other := numbers.setdefault(number, name)) != name:
             raise NodeNameError(name, other)
 
 

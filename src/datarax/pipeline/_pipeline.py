@@ -25,7 +25,6 @@ from ..errors import (
     RandomAccessError,
     RngsError,
     SeekError,
-    SourceError,
     SourceTypeError,
     StageError,
     StagesAndNodesError,
@@ -36,6 +35,7 @@ from ..sources._base import (
     Fetched,
     RandomAccess,
     Source,
+    check_countable,
     length_of,
 )
 from ..sources._column import spread
@@ -522,11 +522,7 @@ class Pipeline(_Hidden, Watched, metaclass=_CheckedOnceBuilt):
             raise LastBatchError(f'`last_batch` must be "keep", "drop" or "pad", got {policy!r}.')
         if length == 0:
             raise EmptySourceError("`source`")
-        if length is not None and length >= 2**32 and not jax.config.read("jax_enable_x64"):
-            raise SourceError(
-                f"A source of {length} records is counted in 64 bits, which JAX has turned off. "
-                'Turn them on: jax.config.update("jax_enable_x64", True).'
-            )
+        check_countable(self.source)
         if length is not None and policy == "drop" and size > length:
             raise LastBatchError(
                 f'Under last_batch="drop" an epoch of {length} records holds no batch of {size}. '

@@ -1,4 +1,4 @@
-from .._order import Blocks as Blocks
+from .._order import Blocks as Blocks, Order as Order
 from ._array_record import (
     ArrayRecordSource as ArrayRecordSource,
     ArrayRecordSourceConfig as ArrayRecordSourceConfig,

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.core import Tracer
 from jaxtyping import Array, Integer
 
 from .._keys import SOURCE, BaseKey, base_words, node_key, typed, words
@@ -40,7 +41,7 @@ from .._types import (
 )
 from .._variables import flatten
 from .._xla import on_cpu
-from ..errors import BatchSizeError, RngsError, SeekError
+from ..errors import BatchSizeError, RngsError, SeekError, SourceError
 
 
 class SourceData(nnx.Variable):
@@ -128,7 +129,8 @@ class EagerSourceBase(Watched, metaclass=Signed):
         return self.gather(records), jnp.ones(records.shape, bool)
 
     def order(self, order_key: Words | None, epochs: Turns) -> Order:
-        """The order of each of these epochs; override it to shuffle in a way of your own.
+        """The order of each of these epochs; override it to shuffle in a way of your own, an
+        `Order`.
 
         Its records need not lie in `[0, len(self))`, as long as `gather` takes them. Without a seed
         the key is None.
@@ -180,11 +182,14 @@ class EagerSourceBase(Watched, metaclass=Signed):
         batch has no mask to tell it by.
         """
         length = len(self)
+        check_countable(self)
         if (size := integer(batch_size, 0)) < 1:
             raise BatchSizeError(batch_size)
-        if isinstance(start, jax.Array) and jnp.issubdtype(start.dtype, jnp.integer):
-            start = start.astype(word(length))
-            cursor = start // length, start % length
+        if isinstance(start, Tracer) and jnp.issubdtype(start.dtype, jnp.integer):
+            # In the wider word of the two: what is cut off it would be lost to the epoch.
+            kind = np.promote_types(word(length), f"u{start.dtype.itemsize}")
+            start = start.astype(kind)
+            cursor = start // kind.type(length), start % kind.type(length)
         elif 0 <= (first := integer(start, -1)) < length << 32:
             cursor = divmod(first, length)
         else:
@@ -221,13 +226,30 @@ def length_of(source: Source) -> int | None:
     return len(source) if hasattr(type(source), "__len__") else None  # pyright: ignore
 
 
+def check_countable(source: Source) -> None:
+    """Raises for a source with more records than JAX, as it is set, can count."""
+    counts = length_of(source), source.records if isinstance(source, EagerSourceBase) else None
+    most = max(count or 0 for count in counts)
+    if most >= 2**32 and not jax.config.read("jax_enable_x64"):
+        raise SourceError(
+            f"A source of {most} records is counted in 64 bits, which JAX has turned off. "
+            'Turn them on: jax.config.update("jax_enable_x64", True).'
+        )
+
+
 def order_of(
     source: Source, order_key: Words | None, epoch: Scalar, epochs: int
 ) -> Order | SpanWords | None:
     """What fixes the order of `epochs` epochs from `epoch` on: constant while the epoch lasts."""
     each = epoch + np.arange(epochs, dtype=epoch.dtype)
     if isinstance(source, EagerSourceBase):
-        return source.order(order_key, each)
+        order = source.order(order_key, each)
+        if not isinstance(order, Order):
+            raise TypeError(
+                f"`order` of {type(source).__name__} must return a datarax.sources.Order, got "
+                f"{type(order).__name__}."
+            )
+        return order
     return None if order_key is None else keys_of(order_key, each)
 
 
