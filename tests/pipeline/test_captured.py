@@ -290,6 +290,19 @@ def test_a_module_is_refused_as_the_function_of_a_scan():
 
 
 @pytest.mark.spec("SCAN-018", "ERR-032")
+def test_a_module_that_holds_no_array_may_change_as_well():
+    drop = nnx.Dropout(0.5)
+
+    def use(batch):
+        return {"x": drop(batch["x"], rngs=nnx.Rngs(0))}
+
+    with pytest.raises(CapturedError, match=r"reaches \['drop'\]"):
+        pipeline().scan(use, 2)
+    with pytest.raises(StageError, match="drop"):
+        pipeline(use)
+
+
+@pytest.mark.spec("SCAN-018", "ERR-032")
 def test_what_a_function_does_not_use_of_an_object_is_no_matter():
     parts = Parts()
     parts.update = lambda state, batch: state.model(batch)  # no method, though it looks like one

@@ -48,7 +48,7 @@ def captured(function: Callable[..., Any], constants: Iterable[Any] = ()) -> lis
     return sorted({
         path or "step_fn"
         for path, x, loaded in found
-        if isinstance(x, NNX) and any(loaded or id(value) in held for value in _values(x))
+        if isinstance(x, NNX) and (loaded or any(id(value) in held for value in _values(x)))
     })  # fmt: skip
 
 
