@@ -14,6 +14,7 @@ from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from datarax import Pipeline
+from datarax._keys import BaseKey
 from datarax.errors import ShardingError
 from datarax.sources import (
     EagerSourceBase,
@@ -23,6 +24,7 @@ from datarax.sources import (
     MemorySourceConfig,
     RandomAccessSource,
     RandomAccessSourceConfig,
+    SourceData,
 )
 
 LENGTH, SIZE = 27, 8  # the last batch of a loop has 3 rows, which are no 4 parts
@@ -315,6 +317,20 @@ def check_a_sharding_may_change():
     np.testing.assert_array_equal(whole(moved.step()["count"]), whole(alone.step()["count"]))
 
 
+def check_a_value_may_be_given_on_one_device():
+    """As a checkpoint that was restored elsewhere gives it; the cursor, too."""
+    alone, moved = build("counted", None), build("counted", by_rows())
+    for pipeline in (alone, moved):
+        pipeline.step()
+        state = nnx.state(pipeline, nnx.Not(nnx.Any(BaseKey, SourceData)))
+        here = jax.tree.map(lambda x: jax.device_put(np.asarray(x), jax.devices()[0]), state)
+        nnx.update(pipeline, here)
+    for _ in range(2):
+        found, expected = moved.step(), alone.step()
+        np.testing.assert_array_equal(whole(found["count"]), whole(expected["count"]))
+        np.testing.assert_array_equal(whole(found["x"]), whole(expected["x"]))
+
+
 def check_data_on_other_devices_are_refused():
     grid = Mesh(np.array(jax.devices()[:2]), ("data",), axis_types=(AxisType.Auto,))
     sharding = NamedSharding(grid, PartitionSpec("data"))
@@ -363,6 +379,7 @@ def main(devices, port=0, process=0, processes=1):
         check_data_on_other_devices_are_refused()
         check_nothing_is_copied_for_every_batch()
         check_a_sharding_may_change()
+        check_a_value_may_be_given_on_one_device()
     for case, modes in (IN_A_JOB if processes > 1 else IN_A_PROCESS).items():
         for mode in modes.split():
             check_batches(case, mode)

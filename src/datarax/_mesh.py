@@ -161,8 +161,12 @@ def place_held(module: Any, sharding: NamedSharding) -> None:
 
 def is_placed(module: Any, sharding: NamedSharding) -> bool:
     """Whether `place_held` has nothing to do."""
-    held = [value for _, _, value in _held(module)]
-    return not any(_is_elsewhere(x, sharding) for x in jax.tree.leaves(held))
+    return are_placed([value for _, _, value in _held(module)], sharding)
+
+
+def are_placed(values: Any, sharding: NamedSharding) -> bool:
+    """Whether arrays lie on the devices of the mesh."""
+    return not any(_is_elsewhere(x, sharding) for x in jax.tree.leaves(values))
 
 
 def _held(module: Any) -> list[tuple[Any, str, Any]]:
