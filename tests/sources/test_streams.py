@@ -716,6 +716,61 @@ def test_what_gives_its_records_only_once_resumes(once, place):
         assert ids(again) == ids(whole)
 
 
+class Noise(nnx.Module):
+    def __init__(self):
+        self.drop, self.factor = nnx.Dropout(0.5, rngs=nnx.Rngs(0)), 1.0
+
+    def __call__(self, batch):
+        return batch | {"x": self.factor * self.drop(jnp.ones(batch["id"].shape))}
+
+
+@pytest.mark.internal("SRC-028 says where a stream goes on; this is what it costs")
+def test_a_stage_that_changes_does_not_begin_a_pass_anew():
+    begun = []
+
+    def many():
+        begun.append(1)
+        return ({"id": np.int32(i)} for i in range(4000))
+
+    source = IterableSource(IterableSourceConfig(), many)
+    pipeline = Pipeline(source=source, stages=[Noise()], batch_size=4)
+    expected = itertools.count(step=4)
+
+    def go_on():
+        for _ in range(3):
+            assert pipeline.step()["id"][0] == next(expected)
+
+    go_on()
+    pipeline.eval()
+    go_on()
+    pipeline.train()
+    pipeline.nodes["Noise"].factor = 2.0
+    go_on()
+    pipeline.nodes["Noise"] = Noise()
+    go_on()
+    assert len(begun) == 1
+    pipeline.seek(epoch=0, offset=400)
+    assert pipeline.step()["id"][0] == 400
+
+
+@pytest.mark.spec("SRC-031", "ERR-031")
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_a_record_unlike_the_others_is_told_so(shuffle):
+    def unlike():
+        yield {"t": np.zeros(3, np.int32)}
+        yield {"t": np.zeros(4, np.int32)}
+
+    config = IterableSourceConfig(shuffle=shuffle)
+    pipeline = Pipeline(source=IterableSource(config, unlike), batch_size=2, rngs=nnx.Rngs(0))
+    with pytest.raises(ReadError) as error:
+        pipeline.step()
+    assert str(error.value) == (
+        "Stage 'source': IterableSource could not read record 1: it has t int32[4], and not t "
+        "int32[3]\nAll records of a source have the same fields, shapes and types: make them so "
+        "where they are read."
+    )
+
+
 @pytest.mark.spec("SRC-027", "SRC-032")
 def test_a_pass_that_held_nothing_is_begun_again():
     drained = Drained(records())

@@ -15,10 +15,11 @@ import jax
 import numpy as np
 
 from .._keys import SOURCE, BaseKey
-from .._mesh import spans_processes
+from .._mesh import are_placed, spans_processes
 from .._order import word
 from .._rows import Cut, batches_of, pack, pack_each, settle
 from .._types import Batch, Cursor, is_traced, spec_text
+from .._variables import flatten, iter_graph
 from .._xla import SIDE_BY_SIDE, beside, checks_values, context, keep_memory, on_cpu, place
 from ..errors import DataraxError, ReadError, SeekError, StageError
 from ..sources._base import EagerSourceBase, Fetched, length_of
@@ -26,7 +27,16 @@ from ..sources._host import raised_in
 from ..sources._iterable import StreamSource
 from . import _ahead
 from ._ahead import Ahead, at_once, fits, with_cursors
-from ._binding import Binding, Changes, Values, has_tracer, is_container, merge
+from ._binding import (
+    Binding,
+    Changes,
+    Structure,
+    Values,
+    canonical,
+    has_tracer,
+    is_container,
+    merge,
+)
 from ._core import draw, fetched_from, order_at, refusal, start_of, updated
 from ._feed import Fed, Feed, Supply, on_host, processors
 from ._meter import Meter
@@ -62,6 +72,7 @@ class Runtime:
         self._feed: tuple[Any, Feed | None] = None, None
         self._close_feed: Callable[[], Any] = lambda: None
         self._fed: Values | None = None  # what the feed was last compared with
+        self._reads: tuple[Any, ...] = None, (), []  # of a binding, what a feed hangs on
         self.meter = Meter()
 
     def bind(self, pipeline: "Pipeline", modules: Sequence[Any] = ()) -> Binding:
@@ -100,6 +111,9 @@ class Runtime:
         found = cursor(pipeline)
         pipeline._cursor_state.hold_as(word(length_of(pipeline.source) or 1))
         values = binding.read()
+        if pipeline.sharding is not None and not are_placed(values, pipeline.sharding):
+            pipeline._place()  # what was given another value since
+            values = binding.read()
         if binding is self._binding:
             changed = list(compress(values, map(is_not, values, self._values)))
             if len(changed) > (values[binding.position] is not self._values[binding.position]):
@@ -181,13 +195,13 @@ class Runtime:
             return None
         if binding is None or self._traced:
             return None
-        variables = binding.variables.items()
-        keys = [self._values[i] for i, x in variables if isinstance(x, BaseKey)]
+        if binding is not self._reads[0]:
+            self._reads = binding, *_what_is_read(pipeline, binding)
         here, x64 = on_cpu(), bool(jax.config.read("jax_enable_x64"))
-        # The structure says all else: the reader, the order, how it is cut.
-        parts = (binding.structure, here, x64, *keys)
+        static = *self._reads[1], here, x64
+        keys = [self._values[i] for i in self._reads[2]]
         known, feed = self._feed
-        if known is not None and len(known) == len(parts) and all(map(is_, known, parts)):
+        if known is not None and known[0] == static and all(map(is_, known[1], keys)):
             self._fed = self._values
             return feed
         self._feed = None, None  # until another one stands: what follows may fail
@@ -207,7 +221,7 @@ class Runtime:
         supply = Supply(reader, spec, size, length, last_batch, masks, *how, order, window)
         feed = Feed(supply, pipeline.num_threads)
         self._close_feed = weakref.finalize(self, feed.close)  # once called, it lets go of it
-        self._feed, self._fed = (parts, feed), self._values
+        self._feed, self._fed = ((static, keys), feed), self._values
         return feed
 
     def take(
@@ -460,6 +474,19 @@ def cursor(pipeline: "Pipeline") -> Cursor:
             "Move it with `seek` or `reset`."
         )
     return found
+
+
+def _what_is_read(pipeline: "Pipeline", binding: Binding) -> tuple[tuple[Any, ...], list[int]]:
+    """What of a pipeline says which rows are read, and how: all but values, and the places of keys.
+
+    A stage has no part in it: a stream would be read again from the start for each that changes.
+    """
+    parts = pipeline.source, pipeline._base
+    graphdef, _ = flatten(parts, with_paths=False)
+    how = pipeline._sink == SOURCE, pipeline.sharding, pipeline.num_threads
+    own = {id(x) for _, x in iter_graph(parts) if isinstance(x, BaseKey)}
+    keys = [i for i, x in binding.variables.items() if id(x) in own]
+    return (canonical(Structure(graphdef, {})), *policy(pipeline), *how), keys
 
 
 def policy(pipeline: "Pipeline") -> tuple[int, int | None, Any]:

@@ -23,7 +23,7 @@ from .._types import Batch, Mask, Records, Spec, expect, integer
 from .._xla import NO_TRACE, trace
 from ..errors import DataraxError, EmptySourceError, FileError, ReadError
 from ._base import EagerSourceBase
-from ._records import Unfit, conform, held_spec
+from ._records import Unfit, conform, held_spec, reason_of
 
 T = TypeVar("T")
 
@@ -220,13 +220,9 @@ class Reader(abc.ABC):
         return self._error_of(first, record, error)
 
     def _error_of(self, at: int, record: int | None, error: Exception) -> ReadError:
-        place, reason = self.place(at), _reason(error)
+        place, reason = self.place(at), reason_of(error)
         if isinstance(error, Unfit):  # it will be the same when it is read again
-            way_out = (
-                "All records of a source have the same fields, shapes and types: make them so "
-                "where they are read."
-            )
-            return ReadError(self.label, place, record, reason, way_out=way_out, retry=False)
+            return ReadError(self.label, place, record, reason, way_out=error.way_out, retry=False)
         return ReadError(self.label, place, record, reason)
 
     def __deepcopy__(self, memo: Any) -> "Reader":
@@ -284,7 +280,7 @@ class HostSource(EagerSourceBase):
         except DataraxError:
             raise
         except Exception as error:
-            raise ReadError(reader.label, reader.place(0), 0, _reason(error)) from error
+            raise ReadError(reader.label, reader.place(0), 0, reason_of(error)) from error
 
     def __len__(self) -> int:
         return len(self.reader)
@@ -383,7 +379,3 @@ def unopened(path: str, error: OSError) -> FileError:
     if error.errno == errno.EMFILE:
         reason += " A source keeps each of its files open: raise `ulimit -n`, or join some files."
     return FileError(path, reason)
-
-
-def _reason(error: Exception) -> str:
-    return str(error) if isinstance(error, Unfit) else f"{type(error).__name__}: {error}"

@@ -21,7 +21,7 @@ from .._types import Batch, Signed, Spec, expect, integer
 from ..errors import DataraxError, EmptySourceError, RandomAccessError, ReadError
 from ._base import Fetched
 from ._host import names, while_running
-from ._records import conform, held_spec, spec_of, stack
+from ._records import Unfit, conform, held_spec, reason_of, spec_of, stack
 from ._values import BY_NAME, as_record, is_table
 
 
@@ -268,8 +268,12 @@ class Stream(abc.ABC):
         return left
 
     def _read_error(self, record: int, error: Exception) -> ReadError:
-        reason = f"{type(error).__name__}: {error}"
-        return ReadError(self.label, self.label, record, reason, way_out="")  # it does not mask
+        reason = reason_of(error)
+        if isinstance(error, Unfit):
+            way_out, retry = error.way_out, False
+        else:  # it does not mask
+            way_out, retry = "To go on without such records, leave them out of the stream.", True
+        return ReadError(self.label, self.label, record, reason, way_out=way_out, retry=retry)
 
     def __deepcopy__(self, memo: Any) -> "Stream":
         return self

@@ -40,6 +40,16 @@ def held_spec(look: Callable[[], Spec]) -> Spec:
 class Unfit(ValueError):
     """Rows that were read, and are not what the source has said that they are."""
 
+    way_out = (
+        "All records of a source have the same fields, shapes and types: make them so where they "
+        "are read."
+    )
+
+
+def reason_of(error: Exception) -> str:
+    """What is wrong with records, as an error of a source says it."""
+    return str(error) if isinstance(error, Unfit) else f"{type(error).__name__}: {error}"
+
 
 def conform(batch: Batch, stored: Spec, held: Spec, records: np.ndarray) -> Batch:
     """A batch of the `stored` spec in the types of the `held` one, or what is wrong with it."""
@@ -58,6 +68,9 @@ def conform(batch: Batch, stored: Spec, held: Spec, records: np.ndarray) -> Batc
             known = kind[0] is not None and kind[1] is not None  # to NumPy float64 equals None
             came = spec_text({name: x}) if known else f"{name} {type(x).__name__}"
             other = jax.ShapeDtypeStruct(shape, wanted[name].dtype)
+            if known and x.shape[:1] == shape[:1]:  # it is the records that are others
+                x, other = (jax.ShapeDtypeStruct(y.shape[1:], y.dtype) for y in (x, other))
+                came = spec_text({name: x})
             raise Unfit(f"it has {came}, and not {spec_text({name: other})}")
         fields[name] = hold(name, np.asarray(as_array(name, x)), targets[name].dtype, records)
     return jax.tree.map(fields.__getitem__, _named(stored))
