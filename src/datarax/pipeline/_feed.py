@@ -276,12 +276,18 @@ class Feed:
 
     def _top_up(self, last: "_Chunk", loop: bool) -> None:
         """Asks for what follows the chunk that was just taken, as far as there is room."""
-        supply = self.supply
+        supply, taken = self.supply, last.start
         while sum(chunk.count for chunk in self._queue) < self._depth * self.count:
             last = self._queue[-1] if self._queue else last
             slow = self._seconds * self.count > CHUNK_SECONDS
             cut, count = last.cut, 1 if self._singly or slow else self.count
             start = last.after
+            if start is not None and taken is not None and supply.length is not None:
+                # Whoever is at one epoch may want no other: a small source would be read many times
+                # over. And rows that no cursor counts would fail those that are asked for.
+                ends = start.epoch + 1 + count * cut.size // supply.length
+                if start.epoch > taken.epoch + 1 or ends >= 2**32:
+                    break
             if start is not None and loop:
                 assert supply.length is not None
                 left = supply.length - start.offset
@@ -386,6 +392,7 @@ class Feed:
         for _ in range(count):
             starts.append(after)
             after = advance(after, cut.size, length, last_batch)
+        check_counted(after, length)
         rows = Rows(*(np.zeros(rows_in_all, kind) for _ in range(3)), mask=None)
         inside = np.ones(rows_in_all, bool)
         for i, (epoch, offset) in enumerate(starts):
