@@ -51,6 +51,27 @@ def total(batch):
 # How it is compiled.
 
 
+@pytest.mark.internal("SCAN-019 says that no value depends on it")
+@pytest.mark.parametrize("fetch", [1, 4])
+def test_the_loop_over_batches_is_the_one_that_is_unrolled(fetch, monkeypatch):
+    loops, plain = [], jax.lax.scan
+
+    def noted(body, *args, **options):
+        loops.append((options["length"], options["unroll"]))
+        return plain(body, *args, **options)
+
+    monkeypatch.setattr(jax.lax, "scan", noted)
+    pipeline(length=32).scan(lambda batch: batch["x"].sum(), 8, fetch=fetch, unroll=4)
+    assert set(loops) == ({(8, 4)} if fetch == 1 else {(2, 1), (4, 4)})
+
+
+@pytest.mark.spec("SCAN-003")
+def test_a_function_that_is_no_program_is_told_so():
+    with pytest.raises(jax.errors.ConcretizationTypeError) as error:
+        pipeline().scan(lambda batch: float(batch["x"].mean()), 2)
+    assert "The function of a scan is compiled: write it in jax.numpy." in error.value.__notes__
+
+
 @pytest.mark.spec("SCAN-019", "SCAN-001", "SCAN-002")
 @settings(max_examples=12)
 @given(

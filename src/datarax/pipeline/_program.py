@@ -230,7 +230,10 @@ class _Scan:
             return (now, order, start.epoch, carry), outs
 
         state = (values, order, first - first.dtype.type(1), carry)
-        (now, _, _, carry), outs = jax.lax.scan(batches, state, length=self.length // count)
+        unroll = self.unroll if count == 1 else 1  # else it is the loop within that counts batches
+        (now, _, _, carry), outs = jax.lax.scan(
+            batches, state, length=self.length // count, unroll=unroll
+        )
         return now, carry, jax.tree.map(lambda x: x.reshape(self.length, *x.shape[2:]), outs)
 
     def _over(
