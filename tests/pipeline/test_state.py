@@ -503,6 +503,18 @@ def test_a_malformed_state_is_refused_before_anything_changes(
     assert_same(state_of(stream), before)
 
 
+@pytest.mark.spec("STATE-014", "STATE-019")
+def test_a_state_behind_the_last_batch_of_all_is_refused_before_anything_changes():
+    stream = pipeline([Count()], length=16, last_batch="drop")
+    by_step(stream, 2)
+    state = stream.get_state() | {"cursor": {"epoch": 2**32 - 1, "offset": 15}}
+    by_step(stream, 1)
+    before = state_of(stream)
+    with pytest.raises(StateError, match="'cursor' has no batch behind it: The stream ends before"):
+        stream.set_state(state)
+    assert_same(state_of(stream), before)
+
+
 @pytest.fixture(scope="module")
 def malformed_stream():
     stream = pipeline([Count()], seed=3)

@@ -16,14 +16,16 @@ from jax.sharding import NamedSharding
 
 from .._keys import SOURCE, BaseKey
 from .._mesh import differs, whole
-from .._types import escaped, integer, is_traced
+from .._rows import check_counted, settle
+from .._types import Cursor, escaped, integer, is_traced
 from .._variables import iter_graph
 from .._xla import weak_zeros
-from ..errors import ShardingError, StateError
+from ..errors import SeekError, ShardingError, StateError
 from ..sources._base import EagerSourceBase, length_of
 from ..sources._iterable import StreamSource
 from ._core import Position
 from ._iterator import move
+from ._runtime import policy
 
 if TYPE_CHECKING:
     from ._pipeline import Pipeline
@@ -80,6 +82,12 @@ def set_state(pipeline: "Pipeline", state: Mapping[str, Any] | str | bytes) -> N
         if not 0 <= integer(value, -1) < end:
             raise StateError(f"cursor.{field}", f"must be in [0, {end}), got {value!r}.")
 
+    try:
+        place = Cursor(int(cursor["epoch"]), int(cursor["offset"]))
+        check_counted(settle(place, *policy(pipeline)), length)
+    except SeekError as error:
+        raise StateError("cursor", f"has no batch behind it: {error}") from error
+
     leaves, saved = _leaves(pipeline), _object(state, "variables")
     for name in sorted(leaves.keys() ^ saved.keys(), key=str):
         where = "the pipeline" if name in leaves else "the state"
@@ -90,7 +98,7 @@ def set_state(pipeline: "Pipeline", state: Mapping[str, Any] | str | bytes) -> N
         names = [name for name, (v, _) in leaves.items() if v is variable]
         structure = jax.tree.structure(variable.get_raw_value())
         variable.set_raw_value(jax.tree.unflatten(structure, [loaded[name] for name in names]))
-    move(pipeline, cursor["epoch"], cursor["offset"])
+    move(pipeline, *place)
 
 
 def fingerprint(pipeline: "Pipeline") -> dict[str, Any]:
