@@ -199,6 +199,50 @@ def test_what_is_no_element_is_refused(unchecked):
             pipeline([operator(wrong)])
 
 
+class Counts(nnx.Module):
+    def __init__(self):
+        self.drop = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
+
+    def __call__(self, element, key):
+        return element.update_data({"x": self.drop(element.data["x"])})
+
+
+@pytest.mark.spec("DAG-021", "ERR-026")
+@pytest.mark.parametrize(
+    "fn, said, unsaid",
+    [
+        (lambda e, key: None, "got NoneType. Is its `return` missing?", "Its key is None"),
+        (lambda e, key: Element({"x": None}), "NoneType", "one row at a time"),
+        (lambda e: e, "is called as `fn(element, key)`", "Its key is None"),
+        (lambda e, key: e["x"], "the fields of the record in `element.data`", "one row at a time"),
+        (Counts(), "no Variable can change in it: draw from `key`", "Its key is None"),
+    ],
+    ids=["no return", "nothing", "one argument", "no dict", "changes"],
+)
+def test_what_is_wrong_with_an_operator_is_said(unchecked, fn, said, unsaid):
+    with pytest.raises(errors.StageError) as error:
+        pipeline([operator(fn)])
+    assert said in str(error.value) and unsaid not in str(error.value)
+
+
+@pytest.mark.spec("DAG-021", "DAG-019")
+def test_another_function_brings_its_arrays_along():
+    class Scale(eqx.Module):
+        factor: jax.Array
+
+        def __call__(self, element, key):
+            return element.update_data({"x": element.data["x"] * self.factor})
+
+    stage = operator(Scale(jnp.float32(2)))
+    made = pipeline([stage])
+    stage.fn = Scale(jnp.float32(3))
+    assert len(made.get_state()["variables"]) == 1
+    assert (
+        made.step()["x"].tolist()
+        == pipeline([operator(Scale(jnp.float32(3)))]).step()["x"].tolist()
+    )
+
+
 @pytest.mark.internal
 def test_a_config_is_a_value():
     config = ElementOperatorConfig(stochastic=True, stream_name="noise")

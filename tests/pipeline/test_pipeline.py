@@ -40,9 +40,22 @@ from helpers import (
 )
 
 from datarax import Pipeline
-from datarax.errors import CapturedError, RngsError, SourceError, StageError
+from datarax.errors import (
+    BatchSizeError,
+    CapturedError,
+    RngsError,
+    SeekError,
+    SourceError,
+    StageError,
+)
 from datarax.operators import ElementOperator, ElementOperatorConfig
-from datarax.sources import EagerSourceBase, MemorySource, MemorySourceConfig
+from datarax.sources import (
+    EagerSourceBase,
+    MemorySource,
+    MemorySourceConfig,
+    RandomAccessSource,
+    RandomAccessSourceConfig,
+)
 
 # The cursor.
 
@@ -840,6 +853,45 @@ def test_forked_rngs_are_refused(unchecked):
     source = MemorySource(MemorySourceConfig(shuffle=True), columns(10))
     with pytest.raises(RngsError, match="must hold one key a stream"):
         Pipeline(source=source, batch_size=4, rngs=nnx.Rngs(0).split(2))
+
+
+@pytest.mark.spec("STEP-013", "ERR-012")
+@pytest.mark.parametrize("storage", ["memory", "host"])
+def test_sizes_may_be_integers_of_numpy_later_too(unchecked, storage):
+    records = [{"id": np.int32(i)} for i in range(10)]
+    source = RandomAccessSource(RandomAccessSourceConfig(), records) if storage == "host" else None
+    stream = pipeline(source=source, batch_size=np.int64(4))
+    stream.step()
+    stream.batch_size, stream.num_threads = np.int64(3), np.uint8(1)
+    assert [batch["id"].tolist() for batch in stream] == [[4, 5, 6], [7, 8, 9]]
+    assert stream.scan(lambda batch: batch["id"], 2).tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert type(stream.batch_size) is int
+    stream.batch_size = np.int64(0)
+    with pytest.raises(BatchSizeError):
+        stream.step()
+
+
+@pytest.mark.spec("STEP-013")
+@pytest.mark.parametrize("size, last", [(4, 2), (5, 1), (64, 0)])
+def test_the_last_epoch_of_all_is_that_of_a_source_in_memory(size, last):
+    records = [{"id": np.int32(i)} for i in range(10)]
+    for source in (RandomAccessSource(RandomAccessSourceConfig(), records), None):
+        stream = pipeline(source=source, batch_size=size)
+        stream.seek(epoch=2**32 - 1)
+        for i in range(last):
+            assert stream.step()["id"].tolist() == [*range(i * size, (i + 1) * size)]
+        for _ in range(2):
+            with pytest.raises(SeekError, match="no cursor counts further"):
+                stream.step()
+
+
+@pytest.mark.spec("SRC-010")
+def test_a_stage_that_draws_from_a_global_generator_is_told_that_it_does_so_once():
+    def noise(batch):
+        return {"x": batch["x"] + np.random.normal(size=batch["x"].shape).astype(np.float32)}
+
+    with pytest.warns(UserWarning, match="Stage 'noise' draws from `np.random`, which is done on"):
+        pipeline([noise])
 
 
 @pytest.mark.spec("ERR-022", "ERR-023")

@@ -80,6 +80,7 @@ class OperatorModule(Watched, metaclass=Signed):
             raise TypeError(
                 "An operator must return an element, as from element.update_data({...}), "
                 f"got {type(element).__name__}."
+                + (" Is its `return` missing?" if element is None else "")
             )
         return element.data
 
@@ -127,7 +128,10 @@ class ElementOperator(OperatorModule):
         expect("config", config, ElementOperatorConfig)
         super().__init__(stochastic=config.stochastic, stream_name=config.stream_name, rngs=rngs)
         self.config = config
-        self.fn = with_variables(fn)
+        self.fn = fn
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, with_variables(value) if name == "fn" else value)
 
     def apply(self, element: Element, key: KeyLike | None) -> Element:
         return self.fn(element, key)

@@ -10,11 +10,13 @@ import inspect
 import itertools
 import re
 import urllib.parse
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import equinox as eqx
 import jax
+import numpy as np
 from flax import nnx
 from flax.errors import TraceContextError
 
@@ -203,9 +205,17 @@ def call_stage(
     came = {p: spec_text(batch) for p, batch in inputs}
 
     def run(stage: Stage, batches: Sequence[Batch], keys: Mapping[str, jax.Array]) -> Batch:
+        drawn = np.random.get_state()
         with unchanged_but_variables(stage):
             output = stage(*batches, **keys)
         check_batch(output)
+        if not all(map(np.array_equal, np.random.get_state(), drawn)):
+            warnings.warn(
+                f"Stage {name!r} draws from `np.random`, which is done once, when the stage is "
+                "compiled: all batches then get the same numbers. Declare `keys`, and draw from "
+                "these with jax.random.",
+                stacklevel=2,
+            )
         return output
 
     try:
@@ -236,14 +246,28 @@ def call_stage(
     return output
 
 
+OUR_WORDS = "An operator must", "a stage must", "every field of a batch", "all fields of a batch"
+"""How our own errors begin about what has come out of a stage: they need no other explanation."""
+
+
 def advice(stage: Stage, error: Exception) -> str:
     """What to do about a failure that its own text does not explain."""
-    found = []
-    if isinstance(stage, OperatorModule):
-        if re.search("ax[ei]s|dimension|indexed", str(error)):
+    found, text = [], str(error)
+    if isinstance(stage, OperatorModule) and not text.startswith(OUR_WORDS):
+        if re.search("ax[ei]s|dimension|indexed", text):
             found.append("An operator works on one row at a time, without the axis of rows.")
-        if not stage.stochastic and "NoneType" in str(error):
+        if not stage.stochastic and "NoneType" in text:
             found.append("Its key is None, since it was not built with stochastic=True.")
+        if isinstance(error, TypeError) and re.search("positional argument|Element' obj", text):
+            found.append(
+                "An operator's function is called as `fn(element, key)`, with `key` None unless it "
+                "is stochastic, and has the fields of the record in `element.data`."
+            )
+        if isinstance(error, TraceContextError):
+            found.append(
+                "An operator is mapped over the rows of a batch, and no Variable can change in it: "
+                "draw from `key`, or write a stage for the whole batch."
+            )
     name = own(stage, "__qualname__") or f"{type(stage).__qualname__}.__call__"
     if isinstance(error, TypeError) and f"{name}() missing" in str(error):
         found.append(

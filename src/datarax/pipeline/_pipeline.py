@@ -164,12 +164,11 @@ class Pipeline(_Hidden, Watched, metaclass=_CheckedOnceBuilt):
             raise SourceTypeError(source)
         self.source = source
         self._nodes = Bundle({name: as_stage(name, named[name]) for name in self._graph.names})
-        # NumPy's integer becomes Python's; what is none is refused by `_check_settings`.
-        self.batch_size = integer(batch_size, 0) or batch_size
+        self.batch_size = batch_size
         self.last_batch: LastBatch = last_batch
         self.mask_name = mask_name
         self.sharding = sharding
-        self.num_threads = integer(num_threads, 0) or num_threads
+        self.num_threads = num_threads
         self.progress = progress
         self._base = None if rngs is None else FixedBundle(all_words(rngs))
         self._cursor_state = Position(pack(Cursor(0, 0), length_of(source)))
@@ -508,7 +507,11 @@ class Pipeline(_Hidden, Watched, metaclass=_CheckedOnceBuilt):
         place_held(self, self.sharding)
 
     def _check_settings(self) -> None:
-        """Raises for settings that do not fit one another."""
+        """Raises for settings that do not fit one another. NumPy's integers become Python's."""
+        for name in ("batch_size", "num_threads"):
+            given = getattr(self, name)
+            if type(given) is not int and (number := integer(given, 0)):
+                setattr(self, name, number)
         length, size, policy = length_of(self.source), self.batch_size, self.last_batch
         if not 1 <= integer(size, 0) < 2**31:
             raise BatchSizeError(size)

@@ -323,9 +323,11 @@ class MixReader(Reader):
         return batch
 
     def place(self, record: int) -> str:
-        for reader, (begin, end) in zip(self.readers, self.plan.ranges, strict=True):
+        for i, (reader, (begin, end)) in enumerate(
+            zip(self.readers, self.plan.ranges, strict=True)
+        ):
             if begin <= record < end:
-                return f"{reader.place(record - begin)} (its record {record - begin})"
+                return f"{reader.place(record - begin)} (record {record - begin} of source {i})"
         raise IndexError(record)
 
 
@@ -377,7 +379,8 @@ def _check(sources: Sequence[EagerSourceBase]) -> None:
             raise ValueError(
                 "Of the sources of a mixture all must mask the records that they cannot read "
                 f"or none, but source {i} {does[source.masks]} and source 0 "
-                f"{does[sources[0].masks]}. Give all of them the same `on_error`."
+                f"{does[sources[0].masks]}. Give all of them the same `on_error`; what is in "
+                "memory can be read by a RandomAccessSource."
             )
         if source.masks and source.reader is None:
             raise ValueError(
