@@ -22,7 +22,7 @@ def finished(*jobs):
     """All processes, which must come to the end; where one fails, the others wait for it."""
     try:
         for job in jobs:
-            out, err = job.communicate(timeout=120)
+            out, err = job.communicate(timeout=400)
             assert out.endswith("all hold\n"), err[-3000:]
     finally:
         for job in jobs:

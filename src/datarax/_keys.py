@@ -111,7 +111,8 @@ def words(key: AnyArray) -> Words:
     if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         data = jax.random.key_data(key)
     if getattr(data, "dtype", None) != np.uint32 or data.shape[-1:] < (2,):
-        got = f"{data.dtype}{[*data.shape]}" if isinstance(data, jax.Array | np.ndarray) else key
+        array = isinstance(data, jax.Array | np.ndarray)
+        got = f"{data.dtype}{[*data.shape]}" if array else type(key).__name__
         raise RngsError(
             f"A key must be that of `jax.random.key(seed)`, or its two words of type uint32, got "
             f"{got}."

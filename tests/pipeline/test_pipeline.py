@@ -885,12 +885,22 @@ def test_the_last_epoch_of_all_is_that_of_a_source_in_memory(size, last):
                 stream.step()
 
 
+@pytest.mark.spec("STEP-013")
+def test_reading_ahead_of_the_last_epochs_fails_no_batch():
+    records = [{"id": np.int32(i)} for i in range(7)]
+    source = RandomAccessSource(RandomAccessSourceConfig(), records)
+    stream = pipeline(source=source, batch_size=4, last_batch="drop")
+    stream.seek(epoch=2**32 - 7)
+    for _ in range(6):
+        assert stream.step()["id"].tolist() == [0, 1, 2, 3]
+
+
 @pytest.mark.spec("SRC-010")
 def test_a_stage_that_draws_from_a_global_generator_is_told_that_it_does_so_once():
     def noise(batch):
         return {"x": batch["x"] + np.random.normal(size=batch["x"].shape).astype(np.float32)}
 
-    with pytest.warns(UserWarning, match="Stage 'noise' draws from `np.random`, which is done on"):
+    with pytest.warns(UserWarning, match=r"One of the stages \['noise'\] draws from `np.random`"):
         pipeline([noise])
 
 

@@ -27,7 +27,14 @@ from helpers import (
 from datarax import Pipeline, errors
 from datarax._order import StoredOrder
 from datarax.errors import RngsError, StateError
-from datarax.sources import EagerSourceBase, MemorySource, MemorySourceConfig, Order
+from datarax.sources import (
+    EagerSourceBase,
+    MemorySource,
+    MemorySourceConfig,
+    Order,
+    RandomAccessSource,
+    RandomAccessSourceConfig,
+)
 
 
 def epoch_words(seed, epoch):
@@ -304,7 +311,7 @@ def test_a_start_counts_every_bit_of_the_array_that_it_is(compiled):
 @pytest.mark.parametrize(
     "key, got",
     [
-        (42, "42"),
+        (42, "int"),
         (jnp.zeros(2, jnp.int32), "int32[2]"),
         (np.zeros(1, np.uint32), "uint32[1]"),
         (jnp.uint32(3), "uint32[]"),
@@ -363,6 +370,34 @@ def test_an_order_of_ones_own_is_written_with_public_names(mode):
         [9, 8, 7, 6],
         [5, 4, 3, 2],
     ]
+
+
+class Shifted(Order):
+    shift: jax.Array
+    length: int = eqx.field(static=True)
+
+    def __call__(self, offsets, turn=None):
+        return (offsets + self.shift) % offsets.dtype.type(self.length)
+
+
+class OnHost(RandomAccessSource):
+    """Its order is computed from a Variable, which may change."""
+
+    def __init__(self, n):
+        super().__init__(RandomAccessSourceConfig(), [{"id": np.int32(i)} for i in range(n)])
+        self.shift = nnx.Variable(jnp.uint32(0))
+
+    def order(self, order_key, epochs):
+        return Shifted(self.shift.get_value(), len(self))
+
+
+@pytest.mark.spec("SHUF-001", "SRC-030")
+@pytest.mark.parametrize("take", [by_step, by_for])
+def test_an_order_of_ones_own_may_change_between_batches(take):
+    stream = Pipeline(source=OnHost(10), batch_size=2)
+    assert ids(take(stream, 2)) == [0, 1, 2, 3]
+    stream.source.shift.set_value(jnp.uint32(5))
+    assert ids(take(stream, 2)) == [9, 0, 1, 2]
 
 
 @pytest.mark.spec("ERR-001")

@@ -222,6 +222,10 @@ class Binding:
             values.insert(i, array)
         return values
 
+    def leaves(self) -> Iterable[tuple[int, Any]]:
+        """The Variables, and the arrays that are none, with their places."""
+        return (*self.variables.items(), *self._arrays)
+
     def move(self, position: Any) -> None:
         """Puts the cursor there. It is one step, and as a rule all that a batch changes."""
         if self.position in self._settable:

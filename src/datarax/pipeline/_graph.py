@@ -10,13 +10,11 @@ import inspect
 import itertools
 import re
 import urllib.parse
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import equinox as eqx
 import jax
-import numpy as np
 from flax import nnx
 from flax.errors import TraceContextError
 
@@ -205,17 +203,9 @@ def call_stage(
     came = {p: spec_text(batch) for p, batch in inputs}
 
     def run(stage: Stage, batches: Sequence[Batch], keys: Mapping[str, jax.Array]) -> Batch:
-        drawn = np.random.get_state()
         with unchanged_but_variables(stage):
             output = stage(*batches, **keys)
         check_batch(output)
-        if not all(map(np.array_equal, np.random.get_state(), drawn)):
-            warnings.warn(
-                f"Stage {name!r} draws from `np.random`, which is done once, when the stage is "
-                "compiled: all batches then get the same numbers. Declare `keys`, and draw from "
-                "these with jax.random.",
-                stacklevel=2,
-            )
         return output
 
     try:

@@ -1,6 +1,8 @@
 """`Pipeline`: a source, a graph of stages, and a cursor; the only thing that remembers."""
 
+import pickle
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
@@ -555,7 +557,16 @@ class Pipeline(_Hidden, Watched, metaclass=_CheckedOnceBuilt):
         cut = running_on(self.batch_size, length_of(self.source), self.last_batch)
         if isinstance(self.source, StreamSource):
             _ = self.source.element_spec  # the user's code is asked for a record outside of a trace
+        drawn = pickle.dumps(np.random.get_state())
         specs, constants = outputs_of(binding.structure, values, cut)
+        # At first: later on threads may read, which are not asked what they draw from.
+        if not hasattr(self, "_specs") and pickle.dumps(np.random.get_state()) != drawn:
+            warnings.warn(
+                f"One of the stages {list(self.nodes)} draws from `np.random`, which is done once, "
+                "when it is compiled: all batches then get the same numbers. Declare `keys`, and "
+                "draw from these with jax.random.",
+                stacklevel=2,
+            )
         for name, stage in self.nodes.items():
             check_captured(name, stage, constants)
         return {

@@ -163,6 +163,14 @@ def batch_program(
     return Program(run, count, one_thread)
 
 
+NEEDS_VALUES = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
+"""What JAX raises where a program needs the value of an array that it has yet to compute."""
+
+
 @kept(SCANS)
 def scan_program(structure: Structure, step_fn: Callable[..., Any], *how: Any) -> Program:
     """A scan as `_Scan` describes it, compiled."""
@@ -263,9 +271,14 @@ class _Scan:
         return (updated(now, changes(self.structure, roots, now)), carry), out
 
     def _called(self, carry: Any, *args: Any) -> tuple[Any, Any]:
+        given = (carry, *args) if self.carried else args
+        try:
+            pair = self.step_fn(*given)
+        except NEEDS_VALUES as error:
+            error.add_note("The function of a scan is compiled: write it in jax.numpy.")
+            raise
         if not self.carried:
-            return carry, self.step_fn(*args)
-        pair = self.step_fn(carry, *args)
+            return carry, pair
         if not (isinstance(pair, tuple) and len(pair) == 2):
             raise TypeError(
                 "With `init_carry`, the function of a scan must return the next carry and an "

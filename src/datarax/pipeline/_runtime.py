@@ -19,7 +19,7 @@ from .._mesh import are_placed, spans_processes
 from .._order import word
 from .._rows import Cut, batches_of, pack, pack_each, settle
 from .._types import Batch, Cursor, is_traced, spec_text
-from .._variables import flatten, iter_graph
+from .._variables import flatten
 from .._xla import SIDE_BY_SIDE, beside, checks_values, context, keep_memory, on_cpu, place
 from ..errors import DataraxError, ReadError, SeekError, StageError
 from ..sources._base import EagerSourceBase, Fetched, length_of
@@ -32,7 +32,6 @@ from ._binding import (
     Changes,
     Structure,
     Values,
-    canonical,
     has_tracer,
     is_container,
     merge,
@@ -45,6 +44,9 @@ from ._program import Program, batch_program
 
 if TYPE_CHECKING:
     from ._pipeline import Pipeline
+
+NOTHING_READ: tuple[Binding | None, tuple[Any, ...], list[int]] = None, (), []
+"""Of no binding: what a feed hangs on, and where the values stand that it hangs on."""
 
 BINDINGS = 8
 """How many sets of `modules` a pipeline remembers."""
@@ -72,7 +74,7 @@ class Runtime:
         self._feed: tuple[Any, Feed | None] = None, None
         self._close_feed: Callable[[], Any] = lambda: None
         self._fed: Values | None = None  # what the feed was last compared with
-        self._reads: tuple[Any, ...] = None, (), []  # of a binding, what a feed hangs on
+        self._reads = NOTHING_READ
         self.meter = Meter()
 
     def bind(self, pipeline: "Pipeline", modules: Sequence[Any] = ()) -> Binding:
@@ -111,8 +113,9 @@ class Runtime:
         found = cursor(pipeline)
         pipeline._cursor_state.hold_as(word(length_of(pipeline.source) or 1))
         values = binding.read()
-        if pipeline.sharding is not None and not are_placed(values, pipeline.sharding):
+        if pipeline.sharding is not None and not _are_placed(binding, values, pipeline.sharding):
             pipeline._place()  # what was given another value since
+            binding = self.bind(pipeline)
             values = binding.read()
         if binding is self._binding:
             changed = list(compress(values, map(is_not, values, self._values)))
@@ -191,7 +194,7 @@ class Runtime:
         reader = source.reader if isinstance(source, EagerSourceBase) else reader
         if reader is None:
             self._close_feed()
-            self._feed, self._fed = (None, None), self._values
+            self._feed, self._fed, self._reads = (None, None), self._values, NOTHING_READ
             return None
         if binding is None or self._traced:
             return None
@@ -199,14 +202,17 @@ class Runtime:
             self._reads = binding, *_what_is_read(pipeline, binding)
         here, x64 = on_cpu(), bool(jax.config.read("jax_enable_x64"))
         static = *self._reads[1], here, x64
-        keys = [self._values[i] for i in self._reads[2]]
+        read = [self._values[i] for i in self._reads[2]]
         known, feed = self._feed
-        if known is not None and known[0] == static and all(map(is_, known[1], keys)):
+        if known is not None and known[0] == static and all(map(is_, known[1], read)):
             self._fed = self._values
             return feed
         self._feed = None, None  # until another one stands: what follows may fail
         self._close_feed()
-        orders, values = self._orders_of(pipeline, binding), list(self._values)
+        orders = self._orders_of(pipeline, binding)
+        # Others may be replaced while this feed lives, which should not keep them.
+        kept = {*self._reads[2], binding.position}
+        values = [x if i in kept else np.uint32(0) for i, x in enumerate(self._values)]
 
         def order(epoch: int) -> Any:
             with on_host():
@@ -221,7 +227,7 @@ class Runtime:
         supply = Supply(reader, spec, size, length, last_batch, masks, *how, order, window)
         feed = Feed(supply, pipeline.num_threads)
         self._close_feed = weakref.finalize(self, feed.close)  # once called, it lets go of it
-        self._feed, self._fed = ((static, keys), feed), self._values
+        self._feed, self._fed = ((static, read), feed), self._values
         return feed
 
     def take(
@@ -477,16 +483,22 @@ def cursor(pipeline: "Pipeline") -> Cursor:
 
 
 def _what_is_read(pipeline: "Pipeline", binding: Binding) -> tuple[tuple[Any, ...], list[int]]:
-    """What of a pipeline says which rows are read, and how: all but values, and the places of keys.
+    """What of a pipeline says which rows are read, and how: what is static, and the places of the
+    values.
 
     A stage has no part in it: a stream would be read again from the start for each that changes.
     """
-    parts = pipeline.source, pipeline._base
-    graphdef, _ = flatten(parts, with_paths=False)
+    graphdef, flat = flatten((pipeline.source, pipeline._base))
     how = pipeline._sink == SOURCE, pipeline.sharding, pipeline.num_threads
-    own = {id(x) for _, x in iter_graph(parts) if isinstance(x, BaseKey)}
-    keys = [i for i, x in binding.variables.items() if id(x) in own]
-    return (canonical(Structure(graphdef, {})), *policy(pipeline), *how), keys
+    own = set(map(id, flat.leaves))
+    places = [i for i, x in binding.leaves() if id(x) in own]
+    return (Structure(graphdef, {}), *policy(pipeline), *how), places
+
+
+def _are_placed(binding: Binding, values: Values, sharding: Any) -> bool:
+    """Whether values lie on the mesh, but for keys, which are left to the host."""
+    keys = {i for i, x in binding.variables.items() if isinstance(x, BaseKey)}
+    return are_placed([x for i, x in enumerate(values) if i not in keys], sharding)
 
 
 def policy(pipeline: "Pipeline") -> tuple[int, int | None, Any]:

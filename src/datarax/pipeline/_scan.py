@@ -83,13 +83,6 @@ def scan(
                     raise
                 if known is not None and end is not None:
                     after[known] = pack(end, length_of(pipeline.source))
-        except (
-            jax.errors.ConcretizationTypeError,
-            jax.errors.TracerArrayConversionError,
-            jax.errors.TracerIntegerConversionError,
-        ) as error:
-            error.add_note("The function of a scan is compiled: write it in jax.numpy.")
-            raise
         except TraceContextError as error:  # the function changes what it was not given
             if names := reached(step_fn, modules):
                 raise CapturedError(names) from error

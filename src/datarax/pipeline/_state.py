@@ -202,9 +202,12 @@ def _load(name: str, saved: Any, leaf: Any) -> Any:
     mine = _kind(leaf)
     if not isinstance(saved, Mapping):
         raise StateError(f"variables.{name}", f"must be an array, got {saved!r}.")
+    weakly = saved.get("weak_type", False)
+    if not isinstance(weakly, bool):
+        raise StateError(f"variables.{name}.weak_type", f"must be a boolean, got {weakly!r}.")
     for field in ("key", "dtype", "shape"):
         # What is weakly typed becomes what it meets, and this one or the saved one may have.
-        adopts = field == "dtype" and ("weak_type" in mine or "weak_type" in saved)
+        adopts = field == "dtype" and ("weak_type" in mine or weakly)
         if saved.get(field) != mine.get(field) and not adopts:
             raise StateError(
                 f"variables.{name}",
@@ -217,9 +220,6 @@ def _load(name: str, saved: Any, leaf: Any) -> Any:
         raise StateError(f"variables.{name}", f"holds no data of its type: {error}") from error
     if array.dtype == bool and (array.view(np.uint8) > 1).any():
         raise StateError(f"variables.{name}", "holds a byte that is no boolean.")
-    weakly = saved.get("weak_type", False)
-    if not isinstance(weakly, bool):
-        raise StateError(f"variables.{name}.weak_type", f"must be a boolean, got {weakly!r}.")
     value = jnp.array(array)
     weak = weak_zeros(array.shape, value.dtype) if weakly else None
     if weak is not None:
