@@ -36,6 +36,13 @@ EPOCHS = 3
 """Epochs in a row that an engine runs when its turn comes: one alone would be timed in caches that
 the others have filled."""
 
+FIRSTS = 3
+"""Processes in which the time to the first result is taken of those whose times are held against
+each other: there is one first result in each."""
+
+BEGINNING = ("first", "compiling")
+"""What is told of the beginning, in seconds: lists, of one time or of several."""
+
 PATIENCE = 600.0
 """Seconds for one answer of an engine."""
 
@@ -64,6 +71,9 @@ CONTENDERS = tuple(
     )
     for mode in modes
 )
+
+JUDGED = ("datarax-reference", "datarax-0.1.17")
+"""The environments of ours, and of the engine that is not to be ahead of it at the beginning."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -215,9 +225,11 @@ def stored(task: Task, folder: Path) -> dict[str, Any]:
 def times(task: Task, shuffle: bool, folder: Path, rounds: int) -> list[dict[str, Any]]:
     """Some epochs in a row each, of which the median counts, in turn, several times over."""
     given = {**stored(task, folder), "seed": SEED if shuffle else None}
+    begun = beginnings(task, given)
     with race(task) as racers:
         for racer in racers:
-            racer.shown |= racer.ask("build", mode=racer.contender.mode, **given) or {}
+            told = racer.ask("build", mode=racer.contender.mode, **given) or {}
+            racer.shown |= {x: [y] if x in BEGINNING else y for x, y in told.items()}
         for turn in range(-1, rounds):
             for racer in racers:
                 # Slow ones take part in fewer rounds: theirs is no close race.
@@ -235,7 +247,24 @@ def times(task: Task, shuffle: bool, folder: Path, rounds: int) -> list[dict[str
                 racer.shown["seconds"] = median(list(racer.seconds.values()))._asdict()
                 racer.shown["ratio"] = against_ours(racer, racers)
         about = {"task": task.name, "shuffle": shuffle, "batches": task.batches}
-        return [racer.row(**about) for racer in racers]
+        rows = [racer.row(**about) for racer in racers]
+    return [{**row, **begun.get(row["name"], {})} for row in rows]
+
+
+def beginnings(task: Task, given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """How long ours and the newest `datarax` of PyPI take to the first result, and how much of it
+    they compile: each time in a process of its own, in turn."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for contender in FIRSTS * [x for x in CONTENDERS if x.environment in JUDGED]:
+        racer = Racer(contender)
+        racer.enter(task)
+        if told := racer.ask("build", mode=contender.mode, **given):
+            found.setdefault(contender.name, []).append(told)
+        racer.pipe.close()
+    return {
+        name: {what: [one[what] for one in told] for what in BEGINNING}
+        for name, told in found.items()
+    }
 
 
 def against_ours(racer: Racer, racers: Sequence[Racer]) -> dict[str, float]:
