@@ -372,3 +372,16 @@ class Traces(collections.Counter):
 
         counted.__name__ = function.__name__
         return counted
+
+
+def graph(nodes, edges, sink, *, seed=None, length=4, batch_size=4, **options):
+    """A pipeline from a graph over `columns(length)`."""
+    return Pipeline.from_dag(
+        source=MemorySource(MemorySourceConfig(shuffle=seed is not None), columns(length)),
+        nodes=nodes,
+        edges=edges,
+        sink=sink,
+        batch_size=batch_size,
+        rngs=None if seed is None else nnx.Rngs(seed),
+        **options,
+    )

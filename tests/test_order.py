@@ -204,7 +204,7 @@ def test_the_words_of_some_epochs_give_their_orders(length):
     with jax.enable_x64(length >= 2**32):
         several = SwapOrNot(_keys_of(order_key(3), np.arange(5, 11, dtype=kind)), length)
         assert isinstance(several.pivots, np.ndarray) and several.pivots.dtype == kind
-        some = SwapOrNot(None, length, (several.pivots[:, 2:5], several.masks[:, 2:5]))
+        some = jax.tree.map(lambda x: x[:, 2:5], several)
         first = offsets(range(min(length, 8)), length)
         turn = jnp.ones_like(first)
         counted = SwapOrNot(epoch_keys(order_key(3), jnp.asarray(7, kind), 3), length)

@@ -14,7 +14,7 @@ import pytest
 
 from datarax import _order, _xla
 from datarax._order import SwapOrNot, keys_of
-from datarax._xla import SIDE_BY_SIDE, apart, beside, on_cpu, place, transferring
+from datarax._xla import SIDE_BY_SIDE, apart, beside, on_cpu, to_device, transferring
 from datarax.sources import _buffers
 
 pytestmark = pytest.mark.internal("XLA compiles for a device, and each has traps of its own")
@@ -98,7 +98,7 @@ def placing(request, monkeypatch):
     ids=["strided", "scalar", "empty", "bool", "bfloat16"],
 )
 def test_placed_is_what_device_put_gives(x):
-    found, wanted = place({"x": x, "placed": jnp.ones(2)})["x"], jax.device_put(x)
+    found, wanted = to_device({"x": x, "placed": jnp.ones(2)})["x"], jax.device_put(x)
     assert isinstance(found, jax.Array) and np.array_equal(found, wanted)
     for name in ("aval", "weak_type", "committed", "sharding"):
         assert getattr(found, name) == getattr(wanted, name)
@@ -107,22 +107,22 @@ def test_placed_is_what_device_put_gives(x):
 @pytest.mark.usefixtures("placing")
 def test_64_bit_types_are_placed_where_jax_holds_them():
     with jax.enable_x64(True):
-        assert place(np.ones(3)).dtype == np.float64
+        assert to_device(np.ones(3)).dtype == np.float64
 
 
 def test_an_aligned_array_is_placed_without_a_copy():
     x = _buffers.empty_rows(2**16, (), np.float32)
-    assert place(x).unsafe_buffer_pointer() == x.ctypes.data
+    assert to_device(x).unsafe_buffer_pointer() == x.ctypes.data
 
 
 def test_the_short_way_is_open_and_taken_where_nothing_asks_for_more(monkeypatch):
     assert _xla._put_on_cpu(jax.devices()[0]) is not None
     taken = []
     monkeypatch.setattr(_xla, "_put_on_cpu", lambda device: taken.append)
-    place(np.ones(2, np.float32))
+    to_device(np.ones(2, np.float32))
     assert len(taken) == 1
     with jax.default_device(jax.devices("cpu")[0]):
-        assert place(np.ones(2, np.float32)).tolist() == [1, 1]
+        assert to_device(np.ones(2, np.float32)).tolist() == [1, 1]
     assert len(taken) == 1
 
 

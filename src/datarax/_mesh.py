@@ -68,9 +68,9 @@ def _parts(sharding: NamedSharding) -> int:
 
 
 @functools.lru_cache
-def _lies(sharding: NamedSharding, rows: int, axis: int) -> NamedSharding:
-    """How an array lies whose axis counts so many rows: whole on each device if they are not to be
-    split evenly."""
+def _row_sharding(sharding: NamedSharding, rows: int, axis: int) -> NamedSharding:
+    """How an array with so many rows on `axis` lies: split as a batch is if they divide evenly,
+    else whole on each device."""
     evenly = rows % _parts(sharding) == 0
     spec = PartitionSpec(*[None] * axis, *sharding.spec[:1]) if evenly else PartitionSpec()
     return NamedSharding(sharding.mesh, spec)
@@ -80,7 +80,7 @@ def split(tree: Any, sharding: NamedSharding) -> Any:
     """In a program: the same arrays, the rows on axis 0 of each lying as they are to."""
 
     def one(x: Any) -> Any:
-        return jax.lax.with_sharding_constraint(x, _lies(sharding, x.shape[0], 0))
+        return jax.lax.with_sharding_constraint(x, _row_sharding(sharding, x.shape[0], 0))
 
     return jax.tree.map(one, tree)
 
@@ -89,12 +89,12 @@ def split(tree: Any, sharding: NamedSharding) -> Any:
 def own_rows(sharding: NamedSharding, rows: int) -> Own:
     """Which of so many rows lie on devices of this process, in order; None if all of them do."""
     own = np.zeros(rows, bool)
-    for place in _lies(sharding, rows, 0).addressable_devices_indices_map((rows,)).values():
-        own[place] = True
+    for index in _row_sharding(sharding, rows, 0).addressable_devices_indices_map((rows,)).values():
+        own[index] = True
     return None if own.all() else OwnRows(np.flatnonzero(own), rows)
 
 
-def assemble(x: np.ndarray, sharding: NamedSharding, own: Own = None, axis: int = 0) -> jax.Array:
+def assemble(x: np.ndarray, sharding: NamedSharding, own: Own, axis: int) -> jax.Array:
     """The array of all processes, of which `x` has this one's `own` rows on that axis, or all.
 
     Nothing is sent to another process.
@@ -107,16 +107,16 @@ def assemble(x: np.ndarray, sharding: NamedSharding, own: Own = None, axis: int 
         here = first if own is None else int(np.searchsorted(own.rows, first))
         return x[(*index[:axis], slice(here, here + end - first))]
 
-    return jax.make_array_from_callback(shape, _lies(sharding, rows, axis), part)
+    return jax.make_array_from_callback(shape, _row_sharding(sharding, rows, axis), part)
 
 
 def everywhere(x: jax.Array | np.ndarray, sharding: NamedSharding) -> jax.Array:
     """A copy of the array on each device of the mesh; every process has the same `x`."""
     with transferring():  # `device_put` would compare what the processes have
-        return jax.make_array_from_callback(x.shape, _whole(sharding), lambda _: x)
+        return jax.make_array_from_callback(x.shape, _replicated(sharding), lambda _: x)
 
 
-def _whole(sharding: NamedSharding) -> NamedSharding:
+def _replicated(sharding: NamedSharding) -> NamedSharding:
     return NamedSharding(sharding.mesh, PartitionSpec())
 
 
@@ -140,7 +140,7 @@ def placed(x: Any, sharding: NamedSharding) -> Any:
         weak = weak_zeros(x.shape, x.dtype)
         if weak is not None:
             value = weak.at[...].set(np.asarray(x))
-            return jax.jit(lambda x: x, out_shardings=_whole(sharding))(value)
+            return jax.jit(lambda x: x, out_shardings=_replicated(sharding))(value)
     return everywhere(x.addressable_data(0), sharding)
 
 
@@ -205,12 +205,12 @@ def differs(words: np.ndarray, sharding: NamedSharding) -> np.ndarray:
     each = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     shape = (mesh.size, len(words))
     table = jax.make_array_from_callback(shape, each, lambda _: words[None])
-    ends = jax.jit(lambda x: (x.min(0), x.max(0)), out_shardings=_whole(sharding))
+    ends = jax.jit(lambda x: (x.min(0), x.max(0)), out_shardings=_replicated(sharding))
     least, most = map(np.asarray, ends(table))
     return least != most
 
 
-def whole(x: Any) -> np.ndarray:
+def to_numpy(x: Any) -> np.ndarray:
     """All of an array. Where processes have parts of it, all of them ask."""
     if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
         from jax.experimental.multihost_utils import process_allgather

@@ -83,21 +83,17 @@ class SwapOrNot(Order):
     """A keyed permutation computed record by record, in O(1) memory and O(1) time to the first.
 
     24 swap-or-not rounds (Hoang, Morris & Rogaway, CRYPTO 2012; spec SHUF). `keys` are those of
-    the epochs; or `words` are their pivots and masks, where these are known. Lengths from 2**32 up
-    need 64-bit words, that is `jax.enable_x64`.
+    the epochs. Lengths from 2**32 up need 64-bit words, that is `jax.enable_x64`.
     """
 
     pivots: UInt[AnyArray, "rounds span"]
     masks: UInt[AnyArray, "rounds span"]
     length: int = eqx.field(static=True)
 
-    def __init__(self, keys: SpanWords | None, length: int, words: tuple[Any, Any] | None = None):
-        if words is None:
-            assert keys is not None
-            rounds = np.arange(ROUNDS, dtype=np.uint32)[:, None]
-            rounds = np.broadcast_to(rounds, (ROUNDS, keys.shape[0]))
-            words = _round(keys[None], rounds, word(length).type(length))
-        self.pivots, self.masks = words
+    def __init__(self, keys: SpanWords, length: int):
+        rounds = np.arange(ROUNDS, dtype=np.uint32)[:, None]
+        rounds = np.broadcast_to(rounds, (ROUNDS, keys.shape[0]))
+        self.pivots, self.masks = _round(keys[None], rounds, word(length).type(length))
         self.length = length
 
     def __call__(self, offsets: Offsets, turn: Turns | None = None) -> Records:

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ._order import Order, word
-from ._types import Batch, Cursor, Mask, Offsets, Records, Turns
+from ._types import Batch, Cursor, Mask, Offsets, Records, Turns, integer
 from .errors import SeekError
 
 LastBatch: TypeAlias = Literal["keep", "drop", "pad"]
@@ -261,3 +261,9 @@ def check_counted(cursor: Cursor, length: int | None) -> None:
             f"The stream ends before {(epoch, offset)}: no cursor counts further. "
             "Start again with `reset()`."
         )
+
+
+def check_within(name: str, value: Any, end: int) -> None:
+    """Raises for what is no integer in `[0, end)`."""
+    if not 0 <= integer(value, -1) < end:
+        raise SeekError(f"`{name}` must be an integer in [0, {end}), got {value!r}.")

@@ -16,7 +16,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Key, UInt, UInt32
 
 AnyArray: TypeAlias = Array | np.ndarray
-"""Of JAX, or of NumPy where the host computes."""
+"""An array of JAX, or of NumPy where the host computes."""
 
 Batch: TypeAlias = dict[str, Any]
 """Arrays by field name, rows on axis 0; nested dicts are allowed."""

@@ -155,7 +155,7 @@ LARGEST_PIECE = 2**25 - 2**16
 """Bytes, just under the 32 MiB from which on glibc learns nothing."""
 
 
-def place(tree: Any) -> Any:
+def to_device(tree: Any) -> Any:
     """Arrays of types that JAX holds on the default device, as `jax.device_put` places them.
 
     On a CPU that takes as long as to copy a hundred kilobytes, and no other thread can run Python

@@ -390,18 +390,17 @@ class ReadError(SourceError):
         file: str,
         record: int | None,
         reason: str,
-        stage: str = "source",
         *,
         way_out: str = 'To go on without such records, give the source on_error="mask" and '
         "`max_errors`, the most of an epoch.",
         retry: bool = True,
     ):
-        self.source, self.file, self.record, self.stage = source, file, record, stage
+        self.source, self.file, self.record, self.stage = source, file, record, "source"
         which = "a batch" if record is None else f"record {record}"
         place = "" if file == source else f" of {file}"
         again = "The cursor has not moved, so a retry goes on with this batch. "
         super().__init__(
-            f"Stage {stage!r}: {source} could not read {which}{place}: {reason}\n"
+            f"Stage {self.stage!r}: {source} could not read {which}{place}: {reason}\n"
             f"{again if retry else ''}{way_out}".rstrip()
         )
 

@@ -34,7 +34,7 @@ from .sources import (
     Stream,
     StreamSource,
 )
-from .sources._base import RandomAccess, length_of
+from .sources._base import HasGetBatchAt, length_of
 
 __all__ = ["LawError", "check_pipeline", "check_source", "check_stage"]
 
@@ -82,7 +82,7 @@ def check_pipeline(make: Callable[[], Pipeline], *, rtol: float = 1e-5) -> None:
     Most of that is compiling.
 
     Args:
-        make: builds the pipeline, each time it is called a new one of new stages.
+        make: builds the pipeline: a new one, with new stages, at every call.
         rtol: how far floats may be apart where different programs compute them, whose compilers may
             round the last bits differently; relative to the number, and of those near zero to the
             largest in the field. All else has to be equal.
@@ -143,7 +143,7 @@ def check_source(
         _check_order(source, seed)
         if source.reader is not None:
             _check_reader(source.reader, source.masks)
-    elif isinstance(source, RandomAccess):
+    elif isinstance(source, HasGetBatchAt):
         _check_random_access(source, length, seed, rtol)
     size = _small(length) if batch_size is None else batch_size
 
@@ -167,8 +167,8 @@ def check_stage(
 
     Args:
         stage: a function, an NNX module or an Equinox module; it is copied, and stays as it is.
-        batches: what it is given, one batch for each of its predecessors, all of as many rows. They
-            are put into another order.
+        batches: what it is given, one batch for each of its predecessors, all of as many rows; the
+            rows are shuffled first.
         per_record: whether it gives a row for each record, which depends on that record alone. A
             stage that mixes the rows of a batch, or counts batches, is checked with False.
         batch_size: of the pipelines that are built around it; by default the largest that divides

@@ -14,7 +14,6 @@ import time
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 from helpers import MODES
 
 from datarax import Pipeline
@@ -31,52 +30,6 @@ from datarax.sources import (
     RandomAccessSourceConfig,
     Reader,
 )
-
-
-def records_of(length, shuffle):
-    """What a pipeline asks for the records at any place."""
-    config = RandomAccessSourceConfig(shuffle=shuffle)
-    source = RandomAccessSource(config, list(np.arange(length)))
-    pipeline = Pipeline(source=source, batch_size=1, rngs=nnx.Rngs(0))
-    pipeline._runtime.look(pipeline)
-    feed = pipeline._runtime.feed(pipeline)
-    assert feed is not None
-    return feed._records
-
-
-@pytest.mark.internal
-@pytest.mark.parametrize("shuffle", [False, True])
-def test_blocks_of_an_order_join_to_the_whole(shuffle, monkeypatch):
-    whole = records_of(35, shuffle).at(0, 0, 35)
-    assert sorted(whole) == list(range(35))
-    monkeypatch.setattr(_feed, "BLOCK", 10)
-    records = records_of(35, shuffle)
-    for offset in range(35):
-        for count in (1, 3, 35):
-            got = records.at(0, offset, min(count, 35 - offset))
-            np.testing.assert_array_equal(got, whole[offset : offset + count])
-
-
-@pytest.mark.internal
-def test_the_order_of_what_follows_is_computed_before_it_is_needed(monkeypatch):
-    started = []
-
-    def records_from(order, first, count):
-        started.append(int(first))
-        return compute(order, first, count)
-
-    compute = _feed._records_of
-    monkeypatch.setattr(_feed, "BLOCK", 10)
-    monkeypatch.setattr(_feed, "_records_of", records_from)
-    records = records_of(35, True)
-    records.at(0, 0, 5)
-    assert started == [0]  # a single batch needs no more
-    records.at(0, 5, 5)
-    assert started == [0, 10]
-    for offset in range(10, 35, 5):
-        records.at(0, offset, 5)
-    assert started == [0, 10, 20, 25]
-
 
 LEFT_EARLY = """
 import sys, time
@@ -171,7 +124,7 @@ def test_after_a_pause_batches_are_read_together_again(monkeypatch):
     stream = Pipeline(source=IterableSource(IterableSourceConfig(), records), batch_size=5)
     counts = []
     for _ in stream:
-        feed = stream._runtime._feed[1]
+        feed = stream._runtime._reading.feed
         counts.append(feed._queue[-1].count)  # of what was asked for last
     slow = [i for i, count in enumerate(counts) if i > 2 and count == 1]
     assert slow and _feed.CHUNK_BATCHES in counts[slow[0] :]
@@ -469,7 +422,7 @@ def by_scan(pipeline):
 @pytest.mark.parametrize("processors", [1, 2, 3])
 def test_who_waits_reads_where_threads_have_no_processor_left(processors, mode, monkeypatch):
     monkeypatch.setattr(_feed, "processors", lambda: processors)
-    monkeypatch.setattr(_feed, "KEPT", 0.1)  # a slow machine may be away for some milliseconds
+    monkeypatch.setattr(_feed, "RESERVED", 0.1)  # a slow machine may be away for some milliseconds
     reader = Watched()
     pipeline = pipeline_over(reader)
     reader.threads.clear()
@@ -486,7 +439,7 @@ def test_who_waits_reads_where_threads_have_no_processor_left(processors, mode, 
 @pytest.mark.spec("SRC-030")
 def test_what_does_more_than_to_copy_is_read_by_threads_alone(monkeypatch):
     monkeypatch.setattr(_feed, "processors", lambda: 1)
-    monkeypatch.setattr(_feed, "KEPT", 0.1)
+    monkeypatch.setattr(_feed, "RESERVED", 0.1)
     reader = type("Decoder", (Watched,), {"only_copies": False})()
     pipeline = pipeline_over(reader)
     reader.threads.clear()
@@ -509,7 +462,7 @@ def test_a_single_thread_reads_alone(monkeypatch):
 @pytest.mark.internal
 def test_a_thread_that_made_way_reads_on_while_nobody_waits(monkeypatch):
     monkeypatch.setattr(_feed, "processors", lambda: 1)
-    monkeypatch.setattr(_feed, "KEPT", 0.1)
+    monkeypatch.setattr(_feed, "RESERVED", 0.1)
     monkeypatch.setattr(_feed, "CHUNK_BATCHES", 1)
     reader = Watched()
     batches = iter(pipeline_over(reader))
@@ -568,7 +521,7 @@ def test_what_is_waited_for_is_not_left_to_a_thread_that_is_busy(monkeypatch):
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("no such row")])
 def test_a_read_that_fails_where_it_is_waited_for_loses_nothing(error, monkeypatch):
     monkeypatch.setattr(_feed, "processors", lambda: 1)
-    monkeypatch.setattr(_feed, "KEPT", 0.1)
+    monkeypatch.setattr(_feed, "RESERVED", 0.1)
     monkeypatch.setattr(_feed, "CHUNK_BATCHES", 1)
     reader = Watched(fails=[error])
     pipeline = pipeline_over(reader)
@@ -589,7 +542,7 @@ def test_a_read_that_fails_where_it_is_waited_for_loses_nothing(error, monkeypat
 @pytest.mark.spec("SRC-032")
 def test_what_an_interrupt_has_left_unread_is_read_when_it_is_asked_for(monkeypatch):
     monkeypatch.setattr(_feed, "processors", lambda: 1)
-    monkeypatch.setattr(_feed, "KEPT", 0.1)
+    monkeypatch.setattr(_feed, "RESERVED", 0.1)
     monkeypatch.setattr(_feed, "CHUNK_BATCHES", 1)
     reader = Watched(fails=[KeyboardInterrupt()])
     pipeline = pipeline_over(reader)

@@ -35,7 +35,7 @@ from hypothesis import given, settings, strategies as st
 
 from datarax import Pipeline
 from datarax.errors import StageError
-from datarax.pipeline import _ahead, _feed, _runtime
+from datarax.pipeline import _ahead, _reading, _runtime
 from datarax.pipeline._program import Program
 from datarax.sources import (
     IterableSource,
@@ -409,7 +409,7 @@ STEPS_AND_LOOPS = [
 @pytest.mark.parametrize("staged", [False, True], ids=["bare", "staged"])
 @pytest.mark.parametrize("storage", ["records", "stream"])
 def test_reading_ahead_is_not_seen(storage, staged, last_batch, monkeypatch):
-    monkeypatch.setattr(_feed, "BLOCK", 10)
+    monkeypatch.setattr(_reading, "BLOCK", 10)
     data = columns(33)
     records = [{name: x[i] for name, x in data.items()} for i in range(33)]
 
@@ -731,7 +731,7 @@ def test_who_changes_the_cut_keeps_nothing_of_what_read_for_the_old_one():
     for size in (2, 4, 8):
         stream.batch_size = size
         stream.step()
-        feeds.append(weakref.ref(stream._runtime._feed[1]))
+        feeds.append(weakref.ref(stream._runtime._reading.feed))
     wait_for_the_end_of(feeds[:2])
     assert feeds[2]() is not None
 
@@ -740,7 +740,7 @@ def test_who_changes_the_cut_keeps_nothing_of_what_read_for_the_old_one():
 def test_who_takes_a_source_in_memory_instead_keeps_nothing_of_what_read_the_old_one():
     stream = pipeline(source=RandomAccessSource(RandomAccessSourceConfig(), columns(64)["x"]))
     stream.step()
-    feed = weakref.ref(stream._runtime._feed[1])
+    feed = weakref.ref(stream._runtime._reading.feed)
     stream.source = MemorySource(MemorySourceConfig(), columns(64))
     assert list(stream.step())
     wait_for_the_end_of([feed])

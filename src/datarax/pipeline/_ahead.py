@@ -12,8 +12,8 @@ import numpy as np
 from .._rows import Cut, advance, pack_each, starts_within
 from .._types import Batch, Cursor
 from ._binding import Changes
-from ._feed import Fed
 from ._program import Program
+from ._reading import Fed
 
 AHEAD = 64
 """The most batches that `for` and `step` compute ahead, and hand out one by one."""

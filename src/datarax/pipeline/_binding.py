@@ -31,7 +31,7 @@ Values: TypeAlias = list[Any]
 """The value of every leaf, in NNX's order."""
 
 Changes: TypeAlias = dict[int, Any]
-"""New values by their place in the list; the places are part of a compiled program's output."""
+"""New values by their index in the list; the indices are part of a compiled program's output."""
 
 
 class Structure:
@@ -42,9 +42,9 @@ class Structure:
     """
 
     def __init__(self, graphdef: Any, arrays: Mapping[int, str]):
-        self.programs: dict[Any, Any] = {}  # see `kept`
+        self.programs: dict[Any, Any] = {}  # see `cached_per_structure`
         self.graphdef = graphdef
-        self.arrays = arrays  # what is no Variable: its place and its name
+        self.arrays = arrays  # what is no Variable: its index and its name
         static = [x.value for _, x in graphdef.attributes if isinstance(x, nnx.graph.Static)]
         # What reads a user's object holds it, and nothing but itself is ever equal to it.
         self.lasts = not any(isinstance(x, Stream) for x in static) and all(
@@ -126,7 +126,7 @@ def canonical(structure: Structure) -> Structure:
 P = TypeVar("P")
 
 
-def kept(most: int) -> Callable[[Callable[..., P]], Callable[..., P]]:
+def cached_per_structure(most: int) -> Callable[[Callable[..., P]], Callable[..., P]]:
     """Keeps what a function of a structure and more makes: the `most` last used for each structure.
 
     The arguments are kept along, so that a dead function's identity can never be mistaken.
@@ -172,7 +172,7 @@ class Attributes:
 
 
 class Binding:
-    """The leaves of `roots`, in NNX's own order; `position` is the cursor's place among them."""
+    """The leaves of `roots`, in NNX's own order; that at `cursor_index` is the cursor."""
 
     def __init__(self, roots: tuple[Any, ...]):
         # Before the rest: what is assigned meanwhile then shows as a change.
@@ -188,10 +188,11 @@ class Binding:
         self._arrays = [(i, x) for i, x in enumerate(leaves) if i not in self.variables]
         names = {i: ".".join(paths[i]) for i, _ in self._arrays}
         self.structure = canonical(Structure(graphdef, names))
-        self._held, self._variables = _taker(list(self.variables)), list(self.variables.values())
-        self.position = paths.index(("0", "_cursor_state"))
-        self._place = self.variables[self.position]
-        self.is_cursor_shared = any(x is self._place for _, x in iter_graph(roots[1:]))
+        self._at_variables = _taker(list(self.variables))
+        self._variables = list(self.variables.values())
+        self.cursor_index = paths.index(("0", "_cursor_state"))
+        self._cursor = self.variables[self.cursor_index]
+        self.is_cursor_shared = any(x is self._cursor for _, x in iter_graph(roots[1:]))
         self._trace = trace()
         self._settable: set[int] = set()
 
@@ -203,7 +204,7 @@ class Binding:
         """Whether the graph is as it was bound, and holds these values. The trace has to be known
         as that in which it was bound.
         """
-        same = all(map(is_, map(_RAW_VALUE, self._variables), self._held(values)))
+        same = all(map(is_, map(_RAW_VALUE, self._variables), self._at_variables(values)))
         return same and self._has_its_attributes()
 
     def _has_its_attributes(self) -> bool:
@@ -218,7 +219,7 @@ class Binding:
     def read(self) -> Values:
         """The value of every leaf, as it is now."""
         values = list(map(_RAW_VALUE, self._variables))
-        for i, array in self._arrays:  # from the first place on, so that each finds its own
+        for i, array in self._arrays:  # in ascending order, so that each finds its own
             values.insert(i, array)
         return values
 
@@ -226,12 +227,12 @@ class Binding:
         """The Variables, and the arrays that are none, with their places."""
         return (*self.variables.items(), *self._arrays)
 
-    def move(self, position: Any) -> None:
+    def move(self, packed: Any) -> None:
         """Puts the cursor there. It is one step, and as a rule all that a batch changes."""
-        if self.position in self._settable:
-            _SET_RAW_VALUE(self._place, position)
+        if self.cursor_index in self._settable:
+            _SET_RAW_VALUE(self._cursor, packed)
         else:
-            self.write({self.position: position}, self.read())
+            self.write({self.cursor_index: packed}, self.read())
 
     def write(self, changes: Changes, before: Values) -> None:
         """Puts new values into the Variables they belong to: all, or on an interrupt none."""
@@ -304,19 +305,19 @@ def changes(structure: Structure, roots: Any, before: Sequence[Any]) -> Changes:
         )
     pairs = enumerate(zip(after, before, strict=True))
     found = {i: x for i, (x, old) in pairs if not is_same(x, old)}
-    for place in found.keys() & structure.arrays.keys():
+    for index in found.keys() & structure.arrays.keys():
         raise TypeError(
             "what changes while a batch is made must be kept in an nnx.Variable, but the array "
-            f"`{structure.arrays[place]}` was assigned"
+            f"`{structure.arrays[index]}` was assigned"
         )
-    for place, new in found.items():
-        was, is_now = _kinds(before[place]), _kinds(new)
-        weak = jax.tree.map(lambda x: jax.typeof(x).weak_type, before[place])
+    for index, new in found.items():
+        was, is_now = _kinds(before[index]), _kinds(new)
+        weak = jax.tree.map(lambda x: jax.typeof(x).weak_type, before[index])
         if weak is True and is_now == (was[0], [(was[1][0][0], is_now[1][0][1])]):
             continue  # of that shape still: as Python's numbers become what they meet
         if was != is_now:
             paths = flatten(roots)[1].paths
-            raise VariableTypeError(tuple(paths[place]), was, is_now)
+            raise VariableTypeError(tuple(paths[index]), was, is_now)
     return found
 
 
@@ -327,7 +328,7 @@ class VariableTypeError(TypeError):
         self.path = path
         super().__init__(
             f"a Variable must keep its type and shape while batches are made, but "
-            f"`{_place(path)}` was {_kinds_text(was)} and became {_kinds_text(is_now)}; let it "
+            f"`{_path_text(path)}` was {_kinds_text(was)} and became {_kinds_text(is_now)}; let it "
             "begin as what it becomes"
         )
 
@@ -345,7 +346,7 @@ def _kinds_text(kinds: Any) -> str:
     return f"{len(leaves)} in {tree}"
 
 
-def _place(path: Sequence[Any]) -> str:
+def _path_text(path: Sequence[Any]) -> str:
     """Where in a pipeline, or in the `modules` of a scan, something is."""
     root, *rest = path
     if root == 0:
@@ -364,7 +365,7 @@ def _first_changed(was: Any, now: Any) -> str:
             pair = attributes.get(name, END), before.get(name, END)
             nodes = all(isinstance(x, nnx.Pytree | nnx.Variable) for x in pair)  # looked at apart
             if not (nodes or str(name).startswith("_pytree__") or _equal(*pair)):
-                return _place((*path, name))
+                return _path_text((*path, name))
     return "one"
 
 

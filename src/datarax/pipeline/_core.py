@@ -4,30 +4,31 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from flax.errors import TraceContextError
 
 from .._keys import SOURCE, batch_key, node_key, record_keys
 from .._mesh import split
 from .._order import word
-from .._rows import Cut, advance, settle, zero_outside
-from .._types import Batch, Cursor, Scalar
+from .._rows import Cut, LastBatch, advance, settle, zero_outside
+from .._types import Batch, Cursor, Scalar, is_traced
 from .._variables import iter_graph
 from .._xla import apart
-from ..errors import CapturedError, MaskNameError, StageError
-from ..sources._base import Fetched, fetch, length_of, order_of
+from ..errors import CapturedError, MaskNameError, SeekError, StageError
+from ..sources._base import EagerSourceBase, Fetched, fetch, length_of, order_of
 from ..sources._iterable import StreamSource
 from ._binding import (
     Changes,
     Structure,
     Values,
     VariableTypeError,
+    cached_per_structure,
     changes,
-    kept,
     merge,
 )
-from ._graph import Keyring, Wanted, check_source_batch, key_wanted, scope
 from ._jaxpr import constants
+from ._stages import Keyring, Wanted, check_source_batch, key_wanted, scope
 
 if TYPE_CHECKING:
     from ._pipeline import Pipeline
@@ -36,7 +37,7 @@ CUTS = 8
 """How many ways to cut batches a structure keeps programs for."""
 
 
-class Position(nnx.Variable):
+class CursorVariable(nnx.Variable):
     """The cursor of a pipeline: an array of its epoch and its offset."""
 
     def hold_as(self, kind: Any) -> None:
@@ -67,7 +68,7 @@ def fetched_from(
         return fetch(source, order, cursor, cut, count, pipeline.last_batch, whole)
 
 
-def draw(
+def run_stages(
     pipeline: "Pipeline", fetched: Fetched, cursor: Cursor, cut: Cut
 ) -> tuple[dict[str, Batch], Cursor]:
     """What every node gives for the rows from the settled `cursor` on, and the cursor after them.
@@ -110,7 +111,7 @@ def keyring(
     return Keyring(keys, offset)
 
 
-def drawn(
+def run_batch(
     structure: Structure,
     values: Values,
     fetched: Fetched,
@@ -118,14 +119,14 @@ def drawn(
     cut: Cut,
     alone: bool = False,
 ) -> tuple[Batch, Cursor, Changes]:
-    """`draw` as a function of a pipeline's values: the batch, the cursor after it, new values.
+    """`run_stages` as a function of a pipeline's values: a batch, the cursor after it, new values.
 
     `alone` compiles it by itself, as is done anyway where stages draw random numbers.
     """
 
     def run(values: Values, fetched: Fetched, cursor: Cursor) -> tuple[Batch, Cursor, Changes]:
         roots = merge(structure, values)
-        outputs, moved = draw(roots[0], fetched, cursor, cut)
+        outputs, moved = run_stages(roots[0], fetched, cursor, cut)
         return outputs[roots[0]._sink], moved, changes(structure, roots, values)
 
     stages = merge(structure, values)[0].nodes.values()
@@ -145,8 +146,8 @@ def outputs_of(structure: Structure, values: Values, cut: Cut) -> tuple[dict[str
         if isinstance(copy.source, StreamSource):
             fetched = copy.source.blank(cut)
         else:
-            fetched = _fetched_undrawn(copy, order, start, cut)
-        found, _ = draw(copy, fetched, start, cut)
+            fetched = _fetched_purely(copy, order, start, cut)
+        found, _ = run_stages(copy, fetched, start, cut)
         try:
             changes(structure, (copy,), values)  # raises for what may not change
         except TypeError as error:
@@ -160,7 +161,7 @@ def outputs_of(structure: Structure, values: Values, cut: Cut) -> tuple[dict[str
     return traced.out_info, list(constants(traced.jaxpr))  # the specs sorted by name
 
 
-def _fetched_undrawn(copy: "Pipeline", order: Any, start: Cursor, cut: Cut) -> Fetched:
+def _fetched_purely(copy: "Pipeline", order: Any, start: Cursor, cut: Cut) -> Fetched:
     """`fetched_from`, or an error if the source draws from its own streams: they would not move."""
     streams = [x for _, x in iter_graph(copy.source) if isinstance(x, nnx.RngState)]
     before = [x.get_raw_value() for x in streams]
@@ -180,7 +181,7 @@ def _fetched_undrawn(copy: "Pipeline", order: Any, start: Cursor, cut: Cut) -> F
     ) from cause
 
 
-@kept(CUTS)
+@cached_per_structure(CUTS)
 def refusal(structure: Structure, cut: Cut, kinds: tuple[Any, tuple[Any, ...]]) -> str | None:
     """What a stage says that does not take a batch of that cut. `kinds` are those of the values:
     their tree, and what `jax.typeof` tells of its leaves."""
@@ -212,6 +213,31 @@ def order_at(pipeline: "Pipeline", epoch: Scalar, epochs: int) -> Any:
 def start_of(pipeline: "Pipeline", cut: Cut) -> Cursor:
     """The cursor from which the next batch really starts."""
     length = length_of(pipeline.source)
-    # Cast, since specs may be asked for before `Position.hold_as` has seen it.
+    # Cast, since specs may be asked for before `CursorVariable.hold_as` has seen it.
     cursor = Cursor(*jnp.asarray(pipeline._cursor_state[...]).astype(word(length or 1)))
     return settle(cursor, cut.size, length, pipeline.last_batch)
+
+
+def cursor(pipeline: "Pipeline") -> Cursor:
+    """Epoch and offset, as integers unless the user is tracing. Waits for a running `scan`."""
+    raw = pipeline._cursor_state.get_raw_value()
+    if is_traced(raw):
+        return Cursor(raw[0], raw[1])
+    found, length = Cursor(*map(int, np.asarray(raw))), length_of(pipeline.source)
+    if found.epoch < 0 or not 0 <= found.offset < (length or 2**32):
+        raise SeekError(
+            f"The cursor must be inside the source's {length} records, but is {tuple(found)}. "
+            "Move it with `seek` or `reset`."
+        )
+    return found
+
+
+def cutting(pipeline: "Pipeline") -> tuple[int, int | None, LastBatch]:
+    """How the stream is cut into batches: their size, the epoch's length, what ends it."""
+    return pipeline.batch_size, length_of(pipeline.source), pipeline.last_batch
+
+
+def max_errors(pipeline: "Pipeline") -> int:
+    """How many rows of an epoch may be masked because they cannot be read."""
+    source = pipeline.source
+    return source.max_errors if isinstance(source, EagerSourceBase) else 0

@@ -1,60 +1,23 @@
-"""Nodes and edges, checked once and then run: the plan that a batch follows."""
+"""Nodes and edges, checked once: the plan that a batch follows."""
 
-import collections
-import contextlib
 import dataclasses
-import functools
 import graphlib
 import heapq
-import inspect
-import itertools
-import re
-import urllib.parse
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias
+from collections.abc import Mapping, Sequence
 
-import equinox as eqx
-import jax
-from flax import nnx
-from flax.errors import TraceContextError
-
-from .._keys import SOURCE, BaseKey, node_number
-from .._types import Batch, Scalar, is_traced, spec_text
-from .._variables import MethodStage, PytreeStage, flatten, iter_graph, method_of, with_variables
-from .._xla import apart
+from .._keys import SOURCE, node_number
 from ..errors import (
     CycleError,
-    DataraxError,
     EdgesWithoutNodeError,
     MissingEdgesError,
     NodeNameError,
     NoNodesError,
     PredecessorsTypeError,
     SelfLoopError,
-    StageError,
     UnknownPredecessorError,
     UnknownSinkError,
     UnusedNodeError,
 )
-from ..operators import ElementOperator, OperatorModule
-from ._captured import NNX, captured, own, reached
-from ._hints import Hint, first_misfit, hints_of
-
-Stage: TypeAlias = Callable[..., Batch]
-
-Wanted: TypeAlias = Literal["key", "keys"]
-"""Which keys a stage takes: one for the batch, or one for each of its rows."""
-
-
-class Keyring(NamedTuple):
-    """What the nodes of one batch draw from.
-
-    `keys(name, stage, wanted)` are those of a node. `offset` is the batch's, which `apart` needs;
-    None where a pipeline is called by hand.
-    """
-
-    keys: Callable[[str, Stage, Wanted], jax.Array]
-    offset: Scalar | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,20 +80,6 @@ class Graph:
         """What a node is called with; a subclass's own `__call__`, which is no node, the source."""
         return dict(self.predecessors).get(name, (SOURCE,))
 
-    def run(self, stages: Mapping[str, Stage], batch: Batch, keyring: Keyring) -> dict[str, Batch]:
-        """Every node's output, and the source's batch under its own name."""
-        outputs, hints = {SOURCE: batch}, []
-        for name, predecessors in self.predecessors:
-            inputs = [(p, outputs[p]) for p in predecessors]
-            outputs[name] = call_stage(name, stages[name], inputs, keyring)
-            function = called(stages[name])
-            hints += hints_of(name, function, [x for _, x in inputs], outputs[name])
-        misfit = first_misfit(hints)
-        if misfit is not None:
-            came = {p: spec_text(outputs[p]) for p in self.reads(misfit.node)}
-            raise StageError(misfit.node, came, misfit_text(misfit))
-        return outputs
-
 
 def check_names(names: Sequence[object]) -> None:
     """Raises for what cannot be the name of a node, and for two that would share their keys."""
@@ -144,278 +93,6 @@ def check_names(names: Sequence[object]) -> None:
             raise NodeNameError(name) from error
         if (other := numbers.setdefault(number, name)) != name:
             raise NodeNameError(name, other)
-
-
-def chain_names(stages: Sequence[Stage]) -> list[str]:
-    """Names for the stages of a chain: that of the function or class, or the first free `name_k`.
-
-    Names and not numbers: keys are counted from them, and outlive the insertion of a stage.
-    """
-    names, taken, counts = [], {SOURCE}, collections.defaultdict(itertools.count)
-    for stage in stages:
-        named = stage.fn if isinstance(stage, ElementOperator) else stage
-        _, name = method_of(named) or (None, own(named, "__name__", type(named).__name__))
-        plain = name.strip("<>_") or "stage"
-        numbered = (f"{plain}_{k}" if k else plain for k in counts[plain])
-        names.append(next(x for x in numbered if x not in taken))
-        taken.add(names[-1])
-    return names
-
-
-def key_wanted(stage: Stage) -> Wanted | None:
-    """Which keys a stage takes: it declares a keyword of that name. At most one of the two."""
-    if isinstance(stage, OperatorModule):
-        return "keys" if stage.stochastic else None
-    try:
-        declared = inspect.signature(called(stage)).parameters
-    except (TypeError, ValueError):  # a builtin without a signature
-        return None
-    bound = stage.keywords if isinstance(stage, functools.partial) else {}
-    wanted: list[Wanted] = [
-        name
-        for name in ("key", "keys")
-        if name in declared
-        and name not in bound
-        and declared[name].kind in (_KEYWORD_ONLY, _EITHER)
-    ]
-    if len(wanted) > 1:
-        raise TypeError(
-            "a stage declares `key` (one for the batch) or `keys` (one a row), not both"
-        )
-    for name, parameter in declared.items():
-        needed = parameter.kind is _KEYWORD_ONLY and parameter.default is parameter.empty
-        if needed and name not in bound and name not in wanted:
-            raise TypeError(
-                f"a stage is called with batches, and with `key` (one for the batch) or `keys` "
-                f"(one a row) if it declares one, but this one also needs the keyword `{name}`"
-            )
-    return wanted[0] if wanted else None
-
-
-_KEYWORD_ONLY = inspect.Parameter.KEYWORD_ONLY
-_EITHER = inspect.Parameter.POSITIONAL_OR_KEYWORD
-
-
-def call_stage(
-    name: str, stage: Stage, inputs: Sequence[tuple[str, Batch]], keyring: Keyring
-) -> Batch:
-    """One node's output: the one place where a stage is called, and named if it fails."""
-    came = {p: spec_text(batch) for p, batch in inputs}
-
-    def run(stage: Stage, batches: Sequence[Batch], keys: Mapping[str, jax.Array]) -> Batch:
-        with unchanged_but_variables(stage):
-            output = stage(*batches, **keys)
-        check_batch(output)
-        return output
-
-    try:
-        if not callable(stage):
-            raise TypeError(f"a stage must be callable, got {type(stage).__name__}")
-        kind: Any = stage
-        if isinstance(kind, type) and issubclass(kind, nnx.Pytree | eqx.Module):
-            raise TypeError(f"a stage is an object, got the class {kind.__name__} itself")
-        wanted = key_wanted(stage)
-        keys = {wanted: keyring.keys(name, stage, wanted)} if wanted else {}
-        # Each reader gets dicts of its own: one may write into them, the others do not see it.
-        batches = [jax.tree.map(lambda x: x, batch) for _, batch in inputs]
-        with jax.named_scope(scope(name)):
-            if wanted and keyring.offset is not None and not keeps_variables(stage):
-                # Else XLA computes a random crop again for each time that an element is read.
-                copy = copied(stage)
-                output = apart(keyring.offset, lambda *args: run(copy(), *args), batches, keys)
-            else:
-                output = run(stage, batches, keys)
-        if not any(map(is_traced, jax.tree.leaves(output))):
-            jax.block_until_ready(output)  # run by hand: what fails on the device fails here
-    except DataraxError:
-        raise
-    except Exception as error:
-        raise StageError(
-            name, came, f"{type(error).__name__}: {error}{advice(stage, error)}"
-        ) from error
-    return output
-
-
-OUR_WORDS = "An operator must", "a stage must", "every field of a batch", "all fields of a batch"
-"""How our own errors begin about what has come out of a stage: they need no other explanation."""
-
-
-def advice(stage: Stage, error: Exception) -> str:
-    """What to do about a failure that its own text does not explain."""
-    found, text = [], str(error)
-    if isinstance(stage, OperatorModule) and not text.startswith(OUR_WORDS):
-        if re.search("ax[ei]s|dimension|indexed", text):
-            found.append("An operator works on one row at a time, without the axis of rows.")
-        if not stage.stochastic and "NoneType" in text:
-            found.append("Its key is None, since it was not built with stochastic=True.")
-        if isinstance(error, TypeError) and re.search("positional argument|Element' obj", text):
-            found.append(
-                "An operator's function is called as `fn(element, key)`, with `key` None unless it "
-                "is stochastic, and has the fields of the record in `element.data`."
-            )
-        if isinstance(error, TraceContextError):
-            found.append(
-                "An operator is mapped over the rows of a batch, and no Variable can change in it: "
-                "draw from `key`, or write a stage for the whole batch."
-            )
-    name = own(stage, "__qualname__") or f"{type(stage).__qualname__}.__call__"
-    if isinstance(error, TypeError) and f"{name}() missing" in str(error):
-        found.append(
-            "A stage is called with a batch of each of its predecessors, and with the random keys "
-            "that it declares: `key`, one for the batch, or `keys`, one for each row."
-        )
-    drops = isinstance(error, jax.errors.NonConcreteBooleanIndexError)
-    if drops and not isinstance(stage, OperatorModule):
-        found.append(
-            "A stage cannot drop rows, since it is compiled and all shapes are fixed. Mask them, "
-            "or leave their records out of the source."
-        )
-    elif isinstance(
-        error, jax.errors.ConcretizationTypeError | jax.errors.TracerArrayConversionError
-    ):
-        found.append("A stage is compiled: write it in jax.numpy, or do this in the source.")
-    function = _function_of(stage) if isinstance(error, TraceContextError) else None
-    if function is not None and (names := reached(function)):
-        found.append(_outside(names))
-    return "".join(f"\n{sentence}" for sentence in found)
-
-
-def keeps_variables(stage: Stage) -> bool:
-    """Whether a stage has Variables that a call could change; a seed is not among them."""
-    holder = getattr(stage, "__self__", stage)
-    if not isinstance(holder, nnx.Pytree):
-        return False
-    variables = (x for _, x in iter_graph(holder) if isinstance(x, nnx.Variable))
-    return not all(isinstance(x, BaseKey) for x in variables)
-
-
-def copied(stage: Stage) -> Callable[[], Stage]:
-    """What makes a copy of a stage in the trace that asks for it: NNX lets no other change it."""
-    if not isinstance(stage, nnx.Pytree):
-        return lambda: stage
-    graphdef, flat = flatten(stage)
-    return lambda: nnx.graph.unflatten(graphdef, flat)
-
-
-def scope(name: str) -> str:
-    """What marks a node's operations in a compiled program."""
-    return f"node:{urllib.parse.quote(name, safe='')}:"
-
-
-def scoped(name_stack: str) -> str | None:
-    """The node whose mark is in an operation's name stack."""
-    found = re.search("node:([^:]*):", name_stack)
-    return urllib.parse.unquote(found[1]) if found else None
-
-
-@contextlib.contextmanager
-def unchanged_but_variables(stage: Any) -> Iterator[None]:
-    """Raises if a stage changes more of itself than its Variables' values."""
-    if not isinstance(stage, nnx.Pytree):
-        yield
-        return
-    graphdef, before = flatten(stage)
-    yield
-    now, after = flatten(stage)
-    if now != graphdef:
-        raise TypeError(
-            "a stage must not add, remove or assign attributes of its own when it is called; "
-            "create them in `__init__`, and keep what changes in an nnx.Variable"
-        )
-    for path, old, new in zip(before.paths, before.leaves, after.leaves, strict=True):
-        if old is not new:
-            raise TypeError(
-                "a stage must keep what it changes in an nnx.Variable, but assigned the array "
-                f"`{'.'.join(map(str, path))}`"
-            )
-
-
-def misfit_text(hint: Hint) -> str:
-    """What to say of a value that is not as annotated."""
-    got = spec_text({"": hint.value}).strip()
-    annotation = re.sub(r"[\w.]+\.Array\b", "Array", hint.annotation.__name__)
-    return (
-        f"{hint.where} is annotated {annotation}, got {got}; "
-        "an axis name means the same size in every stage of a graph."
-    )
-
-
-def check_batch(output: Any) -> None:
-    """Raises for an output that is no batch: no dict of arrays with equally many rows."""
-    if not isinstance(output, dict):
-        got = "an array" if isinstance(output, jax.Array) else type(output).__name__
-        raise TypeError(f"a stage must return a dict of arrays, got {got}")
-    rows = dict(_rows_of(output, ""))
-    if len(set(rows.values())) != 1:
-        raise ValueError(f"all fields of a batch must have the same number of rows, got {rows}")
-
-
-def check_source_batch(batch: Any, rows: int) -> None:
-    """Raises for what a source has given if it is no batch of as many rows as were asked for."""
-    try:
-        check_batch(batch)
-        found = set(dict(_rows_of(batch, "")).values())
-        if found != {rows}:
-            raise ValueError(f"a source must give the {rows} rows it is asked for, got {found}")
-    except (TypeError, ValueError) as error:
-        raise StageError(SOURCE, {}, f"{type(error).__name__}: {error}") from error
-
-
-def _rows_of(fields: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, int]]:
-    for name, x in fields.items():
-        if isinstance(x, dict):
-            yield from _rows_of(x, f"{prefix}{name}.")
-        elif eqx.is_array(x) and x.ndim:
-            yield f"{prefix}{name}", x.shape[0]
-        else:
-            got = f"a scalar {x.dtype}" if eqx.is_array(x) else f"{type(x).__name__}"
-            raise TypeError(
-                "every field of a batch must be an array with its rows on axis 0, got "
-                f"{prefix + name!r} as {got}"
-            )
-
-
-def called(stage: Stage) -> Stage:
-    """What runs when a stage is called: its signature and annotations are the stage's."""
-    if isinstance(stage, PytreeStage):
-        return stage.module
-    if isinstance(stage, MethodStage):
-        return stage.method
-    if hasattr(type(stage), "__getattr__") and own(stage, "__wrapped__") is None:
-        return stage.__call__  # of the stage `inspect` would ask its `__getattr__` for more
-    return stage
-
-
-def as_stage(name: str, stage: Any) -> Any:
-    """The stage as a pipeline keeps it: whatever has arrays is a module with Variables."""
-    if not method_of(stage):
-        check_captured(name, stage)
-    return with_variables(stage)
-
-
-def check_captured(name: str, stage: Stage, constants: Sequence[Any] = ()) -> None:
-    """Raises for a callable that has NNX objects of its own, or uses some from outside, which shows
-    in the constants of a program."""
-    if (function := _function_of(stage)) is None:
-        return
-    parts = jax.tree.leaves(function, is_leaf=lambda x: isinstance(x, NNX))
-    names = reached(function) if any(isinstance(x, NNX) for x in parts) else []
-    if names := names or captured(function, constants):
-        raise StageError(name, {}, _outside(names))
-
-
-def _function_of(stage: Stage) -> Callable[..., Any] | None:
-    """What the user gave as a function or another callable; None for an NNX object."""
-    function = stage.fn if isinstance(stage, ElementOperator) else stage
-    function = function.static if isinstance(function, PytreeStage) else function
-    return None if isinstance(function, nnx.Pytree) else function
-
-
-def _outside(names: Sequence[str]) -> str:
-    return (
-        f"A stage must hold the NNX objects that it uses, but takes {list(names)} from outside; "
-        "make them attributes of an nnx.Module, and that the stage."
-    )
 
 
 def _topological(reads: Mapping[str, Sequence[str]]) -> list[str]:

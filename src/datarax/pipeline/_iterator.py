@@ -4,12 +4,11 @@ import weakref
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from .._rows import Cut, batches_of_loop, running_on, settle
-from .._types import Batch, Cursor, integer, is_traced
-from ..errors import SeekError
+from .._rows import Cut, batches_of_loop, check_within, running_on, settle
+from .._types import Batch, Cursor, is_traced
 from . import _ahead
+from ._core import cutting
 from ._meter import Bar
-from ._runtime import policy
 
 if TYPE_CHECKING:
     from ._pipeline import Pipeline
@@ -53,23 +52,23 @@ class BatchIterator(Iterator[Batch]):
             return batch
 
     def _begin(self) -> Bar:
-        pipeline = self._pipeline
-        size, length, last_batch = policy(pipeline)
+        pipeline, runtime = self._pipeline, self._runtime
+        size, length, last_batch = cutting(pipeline)
         left = None if length is None else length - self._began.offset
         total = None if left is None else batches_of_loop(size, left, last_batch)
         self._bar = Bar(pipeline.progress, total, f"epoch {self._epoch}")
         if self._bar.shown:
             weakref.finalize(self, self._bar.close)  # for a loop that is left before its end
-        pipeline._runtime.meter.begin()
+        runtime.meter.begin()
         return self._bar
 
     def _next(self) -> Batch | None:
         """The next batch of the epoch, None after its last."""
-        pipeline, runtime = self._pipeline, self._pipeline._runtime
+        pipeline, runtime = self._pipeline, self._runtime
         runtime.look(pipeline)
         if runtime.start.epoch != self._epoch:
             return None
-        size, length, last_batch = policy(pipeline)
+        size, length, last_batch = cutting(pipeline)
         padded = last_batch == "pad"
         if length is None:
             cut, here = Cut(size, 1, padded), runtime.start
@@ -86,14 +85,14 @@ class BatchIterator(Iterator[Batch]):
 
 
 def step(pipeline: "Pipeline") -> Batch:
-    """The next `batch_size` rows, across epochs where the policy lets them."""
+    """The next `batch_size` rows, across epochs where `last_batch` lets them."""
     runtime = pipeline._runtime
     with runtime.lock:
         batch = runtime.take_ready(pipeline)
         if batch is not None:
             return batch
         runtime.look(pipeline)
-        size, length, last_batch = policy(pipeline)
+        size, length, last_batch = cutting(pipeline)
         offset = runtime.start.offset
         if length is not None and not is_traced(offset) and offset + size <= length:
             # Inside an epoch it is what `for` does.
@@ -106,10 +105,9 @@ def step(pipeline: "Pipeline") -> Batch:
 
 
 def move(pipeline: "Pipeline", epoch: int, offset: int) -> None:
-    """Puts the cursor there, or where the policy lets the next batch start from there."""
-    size, length, last_batch = policy(pipeline)
-    for name, value, end in (("epoch", epoch, 2**32), ("offset", offset, length or 2**32)):
-        if not 0 <= integer(value, -1) < end:
-            raise SeekError(f"`{name}` must be an integer in [0, {end}), got {value!r}.")
-    place = settle(Cursor(int(epoch), int(offset)), size, length, last_batch)
-    pipeline._runtime.put(pipeline, place)
+    """Puts the cursor there, or where `last_batch` lets the next batch start from there."""
+    size, length, last_batch = cutting(pipeline)
+    check_within("epoch", epoch, 2**32)
+    check_within("offset", offset, length or 2**32)
+    target = settle(Cursor(int(epoch), int(offset)), size, length, last_batch)
+    pipeline._runtime.put(pipeline, target)

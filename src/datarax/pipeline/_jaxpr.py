@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from ._graph import scoped
+from ._stages import scoped
 
 CACHED_BYTES, MISS_BYTES = 2**24, 2**10
 """A row that is picked from an array of more than so many bytes, which no cache may hold, weighs so

@@ -15,7 +15,7 @@ from .._types import Cursor, Words
 from .._xla import transferring
 from ..sources._base import EagerSourceBase, length_of
 from ..sources._iterable import StreamSource
-from ._binding import Structure, Values, kept, merge
+from ._binding import Structure, Values, cached_per_structure, merge
 from ._core import CUTS, order_at
 from ._program import Program
 
@@ -78,8 +78,7 @@ class Orders:
             self._ahead = first, count, orders = epoch, count, orders
         here = slice(epoch - first, epoch - first + span)
         if isinstance(orders, SwapOrNot):
-            words = orders.pivots[:, here], orders.masks[:, here]
-            return SwapOrNot(None, orders.length, words)
+            return jax.tree.map(lambda x: x[:, here], orders)
         return orders[here] if isinstance(orders, np.ndarray) else orders
 
     def _computed(self, values: Values, epoch: int, span: int) -> Any:
@@ -115,7 +114,7 @@ def _keys_of(key: Words | None, epochs: np.ndarray) -> Any:
     return None if key is None else keys_of(key, epochs)
 
 
-@kept(CUTS)
+@cached_per_structure(CUTS)
 def order_program(structure: Structure, epochs: int) -> Program:
     """`order_at`, compiled."""
 

@@ -16,7 +16,7 @@ from .._keys import SOURCE, all_words
 from .._mesh import check_sharding, place_held, spans_processes
 from .._modules import Bundle, FixedBundle, Watched
 from .._order import word
-from .._rows import Cut, LastBatch, Rows, batches_of_loop, pack, running_on
+from .._rows import Cut, LastBatch, Rows, batches_of_loop, check_within, pack, running_on
 from .._types import Batch, Cursor, Mask, Signed, Spec, Words, integer, spec_text
 from .._variables import iter_graph
 from .._xla import settings
@@ -26,7 +26,6 @@ from ..errors import (
     LastBatchError,
     RandomAccessError,
     RngsError,
-    SeekError,
     SourceTypeError,
     StageError,
     StagesAndNodesError,
@@ -35,7 +34,7 @@ from ..operators import OperatorModule
 from ..sources._base import (
     EagerSourceBase,
     Fetched,
-    RandomAccess,
+    HasGetBatchAt,
     Source,
     check_countable,
     length_of,
@@ -45,9 +44,12 @@ from ..sources._host import raised_in
 from ..sources._iterable import StreamSource
 from . import _scan, _show, _state
 from ._binding import Binding, merge
-from ._core import Position, draw, keyring, outputs_of
-from ._graph import (
-    Graph,
+from ._core import CursorVariable, cursor, keyring, outputs_of, run_stages
+from ._graph import Graph
+from ._iterator import BatchIterator, move, step
+from ._meter import Stats
+from ._runtime import Runtime
+from ._stages import (
     Keyring,
     Stage,
     as_stage,
@@ -55,13 +57,14 @@ from ._graph import (
     chain_names,
     check_batch,
     check_captured,
+    run_graph,
 )
-from ._iterator import BatchIterator, move, step
-from ._meter import Stats
-from ._runtime import Runtime, cursor
 
 _MAKING = threading.Lock()
 """Two threads that meet a pipeline first must find one and the same runtime."""
+
+OVERRIDE = "__call__"
+"""The name under which a subclass's own `__call__` is the one node of the graph."""
 
 
 class _Hidden:
@@ -162,7 +165,7 @@ class Pipeline(_Hidden, Watched, metaclass=_CheckedOnceBuilt):
         for name, stage in named.items():
             if isinstance(stage, Pipeline):
                 raise StageError(name, {}, "a pipeline is no stage; take its stages in its place.")
-        if isinstance(source, type) or not isinstance(source, EagerSourceBase | RandomAccess):
+        if isinstance(source, type) or not isinstance(source, EagerSourceBase | HasGetBatchAt):
             raise SourceTypeError(source)
         self.source = source
         self._nodes = Bundle({name: as_stage(name, named[name]) for name in self._graph.names})
@@ -173,7 +176,7 @@ class Pipeline(_Hidden, Watched, metaclass=_CheckedOnceBuilt):
         self.num_threads = num_threads
         self.progress = progress
         self._base = None if rngs is None else FixedBundle(all_words(rngs))
-        self._cursor_state = Position(pack(Cursor(0, 0), length_of(source)))
+        self._cursor_state = CursorVariable(pack(Cursor(0, 0), length_of(source)))
 
     @classmethod
     def from_dag(
@@ -300,7 +303,7 @@ class Pipeline(_Hidden, Watched, metaclass=_CheckedOnceBuilt):
         Called by hand, the rows of `batch` count as records 0, 1, ... of epoch 0.
         """
         keyring = getattr(self, "_keyring", None) or self._keyring_by_hand(batch)
-        return self._graph.run(self.nodes, batch, keyring)[self._graph.sink]
+        return run_graph(self._graph, self.nodes, batch, keyring)[self._graph.sink]
 
     # Where it stands.
 
@@ -347,9 +350,8 @@ class Pipeline(_Hidden, Watched, metaclass=_CheckedOnceBuilt):
             raise RandomAccessError(
                 f"replay needs a source with `gather`, and {type(source).__name__} has none."
             )
-        for name, value, end in (("record", record, source.records), ("epoch", epoch, 2**32)):
-            if not 0 <= integer(value, -1) < end:
-                raise SeekError(f"`{name}` must be an integer in [0, {end}), got {value!r}.")
+        check_within("record", record, source.records)
+        check_within("epoch", epoch, 2**32)
         binding = Binding((self,))
         (copy,) = merge(binding.structure, binding.read())
         kind = word(source.records)
@@ -367,7 +369,7 @@ class Pipeline(_Hidden, Watched, metaclass=_CheckedOnceBuilt):
         there, then = jnp.asarray(where), jnp.asarray(when)
         rows = Rows(then, there, there, jnp.ones(1, bool) if mask else None)
         at = Cursor(rows.epoch[0], jnp.zeros((), kind))
-        return draw(copy, Fetched(batch, rows), at, Cut(1, 1, False))[0]
+        return run_stages(copy, Fetched(batch, rows), at, Cut(1, 1, False))[0]
 
     def get_state(self) -> dict[str, Any]:
         """What the pipeline remembers, as a dict that `json.dumps` takes.
@@ -474,7 +476,7 @@ class Pipeline(_Hidden, Watched, metaclass=_CheckedOnceBuilt):
         The output of the sink keeps the mask, also where a stage dropped the field.
         """
         if type(self).__call__ is Pipeline.__call__:
-            outputs = self._graph.run(self.nodes, batch, keyring)
+            outputs = run_graph(self._graph, self.nodes, batch, keyring)
         else:
             object.__setattr__(self, "_keyring", keyring)
             try:
@@ -494,12 +496,12 @@ class Pipeline(_Hidden, Watched, metaclass=_CheckedOnceBuilt):
     def _check(self) -> None:
         """Raises for a pipeline that cannot run, from its parts and, abstractly, its shapes."""
         self._check_settings()
-        self._place()
+        self._put_on_mesh()
         _ = self.node_specs
         if self.sharding is not None and spans_processes(self.sharding):
             _state.check_same(self, self.sharding)
 
-    def _place(self) -> None:
+    def _put_on_mesh(self) -> None:
         """Puts what it holds on the mesh, if there is one; data, in a source of its own."""
         if self.sharding is None:
             return
@@ -514,7 +516,7 @@ class Pipeline(_Hidden, Watched, metaclass=_CheckedOnceBuilt):
             given = getattr(self, name)
             if type(given) is not int and (number := integer(given, 0)):
                 setattr(self, name, number)
-        length, size, policy = length_of(self.source), self.batch_size, self.last_batch
+        length, size, last_batch = length_of(self.source), self.batch_size, self.last_batch
         if not 1 <= integer(size, 0) < 2**31:
             raise BatchSizeError(size)
         if integer(self.num_threads, 0) < 1:
@@ -523,12 +525,14 @@ class Pipeline(_Hidden, Watched, metaclass=_CheckedOnceBuilt):
             )
         if self.sharding is not None:
             check_sharding(self.sharding, size)
-        if policy not in ("keep", "drop", "pad"):
-            raise LastBatchError(f'`last_batch` must be "keep", "drop" or "pad", got {policy!r}.')
+        if last_batch not in ("keep", "drop", "pad"):
+            raise LastBatchError(
+                f'`last_batch` must be "keep", "drop" or "pad", got {last_batch!r}.'
+            )
         if length == 0:
             raise EmptySourceError("`source`")
         check_countable(self.source)
-        if length is not None and policy == "drop" and size > length:
+        if length is not None and last_batch == "drop" and size > length:
             raise LastBatchError(
                 f'Under last_batch="drop" an epoch of {length} records holds no batch of {size}. '
                 'Take a smaller `batch_size`, or "keep" or "pad".'
@@ -557,10 +561,10 @@ class Pipeline(_Hidden, Watched, metaclass=_CheckedOnceBuilt):
         cut = running_on(self.batch_size, length_of(self.source), self.last_batch)
         if isinstance(self.source, StreamSource):
             _ = self.source.element_spec  # the user's code is asked for a record outside of a trace
-        drawn = pickle.dumps(np.random.get_state())
+        numpy_state = pickle.dumps(np.random.get_state())
         specs, constants = outputs_of(binding.structure, values, cut)
         # At first: later on threads may read, which are not asked what they draw from.
-        if not hasattr(self, "_specs") and pickle.dumps(np.random.get_state()) != drawn:
+        if not hasattr(self, "_specs") and pickle.dumps(np.random.get_state()) != numpy_state:
             warnings.warn(
                 f"One of the stages {list(self.nodes)} draws from `np.random`, which is done once, "
                 "when it is compiled: all batches then get the same numbers. Declare `keys`, and "
@@ -636,7 +640,3 @@ class NodeView(MutableMapping[str, Any]):
 
     def __repr__(self) -> str:
         return repr(dict(self))
-
-
-OVERRIDE = "__call__"
-"""The name under which a subclass's own `__call__` is the one node of the graph."""

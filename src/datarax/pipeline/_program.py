@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from operator import sub
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,15 +26,16 @@ from ._binding import (
     Changes,
     Structure,
     Values,
+    cached_per_structure,
     changes,
     has_tracer,
     is_same,
-    kept,
     merge,
 )
 from ._captured import captured
-from ._core import CUTS, drawn, fetched_from, order_at, start_of, updated
+from ._core import CUTS, fetched_from, order_at, run_batch, start_of, updated
 from ._jaxpr import callers, constants, weight
+from ._stages import NEEDS_VALUES
 
 if TYPE_CHECKING:
     from ._pipeline import Pipeline
@@ -123,19 +124,19 @@ class Program:
         self._outer = jax.jit(written_out(self._inner), compiler_options=options)
 
 
-@kept(CUTS)
+@cached_per_structure(CUTS)
 def batch_program(
     structure: Structure,
     cut: Cut,
     count: int,
-    position: int | None,
+    cursor_index: int | None,
     one_thread: bool,
 ) -> Program:
     """`count` batches one after the other, each with the values that have changed by then.
 
-    Several are whole: all rows of each are in the epoch of the first. The cursor is not among the
-    values, unless `position` says which of them it is: on the host it is known without asking the
-    device. `fed` are the batches with their cursors, where the host has read them.
+    Several are whole: all rows of each are in the epoch of the first. The cursor is not among what
+    changes, unless `cursor_index` says which value it is: on the host it is known without asking
+    the device. `fed` are the batches with their cursors, where the host has read them.
     """
 
     def one(
@@ -146,7 +147,7 @@ def batch_program(
             fetched = fetched_from(pipeline, order, cursor, cut, whole=count > 1)
         # Two stages that read what the source gives would else gather it twice.
         alone = count > 1 and pipeline._sink != SOURCE
-        return drawn(structure, values, fetched, cursor, cut, alone)
+        return run_batch(structure, values, fetched, cursor, cut, alone)
 
     def run(values: Values, order: Any, fed: Any = None) -> list[tuple[Batch, Changes]]:
         cursor = start_of(merge(structure, values)[0], cut)
@@ -156,65 +157,66 @@ def batch_program(
             # A branch that hangs on the cursor of the batch before: a chain stays in one thread.
             batch, cursor, new = apart(cursor.offset, one, *now) if count > 1 else one(*now)
             after = after | new
-            moved = {} if position is None else {position: jnp.stack(cursor)}
+            moved = {} if cursor_index is None else {cursor_index: jnp.stack(cursor)}
             results.append((batch, after | moved))
         return results
 
     return Program(run, count, one_thread)
 
 
-NEEDS_VALUES = (
-    jax.errors.ConcretizationTypeError,
-    jax.errors.TracerArrayConversionError,
-    jax.errors.TracerIntegerConversionError,
-)
-"""What JAX raises where a program needs the value of an array that it has yet to compute."""
+class Loop(NamedTuple):
+    """How a scan runs: `length` batches of that `cut`, with a carry or without.
+
+    Rows are gathered for up to `fetch` batches at a time, in a loop around that. `known` is the
+    index of the cursor among the values, if the host knows where it ends.
+    """
+
+    length: int
+    cut: Cut
+    carried: bool
+    unroll: int
+    fetch: int | None = None
+    known: int | None = None
 
 
-@kept(SCANS)
-def scan_program(structure: Structure, step_fn: Callable[..., Any], *how: Any) -> Program:
-    """A scan as `_Scan` describes it, compiled."""
+@cached_per_structure(SCANS)
+def scan_program(structure: Structure, step_fn: Callable[..., Any], loop: Loop) -> Program:
+    """A scan, compiled."""
 
     def check(constants: Sequence[Any]) -> None:
         if names := captured(step_fn, constants):
             raise CapturedError(names)
 
     check([])  # before a trace that may fail for what it reaches
-    return Program(_Scan(structure, step_fn, *how).run, check=check)
+    return Program(_Scan(structure, step_fn, loop).run, check=check)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Scan:
-    """`length` batches, each handed to `step_fn`, as one compiled loop.
-
-    Rows are gathered for up to `fetch` batches at a time, in a loop around that. What it returns of
-    the values is what has changed, but for the cursor where that is `known`.
-    """
+    """Batches, each handed to `step_fn`, as one compiled loop."""
 
     structure: Structure
     step_fn: Callable[..., Any]
-    length: int
-    cut: Cut
-    carried: bool
-    fetch: int | None
-    unroll: int
-    known: int | None
+    loop: Loop
 
     def run(self, values: Values, carry: Any, fed: Any = None) -> tuple[Changes, Any, Any]:
-        """`fed`: batches that the host has read, with the cursors before and after each."""
+        """The values that have changed (without the cursor if it is `known`), the carry, the outs.
+
+        `fed` are batches that the host has read, with the cursors before and after each.
+        """
         if fed is None:
             now, carry, outs = self._gathering(values, carry)
         else:
-            (now, carry), outs = self._over(values, carry, fed, self.length)
+            (now, carry), outs = self._over(values, carry, fed, self.loop.length)
         pairs = enumerate(zip(now, values, strict=True))
-        after = {i: x for i, (x, old) in pairs if i != self.known and not is_same(x, old)}
+        after = {i: x for i, (x, old) in pairs if i != self.loop.known and not is_same(x, old)}
         return after, carry, outs
 
     def _gathering(self, values: Values, carry: Any) -> tuple[Values, Any, Any]:
         """The loop that gathers rows, and hands them to the loop over their batches."""
-        cut, structure = self.cut, self.structure
+        cut, structure = self.loop.cut, self.structure
         pipeline, *modules = merge(structure, values)
-        count = fetched_at_once(pipeline, modules, self.length, cut, self.fetch)
+        count = fetched_at_once(pipeline, modules, self.loop.length, cut, self.loop.fetch)
         epochs = touched(cut, count, length_of(pipeline.source), pipeline.last_batch)
         first = start_of(pipeline, cut).epoch
         # Computed in the first turn of the loop, so that it is compiled in one place.
@@ -238,32 +240,34 @@ class _Scan:
             return (now, order, start.epoch, carry), outs
 
         state = (values, order, first - first.dtype.type(1), carry)
-        unroll = self.unroll if count == 1 else 1  # else it is the loop within that counts batches
+        unroll = (
+            self.loop.unroll if count == 1 else 1
+        )  # else it is the loop within that counts batches
         (now, _, _, carry), outs = jax.lax.scan(
-            batches, state, length=self.length // count, unroll=unroll
+            batches, state, length=self.loop.length // count, unroll=unroll
         )
-        return now, carry, jax.tree.map(lambda x: x.reshape(self.length, *x.shape[2:]), outs)
+        return now, carry, jax.tree.map(lambda x: x.reshape(self.loop.length, *x.shape[2:]), outs)
 
     def _over(
         self, now: Values, carry: Any, fed: Any, count: int
     ) -> tuple[tuple[Values, Any], Any]:
         if count > 1:
-            return jax.lax.scan(self._one, (now, carry), fed, length=count, unroll=self.unroll)
+            return jax.lax.scan(self._one, (now, carry), fed, length=count, unroll=self.loop.unroll)
         state, out = self._one((now, carry), jax.tree.map(lambda x: x[0], fed))
         return state, jax.tree.map(lambda x: jnp.asarray(x)[None], out)  # a number of Python, too
 
     def _one(self, state: tuple[Values, Any], fed: Any) -> tuple[tuple[Values, Any], Any]:
         (now, carry), (fetched, start, end) = state, fed
-        start = start or start_of(merge(self.structure, now)[0], self.cut)
-        batch, moved, new = drawn(self.structure, now, fetched, start, self.cut)
+        start = start or start_of(merge(self.structure, now)[0], self.loop.cut)
+        batch, moved, new = run_batch(self.structure, now, fetched, start, self.loop.cut)
         now = updated(now, new)
         roots = merge(self.structure, now)
         pipeline, *modules = roots
         # Before the call, since the pipeline itself may be among the modules.
-        place = jnp.stack(end or moved)
-        pipeline._cursor_state.set_raw_value(place)
+        packed = jnp.stack(end or moved)
+        pipeline._cursor_state.set_raw_value(packed)
         carry, out = self._called(carry, *modules, batch)
-        if end is not None and pipeline._cursor_state.get_raw_value() is not place:
+        if end is not None and pipeline._cursor_state.get_raw_value() is not packed:
             raise RandomAccessError(
                 "The function of a scan moves the cursor of its own pipeline, whose source is "
                 "a stream and gives its records in order. Use a source with a length."
@@ -271,13 +275,13 @@ class _Scan:
         return (updated(now, changes(self.structure, roots, now)), carry), out
 
     def _called(self, carry: Any, *args: Any) -> tuple[Any, Any]:
-        given = (carry, *args) if self.carried else args
+        given = (carry, *args) if self.loop.carried else args
         try:
             pair = self.step_fn(*given)
         except NEEDS_VALUES as error:
             error.add_note("The function of a scan is compiled: write it in jax.numpy.")
             raise
-        if not self.carried:
+        if not self.loop.carried:
             return carry, pair
         if not (isinstance(pair, tuple) and len(pair) == 2):
             raise TypeError(

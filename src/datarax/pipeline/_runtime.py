@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from itertools import compress
 from operator import is_, is_not
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -18,12 +18,11 @@ from .._keys import SOURCE, BaseKey
 from .._mesh import are_placed, spans_processes
 from .._order import word
 from .._rows import Cut, batches_of, pack, pack_each, settle
-from .._types import Batch, Cursor, is_traced, spec_text
+from .._types import Batch, Cursor, is_traced
 from .._variables import flatten
-from .._xla import SIDE_BY_SIDE, beside, checks_values, context, keep_memory, on_cpu, place
-from ..errors import DataraxError, ReadError, SeekError, StageError
+from .._xla import SIDE_BY_SIDE, beside, checks_values, context, keep_memory, on_cpu, to_device
+from ..errors import ReadError
 from ..sources._base import EagerSourceBase, Fetched, length_of
-from ..sources._host import raised_in
 from ..sources._iterable import StreamSource
 from . import _ahead
 from ._ahead import Ahead, at_once, fits, with_cursors
@@ -34,22 +33,31 @@ from ._binding import (
     Values,
     has_tracer,
     is_container,
-    merge,
 )
-from ._core import draw, fetched_from, order_at, refusal, start_of, updated
-from ._feed import Fed, Feed, Supply, on_host, processors
+from ._blame import blame, by_hand
+from ._core import cursor, cutting, max_errors, refusal, updated
+from ._feed import Feed, processors
 from ._meter import Meter
 from ._orders import Orders, order_program
 from ._program import Program, batch_program
+from ._reading import Fed, Supply, on_host
 
 if TYPE_CHECKING:
     from ._pipeline import Pipeline
 
 NOTHING_READ: tuple[Binding | None, tuple[Any, ...], list[int]] = None, (), []
-"""Of no binding: what a feed hangs on, and where the values stand that it hangs on."""
+"""A binding (here none), and of it what `_what_is_read` tells."""
 
 BINDINGS = 8
 """How many sets of `modules` a pipeline remembers."""
+
+
+class _Reading(NamedTuple):
+    """A feed, and all that it depends on: it serves as long as these are the same."""
+
+    static: tuple[Any, ...]
+    values: list[Any]
+    feed: Feed
 
 
 class Runtime:
@@ -71,30 +79,30 @@ class Runtime:
         self._orders: Orders | None = None
         self._ahead = Ahead()
         self._turn = 0  # beside which others the last program runs
-        self._feed: tuple[Any, Feed | None] = None, None
+        self._reading: _Reading | None = None
         self._close_feed: Callable[[], Any] = lambda: None
-        self._fed: Values | None = None  # what the feed was last compared with
-        self._reads = NOTHING_READ
+        self._checked: Values | None = None  # what it was last compared with
+        self._depends = NOTHING_READ
         self.meter = Meter()
 
     def bind(self, pipeline: "Pipeline", modules: Sequence[Any] = ()) -> Binding:
         """The leaves of the pipeline and `modules`, bound anew if an attribute has changed."""
         roots = (pipeline, *modules)
-        place = tuple(map(id, roots))
-        if place in self._bindings:
-            refs, binding = self._bindings[place]
+        ids = tuple(map(id, roots))
+        if ids in self._bindings:
+            refs, binding = self._bindings[ids]
             same = all(ref() is x for ref, x in zip(refs, roots, strict=True))
             if same and binding.is_current():
                 return binding
         binding = Binding(roots)
         try:
-            refs = [weakref.ref(x, lambda _: self._bindings.pop(place, None)) for x in roots]
+            refs = [weakref.ref(x, lambda _: self._bindings.pop(ids, None)) for x in roots]
         except TypeError:  # a tuple, say: it cannot be told from a later one at the same address
             return binding
-        self._bindings.pop(place, None)
+        self._bindings.pop(ids, None)
         if len(self._bindings) >= BINDINGS:
             del self._bindings[next(iter(self._bindings))]
-        self._bindings[place] = refs, binding
+        self._bindings[ids] = refs, binding
         return binding
 
     def look(self, pipeline: "Pipeline") -> Binding:
@@ -108,25 +116,26 @@ class Runtime:
         if binding is None or context() != self._context or not binding.is_current():
             pipeline._cursor_state.claim()
             pipeline._check_settings()
-            pipeline._place()
+            pipeline._put_on_mesh()
             binding = self.bind(pipeline)
         found = cursor(pipeline)
         pipeline._cursor_state.hold_as(word(length_of(pipeline.source) or 1))
         values = binding.read()
         if pipeline.sharding is not None and not _are_placed(binding, values, pipeline.sharding):
-            pipeline._place()  # what was given another value since
+            pipeline._put_on_mesh()  # what was given another value since
             binding = self.bind(pipeline)
             values = binding.read()
         if binding is self._binding:
             changed = list(compress(values, map(is_not, values, self._values)))
-            if len(changed) > (values[binding.position] is not self._values[binding.position]):
+            i = binding.cursor_index
+            if len(changed) > (values[i] is not self._values[i]):
                 self._orders = None  # a key has changed, maybe
         else:
             changed, self._mutable = values, False
             self._orders = None
         self._traced = has_tracer(changed)
         self._mutable = any(map(_is_mutable, values if self._mutable else changed))
-        self.start = settle(found, *policy(pipeline))
+        self.start = settle(found, *cutting(pipeline))
         self._binding, self._values, self._context = binding, values, context()
         self._ahead.discard()
         return binding
@@ -137,10 +146,10 @@ class Runtime:
 
     def put(self, pipeline: "Pipeline", start: Cursor) -> None:
         """Moves the cursor to the settled `start`. What else is known stays known."""
-        position = pack(start, length_of(pipeline.source))
-        pipeline._cursor_state.set_raw_value(position)
+        packed = pack(start, length_of(pipeline.source))
+        pipeline._cursor_state.set_raw_value(packed)
         if self._binding is not None and not self._traced:
-            self._values[self._binding.position], self.start = position, start
+            self._values[self._binding.cursor_index], self.start = packed, start
             self._ahead.discard()
 
     def moved(self, binding: Binding, before: Values, after: Changes, start: Cursor) -> None:
@@ -151,11 +160,11 @@ class Runtime:
             return
         values = updated(before, after) if binding is mine else mine.read()
         changed = list(map(is_not, values, self._values))
-        changed[mine.position] = False
+        changed[mine.cursor_index] = False
         if any(changed):  # a key, maybe
             self._orders, self._values = None, values
         else:
-            self._values[mine.position] = values[mine.position]
+            self._values[mine.cursor_index] = values[mine.cursor_index]
         self.start = start
         self._ahead.clear()
 
@@ -166,7 +175,7 @@ class Runtime:
 
     def foresee(self, pipeline: "Pipeline") -> None:
         """Warns of a stage that will refuse the shorter batch at the end of a loop that begins."""
-        binding, (size, length, last_batch) = self._binding, policy(pipeline)
+        binding, (size, length, last_batch) = self._binding, cutting(pipeline)
         if length is None or last_batch != "keep" or pipeline._sink == SOURCE:
             return
         whole, over = divmod(length - self.start.offset, size)
@@ -187,47 +196,58 @@ class Runtime:
     def feed(self, pipeline: "Pipeline") -> Feed | None:
         """What reads rows ahead, if the source is on the host. Call it after `look`."""
         # A look that has noticed anything has made a new list of values.
-        if self._fed is self._values:
-            return self._feed[1]
+        if self._checked is self._values:
+            return self._reading and self._reading.feed
         source, binding = pipeline.source, self._binding
         reader = source.stream if isinstance(source, StreamSource) else None
         reader = source.reader if isinstance(source, EagerSourceBase) else reader
         if reader is None:
             self._close_feed()
-            self._feed, self._fed, self._reads = (None, None), self._values, NOTHING_READ
+            self._reading, self._checked, self._depends = None, self._values, NOTHING_READ
             return None
         if binding is None or self._traced:
             return None
-        if binding is not self._reads[0]:
-            self._reads = binding, *_what_is_read(pipeline, binding)
+        if binding is not self._depends[0]:
+            self._depends = binding, *_what_is_read(pipeline, binding)
+        _, depends, indices = self._depends
         here, x64 = on_cpu(), bool(jax.config.read("jax_enable_x64"))
-        static = *self._reads[1], here, x64
-        read = [self._values[i] for i in self._reads[2]]
-        known, feed = self._feed
-        if known is not None and known[0] == static and all(map(is_, known[1], read)):
-            self._fed = self._values
-            return feed
-        self._feed = None, None  # until another one stands: what follows may fail
+        static, read = (*depends, here, x64), [self._values[i] for i in indices]
+        known = self._reading
+        if known is not None and known.static == static and all(map(is_, known.values, read)):
+            self._checked = self._values
+            return known.feed
+        self._reading = None  # until another one stands: what follows may fail
         self._close_feed()
         orders = self._orders_of(pipeline, binding)
         # Others may be replaced while this feed lives, which should not keep them.
-        kept = {*self._reads[2], binding.position}
+        kept = {*indices, binding.cursor_index}
         values = [x if i in kept else np.uint32(0) for i, x in enumerate(self._values)]
 
         def order(epoch: int) -> Any:
             with on_host():
                 return orders.at(values, epoch, 1)
 
-        size, length, last_batch = policy(pipeline)
+        size, length, last_batch = cutting(pipeline)
         assert isinstance(source, EagerSourceBase | StreamSource)
-        how = pipeline._sink == SOURCE, here, x64, pipeline.sharding
         window = source.window if isinstance(source, StreamSource) and source.shuffle else None
         masks = isinstance(source, EagerSourceBase) and source.masks
-        spec = source.element_spec
-        supply = Supply(reader, spec, size, length, last_batch, masks, *how, order, window)
+        supply = Supply(
+            reader=reader,
+            spec=source.element_spec,
+            size=size,
+            length=length,
+            last_batch=last_batch,
+            masks=masks,
+            bare=pipeline._sink == SOURCE,
+            on_cpu=here,
+            x64=x64,
+            sharding=pipeline.sharding,
+            order=order,
+            window=window,
+        )
         feed = Feed(supply, pipeline.num_threads)
         self._close_feed = weakref.finalize(self, feed.close)  # once called, it lets go of it
-        self._feed, self._fed = ((static, read), feed), self._values
+        self._reading, self._checked = _Reading(static, read, feed), self._values
         return feed
 
     def take(
@@ -263,28 +283,26 @@ class Runtime:
         return None
 
     def _hand_over(self, pipeline: "Pipeline", binding: Binding) -> Batch:
-        (batch, after), position, start, fed = self._ahead.ready[0]
+        (batch, after), packed, start, fed = self._ahead.ready[0]
         values = self._values
         if fed is not None and fed.failures:
             try:
                 self.meter.fail(fed.failures, max_errors(pipeline))
             except ReadError:
-                feed = self._feed[1]
-                assert feed is not None
-                feed.forget()  # so that a retry reads again
+                assert self._reading is not None
+                self._reading.feed.forget()  # so that a retry reads again
                 self._ahead.discard()
                 raise
-        if after and position is not None:
-            after = {**after, binding.position: position}
+        if after and packed is not None:
+            after = {**after, binding.cursor_index: packed}
         if after:
             binding.write(after, values)
         else:  # as a rule
-            binding.move(position)
+            binding.move(packed)
         self._ahead.ready.popleft()
         if fed is not None:
-            feed = self._feed[1]
-            assert feed is not None
-            feed.handed_over()
+            assert self._reading is not None
+            self._reading.feed.handed_over()
             for ended in range(self.start.epoch, start.epoch):
                 self.meter.report(ended)
         # Last of all, so that an interrupt before shows in the next look.
@@ -293,7 +311,7 @@ class Runtime:
             for i, value in after.items():
                 values[i] = value
         else:
-            values[binding.position] = position
+            values[binding.cursor_index] = packed
         if self._traced:
             self._binding = None  # what is known of a trace ends with it: look anew
         return batch
@@ -314,12 +332,12 @@ class Runtime:
         """Fills `_ahead` with the next batch, or with several if that has proved worth it."""
         keep_memory()
         ahead = self._ahead
-        asked = binding.position if is_traced(self.start.epoch) else None
-        single = batch_program(binding.structure, cut, 1, asked, False)
+        cursor_index = binding.cursor_index if is_traced(self.start.epoch) else None
+        single = batch_program(binding.structure, cut, 1, cursor_index, False)
         ahead.patience -= 1
         sides, most = self._sides(single), 1
         if self._takes_several(pipeline, single):
-            size, length, last_batch = policy(pipeline)
+            size, length, last_batch = cutting(pipeline)
             most = at_once(single, sides, length and batches_of(size, length, last_batch))
         several = max(1, most // sides)
         # While the last are handed over, a program that runs beside others computes the next.
@@ -327,30 +345,31 @@ class Runtime:
         while ahead.is_low():
             start, values, due = self.start, self._values, max(1, following + 1)
             if ahead.ready:
-                _, place, start, _ = ahead.ready[-1]
-                values, due = updated(values, {binding.position: place}), due - len(ahead.ready)
+                _, packed, start, _ = ahead.ready[-1]
+                values = updated(values, {binding.cursor_index: packed})
+                due -= len(ahead.ready)
                 if due < 1:
                     break
             count = several if fits(several, due, start, cut, single) else 1
             again = max(0, count - due)
             if again:
                 first = Cursor(start.epoch, start.offset - again * cut.size)
-                place = pack(first, length_of(pipeline.source))
-                values = updated(values, {binding.position: place})
+                packed = pack(first, length_of(pipeline.source))
+                values = updated(values, {binding.cursor_index: packed})
             else:
                 first = start
             args = values, self._order(pipeline, binding, first, cut, count)
             side = self._next_side(sides) if most > 1 else None
             try:
-                found = self._call(pipeline, binding, cut, count, asked, side, args)[again:]
+                found = self._call(pipeline, binding, cut, count, cursor_index, side, args)[again:]
             except Exception:
                 if not ahead.ready:
                     raise
                 ahead.low = 0  # it fails again when its turn has come
                 return
             single.keeps_state = any(after for _, after in found)
-            if asked is None:
-                ahead.ready.extend(with_cursors(found, start, cut.size, *policy(pipeline)[1:]))
+            if cursor_index is None:
+                ahead.ready.extend(with_cursors(found, start, cut.size, *cutting(pipeline)[1:]))
             else:
                 ahead.ready.extend((each, None, start, None) for each in found)
             if single.keeps_state:  # what comes next needs the values that this one leaves
@@ -366,7 +385,7 @@ class Runtime:
         return processors() if able and single.keeps_state is False else 1
 
     def _next_side(self, sides: int) -> int | None:
-        """The place of the next program among those that run side by side, if any do."""
+        """The number of the next program among those that run side by side, if any do."""
         if sides == 1:
             return None
         self._turn = self._turn % sides + 1
@@ -378,13 +397,13 @@ class Runtime:
         binding: Binding,
         cut: Cut,
         count: int,
-        asked: int | None,
+        cursor_index: int | None,
         side: int | None,
         args: tuple[Any, ...],
     ) -> list[tuple[Batch, Changes]]:
         """The results of the program for so many batches, or an error that names the stage."""
         alone = side is not None and count > 1
-        program = batch_program(binding.structure, cut, count, asked, alone)
+        program = batch_program(binding.structure, cut, count, cursor_index, alone)
         try:
             with nullcontext() if side is None else beside(side):
                 return program(*args)
@@ -393,7 +412,7 @@ class Runtime:
             raise
 
     def _takes_several(self, pipeline: "Pipeline", single: Program) -> bool:
-        """Whether batches may be computed before they are asked for."""
+        """Whether batches may be computed before they are cursor_index for."""
         return (
             self._ahead.patience < 0
             and not self._traced
@@ -417,7 +436,7 @@ class Runtime:
         if loop:
             self.meter.waited_since(started)
         if pipeline._sink == SOURCE or ready[0].fetched is None:  # a program would only copy
-            batches = place([_unstaged(fed.fetched, pipeline.mask_name) for fed in ready])
+            batches = to_device([_unstaged(fed.fetched, pipeline.mask_name) for fed in ready])
             self._append(pipeline, [(batch, {}) for batch in batches], ready)
             return
         cut = ready[0].cut
@@ -428,7 +447,7 @@ class Runtime:
         full = len(ready) == feed.count <= at_once(single, sides)
         if not (full and self._takes_several(pipeline, single)):
             ready = ready[:1]
-        kind = self._values[binding.position].dtype.type
+        kind = self._values[binding.cursor_index].dtype.type
         given = [(fed.fetched, Cursor(*map(kind, fed.first or fed.start))) for fed in ready]
         count, results = max(1, len(ready) // sides), []
         for i in range(0, len(ready), count):
@@ -445,9 +464,9 @@ class Runtime:
         ready: Sequence[Fed],
     ) -> None:
         """Puts batches in a row into `_ahead`, each with the cursor behind it."""
-        packed = pack_each([fed.after for fed in ready], length_of(pipeline.source))
-        for result, position, fed in zip(results, packed, ready, strict=True):
-            self._ahead.ready.append((result, position, fed.after, fed))
+        after = pack_each([fed.after for fed in ready], length_of(pipeline.source))
+        for result, packed, fed in zip(results, after, ready, strict=True):
+            self._ahead.ready.append((result, packed, fed.after, fed))
 
     def _order(
         self, pipeline: "Pipeline", binding: Binding, start: Cursor, cut: Cut, count: int
@@ -458,28 +477,14 @@ class Runtime:
             return orders.along(self._values, start, cut.size * count, cut.epochs)
         epoch = start.epoch
         if not is_traced(epoch):
-            epoch = self._values[binding.position].dtype.type(epoch)
+            epoch = self._values[binding.cursor_index].dtype.type(epoch)
         return order_program(binding.structure, cut.epochs)(self._values, epoch)
 
     def _orders_of(self, pipeline: "Pipeline", binding: Binding) -> Orders:
         if self._orders is None:
-            kind = self._values[binding.position].dtype
+            kind = self._values[binding.cursor_index].dtype
             self._orders = Orders(pipeline, binding.structure, kind)
         return self._orders
-
-
-def cursor(pipeline: "Pipeline") -> Cursor:
-    """Epoch and offset, as integers unless the user is tracing. Waits for a running `scan`."""
-    raw = pipeline._cursor_state.get_raw_value()
-    if is_traced(raw):
-        return Cursor(raw[0], raw[1])
-    found, length = Cursor(*map(int, np.asarray(raw))), length_of(pipeline.source)
-    if found.epoch < 0 or not 0 <= found.offset < (length or 2**32):
-        raise SeekError(
-            f"The cursor must be inside the source's {length} records, but is {tuple(found)}. "
-            "Move it with `seek` or `reset`."
-        )
-    return found
 
 
 def _what_is_read(pipeline: "Pipeline", binding: Binding) -> tuple[tuple[Any, ...], list[int]]:
@@ -492,24 +497,13 @@ def _what_is_read(pipeline: "Pipeline", binding: Binding) -> tuple[tuple[Any, ..
     how = pipeline._sink == SOURCE, pipeline.sharding, pipeline.num_threads
     own = set(map(id, flat.leaves))
     places = [i for i, x in binding.leaves() if id(x) in own]
-    return (Structure(graphdef, {}), *policy(pipeline), *how), places
+    return (Structure(graphdef, {}), *cutting(pipeline), *how), places
 
 
 def _are_placed(binding: Binding, values: Values, sharding: Any) -> bool:
     """Whether values lie on the mesh, but for keys, which are left to the host."""
     keys = {i for i, x in binding.variables.items() if isinstance(x, BaseKey)}
     return are_placed([x for i, x in enumerate(values) if i not in keys], sharding)
-
-
-def policy(pipeline: "Pipeline") -> tuple[int, int | None, Any]:
-    """How the stream is cut into batches: their size, the epoch's length, what ends it."""
-    return pipeline.batch_size, length_of(pipeline.source), pipeline.last_batch
-
-
-def max_errors(pipeline: "Pipeline") -> int:
-    """How many rows of an epoch may be masked because they cannot be read."""
-    source = pipeline.source
-    return source.max_errors if isinstance(source, EagerSourceBase) else 0
 
 
 def _unstaged(fetched: Fetched | None, mask_name: str) -> Batch:
@@ -527,44 +521,3 @@ def _is_mutable(value: Any) -> bool:
     if isinstance(value, np.ndarray):
         return value.flags.writeable
     return is_container(value)
-
-
-def by_hand(binding: Binding, cut: Cut, values: Values, order: Any, fed: Any = None) -> None:
-    """Makes batches stage by stage, so that the stage that fails is known."""
-    copy, *_ = merge(binding.structure, values)
-    start = start_of(copy, cut)
-    if order is None and not fed:
-        order = order_at(copy, start.epoch, cut.epochs)
-    for fetched, at in fed or [(fetched_from(copy, order, start, cut), start)]:
-        draw(copy, jax.device_put(fetched), at, cut)  # as a stage sees it in a program
-
-
-def blame(
-    pipeline: "Pipeline", program: Program, error: Exception, again: Callable[[], None] | None
-) -> None:
-    """Raises a `StageError` for an error at run time, where the stage can be known, or the error of
-    the source that was read meanwhile.
-
-    Only stages that call the host fail at run time. Where there are several, the batch is made
-    `again`, by hand; if it then goes well, all of them are named. So it is where a program does not
-    compile, as some operations do not on some device.
-    """
-    if SOURCE in program.host_nodes and (read := raised_in(error)) is not None:
-        raise read
-    stages = sorted(x for x in program.host_nodes if x is not None and x != SOURCE)
-    uncompiled = program.traced and not program.called
-    if isinstance(error, DataraxError) or not (stages or uncompiled):
-        return
-    if not stages or len(program.host_nodes) > 1:
-        try:
-            if again is not None:
-                again()
-        except StageError as named:
-            raise named from error
-        except Exception:
-            return
-        if not stages or len(stages) < len(program.host_nodes):
-            return  # it may as well have been the source, or the function of a scan
-    specs, graph = pipeline.node_specs, pipeline._graph
-    came = {p: spec_text(specs[p]) for stage in stages for p in graph.reads(stage)}
-    raise StageError(" or ".join(stages), came, f"{type(error).__name__}: {error}") from error

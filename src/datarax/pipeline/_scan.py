@@ -18,11 +18,12 @@ from ..errors import CapturedError, LastBatchError, ScanLengthError
 from ..sources._base import length_of
 from ..sources._iterable import StreamSource
 from ._binding import Binding, ById, Changes, has_tracer, types_of
+from ._blame import blame, by_hand
 from ._captured import reached
+from ._core import cutting, max_errors
 from ._feed import Feed, stack_counts
 from ._meter import Bar
-from ._program import scan_program
-from ._runtime import blame, by_hand, max_errors, policy
+from ._program import Loop, scan_program
 
 if TYPE_CHECKING:
     from ._pipeline import Pipeline
@@ -69,10 +70,10 @@ def scan(
                 )
             else:
                 keep_memory()
-                known = None if end is None else binding.position
-                cut = running_on(*policy(pipeline))
-                how = (_hashable(step_fn), length, cut, carried, fetch, unroll, known)
-                program = scan_program(binding.structure, *how)
+                known = None if end is None else binding.cursor_index
+                cut = running_on(*cutting(pipeline))
+                loop = Loop(length, cut, carried, unroll, fetch, known)
+                program = scan_program(binding.structure, _hashable(step_fn), loop)
                 try:
                     after, carry, outs = program(values, init_carry)
                 except Exception as error:
@@ -107,7 +108,7 @@ def _scan_fed(
     Nothing is written before the last chunk is through, so an error leaves all as it was.
     """
     runtime, carried = pipeline._runtime, carry is not None
-    cut = running_on(*policy(pipeline))
+    cut = running_on(*cutting(pipeline))
     meter, epoch = runtime.meter, runtime.start.epoch
     counts = stack_counts(length, feed.batch_bytes)
     values, changed, outs, after = binding.read(), {}, [], runtime.start
@@ -120,8 +121,7 @@ def _scan_fed(
             stack = next(stacks)
             meter.waited_since(started)
             meter.fail(stack.failures, max_errors(pipeline))
-            how = (step_fn, count, cut, carried, None, unroll, None)
-            program = scan_program(binding.structure, *how)
+            program = scan_program(binding.structure, step_fn, Loop(count, cut, carried, unroll))
             before = [values, carry]
             try:
                 fed = stack.fetched, stack.starts, stack.ends
@@ -142,12 +142,12 @@ def _scan_fed(
         stacks.close()  # and not when the last traceback is gone
         meter.end()
         bar.close()
-    size, records, last_batch = policy(pipeline)
+    size, records, last_batch = cutting(pipeline)
     after = settle(after, size, records, last_batch)
     for ended in range(epoch, after.epoch):
         meter.report(ended)
     whole = _joined(outs) if len(outs) > 1 else outs[0]
-    return {**changed, binding.position: pack(after, records)}, carry, whole, after
+    return {**changed, binding.cursor_index: pack(after, records)}, carry, whole, after
 
 
 @jax.jit  # one operation by one it takes 70 us for each chunk
@@ -208,7 +208,7 @@ def _end(pipeline: "Pipeline", length: int) -> Cursor | None:
     start = pipeline._runtime.start
     if is_traced(start.epoch):
         return None
-    size, records, last_batch = policy(pipeline)
+    size, records, last_batch = cutting(pipeline)
     end = start_after(start, size, length, records, last_batch)
     check_counted(end, records)
     return end

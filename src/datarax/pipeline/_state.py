@@ -15,7 +15,7 @@ from flax import nnx
 from jax.sharding import NamedSharding
 
 from .._keys import SOURCE, BaseKey
-from .._mesh import differs, whole
+from .._mesh import differs, to_numpy
 from .._rows import check_counted, settle
 from .._types import Cursor, escaped, integer, is_traced
 from .._variables import iter_graph
@@ -23,9 +23,8 @@ from .._xla import weak_zeros
 from ..errors import SeekError, ShardingError, StateError
 from ..sources._base import EagerSourceBase, length_of
 from ..sources._iterable import StreamSource
-from ._core import Position
+from ._core import CursorVariable, cutting
 from ._iterator import move
-from ._runtime import policy
 
 if TYPE_CHECKING:
     from ._pipeline import Pipeline
@@ -83,8 +82,8 @@ def set_state(pipeline: "Pipeline", state: Mapping[str, Any] | str | bytes) -> N
             raise StateError(f"cursor.{field}", f"must be in [0, {end}), got {value!r}.")
 
     try:
-        place = Cursor(int(cursor["epoch"]), int(cursor["offset"]))
-        check_counted(settle(place, *policy(pipeline)), length)
+        target = Cursor(int(cursor["epoch"]), int(cursor["offset"]))
+        check_counted(settle(target, *cutting(pipeline)), length)
     except SeekError as error:
         raise StateError("cursor", f"has no batch behind it: {error}") from error
 
@@ -98,7 +97,7 @@ def set_state(pipeline: "Pipeline", state: Mapping[str, Any] | str | bytes) -> N
         names = [name for name, (v, _) in leaves.items() if v is variable]
         structure = jax.tree.structure(variable.get_raw_value())
         variable.set_raw_value(jax.tree.unflatten(structure, [loaded[name] for name in names]))
-    move(pipeline, *place)
+    move(pipeline, *target)
 
 
 def fingerprint(pipeline: "Pipeline") -> dict[str, Any]:
@@ -165,7 +164,7 @@ def _leaves(pipeline: "Pipeline") -> dict[str, tuple[nnx.Variable, Any]]:
     found = {}
     held = {id(x) for _, x in iter_graph(pipeline.source) if isinstance(x, nnx.Variable)}
     for path, x in iter_graph(pipeline):
-        mine = isinstance(x, nnx.Variable) and not isinstance(x, BaseKey | Position)
+        mine = isinstance(x, nnx.Variable) and not isinstance(x, BaseKey | CursorVariable)
         if mine and id(x) not in held:
             name = ".".join(escaped(str(x)) for x in path)
             leaves, _ = jax.tree_util.tree_flatten_with_path(x.get_raw_value())
@@ -176,7 +175,7 @@ def _leaves(pipeline: "Pipeline") -> dict[str, tuple[nnx.Variable, Any]]:
 
 def _dump(leaf: Any) -> dict[str, Any]:
     kind = _kind(leaf)
-    array = whole(jax.random.key_data(leaf) if "key" in kind else leaf)
+    array = to_numpy(jax.random.key_data(leaf) if "key" in kind else leaf)
     # A plain number is 64 bits before its first batch, and what JAX makes of it after.
     array = array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
     little = array.astype(array.dtype.newbyteorder("<")) if array.dtype.isbuiltin else array

@@ -51,7 +51,7 @@ class Outcome(Generic[T]):
 
 
 class Threads:
-    """So many threads, which do what was submitted first first."""
+    """`count` threads that begin jobs in the order in which they were submitted."""
 
     def __init__(self, count: int, name: str):
         self.closed = False

@@ -97,11 +97,12 @@ class ArrowSource(HostSource):
         expect("config", config, ArrowSourceConfig)
         columns = names("columns", config.columns)
         paths = _paths(config.paths)
-        how = paths, tuple(map(stamp, paths)), columns, config.cached_chunks
+        stamps = tuple(map(stamp, paths))
         if config.decode is None:
-            reader = ColumnReader(*how, tuple(dict(config.fill).items()))
+            fill = tuple(dict(config.fill).items())
+            reader = ColumnReader(paths, stamps, columns, config.cached_chunks, fill)
         else:
-            reader = RowReader(*how, config.decode)
+            reader = RowReader(paths, stamps, columns, config.cached_chunks, config.decode)
         super().__init__(reader, config, rngs=rngs)
 
 
@@ -395,9 +396,9 @@ def columns_of(
 ) -> tuple[Fields, Fields]:
     """Columns of a table or record batch as NumPy arrays, views where Arrow allows it.
 
-    Those of `spec`, or without one all. Also, for those that have such, the rows that are null,
-    hold a null for which `fill` has no value, or are lists of another length than in `spec`, or
-    without one than most.
+    The columns of `spec`; all of them, without one. Second, for each column that has any: which
+    rows cannot be used, since they are null, hold a null for which `fill` has no value, or are
+    lists of a length that is not that of `spec` (without `spec`: not the most common one).
     """
     fields, holes = {}, {}
     for name in table.schema.names if spec is None else spec:
@@ -494,7 +495,7 @@ def _array(
 
 
 def _no_rows(kind: Any) -> Any:
-    return require("pyarrow", "arrow").nulls(0, kind)  # which `array` makes not of every tensor
+    return require("pyarrow", "arrow").nulls(0, kind)  # `array([], kind)` fails for some tensors
 
 
 def _scalar(name: str, value: Number, kind: Any) -> Any:

@@ -49,7 +49,7 @@ class SourceData(nnx.Variable):
 
 
 @runtime_checkable
-class RandomAccess(Protocol):
+class HasGetBatchAt(Protocol):
     """The other way to write a source: any `nnx.Module` with this method.
 
     `start` is the offset in an epoch and `key` fixes that epoch's order. Without `__len__` there
@@ -129,8 +129,7 @@ class EagerSourceBase(Watched, metaclass=Signed):
         return self.gather(records), jnp.ones(records.shape, bool)
 
     def order(self, order_key: Words | None, epochs: Turns) -> Order:
-        """The order of each of these epochs; override it to shuffle in a way of your own, an
-        `Order`.
+        """The `Order` of these epochs. Override it to shuffle in a way of your own.
 
         Its records need not lie in `[0, len(self))`, as long as `gather` takes them. Without a seed
         the key is None.
@@ -218,7 +217,7 @@ _HELD: dict[str, tuple[type, ...]] = {
 }
 """What the attributes of a source may be that pipelines look at."""
 
-Source: TypeAlias = EagerSourceBase | RandomAccess
+Source: TypeAlias = EagerSourceBase | HasGetBatchAt
 
 
 def length_of(source: Source) -> int | None:
@@ -321,7 +320,7 @@ def _gathered(source: EagerSourceBase, rows: Rows, masks: bool) -> Fetched:
 
 
 def _fetch_by_key(
-    source: RandomAccess, order: Order | SpanWords | None, cursor: Cursor, cut: Cut
+    source: HasGetBatchAt, order: Order | SpanWords | None, cursor: Cursor, cut: Cut
 ) -> Fetched:
     assert not isinstance(order, Order)
     keys = None if order is None else typed(order)
@@ -355,7 +354,7 @@ def _fetch_by_key(
     return Fetched(batch, rows)
 
 
-def _works_with_a_key(source: RandomAccess, start: Scalar, size: int) -> bool:
+def _works_with_a_key(source: HasGetBatchAt, start: Scalar, size: int) -> bool:
     try:
         jax.eval_shape(lambda: source.get_batch_at(start, size, jax.random.key(0)))
     except Exception:

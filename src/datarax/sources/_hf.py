@@ -93,7 +93,6 @@ class HFStream(Stream):
     label = "HFStreamingSource"
 
     def __init__(self, dataset: Any):
-        super().__init__()
         self.dataset = dataset
         self._columns: Spec | None = None  # of the first rows: those of others are alike
 

@@ -88,7 +88,8 @@ class HostSourceConfig:
         on_error: "raise" a `ReadError` for a record that cannot be read, or "mask" it: zeros, and
             False in the mask.
         max_errors: how many records of an epoch may be masked, at least 1 with "mask". A pipeline
-            counts those of its own loops and scans: after a resume anew, and none in your `jit`.
+            counts those met in its own loops and scans, from 0 again after a resume; inside a `jit`
+            of yours none are counted.
     """
 
     shuffle: Shuffle = False
@@ -117,7 +118,7 @@ class HostSourceConfig:
         Blocks(self.block_size, self.window)
 
     @property
-    def order(self) -> Shuffle | Blocks:
+    def sized_shuffle(self) -> Shuffle | Blocks:
         """`shuffle`, with its sizes where it has some."""
         return Blocks(self.block_size, self.window) if self.shuffle == "blocks" else self.shuffle
 
@@ -203,10 +204,10 @@ class Reader(abc.ABC):
         """Shape and type of one record in the types that JAX holds them in."""
         return held_spec(lambda: self.stored_spec)
 
-    def checked(self, records: np.ndarray, spec: Spec | None = None) -> Batch:
-        """`read`, in the types of `spec` (those that JAX holds here), or any error."""
+    def checked(self, records: np.ndarray, spec: Spec) -> Batch:
+        """`read`, in the types of `spec`, or any error."""
         batch = self.read(np.array(records))  # which it may write to
-        return conform(batch, self.stored_spec, spec or self.element_spec, records)
+        return conform(batch, self.stored_spec, spec, records)
 
     def _read_error(self, records: np.ndarray, spec: Spec, error: Exception) -> ReadError:
         """The error with the first record that cannot be read on its own."""
@@ -269,7 +270,7 @@ class HostSource(EagerSourceBase):
                     f"`{name}` is a method of every Reader, and {type(reader).__name__} has a "
                     "field of that name: call it something else."
                 )
-        super().__init__(shuffle=config.order, rngs=rngs)
+        super().__init__(shuffle=config.sized_shuffle, rngs=rngs)
         self.reader = reader
         self.config = config
         self.masks, self.max_errors = config.on_error == "mask", config.max_errors
@@ -313,11 +314,11 @@ def call_host(reader: Reader, records: Records, wanted: Mask | None = None) -> B
     no more than a text.
     """
     if trace() == NO_TRACE:
-        return jax.tree.map(jnp.asarray, _Rows(reader).read(records, wanted))
+        return jax.tree.map(jnp.asarray, _ReadCallback(reader).read(records, wanted))
     b = records.shape[0]
     spec = jax.tree.map(lambda x: jax.ShapeDtypeStruct((b, *x.shape), x.dtype), reader.element_spec)
     args = (records,) if wanted is None else (records, wanted)
-    return jax.pure_callback(_Rows(reader), spec, *args, vmap_method="sequential")
+    return jax.pure_callback(_ReadCallback(reader), spec, *args, vmap_method="sequential")
 
 
 def call_host_readable(reader: Reader, records: Records) -> tuple[Batch, Mask]:
@@ -335,7 +336,7 @@ def call_host_readable(reader: Reader, records: Records) -> tuple[Batch, Mask]:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Rows:
+class _ReadCallback:
     """`reader.rows` for a callback: equal for equal readers."""
 
     reader: Reader

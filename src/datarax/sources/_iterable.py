@@ -30,10 +30,10 @@ class StreamSourceConfig:
     """The options that all streams share.
 
     Args:
-        shuffle: whether the records of each window come in a random order, in every epoch another.
-        window: how many consecutive records are a window. So many are held in memory, and read
-            before the first of them comes: one that cannot be read fails its whole window. After a
-            resume, the stream skips to the window that the cursor is in, and reads it again.
+        shuffle: shuffles the records within each window, in another order every epoch.
+        window: the number of consecutive records in a window. A window is read whole, into memory,
+            before its first record comes, so a record that cannot be read fails its window. After
+            a resume, the stream skips to the window that the cursor is in, and reads it again.
     """
 
     shuffle: bool = False
@@ -174,8 +174,9 @@ class Stream(abc.ABC):
     label: str = "a stream of your own"
 
     reads_on: bool = False
-    """Whether the pass that is open is read on to a later place, which `begin` would reach no
-    sooner. Before its first record it serves for any epoch."""
+    """Whether to reach a later record by reading on in the open pass, not by a new `begin`: for
+    streams whose `begin` can skip only by reading. A pass that has given no record yet then serves
+    for any epoch."""
 
     _pass: "_Pass"
 

@@ -55,10 +55,10 @@ class MixDataSourcesConfig:
         num_sources: how many sources are mixed.
         weights: positive numbers, one per source; None gives equal shares. Shares are whole rows
             of a period of at most 256 rows, as near to the weights as any such period comes.
-        stop: how many rows an epoch has: as many as end before any source would begin again
-            ("first"), so that the smallest source for its weight sets the length, or until every
-            source has been read to its end ("all"), so that small ones come several times. Every
-            epoch has that many, and goes on in each source where the last one stopped.
+        stop: when an epoch ends. "first": before any source would start over, so that the smallest
+            source for its weight sets the length. "all": once every source has been read in full,
+            so that small ones come several times. All epochs have that length, and each goes on in
+            every source where the last one stopped.
     """
 
     num_sources: int

@@ -99,7 +99,7 @@ def first_readable(read: Callable[[int], T], length: int) -> T:
             if isinstance(error, DataraxError) and not isinstance(error, FieldTypeError):
                 raise  # it is about all of them
             errors.append(error)
-    raise errors[0] if errors else EmptySourceError()
+    raise errors[0]
 
 
 def spec_of(record: Any) -> Spec:

@@ -75,7 +75,6 @@ class ReaderStream(Stream):
     """The rows of a reader in stored order."""
 
     def __init__(self, reader: Reader):
-        super().__init__()
         self.reader, self.label = reader, reader.label
 
     def begin(self, epoch: int, skip: int) -> Iterator[dict[str, Any]]:
@@ -148,7 +147,7 @@ def _features(path: str, stamps: tuple[Stamp, ...]) -> tuple[Any, Any]:
 
 @functools.lru_cache(maxsize=8)
 def _prepared(path: str, stamps: tuple[Stamp, ...]) -> Any:
-    """What is known of the data set in a folder, as long as its files of that are the same."""
+    """The `DatasetInfo` of a folder, until the files that it is read from change."""
     del stamps
     tfds = require("tensorflow_datasets", "tfds")
     if not os.path.exists(os.path.join(path, "dataset_info.json")):
