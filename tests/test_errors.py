@@ -810,11 +810,20 @@ def test_a_stage_may_change_the_number_of_rows():
 
 
 @pytest.mark.spec("ERR-023")
-def test_a_stage_in_numpy_is_told_to_be_written_in_jax():
+@pytest.mark.parametrize(
+    "stage",
+    [
+        lambda batch: {"x": np.sort(batch["x"])},
+        lambda batch: {"x": batch["x"] * [2, 3][batch["id"][0] % 2]},
+        lambda batch: batch if batch["x"][0] > 0 else {},
+    ],
+    ids=["calls NumPy", "looks up in a list", "asks for a value"],
+)
+def test_a_stage_in_python_is_told_to_be_written_in_jax(stage):
     with pytest.raises(
         errors.StageError, match=r"write it in jax\.numpy, or do this in the source"
     ):
-        pipeline([lambda batch: {"x": np.sort(batch["x"])}])
+        pipeline([stage])
 
 
 @pytest.mark.spec("ERR-023")
