@@ -5,10 +5,16 @@ import subprocess
 import sys
 import textwrap
 
+import numpy as np
 import pytest
 from datarax_conformance import run_conformance
+from datarax_conformance.adapter import load_adapter
+from datarax_conformance.arrays import canonical, encode
 from datarax_conformance.case import selected, stored_cases
 from datarax_conformance.cli import main
+from datarax_conformance.compare import difference
+from datarax_conformance.engine import Lost, Piped
+from datarax_conformance.model_adapter import Adapter
 
 pytestmark = pytest.mark.internal
 
@@ -44,12 +50,38 @@ def outcomes(tmp_path, trouble, timeout=20.0):
         ("time.sleep(60)", "TIMEOUT"),
         ("print('Segmentation fault (just kidding)', flush=True); continue", "ADAPTER-ERROR"),
         ("print('[1, 2]', flush=True); continue", "ADAPTER-ERROR"),
+        ("os.write(1, b'\\xff\\n'); continue", "ADAPTER-ERROR"),
+        ("os.close(1); time.sleep(60)", "CRASH"),
+        ('answer = [{"id": {"dtype": "uint8", "shape": [1], "data": [300]}}]', "FAIL"),
+        (
+            'print(\'{"error": {"code": "x", "details": null, "type": "", "message": ""}}\','
+            " flush=True); continue",
+            "ADAPTER-ERROR",
+        ),
     ],
 )
 def test_trouble_has_a_name_and_the_run_goes_on(tmp_path, trouble, outcome):
     found = outcomes(tmp_path, trouble, timeout=3.0 if outcome == "TIMEOUT" else 20.0)
     assert found["STEP-001-first-batches"] == outcome
     assert found["ITER-001-one-epoch"] == "FAIL"  # it was asked, and answered wrongly
+
+
+def test_an_engine_that_does_not_read_has_its_time_and_no_more():
+    command = [sys.executable, "-c", "import time; time.sleep(60)"]
+    engine = Piped(command)
+    action = {"do": "begin", "program": "x" * 2**20}  # more than a pipe holds
+    try:
+        with pytest.raises(Lost, match=r"no answer to 'begin' within 0\.5 s"):
+            engine.execute(action, 0.5)
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize("dtype, data", [("int32", [0.6]), ("uint8", [1.0]), ("bool", [1])])
+def test_a_number_of_another_type_than_it_is_said_to_be_is_not_mended(dtype, data):
+    answer = {"dtype": dtype, "shape": [1], "data": data}
+    assert canonical(answer) == answer
+    assert difference(encode(np.array(data, dtype)), canonical(answer)) is not None
 
 
 @pytest.mark.parametrize(
@@ -91,6 +123,22 @@ def test_the_package_is_the_command():
     assert run_module("datarax_conformance", "run", "nothing").returncode == 2
 
 
+def test_an_adapter_that_is_called_as_its_engine_imports_the_engine(tmp_path, monkeypatch):
+    folder = tmp_path / "adapters"
+    folder.mkdir()
+    (tmp_path / "some_engine.py").write_text("VERSION = '7'\n")
+    (folder / "some_engine.py").write_text(
+        "import some_engine, neighbour\n"
+        "class Adapter:\n    name = neighbour.NAME\n    version = some_engine.VERSION\n"
+    )
+    (folder / "neighbour.py").write_text("NAME = 'next door'\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    for name in ("some_engine", "neighbour"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    adapter = load_adapter(f"{folder / 'some_engine.py'}:Adapter")
+    assert (adapter.name, adapter.version) == ("next door", "7")
+
+
 class Broken:
     name, version, spec = "broken", "1", "0.1"
     capabilities = frozenset(["step"])
@@ -106,3 +154,27 @@ def test_a_classify_that_breaks_its_contract_is_an_adapter_error():
     report = run_conformance(Broken(), only=["STEP-001"])
     assert report["verdicts"][0]["outcome"] == "ADAPTER-ERROR"
     assert "classify returns (code, details)" in report["verdicts"][0]["reason"]
+
+
+@pytest.mark.parametrize("details", [None, 3, {"nodes": {1, 2}}])
+def test_details_that_are_no_json_are_an_adapter_error(details):
+    class Vague(Broken):
+        def classify(self, exc):
+            return "stage", details
+
+    [verdict] = run_conformance(Vague(), only=["STEP-001-first-batches"])["verdicts"]
+    assert verdict["outcome"] == "ADAPTER-ERROR"
+    assert "classify returns details that JSON can hold" in verdict["reason"]
+
+
+@pytest.mark.parametrize("state, kind", [("{}", "str"), ({}, "dict")])
+def test_a_state_that_is_no_bytes_is_an_adapter_error(state, kind):
+    class Told(Adapter):
+        def build(self, program, ops):
+            stream = super().build(program, ops)
+            stream.get_state = lambda: state
+            return stream
+
+    [verdict] = run_conformance(Told(), only=["STATE-003-each"])["verdicts"]
+    assert verdict["outcome"] == "ADAPTER-ERROR"
+    assert f"get_state returns bytes, got {kind}" in verdict["reason"]

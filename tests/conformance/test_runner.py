@@ -11,7 +11,9 @@ import sys
 import numpy as np
 import pytest
 from datarax_conformance import report, run_conformance
+from datarax_conformance.arrays import encode
 from datarax_conformance.case import stored_cases
+from datarax_conformance.compare import difference
 from datarax_conformance.model_adapter import Adapter
 from datarax_conformance.runner import expected_failures
 
@@ -120,6 +122,37 @@ def test_an_engine_that_holds_its_columns_is_not_asked_for_more_than_fit(hold):
     assert verdicts["ITER-001-one-epoch"]["outcome"] == "PASS"
     assert verdicts["SHUF-010-n1000000000"]["outcome"] == "UNSUPPORTED"
     assert "in memory" in verdicts["SHUF-010-n1000000000"]["reason"]
+
+
+def test_no_other_case_is_excused_by_what_an_error_says():
+    class Pretends(Adapter):
+        def build(self, program, ops):
+            raise RuntimeError("not to be held in memory")
+
+    assert run_conformance(Pretends(), only=["ITER-001-one-epoch"])["summary"] == {"FAIL": 1}
+
+
+def test_an_object_is_not_asked_what_needs_another_process():
+    names = ["ITER-001-one-epoch", "SHUF-003"]
+    verdicts = run_conformance(Adapter(), only=names)["verdicts"]
+    [restarted] = [entry for entry in verdicts if entry["outcome"] == "UNSUPPORTED"]
+    assert "needs another process: name the adapter" in restarted["reason"]
+    named = "datarax_conformance.model_adapter:Adapter"
+    assert run_conformance(named, only=names)["summary"] == {"PASS": len(verdicts)}
+
+
+@pytest.mark.parametrize(
+    "expected, got, found",
+    [
+        ([0.0, 1.0], [-0.0, 1.0], "x.data[0]: expected 0.0, got -0.0"),
+        ([np.nan, -0.0], [-np.nan, -0.0], None),
+        ([np.nan, -0.0], [np.nan, 0.0], "x.data[1]: expected -0.0, got 0.0"),
+        ([np.nan, 1.0], [1.0, np.nan], "x.data[0]: expected nan, got 1.0"),
+    ],
+)
+def test_floats_are_compared_as_numbers_and_zeros_have_a_sign(expected, got, found):
+    expected, got = (np.array(x, np.float32) for x in (expected, got))
+    assert difference({"x": encode(expected)}, {"x": encode(got)}) == found
 
 
 def test_an_engine_that_fails_for_another_reason_has_failed():

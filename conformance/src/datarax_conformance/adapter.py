@@ -130,11 +130,12 @@ def load_adapter(target: str) -> Adapter:
         raise ValueError(f"An adapter is named `module:Class` or `file.py:Class`, got {target!r}.")
     if place.endswith(".py"):
         path = pathlib.Path(place)
-        sys.path.insert(0, str(path.parent.resolve()))  # it may import its neighbours
-        spec = importlib.util.spec_from_file_location(path.stem, path)
+        sys.path.append(str(path.parent.resolve()))  # it may import its neighbours
+        # A file that is called as its engine is must not be what it imports under that name.
+        spec = importlib.util.spec_from_file_location(f"_adapter_in_{path.stem}", path)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
-        sys.modules[path.stem] = module  # where pickle looks its classes up
+        sys.modules[spec.name] = module  # where pickle looks its classes up
         spec.loader.exec_module(module)
     else:
         module = importlib.import_module(place)

@@ -70,10 +70,21 @@ def canonical(answer: Any) -> Any:
         return answer
     if answer.keys() >= {"dtype", "shape"}:
         try:
-            return encode(decode(answer))
-        except (KeyError, TypeError, ValueError):  # of a type that NumPy does not know, say
-            return answer
+            return encode(decode(answer)) if fits(answer) else answer
+        except (KeyError, TypeError, ValueError, OverflowError):
+            return answer  # of a type that NumPy does not know, say
     return {name: canonical(part) for name, part in answer.items()}
+
+
+FITTING = {"b": "b", "i": "biu", "u": "biu"}
+"""Kinds of Python's numbers that an array of that kind may be written down in; else any."""
+
+
+def fits(data: Mapping[str, Any]) -> bool:
+    """Whether the numbers are of the type that they are said to be, and not 1.5 for an integer."""
+    kind = np.dtype(data["dtype"]).kind
+    given = np.array(data.get("data", ()))
+    return kind not in FITTING or not given.size or given.dtype.kind in FITTING[kind]
 
 
 def decode(data: Mapping[str, Any]) -> Any:

@@ -41,7 +41,7 @@ class Recorder(Local):
     """A local engine that remembers what it answered."""
 
     def __init__(self, adapter: Any):
-        super().__init__(adapter)
+        super().__init__(adapter, same_anywhere=True)
         self.answers: list[dict[str, Any]] = []
 
     def execute(self, action: Mapping[str, Any], timeout: float) -> dict[str, Any]:

@@ -80,6 +80,8 @@ def difference(expected: Any, got: Any, path: str = "") -> str | None:
     if type(expected) is not type(got):
         return f"{path or 'value'}: expected {expected!r}, got {got!r}"
     if isinstance(expected, dict):
+        if _are_floats(expected, got):
+            return _float_difference(decode(expected), decode(got), path)
         if expected.keys() != got.keys():
             return f"{path or 'value'}: expected the names {sorted(expected)}, got {sorted(got)}"
         pairs = [(f"{path}.{name}".lstrip("."), expected[name], got[name]) for name in expected]
@@ -90,6 +92,23 @@ def difference(expected: Any, got: Any, path: str = "") -> str | None:
     else:
         return None if expected == got else f"{path or 'value'}: expected {expected!r}, got {got!r}"
     return next((found for found in (difference(e, g, p) for p, e, g in pairs) if found), None)
+
+
+def _are_floats(expected: Mapping[str, Any], got: Mapping[str, Any]) -> bool:
+    """Whether both are arrays of one shape and one type of floats: these equal as numbers do not
+    as they are written, a NaN by any of its patterns, and not 0.0 by -0.0."""
+    kinds = [(x.get("dtype"), x.get("shape")) for x in (expected, got)]
+    return kinds[0] == kinds[1] and str(kinds[0][0]) in ("float16", "float32", "float64")
+
+
+def _float_difference(expected: np.ndarray, got: np.ndarray, path: str) -> str | None:
+    same = (expected == got) & (np.signbit(expected) == np.signbit(got))
+    same |= np.isnan(expected) & np.isnan(got)
+    if same.all():
+        return None
+    i = int(np.flatnonzero(~same.ravel())[0])
+    was, is_now = expected.ravel()[i].item(), got.ravel()[i].item()
+    return f"{path or 'value'}.data[{i}]: expected {was!r}, got {is_now!r}"
 
 
 def rows(batches: Sequence[Any], field: str) -> np.ndarray:

@@ -32,13 +32,21 @@ class Engine(Protocol):
 
 
 class Local:
-    """An adapter in this process. It cannot be stopped: a hang here is a hang of the run."""
+    """An adapter in this process. It cannot be stopped: a hang here is a hang of the run.
 
-    def __init__(self, adapter: Adapter):
-        self.adapter = adapter
-        self.restart()
+    Nor can it be begun anew in another process, unless it is known to be the same in any.
+    """
+
+    def __init__(self, adapter: Adapter, same_anywhere: bool = False):
+        self.adapter, self.same_anywhere = adapter, same_anywhere
+        self.session = Session(adapter)
 
     def restart(self) -> None:
+        if not self.same_anywhere:
+            raise Lost(
+                "UNSUPPORTED",
+                "needs another process: name the adapter, as `module:Class` or `file.py:Class`",
+            )
         self.session = Session(self.adapter)
 
     def execute(self, action: Mapping[str, Any], timeout: float) -> dict[str, Any]:
@@ -53,12 +61,17 @@ SHARED = "DATARAX_CONFORMANCE_SHARED"
 """The variable that names a folder for the processes of one run: of compiled code, say."""
 
 
+LAST_WORDS = 5.0
+"""Seconds for which a process that has closed its output may take to end."""
+
+
 def is_answer(answer: Any) -> bool:
     if not isinstance(answer, dict):
         return False
     if "error" in answer:
         error = answer["error"]
-        return isinstance(error, dict) and error.keys() >= {"code", "details", "type", "message"}
+        said = isinstance(error, dict) and error.keys() >= {"code", "details", "type", "message"}
+        return said and isinstance(error["details"], dict)
     return "value" in answer or isinstance(answer.get("fault"), str)
 
 
@@ -82,6 +95,7 @@ class Piped:
                 env=self.environment,
                 text=True,
                 encoding="utf-8",
+                errors="replace",  # what is no UTF-8 is no JSON either, and then said to be none
             )
         except OSError as exc:
             raise Lost("ADAPTER-ERROR", f"cannot start: {exc.strerror}") from exc
@@ -89,6 +103,13 @@ class Piped:
         reader = threading.Thread(target=self._read, args=(process, self.lines), daemon=True)
         reader.start()
         return process
+
+    @staticmethod
+    def _write(process: subprocess.Popen[str], line: str) -> None:
+        assert process.stdin is not None
+        with contextlib.suppress(OSError, ValueError):  # the reader tells how it ended
+            process.stdin.write(line)
+            process.stdin.flush()
 
     @staticmethod
     def _read(process: subprocess.Popen[str], lines: queue.Queue[str | None]) -> None:
@@ -109,17 +130,19 @@ class Piped:
         if self.process is None:
             self.process = self._start()
         assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # the reader tells how it ended
-            self.process.stdin.write(json.dumps(action) + "\n")
-            self.process.stdin.flush()
+        # In a thread, since a process that does not read fills the pipe.
+        line_out = json.dumps(action) + "\n"
+        threading.Thread(target=self._write, args=(self.process, line_out), daemon=True).start()
         try:
             line = self.lines.get(timeout=timeout)
         except queue.Empty:
             raise Lost("TIMEOUT", f"no answer to {action['do']!r} within {timeout:g} s") from None
         if line is None:
-            raise Lost(
-                "CRASH", f"the process ended with code {self.process.wait()} at {action['do']!r}"
-            )
+            try:
+                how = f"ended with code {self.process.wait(timeout=LAST_WORDS)}"
+            except subprocess.TimeoutExpired:
+                how = "closed its standard output"
+            raise Lost("CRASH", f"the process {how} at {action['do']!r}")
         try:
             answer = json.loads(line)
         except ValueError:

@@ -8,14 +8,19 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from hypothesis import HealthCheck, settings, strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    initialize,
-    precondition,
-    rule,
-    run_state_machine_as_test,
-)
+try:
+    from hypothesis import HealthCheck, settings, strategies as st
+    from hypothesis.stateful import (
+        RuleBasedStateMachine,
+        initialize,
+        precondition,
+        rule,
+        run_state_machine_as_test,
+    )
+except ModuleNotFoundError as error:
+    raise ValueError(
+        "`explore` needs Hypothesis: pip install 'datarax-conformance[explore]'"
+    ) from error
 
 from .api import engine_for
 from .compare import difference

@@ -35,6 +35,10 @@ class EngineError(Exception):
         self.code = code
 
 
+class AdapterFault(Exception):
+    """Something that the adapter, and not the engine, did wrong."""
+
+
 def scrubbed(text: str) -> str:
     """Reports are compared between machines: no path and no address stays in a message."""
     text = re.sub(r"\b0x[0-9a-fA-F]+", "0x…", text)
@@ -85,6 +89,8 @@ class Session:
             return {"fault": f"no action is called {action['do']!r}"}
         try:
             return {"value": method(**arguments)}
+        except AdapterFault as fault:
+            return {"fault": str(fault)}
         except EngineError as exc:
             return {"error": {"code": exc.code, "details": {}, "type": "", "message": str(exc)}}
         except Exception as exc:
@@ -98,11 +104,16 @@ class Session:
         if not (isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[0], str)):
             return {"fault": scrubbed(f"classify returns (code, details), got {answer!r}")}
         code, details = answer
+        try:
+            details = json.loads(json.dumps(dict(details)))  # as they come through a pipe
+        except (TypeError, ValueError):
+            fault = f"classify returns details that JSON can hold, by name, got {details!r}"
+            return {"fault": scrubbed(fault)}
         message = scrubbed(str(exc))
         return {
             "error": {
                 "code": code,
-                "details": dict(details),
+                "details": details,
                 "type": type(exc).__name__,
                 "message": message,
             }
@@ -216,8 +227,11 @@ class Session:
 
     def do_save(self, to: str, on: str = "main", way: str = "") -> dict[str, Any]:
         stream = self._stream(on)
-        self.states[to] = getattr(stream, f"save_{way}")() if way else stream.get_state()
-        return {"base64": base64.b64encode(bytes(self.states[to])).decode()}
+        state = getattr(stream, f"save_{way}")() if way else stream.get_state()
+        if not isinstance(state, bytes | bytearray | memoryview):
+            raise AdapterFault(f"get_state returns bytes, got {type(state).__name__}")
+        self.states[to] = state
+        return {"base64": base64.b64encode(bytes(state)).decode()}
 
     def do_restore(
         self,

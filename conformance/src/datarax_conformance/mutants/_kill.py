@@ -50,7 +50,7 @@ def noticing(mutant: Mutant, cases: Iterable[Case]) -> Iterator[Case]:
         if set(case.profiles) <= adapter.capabilities:
             try:
                 with deadline(PATIENCE):
-                    noticed = play(case, Local(adapter), timeout=PATIENCE).outcome != "PASS"
+                    noticed = play(case, Local(adapter, True), timeout=PATIENCE).outcome != "PASS"
             except (Hang, Exception):
                 noticed = True
             if noticed:
