@@ -4,6 +4,7 @@
 says the rule, what came instead, and the way out.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -351,8 +352,10 @@ class UnequalLengthsError(SourceError):
     code: ClassVar[str] = "unequal-lengths"
 
     def __init__(self, lengths: Mapping[str, int]):
+        shown = dict(itertools.islice(lengths.items(), 20))
+        more = f" and {len(lengths) - len(shown)} more" if len(lengths) > len(shown) else ""
         super().__init__(
-            f"All fields of `data` must have the same number of rows, but got {dict(lengths)}."
+            f"All fields of `data` must have the same number of rows, but got {shown}{more}."
         )
 
 

@@ -487,6 +487,16 @@ def test_a_seek_spares_the_reads_that_nobody_has_begun(monkeypatch):
     assert reader.first.index(40) <= 2
 
 
+@pytest.mark.spec("SRC-030")
+@pytest.mark.parametrize("mode", [ids, by_scan])
+def test_all_threads_read_in_every_mode(mode, monkeypatch):
+    monkeypatch.setattr(_feed, "processors", lambda: 99)  # so that who waits leaves it to them
+    monkeypatch.setattr(_feed, "CHUNK_SECONDS", 0.0)
+    reader = Watched(seconds=dict.fromkeys(range(64), 0.1))
+    assert mode(pipeline_over(reader, threads=12)) == list(range(64))
+    assert 8 <= max(reader.at_once) <= 12
+
+
 @pytest.mark.spec("SRC-032")
 def test_a_scan_that_fails_spares_the_reads_that_nobody_has_begun():
     reader = Watched(seconds={8: 0.2, 16: 0.2, 24: 0.2})

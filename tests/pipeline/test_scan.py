@@ -72,6 +72,36 @@ def test_a_function_that_is_no_program_is_told_so():
     assert "The function of a scan is compiled: write it in jax.numpy." in error.value.__notes__
 
 
+@pytest.mark.spec("SCAN-003")
+@pytest.mark.parametrize("modules, carry", [(0, None), (1, None), (0, 1.0)])
+def test_a_function_that_takes_other_arguments_is_told_which_it_gets(modules, carry):
+    def three(model, optimizer, batch, extra):
+        return None
+
+    given = [Affine(2, 1) for _ in range(modules)]
+    with pytest.raises(TypeError, match="missing") as error:
+        pipeline().scan(three, 2, modules=given, init_carry=carry)
+    called = "carry, *modules, batch" if carry else "*modules, batch"
+    said = f"is called as `step_fn({called})`, here with {modules} of `modules`."
+    assert [note.endswith(said) for note in error.value.__notes__].count(True) == 1
+
+
+@pytest.mark.spec("SCAN-003")
+def test_what_is_no_function_is_refused(unchecked):
+    with pytest.raises(TypeError, match="`step_fn` must be a function, got NoneType"):
+        pipeline().scan(None, 2)
+
+
+@pytest.mark.spec("SCAN-004")
+def test_a_carry_that_is_no_tree_of_arrays_is_told_what_to_carry():
+    carry = {"model": eqx.nn.MLP(1, 1, 1, 1, key=jax.random.key(0))}
+    with pytest.raises(
+        TypeError,
+        match=r"`init_carry\['model'\]\.activation` is a .* eqx\.partition\(module",
+    ):
+        pipeline().scan(lambda carry, batch: (carry, None), 2, init_carry=carry)
+
+
 @pytest.mark.spec("SCAN-019", "SCAN-001", "SCAN-002")
 @settings(max_examples=12)
 @given(

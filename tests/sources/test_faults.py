@@ -1,6 +1,7 @@
 """What goes wrong in storage: named, survived, counted, and never unpickled."""
 
 import dataclasses
+import decimal
 import gc
 import json
 import logging
@@ -494,6 +495,41 @@ def test_nothing_is_unpickled(tmp_path):
         cases.array_record(evil, [pickle.dumps({"id": 1})] * 3)
         with pytest.raises((ValueError, TypeError)):
             ArrayRecordSource(ArrayRecordSourceConfig(paths=evil, decode=decode))
+
+
+@pytest.mark.spec("SRC-031")
+@pytest.mark.parametrize("decode", ["msgpack", "npz"])
+@pytest.mark.parametrize("raw", [b'{"id": 1}', np.arange(3.0).tobytes()], ids=["JSON", "floats"])
+def test_a_record_of_another_format_is_told_to_be_decoded(tmp_path, raw, decode):
+    path = tmp_path / "x.array_record"
+    cases.array_record(path, [raw] * 3)
+    with pytest.raises(
+        ReadError, match=r"`encode` has not written it .* give `decode`, a function"
+    ):
+        ArrayRecordSource(ArrayRecordSourceConfig(paths=path, decode=decode))
+
+
+@pytest.mark.internal
+def test_a_folder_of_many_files_of_other_lengths_does_not_fill_the_screen(tmp_path):
+    for i in range(100):
+        np.save(tmp_path / f"{i:03}.npy", np.zeros(3 + (i == 7), np.int32))
+    with pytest.raises(UnequalLengthsError, match=r"'007': 4, .*'019': 3\} and 80 more") as error:
+        StreamingDiskSource(StreamingDiskSourceConfig(path=tmp_path))
+    assert len(str(error.value)) < 1000
+
+
+@dataclasses.dataclass
+class Sample:
+    x: int
+
+
+@pytest.mark.spec("ERR-015")
+@pytest.mark.parametrize(
+    "value", [Sample(1), decimal.Decimal(1), {1, 2}], ids=lambda value: type(value).__name__
+)
+def test_an_object_that_is_no_number_is_called_by_its_type(value):
+    with pytest.raises(FieldTypeError, match=f"for a {type(value).__name__} in it"):
+        alone([{"x": value}] * 3)
 
 
 @pytest.mark.internal

@@ -112,7 +112,8 @@ class Feed:
     ) -> Generator[Stack, None, None]:
         """Chunks of so many batches, in the cut of `scan`; later ones are read meanwhile."""
         self.forget()
-        depth = min(max(BUFFER_BYTES // (self.batch_bytes * max(counts)), 2), 4)
+        room = BUFFER_BYTES // (self.batch_bytes * max(counts))
+        depth = min(max(room, 2), self._at_once + 2)
         queue: collections.deque[_Chunk] = collections.deque()
         waiting = collections.deque(counts)
         last = None
@@ -278,9 +279,10 @@ def processors() -> int:
     return os.cpu_count() or 1
 
 
-def stack_counts(length: int, batch_bytes: int) -> list[int]:
-    """How a scan of `length` batches is cut into chunks: at least 8, of one size but the last."""
-    count = min(max(CHUNK_BYTES // batch_bytes, 1), -(-length // 8))
+def stack_counts(length: int, batch_bytes: int, threads: int) -> list[int]:
+    """How a scan of `length` batches is cut into chunks, of one size but the last: at least 8, and
+    some for each thread."""
+    count = min(max(CHUNK_BYTES // batch_bytes, 1), -(-length // max(8, 2 * threads)))
     # With a divisor there is one program to compile, and not a second one for what is left.
     count = next((c for c in range(count, count // 2, -1) if length % c == 0), count)
     whole, rest = divmod(length, count)

@@ -281,6 +281,14 @@ class _Scan:
         except NEEDS_VALUES as error:
             error.add_note("The function of a scan is compiled: write it in jax.numpy.")
             raise
+        except TypeError as error:
+            if "positional argument" in str(error):
+                first = "carry, " if self.loop.carried else ""
+                error.add_note(
+                    f"The function of a scan is called as `step_fn({first}*modules, batch)`, here "
+                    f"with {len(args) - 1} of `modules`."
+                )
+            raise
         if not self.loop.carried:
             return carry, pair
         if not (isinstance(pair, tuple) and len(pair) == 2):

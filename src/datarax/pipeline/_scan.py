@@ -42,6 +42,8 @@ def scan(
     for name, value in (("unroll", unroll), ("fetch", fetch)):
         if value is not None and integer(value, 0) < 1:
             raise ScanLengthError(value, name)
+    if not callable(step_fn):
+        raise TypeError(f"`step_fn` must be a function, got {type(step_fn).__name__}.")
     runtime, asked, carried = pipeline._runtime, length, init_carry is not None
     with runtime.lock:
         binding = runtime.look(pipeline)
@@ -88,6 +90,9 @@ def scan(
             if names := reached(step_fn, modules):
                 raise CapturedError(names) from error
             raise
+        except TypeError:
+            _check_carry(init_carry)
+            raise
         binding.write(after, values)
         if end is not None:
             runtime.moved(binding, values, after, end)
@@ -110,7 +115,7 @@ def _scan_fed(
     runtime, carried = pipeline._runtime, carry is not None
     cut = running_on(*cutting(pipeline))
     meter, epoch = runtime.meter, runtime.start.epoch
-    counts = stack_counts(length, feed.batch_bytes)
+    counts = stack_counts(length, feed.batch_bytes, pipeline.num_threads)
     values, changed, outs, after = binding.read(), {}, [], runtime.start
     bar = Bar(pipeline.progress, length, f"scan from epoch {epoch}")
     stacks = feed.stacks(runtime.start, cut, counts)
@@ -176,6 +181,20 @@ def _rest_of_epoch(pipeline: "Pipeline") -> int:
             f'last_batch="drop" or "pad".'
         )
     return whole + (over > 0 and pipeline.last_batch == "pad")
+
+
+def _check_carry(carry: Any) -> None:
+    """Raises for a carry that JAX cannot carry."""
+    for path, x in jax.tree_util.tree_leaves_with_path(carry):
+        try:
+            jax.typeof(x)
+        except TypeError as error:
+            which, kind = f"init_carry{jax.tree_util.keystr(path)}", type(x).__name__
+            raise TypeError(
+                f"`init_carry` holds arrays and numbers, but `{which}` is a {kind}. Of an Equinox "
+                "module carry the arrays, `arrays, rest = eqx.partition(module, eqx.is_array)`, "
+                "and put it together in the function: `eqx.combine(arrays, rest)`."
+            ) from error
 
 
 class _Function:

@@ -140,7 +140,16 @@ class PartsReader(Reader):
         return self.parts[self._counted.part_of(record)].path
 
     def _decoded(self, raw: bytes) -> dict[str, Any]:
-        return as_record(self.decode(raw), None)
+        try:
+            return as_record(self.decode(raw), None)
+        except Exception as error:
+            if self.decode not in DECODERS.values():
+                raise
+            raise ValueError(
+                f"it is damaged, or `encode` has not written it in this form ({error}). For "
+                "records of another format give `decode`, a function from the bytes of one to a "
+                "dict of arrays"
+            ) from error
 
     def _raw(self, records: np.ndarray) -> list[bytes]:
         found: list[bytes] = [b""] * len(records)

@@ -73,7 +73,7 @@ def as_array(field: str, values: Any) -> jax.Array | np.ndarray:
         ) from None
     if isinstance(values, list | tuple) and array.dtype.kind == "f" and array.size:
         return _exact(field, values, array)
-    if array.dtype == object and array.ndim:
+    if array.dtype == object and (array.ndim or not isinstance(values, np.ndarray)):
         raise _no_numbers(field, array)
     return array
 
