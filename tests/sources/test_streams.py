@@ -2,6 +2,7 @@
 
 import asyncio
 import collections
+import concurrent.futures
 import contextlib
 import copy
 import dataclasses
@@ -414,6 +415,25 @@ def test_an_error_that_passes_slows_no_more_than_the_rows_it_was_in(caplog, monk
         "HFStreamingSource could not read rows 256 to 511 of epoch 0 (OSError('no network')) and "
         "reads them again, one by one"
     ]
+
+
+@pytest.mark.spec("SRC-031")
+def test_nothing_is_read_again_once_the_program_ends(caplog):
+    datasets = pytest.importorskip("datasets", reason="needs the extra 'hf'")
+    pool = concurrent.futures.ThreadPoolExecutor(1)
+
+    def fetched(row):
+        return {"x": pool.submit(int, row["x"]).result()}
+
+    dataset = datasets.Dataset.from_dict({"x": [*range(1000)]}).to_iterable_dataset().map(fetched)
+    pipeline = Pipeline(
+        source=HFStreamingSource(HFStreamingSourceConfig(), dataset), batch_size=100
+    )
+    pipeline.step()
+    pool.shutdown()  # as all pools are before anything else ends
+    with caplog.at_level(logging.WARNING, "datarax"), pytest.raises(ReadError):
+        pipeline.scan(lambda batch: batch["x"], 9)
+    assert caplog.messages == []
 
 
 @pytest.mark.spec("SRC-031")

@@ -43,11 +43,6 @@ class EndingError(RuntimeError):
         super().__init__("The program is ending, and no rows are read any more.")
 
 
-def is_ending() -> bool:
-    """Whether the program is ending: at first its thread pools are closed, then this is told."""
-    return ENDING.is_set() or not threading.main_thread().is_alive()
-
-
 def while_running(records: Iterable[T]) -> Iterator[T]:
     """Each of the records, until the program ends."""
     for record in records:
