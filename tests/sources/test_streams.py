@@ -48,6 +48,7 @@ from datarax.sources import (
     TFDSStreamingSourceConfig,
 )
 from datarax.sources._iterable import Windows
+from datarax.sources._records import copier
 from datarax.testing import check_source
 
 from . import cases
@@ -415,6 +416,33 @@ def test_an_error_that_passes_slows_no_more_than_the_rows_it_was_in(caplog, monk
         "HFStreamingSource could not read rows 256 to 511 of epoch 0 (OSError('no network')) and "
         "reads them again, one by one"
     ]
+
+
+@pytest.mark.internal("a record is looked at closely only where it has to be")
+def test_a_record_is_copied_as_it_is_or_looked_at_more_closely():
+    stored = {"x": jax.ShapeDtypeStruct((2,), np.float32), "n": jax.ShapeDtypeStruct((), np.int64)}
+    held = {**stored, "n": jax.ShapeDtypeStruct((), np.int32)}
+    x = np.ones(2, np.float32)
+    copied = copier(stored, held)
+    for n in (3, -(2**31), 2**31 - 1):
+        found = copied({"x": x, "n": n})
+        assert (found["n"], found["n"].dtype) == (n, np.int64)
+        assert found["x"].tolist() == [1, 1] and not np.shares_memory(found["x"], x)
+    others = [
+        {"x": x, "n": 2**31},
+        {"x": x, "n": True},
+        {"x": x, "n": 3.0},
+        {"x": x, "n": np.int64(3)},
+        {"x": x},
+        {"x": x.astype(float), "n": 3},
+        {"x": x[:1], "n": 3},
+        {"x": x.astype(">f4"), "n": 3},
+        {"x": np.ma.masked_array(x), "n": 3},
+        {"x": [1.0, 1.0], "n": 3},
+        [x, 3],
+    ]
+    assert [copied(record) for record in others] == [None] * len(others)
+    assert copier(stored, stored)({"x": x, "n": np.int64(3)})["n"].dtype == np.int64
 
 
 @pytest.mark.spec("SRC-031")

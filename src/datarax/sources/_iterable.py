@@ -21,7 +21,7 @@ from .._types import Batch, Signed, Spec, expect, integer
 from ..errors import DataraxError, EmptySourceError, RandomAccessError, ReadError
 from ._base import Fetched
 from ._host import names, while_running
-from ._records import Unfit, conform, held_spec, reason_of, spec_of, stack
+from ._records import Unfit, conform, copier, held_spec, reason_of, spec_of, stack
 from ._values import BY_NAME, as_record, is_table
 
 
@@ -236,14 +236,17 @@ class Stream(abc.ABC):
     def read(self, epoch: int, offset: int, count: int, spec: Spec) -> list[dict[str, Any]]:
         """Up to `count` records from a place on; fewer only where the pass ends."""
         stored, here = self.stored_spec, self._pass
+        copied = copier(stored, spec)
         with here.lock:
             found: list[dict[str, Any]] = []
             try:
                 for record in while_running(self._from(epoch, offset)):
-                    place = np.array([offset + len(found)])
-                    one = stack([record])  # a copy: the stream may use its memory again
-                    conform(one, stored, spec, place)
-                    found.append(jax.tree.map(lambda x: x[0], one))
+                    one = copied(record)  # since the stream may use its memory again
+                    if one is None:
+                        rows = stack([record])
+                        conform(rows, stored, spec, np.array([offset + len(found)]))
+                        one = jax.tree.map(lambda x: x[0], rows)
+                    found.append(one)
                     if len(found) == count:
                         break
             except BaseException as error:

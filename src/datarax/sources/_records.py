@@ -88,6 +88,35 @@ def _is_held(batch: Batch, stored: Spec, held: Spec, count: int) -> bool:
     )
 
 
+def copier(stored: Spec, held: Spec) -> Callable[[Any], Any]:
+    """What copies a record of the `stored` spec whose values the `held` one can hold; None for one
+    that has to be looked at more closely, which takes ten times as long."""
+    wanted, structure = jax.tree.flatten(stored)
+    kinds = [
+        (x.shape, x.dtype, to.dtype) for x, to in zip(wanted, jax.tree.leaves(held), strict=True)
+    ]
+
+    def copied(record: Any) -> Any:
+        leaves, other = jax.tree.flatten(record)
+        if other != structure:
+            return None
+        copies = []
+        for x, (shape, dtype, target) in zip(leaves, kinds, strict=True):
+            plain = type(x) is np.ndarray or isinstance(x, np.number | np.bool_)
+            if plain and x.shape == shape and x.dtype == dtype == target:
+                copies.append(np.array(x))
+            elif type(x) is int and shape == () and dtype == np.int64:
+                bounds = np.iinfo(target)
+                if not bounds.min <= x <= bounds.max:
+                    return None
+                copies.append(np.asarray(x, dtype))
+            else:
+                return None
+        return jax.tree.unflatten(structure, copies)
+
+    return copied
+
+
 def first_readable(read: Callable[[int], T], length: int) -> T:
     """What is read of a record that can be, the first if that can: one that cannot, or that holds
     what JAX cannot, says nothing of others."""
