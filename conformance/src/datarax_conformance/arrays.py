@@ -48,7 +48,8 @@ def encode(array: Any) -> dict[str, Any]:
     array = np.asarray(array)
     dtype = str(array.dtype)
     if array.dtype.kind in "OUS":
-        return {"dtype": "object", "shape": list(array.shape), "data": array.tolist()}
+        kind = "U" if array.dtype.kind == "U" else "object"
+        return {"dtype": kind, "shape": list(array.shape), "data": array.tolist()}
     if array.dtype.kind == "M":  # no number: as those that it is stored as
         data = array.astype(np.int64).ravel().tolist()
         return {"dtype": dtype, "shape": list(array.shape), "data": data}

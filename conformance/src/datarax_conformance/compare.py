@@ -111,13 +111,19 @@ def _float_difference(expected: np.ndarray, got: np.ndarray, path: str) -> str |
     return f"{path or 'value'}.data[{i}]: expected {was!r}, got {is_now!r}"
 
 
-def rows(batches: Sequence[Any], field: str) -> np.ndarray:
+def batches_of(answer: Any) -> list[Mapping[str, Any]]:
+    """The batches of an answer; those of a scan, which are stacked, count as one."""
+    return [answer] if isinstance(answer, Mapping) else [b for b in answer if b != "stop"]
+
+
+def rows(answer: Any, field: str) -> np.ndarray:
     """The rows of `field` of all batches, end to end, without padding."""
+    axes = 2 if isinstance(answer, Mapping) else 1  # a scan's batches have an axis of their own
     parts = []
-    for batch in batches:
-        if batch != "stop":
-            values = decode(batch[field])
-            parts.append(values[decode(batch["mask"])] if "mask" in batch else values)
+    for batch in batches_of(answer):
+        values = decode(batch[field])
+        mask = decode(batch["mask"]) if "mask" in batch else np.ones(values.shape[:axes], bool)
+        parts.append(values[mask])
     return np.concatenate(parts) if parts else np.zeros(0, np.int32)
 
 
@@ -127,7 +133,7 @@ def _no_error(value: Any) -> None:
 
 def _permutation(value: Any, length: int, sizes: Sequence[int] | None = None) -> str | None:
     if sizes is not None:
-        got = [decode(batch["id"]).shape[0] for batch in value if batch != "stop"]
+        got = [decode(batch["id"]).shape[0] for batch in batches_of(value)]
         if got != list(sizes):
             return f"expected batches of {list(sizes)} rows, got {got}"
     ids = rows(value, "id").astype(np.int64)
@@ -145,9 +151,8 @@ def _permutation(value: Any, length: int, sizes: Sequence[int] | None = None) ->
 
 
 def _same_rows(value: Any, like: Any) -> str | None:
-    fields = sorted(
-        {name for batch in [*value, *like] if batch != "stop" for name in batch} - {"mask"}
-    )
+    batches = [*batches_of(value), *batches_of(like)]
+    fields = sorted({name for batch in batches for name in batch} - {"mask"})
     for field in fields:
         expected, got = rows(like, field), rows(value, field)
         if expected.dtype != got.dtype or expected.shape != got.shape:

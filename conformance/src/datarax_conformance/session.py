@@ -186,8 +186,8 @@ class Session:
             self.held[hold] = raw
         return seen
 
-    def do_scan(self, length: int | None, on: str = "main") -> dict[str, Any]:
-        return to_batch(self._stream(on).scan(length))
+    def do_scan(self, length: int | None, on: str = "main", hold: str = "") -> dict[str, Any]:
+        return self._batches([self._stream(on).scan(length)], hold)[0]
 
     def do_ask(self, what: str, on: str = "main", **arguments: Any) -> Any:
         """One of the questions of profile jax; an answer of arrays is encoded like a batch."""
@@ -286,7 +286,8 @@ class Session:
         for batch in self.held[hold]:
             for array in batch.values():
                 try:
-                    array[...] = 1
+                    # In a mask a 1 would mostly be what stands there already.
+                    array[...] = ~array if np.asarray(array).dtype == bool else 1
                 except (TypeError, ValueError):  # they cannot
                     continue
 

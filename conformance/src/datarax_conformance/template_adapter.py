@@ -18,16 +18,18 @@ class Stream:
             raise NotImplementedError("this engine neither drops, pads nor shuffles yet")
         self.columns, self.size = program.columns, program.batch_size
         self.count = len(next(iter(self.columns.values())))
-        self.place = 0
+        self.epoch = self.place = 0
 
     def __iter__(self):
-        # the rest of the epoch, in batches: dicts of arrays
-        while True:
+        return self.rest_of(self.epoch)
+
+    def rest_of(self, epoch):
+        # the rest of an epoch, in batches: dicts of arrays; nothing once the stream has left it
+        while self.epoch == epoch:
             rows = slice(self.place, self.place + self.size)
             self.place = rows.stop if rows.stop < self.count else 0
+            self.epoch += self.place == 0
             yield {name: np.array(column[rows]) for name, column in self.columns.items()}
-            if self.place == 0:
-                return
 
 
 class Adapter:

@@ -96,6 +96,10 @@ def loop(**arguments: Any) -> dict[str, Any]:
     return do("for", **arguments)
 
 
+def scan(length: int | None, **arguments: Any) -> dict[str, Any]:
+    return do("scan", length=length, **arguments)
+
+
 def permutation(length: int, **sizes: Any) -> dict[str, Any]:
     return {"check": "permutation", "length": length, **sizes}
 

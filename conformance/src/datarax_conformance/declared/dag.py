@@ -154,6 +154,13 @@ case(
 )
 case(
     "DAG-007",
+    "two",
+    "two stages that count, each for itself",
+    chain(8, 2, "keep", "count", "count"),
+    [loop(), step()],
+)
+case(
+    "DAG-007",
     "built",
     "building another stream moves nothing",
     chain(6, 3, "keep", "count"),

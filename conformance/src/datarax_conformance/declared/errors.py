@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from ._declare import Table, build, chain, error, id_and_x, program
+from ._declare import Table, build, chain, error, id_and_x, loop, program
 
 table = Table()
 case = table.case
@@ -37,9 +37,9 @@ case("ERR-001", "graph", "a graph without a fault", FINE, [build()])
 case(
     "ERR-001",
     "long",
-    "a chain of a thousand and one nodes",
-    chain(4, 2, "keep", *["affine(1,0)"] * 1001),
-    [build()],
+    "a chain of a thousand and one nodes, which runs too",
+    chain(4, 2, "keep", *["add"] * 1001),
+    [build(), loop(take=1)],
 )
 case(
     "ERR-001",
@@ -70,6 +70,14 @@ refused(
     "entry",
     "with an entry",
     graph("p a b", {"p": [], "a": ["p", "b"], "b": ["a"]}, "b"),
+    "cycle",
+)
+MANY = [f"n{i}" for i in range(1001)]
+refused(
+    "ERR-003",
+    "long",
+    "a thousand and one nodes in a circle",
+    graph(" ".join(MANY), {name: [MANY[i - 1]] for i, name in enumerate(MANY)}, "n0"),
     "cycle",
 )
 cycles(
@@ -303,6 +311,21 @@ refused(
     chain(4, 2, "keep", "affine(2,1)", "pick(nothing)", "affine(1,0)"),
     "stage",
     node="n1",
+)
+refused(
+    "ERR-021",
+    "affine",
+    "a stage that reads x, where there is none",
+    program(
+        0,
+        2,
+        columns={"id": np.arange(4, dtype=np.int32)},
+        nodes={"a": "affine(2,1)"},
+        edges={"a": []},
+        sink="a",
+    ),
+    "stage",
+    node="a",
 )
 
 

@@ -2,7 +2,21 @@
 
 import numpy as np
 
-from ._declare import Table, build, do, error, id_and_x, loop, program, same_rows, step
+from ..arrays import encode
+from ._declare import (
+    Table,
+    build,
+    chain,
+    do,
+    error,
+    id_and_x,
+    loop,
+    permutation,
+    program,
+    same_rows,
+    scan,
+    step,
+)
 
 table = Table()
 case = table.case
@@ -38,6 +52,20 @@ case(
     "a loop over an iterator is its rest, a second one nothing",
     program(7, 2),
     [do("iter"), do("next"), loop(on="it"), loop(on="it"), loop(take=1)],
+)
+case(
+    "ITER-004",
+    "restored",
+    "not even when the stream has been moved back",
+    program(4, 2),
+    [
+        do("save", to="s"),
+        do("iter"),
+        do("next", n=3),
+        do("restore", origin="s"),
+        do("next", n=2),
+        loop(),
+    ],
 )
 case("ITER-005", "filled", "the last batch is filled", program(10, 4, "pad"), [loop()])
 case("ITER-005", "wide", "one filled batch", program(2, 5, "pad"), [loop(), loop()])
@@ -121,11 +149,42 @@ case(
     [do("iter"), step(2), do("next"), loop()],
 )
 case(
+    "ITER-009",
+    "next-epoch",
+    "also while others are in the middle of the next epoch",
+    program(6, 2),
+    [
+        do("iter", to="a"),
+        do("next", on="a"),
+        do("iter", to="b"),
+        do("next", on="b", n=2),
+        do("iter", to="c"),
+        do("next", on="c"),
+        do("next", on="b", n=2),
+        do("next", on="a", n=2),
+        loop(),
+    ],
+)
+case(
+    "ITER-009",
+    "asked-late",
+    "an iterator that is first asked after its epoch",
+    program(4, 2),
+    [do("iter"), loop(), do("next"), loop()],
+)
+case(
     "ITER-010",
     "between",
     "a step between two batches of a loop",
     program(10, 2),
     [do("iter"), do("next"), step(), do("next", n=2), step(), do("next", n=2)],
+)
+case(
+    "ITER-010",
+    "scan",
+    "so does a scan",
+    program(12, 2),
+    [do("iter"), do("next"), scan(1), do("next", n=2), scan(1), do("next", n=2)],
 )
 case(
     "ITER-011",
@@ -154,6 +213,13 @@ case(
     "one-field",
     "a single field",
     program(4, 2, columns={"id": np.arange(4, dtype=np.int32)}),
+    [loop()],
+)
+case(
+    "SRC-001",
+    "mask",
+    "a column called mask is one like any other, where nothing is filled",
+    program(0, 2, columns=id_and_x(4) | {"mask": np.array([True, False, False, True])}),
     [loop()],
 )
 case(
@@ -196,6 +262,18 @@ case(
             f"f_{kind}": FOUR.astype(kind)
             for kind in ("bool", "int8", "uint8", "int16", "float16", "float32")
         },
+    ),
+    [loop()],
+)
+case(
+    "SRC-003",
+    "unsigned",
+    "the wider unsigned types stay",
+    program(
+        4,
+        2,
+        columns={"id": np.arange(4, dtype=np.int32)}
+        | {f"f_{kind}": FOUR.astype(kind) for kind in ("uint16", "uint32")},
     ),
     [loop()],
 )
@@ -319,6 +397,42 @@ for slug, values in {"unsigned": [2**32 + 5, 1], "unsigned-far": [2**63 + 1, 1]}
             loop(expect={"any": [narrowed("uint", values)[0], error("not-built")]}),
         ],
     )
+LATE = {"id": np.arange(4, dtype=np.int32), "wide": np.array([1, 2, 3, 2**40])}
+HALVES = [
+    {name: encode(column[rows]) for name, column in LATE.items()}
+    for rows in (slice(0, 2), slice(2, 4))
+]
+case(
+    "SRC-005",
+    "second-batch",
+    "also where it is not in the first batch",
+    program(0, 2, columns=LATE),
+    [
+        build(expect={"any": [{"check": "no_error"}, error("field-type", field="wide")]}),
+        loop(expect={"any": [{"value": HALVES}, error("not-built")]}),
+    ],
+)
+case(
+    "SRC-005",
+    "step",
+    "nor does step cut it",
+    wide("int", [2**40 + 7, 5]),
+    [
+        build(expect={"any": [{"check": "no_error"}, error("field-type", field="wide")]}),
+        step(expect={"any": [narrowed("int", [2**40 + 7, 5])[0], error("not-built")]}),
+    ],
+)
+TWICE = {name: encode(np.stack([column] * 2)) for name, column in LATE.items()}
+case(
+    "SRC-005 SCAN-001",
+    "scan",
+    "nor does a scan",
+    program(0, 4, columns=LATE),
+    [
+        build(expect={"any": [{"check": "no_error"}, error("field-type", field="wide")]}),
+        scan(2, expect={"any": [{"value": TWICE}, error("not-built")]}),
+    ],
+)
 case(
     "SRC-006",
     "not-finite",
@@ -334,11 +448,52 @@ case(
     [loop()],
 )
 case(
+    "SRC-006",
+    "small",
+    "the smallest numbers arrive",
+    program(
+        0,
+        2,
+        columns={
+            "id": np.arange(4, dtype=np.int32),
+            "x": np.array([1e-45, -1e-40, 1.17e-38, 1], np.float32),
+            "h": np.array([6e-8, 1, 2, 3], np.float16),
+        },
+    ),
+    [loop()],
+)
+case(
+    "SRC-006",
+    "minus-zero",
+    "minus zero keeps its sign",
+    program(
+        0,
+        4,
+        columns={
+            "id": np.arange(4, dtype=np.int32),
+            # Beside an infinity the column is stored as bytes, which tell the two zeros apart.
+            "x": np.array([-0.0, 0, np.inf, 1], np.float32),
+        },
+    ),
+    [loop()],
+)
+case(
     "SRC-007",
     "pad",
     "filling is not written into them",
     program(5, 3, "pad"),
     [step(3), do("columns")],
+)
+case(
+    "SRC-007",
+    "shuffled",
+    "nor are they shuffled themselves",
+    program(9, 3, seed=1),
+    [
+        loop(expect=permutation(9)),
+        loop(expect=permutation(9)),
+        do("columns", expect={"value": program(9, 3)["columns"]}),
+    ],
 )
 case(
     "SRC-008",
@@ -362,6 +517,20 @@ case(
     [step(2, hold="two"), step(4), do("recall", hold="two")],
 )
 case(
+    "SRC-009",
+    "pad",
+    "so does a filled one",
+    program(5, 2, "pad"),
+    [loop(hold="all"), loop(), do("recall", hold="all")],
+)
+case(
+    "SRC-009",
+    "scan",
+    "so does what a scan gave",
+    program(12, 2),
+    [scan(2, hold="two"), scan(2), do("recall", hold="two")],
+)
+case(
     "SRC-040",
     "next-epoch",
     "what is written into batches does not come back",
@@ -380,6 +549,27 @@ case(
         do("next", n=3),
         loop(take=1),
     ],
+)
+case(
+    "SRC-040",
+    "graph",
+    "nor through a graph",
+    chain(6, 2, "keep", "affine(2,1)"),
+    [loop(hold="all"), do("scribble", hold="all"), loop(), do("columns")],
+)
+case(
+    "SRC-040",
+    "mask",
+    "nor in the mask",
+    program(6, 2, "pad"),
+    [loop(hold="all"), do("scribble", hold="all"), loop(), do("columns")],
+)
+case(
+    "SRC-040",
+    "scan",
+    "nor what is written into a scan's arrays",
+    program(8, 2),
+    [scan(2, hold="two"), do("scribble", hold="two"), scan(4), do("columns")],
 )
 case(
     "SRC-010",
@@ -406,6 +596,18 @@ case(
     "two streams do not meet",
     program(6, 2),
     [build(to="b"), step(2), step(1, on="b"), step(1), step(2, on="b")],
+)
+case(
+    "SRC-011",
+    "data",
+    "nor do their data, alike as they are",
+    program(6, 2),
+    [
+        build(to="b", columns={name: encode(c[::-1]) for name, c in id_and_x(6).items()}),
+        loop(),
+        loop(on="b"),
+        loop(),
+    ],
 )
 
 # SHUF-002 is a requirement of loops.

@@ -3,7 +3,7 @@
 The cursor, parameters, compilation, gradients, keys, threads.
 """
 
-from ._declare import Table, build, chain, do, error, loop, program, same_rows, step
+from ._declare import Table, build, chain, do, error, loop, program, same_rows, scan, step
 
 table = Table()
 case = table.case
@@ -13,10 +13,6 @@ CURSOR = do("cursor")
 
 def seek(epoch: int, offset: int, **arguments: object) -> dict:
     return do("seek", epoch=epoch, offset=offset, **arguments)
-
-
-def scan(length: int) -> dict:
-    return do("scan", length=length)
 
 
 case(

@@ -14,6 +14,7 @@ from ._declare import (
     permutation,
     program,
     same_rows,
+    scan,
     step,
 )
 
@@ -35,10 +36,6 @@ def ask(what: str, **arguments: Any) -> dict[str, Any]:
 
 def at_least(**least: float) -> dict[str, Any]:
     return {"check": "at_least", "least": least}
-
-
-def scan(length: int | None, **arguments: Any) -> dict[str, Any]:
-    return do("scan", length=length, **arguments)
 
 
 MODES: Script = [loop(), step(2), build(to="c"), scan(3, on="c"), loop(on="c")]

@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from ._declare import Table, build, chain, do, error, loop, program, same_rows, step
-from .library_sources import EXACT, ask, over, scan
+from ._declare import Table, build, chain, do, error, loop, program, same_rows, scan, step
+from .library_sources import EXACT, ask, over
 
 table = Table()
 case = table.case

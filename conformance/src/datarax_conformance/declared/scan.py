@@ -1,19 +1,24 @@
 """Chapter 70: scan."""
 
-from ._declare import Table, chain, do, error, loop, program, step
+import numpy as np
+
+from ._declare import Table, chain, error, loop, program, scan, step
 
 table = Table()
 case = table.case
-
-
-def scan(length: int | None, **arguments: object) -> dict:
-    return do("scan", length=length, **arguments)
 
 
 case("SCAN-001", "stacked", "batches on a new first axis", program(12, 4), [scan(3)])
 case("SCAN-001", "one", "a scan of one", program(4, 2), [scan(1)])
 case("SCAN-001", "graph", "through a graph", chain(8, 4, "keep", "affine(2,1)"), [scan(2)])
 case("SCAN-001", "long", "forty batches", program(80, 2), [scan(40)])
+case(
+    "SCAN-001",
+    "hundreds",
+    "three hundred batches",
+    program(0, 2, columns={"id": np.arange(600, dtype=np.int32)}),
+    [scan(300)],
+)
 case("SCAN-002", "step", "step goes on after it", program(10, 2), [scan(2), step(2)])
 case("SCAN-002", "loop", "so does a loop", program(10, 2), [scan(2), loop(), scan(5), loop()])
 case("SCAN-003", "step", "a scan goes on after step", program(10, 2), [step(2), scan(2)])
@@ -37,6 +42,13 @@ case(
 )
 case("SCAN-005", "drop", "under drop", program(10, 4, "drop"), [scan(5), step()])
 case("SCAN-005", "pad", "under pad", program(10, 4, "pad"), [scan(4), step()])
+case(
+    "SCAN-005",
+    "put-back",
+    "the mask is put back where a stage loses it",
+    chain(5, 3, "pad", "pick(x)"),
+    [scan(3)],
+)
 case(
     "SCAN-006",
     "count",

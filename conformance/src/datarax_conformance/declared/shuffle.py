@@ -13,6 +13,7 @@ from ._declare import (
     permutation,
     program,
     same_rows,
+    scan,
     step,
 )
 
@@ -150,6 +151,20 @@ case(
     ],
 )
 case(
+    "SHUF-005",
+    "drop-later",
+    "so it is in later epochs",
+    program(20, 8, seed=7),
+    [
+        loop(take=2, note="a"),
+        loop(),
+        loop(take=2, note="b"),
+        build(to="drop", last_batch="drop"),
+        loop(on="drop", expect=same_rows("a")),
+        loop(on="drop", expect=same_rows("b")),
+    ],
+)
+case(
     "SHUF-006",
     "step",
     "step and for give one order",
@@ -175,6 +190,43 @@ case(
         step(2, on="s"),
         loop(on="s"),
         loop(on="s", expect=same_rows("b")),
+    ],
+)
+case(
+    "SHUF-006",
+    "pad",
+    "step and for give one order under pad",
+    program(20, 8, "pad", seed=9),
+    [
+        loop(note="a", expect=permutation(20)),
+        loop(note="b", expect=permutation(20)),
+        build(to="s"),
+        step(3, on="s", expect=same_rows("a")),
+        step(3, on="s", expect=same_rows("b")),
+    ],
+)
+case(
+    "SHUF-006",
+    "scan",
+    "so do step and scan",
+    program(20, 5, seed=9),
+    [
+        step(4, expect=permutation(20)),
+        step(4, note="b", expect=permutation(20)),
+        build(to="s"),
+        scan(4, on="s", expect=permutation(20)),
+        scan(4, on="s", expect=same_rows("b")),
+    ],
+)
+case(
+    "SHUF-006",
+    "wide",
+    "a batch of three epochs has the orders of all three",
+    program(20, 20, seed=9),
+    [
+        step(3, note="three"),
+        build(to="wide", batch_size=60),
+        step(on="wide", expect=same_rows("three")),
     ],
 )
 case(
@@ -206,6 +258,16 @@ case(
     "twenty epochs, twenty orders",
     program(33, 33, seed=2),
     [loop(note=f"e{e}", expect={"all": [permutation(33), new_order()]}) for e in range(20)],
+)
+case(
+    "SHUF-007",
+    "hundreds",
+    "the order of the first epoch does not come again in 257",
+    program(33, 33, seed=2),
+    [
+        loop(note="first", expect=permutation(33)),
+        *[loop(expect={"all": [permutation(33), other_order("first")]}) for _ in range(257)],
+    ],
 )
 SEEDS = (0, 1, 2, 2**31 - 1, 2**31, 2**31 + 1, 2**32 - 1)
 case(

@@ -59,6 +59,19 @@ case(
         loop(expect=same_rows("rest")),
     ],
 )
+case(
+    "STATE-001",
+    "columns",
+    "whatever the order of the columns",
+    program(8, 2),
+    [
+        loop(take=1),
+        SAVE,
+        build(to="b", columns=dict(reversed(program(8, 2)["columns"].items()))),
+        restore(),
+        loop(on="b"),
+    ],
+)
 for number in range(7):
     case(
         "STATE-002",
@@ -109,6 +122,13 @@ case(
     "whatever the batch",
     program(6, 1),
     [do("iter"), do("next", n=3), SAVE, do("next"), do("next"), *LATER, loop(on="b", take=2)],
+)
+case(
+    "STATE-003",
+    "stages",
+    "so does the state of a stage in it",
+    chain(8, 2, "keep", "count"),
+    [do("iter"), do("next"), SAVE, do("next"), *LATER, loop(on="b")],
 )
 case(
     "STATE-004",
@@ -162,6 +182,21 @@ case(
     ],
 )
 case(
+    "STATE-006",
+    "in-loop",
+    "also while a loop is under way",
+    program(12, 2),
+    [
+        do("iter"),
+        do("next", n=2),
+        SAVE,
+        do("next", n=2),
+        do("restore", origin="s"),
+        do("next"),
+        loop(),
+    ],
+)
+case(
     "STATE-007",
     "wider",
     "another batch size goes on at the same record",
@@ -190,6 +225,13 @@ case(
     ],
 )
 case(
+    "STATE-007",
+    "drop",
+    "under drop with the next epoch, where too few records are left",
+    program(10, 2, "drop"),
+    [loop(take=4), SAVE, build(to="b", batch_size=4), restore(), loop(on="b")],
+)
+case(
     "STATE-008",
     "keep-pad",
     "from keep to pad",
@@ -209,6 +251,20 @@ case(
     "from keep to drop, past the last whole batch",
     program(10, 4),
     [loop(take=2), SAVE, build(to="b", last_batch="drop"), restore(), loop(on="b", take=1)],
+)
+case(
+    "STATE-008",
+    "drop-loop",
+    "where the next loop is the whole next epoch",
+    program(10, 4),
+    [loop(take=2), SAVE, build(to="b", last_batch="drop"), restore(), loop(on="b")],
+)
+case(
+    "STATE-008",
+    "drop-keep",
+    "from drop to keep, at the start of an epoch",
+    program(10, 4, "drop"),
+    [loop(), SAVE, build(to="b", last_batch="keep"), restore(), loop(on="b")],
 )
 
 
@@ -293,6 +349,19 @@ refused(
     edges={"a": [], "b": [], "c": ["b", "a"]},
 )
 case(
+    "STATE-013",
+    "some",
+    "from no graph to one",
+    program(8, 2),
+    [
+        loop(take=1),
+        SAVE,
+        build(to="b", nodes={"a": "affine(2,1)"}, edges={"a": []}, sink="a"),
+        restore(expect=error("state")),
+    ],
+    ["dag"],
+)
+case(
     "STATE-014",
     "goes-on",
     "a refusal leaves the stream where it was",
@@ -323,6 +392,34 @@ case(
         loop(on="b", take=2),
     ],
 )
+for slug, title, first, changes in (
+    (
+        "graph",
+        "also where another graph is refused",
+        chain(8, 2, "keep", "affine(2,1)"),
+        {"nodes": {"other": "affine(2,1)"}, "edges": {"other": []}, "sink": "other"},
+    ),
+    (
+        "columns",
+        "also where another type is",
+        program(8, 2),
+        {"columns": program(8, 2, columns={**COLUMNS, "x": COLUMNS["id"]})["columns"]},
+    ),
+):
+    case(
+        "STATE-014",
+        slug,
+        title,
+        first,
+        [
+            loop(take=3),
+            SAVE,
+            build(to="b", **changes),
+            loop(on="b", take=1),
+            restore(expect=error("state")),
+            loop(on="b"),
+        ],
+    )
 case(
     "STATE-015",
     "count",
@@ -349,4 +446,23 @@ case(
         sink="a",
     ),
     [loop(take=2), SAVE, *LATER, loop(on="b")],
+)
+NODES = {"a": "count", "q": "pick(id)", "z": "count"}
+EDGES = {"a": [], "q": ["a"], "z": ["q"]}
+case(
+    "STATE-015",
+    "declared",
+    "and in whatever order they are declared",
+    program(8, 2, nodes=NODES, edges=EDGES, sink="z"),
+    [
+        loop(take=1),
+        SAVE,
+        build(
+            to="b",
+            nodes={name: NODES[name] for name in "zaq"},
+            edges={name: EDGES[name] for name in "zaq"},
+        ),
+        restore(),
+        loop(on="b"),
+    ],
 )

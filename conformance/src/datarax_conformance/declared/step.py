@@ -34,6 +34,17 @@ case(
     [step(6)],
     ["shuffle.exact"],
 )
+case(
+    "STEP-003",
+    "any-order",
+    "whatever the order of an epoch is",
+    program(20, 8, seed=9),
+    [
+        build(to="epochs", batch_size=20),
+        step(2, on="epochs", note="epochs"),
+        step(5, expect=same_rows("epochs")),
+    ],
+)
 case("STEP-004", "three-epochs", "a batch of more than three epochs", program(3, 10), [step(3)])
 case("STEP-004", "one-record", "one record fills a batch", program(1, 4), [step(2)])
 case("STEP-004", "by-one", "one row more than an epoch", program(4, 5), [step(5)])

@@ -31,6 +31,12 @@ def ids(*values: int, **fields: Any) -> dict[str, Any]:
     return {"id": {"dtype": "int32", "shape": [len(values)], "data": list(values)}, **fields}
 
 
+def scanned(*batches: list[int]) -> dict[str, Any]:
+    """The answer of a scan."""
+    shape = [len(batches), len(batches[0])]
+    return {"id": {"dtype": "int32", "shape": shape, "data": [i for b in batches for i in b]}}
+
+
 def masked(*values: bool) -> dict[str, Any]:
     return {"mask": {"dtype": "bool", "shape": [len(values)], "data": list(values)}}
 
@@ -83,6 +89,26 @@ BY_HAND: list[tuple[Any, Any, Any, bool]] = [
         {"a": [ids(0)]},
         False,
     ),
+    ({"check": "permutation", "length": 6}, {"value": scanned([3, 1, 2], [0, 4, 5])}, {}, True),
+    ({"check": "permutation", "length": 6}, {"value": scanned([3, 1, 2], [0, 4, 4])}, {}, False),
+    (
+        {"check": "permutation", "length": 3},
+        {
+            "value": {
+                **scanned([2, 1], [0, 0]),
+                "mask": {**masked(True, True, True, False)["mask"], "shape": [2, 2]},
+            }
+        },
+        {},
+        True,
+    ),
+    (
+        {"check": "same_rows", "like": "a"},
+        {"value": scanned([0, 1], [2, 3], [4, 5])},
+        {"a": [ids(0, 1, 2), ids(3, 4, 5)]},
+        True,
+    ),
+    ({"check": "same_rows", "like": "a"}, {"value": [ids(1, 0)]}, {"a": scanned([0, 1])}, False),
     ({"check": "same_order", "like": "a"}, {"value": [ids(0, 2)]}, {"a": [ids(0), ids(1)]}, False),
     ({"check": "other_order", "like": "a"}, {"value": [ids(0, 1)]}, {"a": [ids(0), ids(1)]}, False),
     ({"check": "new_order", "like": "*"}, {"value": [ids(1, 0)]}, {"a": [ids(0), ids(1)]}, True),
