@@ -450,7 +450,7 @@ case(
 NODES = {"a": "count", "q": "pick(id)", "z": "count"}
 EDGES = {"a": [], "q": ["a"], "z": ["q"]}
 case(
-    "STATE-015",
+    "STATE-015 STATE-001",
     "declared",
     "and in whatever order they are declared",
     program(8, 2, nodes=NODES, edges=EDGES, sink="z"),

@@ -34,7 +34,7 @@ class Mutant:
     name: str
     breaks: Sequence[str]  # the requirements that it violates; none: it is benign and must pass
     edits: Sequence[tuple[str, str]]
-    drops: Sequence[str] = ()  # profiles that a benign variant does not claim
+    drops: Sequence[str] = ()  # profiles that it does not claim
     text: str = ""  # the whole source of the model, where it did not come of edits
 
     @property

@@ -9,8 +9,8 @@ from . import library
 from ._mutant import Mutant
 
 
-def mutant(name: str, breaks: str, *edits: tuple[str, str]) -> Mutant:
-    return Mutant(name, breaks.split(), edits)
+def mutant(name: str, breaks: str, *edits: tuple[str, str], drops: str = "") -> Mutant:
+    return Mutant(name, breaks.split(), edits, drops.split())
 
 
 # Places in the model at which several mutants work.
@@ -22,9 +22,14 @@ NEXT = """        if self.stream.cursor.epoch != self.epoch:
             raise StopIteration
         return self.stream.take(stay=True)
 """
+STEP = "        return self.take(stay=False)\n"
+PROGRAM = "        self.program = program\n"
+START = "        program, start, length = self.program, self.cursor, self.length\n"
 EPOCH_KEY = '    return fold_in(node_key(base, "source"), epoch)\n'
 ORDER = "    return swap_or_not(key, length, offsets, range(ROUNDS))\n"
 INPUTS = "        inputs = [made[predecessor] for predecessor in plan.edges[name]]\n"
+REFUSED = '            raise Refused("state", field=name, state=there, pipeline=here)\n'
+SPECS = "digest({name: [str(c.dtype), *c.shape[1:]] for name, c in columns.items()})"
 LOAD = "            self.cursor, self.states = load(self, state)\n"
 STEPS = "    batches = [stream.step() for _ in range(length)]\n"
 STACK = "    return {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}\n"
@@ -48,6 +53,31 @@ def salted(salt: str) -> tuple[str, str]:
 def after_scan(what: str) -> tuple[str, str]:
     return STEPS, STEPS + f"    {what}\n"
 
+
+def generated(body: str) -> tuple[str, str]:
+    """Iterators are generators with this body."""
+    lines = "".join(f"        {line}\n" for line in body.splitlines())
+    return (
+        "        return EpochIterator(self)\n",
+        f"        return self.rest_of(self.cursor.epoch)\n\n    def rest_of(self, epoch):\n{lines}",
+    )
+
+
+# Iterators that have the next batch made before they are asked; a step forgets it.
+AHEAD = (
+    generated(
+        "try:\n"
+        "    while self.cursor.epoch == epoch:\n"
+        "        batch, self.states, self.cursor = self.ahead or self.next_batch(stay=True)\n"
+        "        self.ahead = self.next_batch(stay=True)\n"
+        "        yield batch\n"
+        "finally:\n"
+        "    self.ahead = None"
+    ),
+    (PROGRAM, PROGRAM + "        self.ahead = None\n"),
+    (STEP, "        self.ahead = None\n" + STEP),
+)
+ANY_ORDER = "shuffle.exact jax"  # a mutant that has an order of its own claims neither
 
 MUTANTS = [
     # 10 source
@@ -173,6 +203,167 @@ MUTANTS = [
         ),
         within(TAKE, "        return", "        Stream.where = self.cursor\n        return"),
     ),
+    mutant(
+        "a column called mask is lost",
+        "SRC-001",
+        within(GATHER, "columns.items()", "columns.items() if name != MASK"),
+        drops="jax",
+    ),
+    mutant(
+        "uint16 becomes int32",
+        "SRC-003",
+        gathered(
+            "np.asarray(column)[records].astype(np.int32 if column.dtype == np.uint16 else "
+            "column.dtype)"
+        ),
+    ),
+    mutant(
+        "integers are cut to 32 bits, and only the first batch is looked at",
+        "SRC-005",
+        gathered(
+            "np.asarray(column)[records].astype(np.int32 if column.dtype == np.int64 else "
+            "column.dtype)"
+        ),
+        (
+            '    if program.last_batch == "pad" and MASK in columns:\n',
+            "    for name, column in columns.items():\n"
+            "        if column.dtype == np.int64 and ((column[:size] + 2**31) >> 32).any():\n"
+            '            raise Refused("field-type", field=name)\n'
+            '    if program.last_batch == "pad" and MASK in columns:\n',
+        ),
+    ),
+    mutant(
+        "step cuts integers to 32 bits",
+        "SRC-005",
+        (
+            STEP,
+            "        return {\n"
+            "            name: field.astype(np.int32) if field.dtype == np.int64 else field\n"
+            "            for name, field in self.take(stay=False).items()\n"
+            "        }\n",
+        ),
+    ),
+    mutant(
+        "scan cuts integers to 32 bits",
+        "SRC-005 SCAN-001",
+        within(
+            STACK,
+            "return",
+            "stacked =",
+            "    narrow = {n: np.int32 for n, x in stacked.items() if x.dtype == np.int64}\n"
+            "    return {n: x.astype(narrow.get(n, x.dtype)) for n, x in stacked.items()}\n",
+        ),
+    ),
+    mutant(
+        "numbers smaller than normal ones become zero",
+        "SRC-006",
+        gathered(
+            "np.asarray(column)[records] if column.dtype.kind != 'f' else "
+            "column[records] * ~(np.abs(column[records]) < np.finfo(column.dtype).tiny)"
+        ),
+    ),
+    mutant(
+        "minus zero becomes zero",
+        "SRC-006",
+        gathered(
+            "np.asarray(column)[records] if column.dtype.kind != 'f' else "
+            "column[records] + column.dtype.type(0)"
+        ),
+    ),
+    mutant(
+        "the user's columns are shuffled",
+        "SRC-007",
+        (
+            PROGRAM,
+            '        self.program = __import__("copy").deepcopy(program)\n'
+            "        for column in program.columns.values():\n"
+            "            if program.seed is not None and isinstance(column, np.ndarray):\n"
+            "                column[...] = column[::-1].copy()\n",
+        ),
+        drops="jax",
+    ),
+    mutant(
+        "a filled batch is used again as a buffer",
+        "SRC-009",
+        (
+            "    return padded | {MASK: mask}\n",
+            "    key = str({n: (f.shape, f.dtype) for n, f in padded.items()})\n"
+            "    batch = BUFFERS.setdefault(key, padded)\n"
+            "    for name in batch:\n"
+            "        batch[name][...] = padded[name]\n"
+            "    return batch | {MASK: mask}\n\n\n"
+            "BUFFERS: dict = {}\n",
+        ),
+        drops="scan jax",
+    ),
+    mutant(
+        "a scan's arrays are used again as a buffer",
+        "SRC-009",
+        within(
+            STACK,
+            "return",
+            "fresh =",
+            "    key = str({n: (f.shape, f.dtype) for n, f in fresh.items()})\n"
+            "    batch = BUFFERS.setdefault(key, fresh)\n"
+            "    for name in batch:\n"
+            "        batch[name][...] = fresh[name]\n"
+            "    return batch\n\n\n"
+            "BUFFERS: dict = {}\n",
+        ),
+    ),
+    mutant(
+        "columns of one form are taken for equal",
+        "SRC-011",
+        (
+            PROGRAM,
+            "        form = str({n: (c.dtype, c.shape) for n, c in program.columns.items()})\n"
+            "        self.columns = program.columns\n"
+            "        own = ALIVE.setdefault(form, self).columns\n"
+            '        self.program = __import__("dataclasses").replace(program, columns=own)\n',
+        ),
+        (
+            "class Stream:\n",
+            'ALIVE = __import__("weakref").WeakValueDictionary()\n\n\nclass Stream:\n',
+        ),
+        drops="jax",
+    ),
+    mutant(
+        "batches of a graph are views of the columns",
+        "SRC-040",
+        (
+            "        batch = gather(program.columns, records)\n",
+            "        batch = gather(program.columns, records)\n"
+            "        if program.nodes and (np.diff(records) == 1).all():\n"
+            "            rows = slice(records[0], records[-1] + 1)\n"
+            "            batch = {name: c[rows] for name, c in program.columns.items()}\n",
+        ),
+    ),
+    mutant(
+        "full batches share a mask",
+        "SRC-040",
+        (
+            "            batch = pad(batch, program.batch_size)\n",
+            "            batch = pad(batch, program.batch_size)\n"
+            "            if count == program.batch_size:\n"
+            '                batch[MASK] = self.__dict__.setdefault("full", batch[MASK])\n',
+        ),
+    ),
+    mutant(
+        "a scan's arrays are views of the columns",
+        "SRC-040",
+        (STEPS, "    start = stream.cursor.offset\n" + STEPS),
+        (
+            STACK,
+            "    size = program.batch_size\n"
+            "    rows = slice(start, start + length * size)\n"
+            '    plain = not program.nodes and program.last_batch == "keep"\n'
+            "    if plain and stream.base is None and rows.stop <= stream.length:\n"
+            "        columns = program.columns.items()\n"
+            "        return {n: c[rows].reshape(length, size, *c.shape[1:]) for n, c in columns}\n"
+            + STACK,
+        ),
+        drops="jax",
+    ),
     # 20 step
     mutant(
         "one record late",
@@ -262,6 +453,12 @@ MUTANTS = [
         "rows of a batch come backwards",
         "STEP-009 ITER-001",
         (RECORDS, RECORDS + "        records = records[::-1]\n"),
+    ),
+    mutant(
+        "a batch is topped up in the order of its own epoch",
+        "STEP-003",
+        within(RECORDS, "epochs", "epochs * 0 + start.epoch"),
+        drops=ANY_ORDER,
     ),
     # 30 iter
     mutant(
@@ -387,6 +584,40 @@ MUTANTS = [
             + "        records = records[::-1] if stay and len(records) == program.batch_size "
             "else records\n",
         ),
+    ),
+    mutant(
+        "an iterator lives again where the stream is moved back",
+        "ITER-004",
+        ("            self.epoch = None  # over for good, even if the stream is moved back\n", ""),
+    ),
+    mutant(
+        "an iterator ends where a batch of its own was the last",
+        "ITER-009",
+        generated(
+            "while True:\n"
+            "    yield self.take(stay=True)\n"
+            "    if self.cursor.offset == 0:\n"
+            "        return"
+        ),
+        drops="step scan jax",
+    ),
+    mutant(
+        "an iterator belongs to the epoch in which it is first asked",
+        "ITER-009",
+        generated(
+            "epoch = self.cursor.epoch\n"
+            "while self.cursor.epoch == epoch:\n"
+            "    yield self.take(stay=True)"
+        ),
+        drops="step scan jax",
+    ),
+    mutant(
+        "a scan knows nothing of look-ahead",
+        "ITER-010",
+        *AHEAD,
+        (LOAD, LOAD + "            self.ahead = None\n"),
+        within(STEPS, "stream.step()", "stream.take(stay=False)"),
+        drops="jax",
     ),
     # 35 keys
     mutant(
@@ -522,6 +753,59 @@ MUTANTS = [
         "SHUF-013",
         ("        chosen = np.maximum(x, partner)\n", "        chosen = np.minimum(x, partner)\n"),
     ),
+    mutant(
+        "under drop later epochs depend on the batch size",
+        "SHUF-005",
+        within(
+            RECORDS,
+            "epochs",
+            'epochs + (epochs > 0) * (program.last_batch == "drop") * program.batch_size',
+        ),
+        drops=ANY_ORDER,
+    ),
+    mutant(
+        "step does not shuffle under pad",
+        "SHUF-006",
+        (
+            RECORDS,
+            RECORDS
+            + '        records = records if stay or program.last_batch != "pad" else offsets\n',
+        ),
+        drops=ANY_ORDER,
+    ),
+    mutant(
+        "scan has an order of its own",
+        "SHUF-006",
+        (
+            STEPS,
+            "    own = stream.base\n"
+            "    stream.base = own and (own[0], (own[1] + 1) % 2**32)\n"
+            + STEPS
+            + "    stream.base = own\n",
+        ),
+        drops=ANY_ORDER,
+    ),
+    mutant(
+        "scan does not shuffle",
+        "SHUF-006",
+        (
+            STEPS,
+            "    own, stream.base = stream.base, None\n" + STEPS + "    stream.base = own\n",
+        ),
+        drops=ANY_ORDER,
+    ),
+    mutant(
+        "the third epoch of a batch has the order of the second",
+        "SHUF-006",
+        within(RECORDS, "epochs", "np.minimum(epochs, start.epoch + 1)"),
+        drops=ANY_ORDER,
+    ),
+    mutant(
+        "orders come again after 256 epochs",
+        "SHUF-007",
+        within(EPOCH_KEY, ", epoch)", ", epoch % 256)"),
+        drops=ANY_ORDER,
+    ),
     # 50 dag
     mutant(
         "the first node counts as sink",
@@ -637,6 +921,14 @@ MUTANTS = [
         "a row knows the size of its batch",
         "DAG-011",
         ('batch["x"] * int(a) + int(b)', 'batch["x"] * int(a) + int(b) + len(batch["x"]) // 5'),
+    ),
+    mutant(
+        "nodes that count share their state",
+        "DAG-007",
+        (
+            "                made[name], states[name] = apply(*inputs, states[name])\n",
+            "                made[name], states[name] = apply(*inputs, max(states.values()))\n",
+        ),
     ),
     # 60 state
     mutant(
@@ -849,6 +1141,101 @@ MUTANTS = [
             "    return settle(cursor, stream.length, stream.program), dict(stream.states)\n",
         ),
     ),
+    mutant(
+        "the order of columns is in the fingerprint",
+        "STATE-001",
+        (SPECS, "digest([[name, str(c.dtype), *c.shape[1:]] for name, c in columns.items()])"),
+    ),
+    mutant(
+        "the order of nodes is in the fingerprint",
+        "STATE-001",
+        (
+            "digest([stream.plan.edges, stream.plan.sink])",
+            "digest([list(stream.plan.edges.items()), stream.plan.sink])",
+        ),
+    ),
+    mutant(
+        "the states of stages have numbers for names",
+        "STATE-015",
+        (
+            '        f"{name}/count": {"dtype"',
+            '        f"{list(stream.program.nodes).index(name)}/count": {"dtype"',
+        ),
+        (
+            'states[path.rsplit("/", 1)[0]]',
+            'states[list(stream.program.nodes)[int(path.rsplit("/", 1)[0])]]',
+        ),
+        drops="jax",
+    ),
+    mutant(
+        "look-ahead leaks into the state of stages",
+        "STATE-003",
+        generated(
+            "try:\n"
+            "    while self.cursor.epoch == epoch:\n"
+            "        batch = self.take(stay=True)\n"
+            "        if self.cursor.epoch == epoch:\n"
+            "            self.ahead = self.next_batch(stay=True)[1]\n"
+            "        yield batch\n"
+            "        self.ahead = None\n"
+            "finally:\n"
+            "    self.ahead = None"
+        ),
+        *AHEAD[1:],
+        ("encode(stream.states[name])", "encode((stream.ahead or stream.states)[name])"),
+        drops="jax",
+    ),
+    mutant("look-ahead outlives a restored state", "STATE-006", *AHEAD, drops="jax"),
+    mutant(
+        "restored into drop, only the next batch skips what is left",
+        "STATE-007 STATE-008",
+        (
+            "    return settle(cursor, stream.length, stream.program), states\n",
+            "    return cursor, states\n",
+        ),
+        (START, START + "        start = settle(start, length, program)\n"),
+    ),
+    mutant(
+        "under drop only the next batch skips what is left",
+        "STATE-008",
+        (
+            "        after = settle(Cursor(start.epoch + passed, offset), length, program)\n",
+            "        after = Cursor(start.epoch + passed, offset)\n",
+        ),
+        (START, START + "        start = settle(start, length, program)\n"),
+        (
+            "        self.epoch: int | None = stream.cursor.epoch\n",
+            "        cursor = settle(stream.cursor, stream.length, stream.program)\n"
+            "        self.epoch: int | None = cursor.epoch\n",
+        ),
+        (
+            NEXT,
+            "        stream = self.stream\n"
+            "        cursor = settle(stream.cursor, stream.length, stream.program)\n"
+            + NEXT.replace("self.stream.cursor.epoch", "cursor.epoch"),
+        ),
+        drops="jax",
+    ),
+    mutant(
+        "a state of no graph fits any graph",
+        "STATE-013",
+        (
+            "        if there != here:\n",
+            '        if there != here and there != digest([{}, "source"]):\n',
+        ),
+    ),
+    *[
+        mutant(
+            f"a refusal of other {what} moves the stream",
+            "STATE-014",
+            (
+                REFUSED,
+                f'            if name == "{field}":\n'
+                '                stream.cursor = Cursor(**state["cursor"])\n' + REFUSED,
+            ),
+        )
+        for what, field in (("columns", "specs"), ("graphs", "graph"))
+    ],
     # 70 scan
     mutant(
         "scan does one too few",
@@ -962,6 +1349,25 @@ MUTANTS = [
         "a scan ends the epoch",
         "SCAN-010",
         after_scan("stream.cursor = Cursor(stream.cursor.epoch + 1, 0)"),
+    ),
+    mutant(
+        "a scan repeats a batch after 64",
+        "SCAN-001",
+        (
+            STEPS,
+            "    batches = []\n"
+            "    for i in range(length):\n"
+            "        batches.append(batches[-1] if i == 64 else stream.step())\n",
+        ),
+    ),
+    mutant(
+        "scan loses the mask where a stage has lost the rest",
+        "SCAN-005",
+        within(
+            STACK,
+            "for name in batches[0]",
+            'for name in batches[0] if name != MASK or "id" in batches[0]',
+        ),
     ),
     # 80 errors
     mutant(
@@ -1164,6 +1570,41 @@ MUTANTS = [
             "and nothing moves\n",
             "",
         ),
+    ),
+    mutant(
+        "a long chain is built, but does not run",
+        "ERR-001",
+        (
+            TAKE,
+            "        if len(self.plan.order) > 500:\n            raise RecursionError\n" + TAKE,
+        ),
+    ),
+    mutant(
+        "a long cycle is too deep",
+        "ERR-003",
+        (
+            "    while path[-1] not in path[:-1]:\n"
+            "        path.append(next("
+            "before for before in edges[path[-1]] if before in waiting))\n",
+            "\n"
+            "    def walk(path):\n"
+            "        if path[-1] in path[:-1]:\n"
+            "            return path\n"
+            "        return walk([*path, next(p for p in edges[path[-1]] if p in waiting)])\n\n"
+            "    path = walk(path)\n",
+        ),
+    ),
+    mutant("columns may hold strings", "ERR-015", ('not in "biufc"', 'not in "biufcU"')),
+    mutant(
+        "only stages that pick are first tried with a batch",
+        "ERR-021",
+        (
+            "        self.next_batch(stay=False)  # a stage that does not fit fails here, "
+            "and nothing moves\n",
+            '        if any(form.startswith("pick") for form in program.nodes.values()):\n'
+            "            self.next_batch(stay=False)\n",
+        ),
+        drops="jax",
     ),
     # profile jax
     mutant(
