@@ -109,6 +109,12 @@ BY_HAND: list[tuple[Any, Any, Any, bool]] = [
         True,
     ),
     ({"check": "same_rows", "like": "a"}, {"value": [ids(1, 0)]}, {"a": scanned([0, 1])}, False),
+    (  # rows of two numbers
+        {"check": "same_rows", "like": "a"},
+        {"value": {"x": {"dtype": "int32", "shape": [2, 1, 2], "data": [0, 1, 2, 3]}}},
+        {"a": [{"x": {"dtype": "int32", "shape": [2, 2], "data": [0, 1, 2, 3]}}]},
+        True,
+    ),
     ({"check": "same_order", "like": "a"}, {"value": [ids(0, 2)]}, {"a": [ids(0), ids(1)]}, False),
     ({"check": "other_order", "like": "a"}, {"value": [ids(0, 1)]}, {"a": [ids(0), ids(1)]}, False),
     ({"check": "new_order", "like": "*"}, {"value": [ids(1, 0)]}, {"a": [ids(0), ids(1)]}, True),
