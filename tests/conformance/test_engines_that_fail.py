@@ -84,6 +84,13 @@ def test_a_number_of_another_type_than_it_is_said_to_be_is_not_mended(dtype, dat
     assert difference(encode(np.array(data, dtype)), canonical(answer)) is not None
 
 
+def test_base64_with_other_characters_in_it_is_not_mended():
+    answer = encode(np.array([np.inf, 1.0]))
+    assert canonical(answer) == answer
+    answer["base64"] += "~"
+    assert canonical(answer) == answer
+
+
 @pytest.mark.parametrize(
     "asked, cause",
     [

@@ -97,6 +97,7 @@ def decode(data: Mapping[str, Any]) -> Any:
         return np.arange(data["range"], dtype=data["dtype"])
     dtype = np.dtype(data["dtype"])
     if "base64" in data:
-        flat = np.frombuffer(base64.b64decode(data["base64"]), dtype=dtype.newbyteorder("<"))
+        raw = base64.b64decode(data["base64"], validate=True)
+        flat = np.frombuffer(raw, dtype=dtype.newbyteorder("<"))
         return flat.astype(dtype).reshape(data["shape"])
     return np.array(data["data"], dtype=dtype).reshape(data["shape"])
