@@ -73,7 +73,7 @@ def as_array(field: str, values: Any) -> jax.Array | np.ndarray:
         ) from None
     if isinstance(values, list | tuple) and array.dtype.kind == "f" and array.size:
         return _exact(field, values, array)
-    if array.dtype == object and (array.ndim or not isinstance(values, np.ndarray)):
+    if array.dtype == object and array.ndim:
         raise _no_numbers(field, array)
     return array
 
@@ -207,4 +207,9 @@ def _as_field(name: str, value: Any) -> Any:
     """A field of a record: to JAX a list would be one field for each item, and None none at all."""
     if value is None:
         raise FieldTypeError(name, "is None, which JAX cannot hold. Fill it, or leave it out.")
-    return value if _is_plain(type(value)) else as_array(name, value)
+    if _is_plain(type(value)):
+        return value
+    array = as_array(name, value)
+    if array.dtype == object:
+        raise _no_numbers(name, array)
+    return array
