@@ -210,6 +210,6 @@ def _as_field(name: str, value: Any) -> Any:
     if _is_plain(type(value)):
         return value
     array = as_array(name, value)
-    if array.dtype == object:
+    if isinstance(array, np.ndarray) and array.dtype == object:
         raise _no_numbers(name, array)
     return array
