@@ -106,7 +106,7 @@ class PlannedRows:
     def retry(self) -> None:
         """Nothing that has failed is known: whatever is asked for is read."""
 
-    def plan(self, start: Cursor, cut: Cut, count: int, stacked: bool) -> "Plan":
+    def plan(self, start: Cursor, cut: Cut, count: int, stacked: bool) -> Plan:
         """Which rows the batches from the settled `start` on have: `_rows.locate`, in numbers."""
         length, last_batch = self._length, self.supply.last_batch
         epoch, offset = after = start
@@ -145,7 +145,7 @@ class PlannedRows:
                 epoch, offset = epoch + 1, 0
         return Plan(rows, inside if masked else None, starts, after)
 
-    def read(self, plan: "Plan", cut: Cut, stacked: bool) -> Any:
+    def read(self, plan: Plan, cut: Cut, stacked: bool) -> Any:
         """Reads, and places on the device."""
         sharding, starts = self.supply.sharding, plan.starts
         own = None if sharding is None else own_rows(sharding, cut.size)
@@ -161,7 +161,7 @@ class PlannedRows:
             batches = _placed(self.supply, batches, own)
         return [Fed(*x) for x in zip(batches, repeat(cut), starts, ends, failures)]
 
-    def _read_rows(self, plan: "Plan", cut: Cut, own: Own) -> tuple[Fetched, list[Failures]]:
+    def _read_rows(self, plan: Plan, cut: Cut, own: Own) -> tuple[Fetched, list[Failures]]:
         """All rows that are this process's `own`, and what could not be read of each batch."""
         rows, inside, starts, _ = plan
         reader, spec = self.supply.reader, self.supply.spec

@@ -50,6 +50,21 @@ def salted(salt: str) -> tuple[str, str]:
     return within(RECORDS, "self.base", base)
 
 
+def in_one_buffer(place: str) -> tuple[str, str]:
+    """Arrays of one form are filled again and again, not made anew."""
+    return within(
+        place,
+        "return",
+        "fresh =",
+        "    key = str({n: (f.shape, f.dtype) for n, f in fresh.items()})\n"
+        "    batch = BUFFERS.setdefault(key, fresh)\n"
+        "    for name in batch:\n"
+        "        batch[name][...] = fresh[name]\n"
+        "    return batch\n\n\n"
+        "BUFFERS: dict = {}\n",
+    )
+
+
 def after_scan(what: str) -> tuple[str, str]:
     return STEPS, STEPS + f"    {what}\n"
 
@@ -168,17 +183,7 @@ MUTANTS = [
     mutant(
         "a batch is used again as a buffer",
         "SRC-009",
-        within(
-            GATHER,
-            "return",
-            "fresh =",
-            "    key = str({n: (f.shape, f.dtype) for n, f in fresh.items()})\n"
-            "    batch = BUFFERS.setdefault(key, fresh)\n"
-            "    for name in batch:\n"
-            "        batch[name][...] = fresh[name]\n"
-            "    return batch\n\n\n"
-            "BUFFERS: dict = {}\n",
-        ),
+        in_one_buffer(GATHER),
     ),
     mutant(
         "NumPy's global generator is drawn from",
@@ -299,17 +304,7 @@ MUTANTS = [
     mutant(
         "a scan's arrays are used again as a buffer",
         "SRC-009",
-        within(
-            STACK,
-            "return",
-            "fresh =",
-            "    key = str({n: (f.shape, f.dtype) for n, f in fresh.items()})\n"
-            "    batch = BUFFERS.setdefault(key, fresh)\n"
-            "    for name in batch:\n"
-            "        batch[name][...] = fresh[name]\n"
-            "    return batch\n\n\n"
-            "BUFFERS: dict = {}\n",
-        ),
+        in_one_buffer(STACK),
     ),
     mutant(
         "columns of one form are taken for equal",
