@@ -266,3 +266,20 @@ def test_rows_in_a_row_share_the_round_keys_of_their_window():
 @pytest.mark.internal
 def test_a_word_holds_every_offset():
     assert [word(n) for n in (1, 2**32 - 1, 2**32)] == [np.uint32, np.uint32, np.uint64]
+
+
+@pytest.mark.internal("XLA compiles for a device, and each has traps of its own")
+@pytest.mark.parametrize("cpu", [True, False])
+def test_rounds_are_a_loop_on_the_cpu_alone(monkeypatch, cpu):
+    monkeypatch.setattr("datarax._order.on_cpu", lambda: cpu)
+    order, offsets = (
+        SwapOrNot(_keys_of(np.zeros(2, np.uint32), jnp.array([3], jnp.uint32)), 1000),
+        jnp.arange(1000),
+    )
+
+    def run(offsets):  # traced anew each time
+        return order(offsets.astype(jnp.uint32))
+
+    assert (" while(" in jax.jit(run).lower(offsets).compile().as_text()) == cpu
+    assert jax.jit(run)(offsets).tolist() == order(offsets.astype(jnp.uint32)).tolist()
+    assert sorted(jax.jit(run)(offsets).tolist()) == list(range(1000))

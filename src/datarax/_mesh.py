@@ -11,9 +11,10 @@ from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ._keys import BaseKey
+from ._settings import transferring
 from ._types import is_traced
 from ._variables import iter_graph
-from ._xla import transferring, weak_zeros
+from ._xla import weak_zeros
 from .errors import ShardingError
 
 

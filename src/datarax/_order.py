@@ -17,8 +17,8 @@ import numpy as np
 from jaxtyping import Array, UInt, UInt32
 
 from ._keys import split_word, threefry2x32, typed
+from ._settings import on_cpu
 from ._types import AnyArray, Offsets, Records, RowWords, Scalar, Turns, Words, integer, namespace
-from ._xla import on_cpu
 
 ROUNDS = 24
 PIECE = 64

@@ -5,7 +5,7 @@ Axes: `b` rows of a batch, `n` records of a source.
 
 import inspect
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -73,6 +73,18 @@ def expect(name: str, value: Any, kind: type) -> None:
     """Raises unless the argument `name` is of that kind."""
     if not isinstance(value, kind):
         raise TypeError(f"`{name}` must be of type {kind.__name__}, got {type(value).__name__}.")
+
+
+def names(option: str, given: Sequence[str] | None) -> tuple[str, ...] | None:
+    """The names that an option lists; a single one would be read letter by letter."""
+    if given is None:
+        return None
+    if isinstance(given, str) or not all(isinstance(name, str) for name in given):
+        raise TypeError(f"`{option}` is a list of names, got {given!r}.")
+    if len(set(given)) < len(given) or not given:
+        # One of two with one name would be lost, and a batch of none has no rows.
+        raise ValueError(f"`{option}` names at least one, and none of them twice, got {given!r}.")
+    return tuple(given)
 
 
 def namespace(*arrays: Any) -> Any:

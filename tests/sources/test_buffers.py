@@ -6,7 +6,7 @@ import pytest
 from flax import nnx
 
 from datarax import Pipeline
-from datarax._xla import aligned
+from datarax._host_memory import aligned
 from datarax.sources import (
     StreamingDiskSource,
     StreamingDiskSourceConfig,

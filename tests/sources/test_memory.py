@@ -20,7 +20,7 @@ from hypothesis import example, given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
 
 from datarax import Pipeline, _keys
-from datarax._xla import aligned
+from datarax._host_memory import aligned
 from datarax.errors import FieldTypeError
 from datarax.sources import (
     IterableSource,

@@ -21,11 +21,11 @@ import numpy as np
 from flax import nnx
 
 from .._modules import ASSIGNED, SAYS_ALL, Fixed, Watched
+from .._settings import trace
 from .._types import is_traced
 from .._variables import flatten, iter_graph
-from .._xla import trace
-from ..sources._host import Reader
 from ..sources._iterable import Stream
+from ..sources._reader import Reader
 
 Values: TypeAlias = list[Any]
 """The value of every leaf, in NNX's order."""

@@ -9,7 +9,7 @@ from .._keys import SOURCE
 from .._rows import Cut
 from .._types import spec_text
 from ..errors import DataraxError, StageError
-from ..sources._host import raised_in
+from ..sources._callback import raised_in
 from ._binding import Binding, Values, merge
 from ._core import fetched_from, order_at, run_stages, start_of
 from ._program import Program

@@ -15,8 +15,8 @@ import jax
 
 from .._rows import Cut
 from .._types import Cursor
-from ..sources._host import Reader
 from ..sources._iterable import Stream
+from ..sources._reader import Reader
 from ._reading import Fed, PlannedRows, Stack, StreamRows, Supply, as_asked
 from ._threads import Outcome, Threads
 

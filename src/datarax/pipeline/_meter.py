@@ -1,12 +1,15 @@
 """Where the time went, which records could not be read, and the bar that shows it."""
 
+import logging
 import time
 from collections.abc import Sequence
 from itertools import islice
 from typing import Literal, NamedTuple
 
+from .._extras import require
 from ..errors import ReadError
-from ..sources._host import LOG, require
+
+LOG = logging.getLogger("datarax")
 
 LISTED = 20
 """The most masked records of an epoch that are named in the log."""

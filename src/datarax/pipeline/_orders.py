@@ -11,8 +11,8 @@ import numpy as np
 from .._keys import SOURCE, node_key
 from .._mesh import placed
 from .._order import Order, Permutation, StoredOrder, Stretch, SwapOrNot, keys_of
+from .._settings import transferring
 from .._types import Cursor, Words
-from .._xla import transferring
 from ..sources._base import EagerSourceBase, length_of
 from ..sources._iterable import StreamSource
 from ._binding import Structure, Values, cached_per_structure, merge

@@ -17,9 +17,9 @@ from .._mesh import check_sharding, place_held, spans_processes
 from .._modules import Bundle, FixedBundle, Watched
 from .._order import word
 from .._rows import Cut, LastBatch, Rows, batches_of_loop, check_within, pack, running_on
+from .._settings import settings
 from .._types import Batch, Cursor, Mask, Signed, Spec, Words, integer, spec_text
 from .._variables import iter_graph
-from .._xla import settings
 from ..errors import (
     BatchSizeError,
     EmptySourceError,
@@ -39,8 +39,8 @@ from ..sources._base import (
     check_countable,
     length_of,
 )
+from ..sources._callback import raised_in
 from ..sources._column import spread
-from ..sources._host import raised_in
 from ..sources._iterable import StreamSource
 from . import _scan, _show, _state
 from ._binding import Binding, merge

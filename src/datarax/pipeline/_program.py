@@ -17,9 +17,10 @@ from flax import nnx
 from .._draws import written_out
 from .._keys import SOURCE
 from .._rows import Cut, touched
+from .._settings import NO_TRACE, checking_values, on_cpu, trace, transferring
 from .._types import Batch, Cursor
 from .._variables import iter_graph
-from .._xla import NO_TRACE, ONE_THREAD, apart, checking_values, on_cpu, trace, transferring
+from .._xla import ONE_THREAD, apart
 from ..errors import CapturedError, RandomAccessError
 from ..sources._base import EagerSourceBase, Fetched, length_of
 from ._binding import (

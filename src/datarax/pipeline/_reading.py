@@ -12,16 +12,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
+from .._host_memory import ALIGNMENT
 from .._mesh import Own, assemble, own_rows
 from .._order import Order, StoredOrder, word
 from .._rows import Cut, LastBatch, Rows, advance, check_counted, starts_within
+from .._settings import transferring
 from .._types import Batch, Cursor, Spec
-from .._xla import ALIGNMENT, ONE_THREAD, transferring
+from .._xla import ONE_THREAD
 from ..errors import EmptySourceError, ReadError
 from ..sources._base import Fetched
 from ..sources._buffers import empty_rows
-from ..sources._host import Reader
 from ..sources._iterable import Stream, Windows
+from ..sources._reader import Reader
 from ..sources._records import conform, stack
 from ._threads import Outcome
 

@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import numpy as np
 
+from .._host_memory import keep_memory, to_device
 from .._keys import SOURCE, BaseKey
 from .._mesh import are_placed, spans_processes
 from .._order import word
 from .._rows import Cut, batches_of, pack, pack_each, settle
+from .._settings import checks_values, context, on_cpu
 from .._types import Batch, Cursor, is_traced
 from .._variables import flatten
-from .._xla import SIDE_BY_SIDE, beside, checks_values, context, keep_memory, on_cpu, to_device
+from .._xla import SIDE_BY_SIDE, beside
 from ..errors import ReadError
 from ..sources._base import EagerSourceBase, Fetched, length_of
 from ..sources._iterable import StreamSource

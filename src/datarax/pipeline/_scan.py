@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.errors import TraceContextError
 
+from .._host_memory import keep_memory
 from .._rows import check_counted, pack, running_on, settle, start_after
 from .._types import Cursor, integer, is_traced
-from .._xla import keep_memory
 from ..errors import CapturedError, LastBatchError, ScanLengthError
 from ..sources._base import length_of
 from ..sources._iterable import StreamSource

@@ -16,7 +16,7 @@ from ._hf import (
     HFStreamingSource as HFStreamingSource,
     HFStreamingSourceConfig as HFStreamingSourceConfig,
 )
-from ._host import HostSource as HostSource, HostSourceConfig as HostSourceConfig, Reader as Reader
+from ._host import HostSource as HostSource, HostSourceConfig as HostSourceConfig
 from ._iterable import (
     IterableSource as IterableSource,
     IterableSourceConfig as IterableSourceConfig,
@@ -36,6 +36,7 @@ from ._random_access import (
     RandomAccessSource as RandomAccessSource,
     RandomAccessSourceConfig as RandomAccessSourceConfig,
 )
+from ._reader import Reader as Reader
 from ._tfds import (
     TFDSEagerSource as TFDSEagerSource,
     TFDSEagerSourceConfig as TFDSEagerSourceConfig,

@@ -10,20 +10,15 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
+from .._extras import require
 from .._types import Batch, Spec, expect
 from ..errors import FileError
 from ._codec import DECODERS, Decode
-from ._host import (
-    HostSource,
-    HostSourceConfig,
-    Reader,
-    Stamp,
-    require,
-    stamp,
-    unopened,
-    while_running,
-)
+from ._ending import while_running
+from ._files import Stamp, stamp, unopened
+from ._host import HostSource, HostSourceConfig
 from ._parts import Parts
+from ._reader import Reader
 from ._records import first_readable, spec_of, stack
 from ._values import as_record
 

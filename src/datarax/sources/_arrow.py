@@ -17,21 +17,15 @@ import jax
 import numpy as np
 from flax import nnx
 
-from .._types import Batch, Spec, expect, integer, spec_text
+from .._extras import require
+from .._types import Batch, Spec, expect, integer, names, spec_text
 from ..errors import EmptySourceError, FieldTypeError, FileError
 from ._buffers import empty_rows
-from ._host import (
-    HostSource,
-    HostSourceConfig,
-    Reader,
-    Stamp,
-    names,
-    require,
-    stamp,
-    unopened,
-    while_running,
-)
+from ._ending import while_running
+from ._files import Stamp, stamp, unopened
+from ._host import HostSource, HostSourceConfig
 from ._parts import Parts
+from ._reader import Reader
 from ._records import first_readable, spec_of, stack
 from ._values import as_record
 

@@ -26,6 +26,7 @@ from .._rows import (
     touched,
     where_rows,
 )
+from .._settings import on_cpu
 from .._types import (
     Batch,
     Cursor,
@@ -40,7 +41,6 @@ from .._types import (
     integer,
 )
 from .._variables import flatten
-from .._xla import on_cpu
 from ..errors import BatchSizeError, RngsError, SeekError, SourceError
 
 

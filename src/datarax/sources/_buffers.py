@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .._xla import aligned
+from .._host_memory import aligned
 
 SPARE_BYTES = 96 * 2**20
 """The most that buffers of one size weigh which are kept to be used again: what is read ahead, and

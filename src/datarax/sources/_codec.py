@@ -8,8 +8,8 @@ from typing import Any, Literal, TypeAlias
 import jax
 import numpy as np
 
+from .._extras import require
 from .._types import Batch, flat_fields
-from ._host import require
 from ._values import as_record
 
 Decode: TypeAlias = Literal["msgpack", "npz"] | Callable[[bytes], Any]

@@ -10,12 +10,13 @@ from flax import nnx
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Shaped, UInt
 
+from .._host_memory import ALIGNMENT, aligned
 from .._mesh import everywhere, is_placed, place_held
 from .._modules import Fixed
 from .._rows import gathered_sharding, take
+from .._settings import on_cpu
 from .._types import Records, Scalar
 from .._variables import iter_graph
-from .._xla import ALIGNMENT, aligned, on_cpu
 from ._base import SourceData
 
 WORTH_SHARING = 2**20

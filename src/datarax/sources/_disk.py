@@ -16,8 +16,10 @@ from flax import nnx
 from .._types import Batch, Spec, expect, spec_text
 from ..errors import EmptySourceError, FileError, UnequalLengthsError
 from ._buffers import empty_rows
-from ._host import HostSource, HostSourceConfig, Reader, Stamp, stamp, unopened
+from ._files import Stamp, stamp, unopened
+from ._host import HostSource, HostSourceConfig
 from ._parts import Parts
+from ._reader import Reader
 from ._values import need_held_type
 
 PAGE = 2**12

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -9,11 +10,15 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from .._types import Batch, Spec, expect
+from .._extras import require
+from .._types import Batch, Spec, expect, names
 from ..errors import EmptySourceError, FileError
 from ._arrow import columns_of, hole, spec_of_columns
-from ._host import LOG, HostSource, HostSourceConfig, Reader, names, require
+from ._host import HostSource, HostSourceConfig
 from ._iterable import Stream, StreamSource, StreamSourceConfig
+from ._reader import Reader
+
+LOG = logging.getLogger("datarax")
 
 ROWS = 256
 """Rows of a stream that are decoded at a time, and of any data set to learn their shape."""

@@ -17,10 +17,10 @@ from .._keys import BaseKey, base_words
 from .._modules import Watched
 from .._order import window_order
 from .._rows import Cut, Rows
-from .._types import Batch, Signed, Spec, expect, integer
+from .._types import Batch, Signed, Spec, expect, integer, names
 from ..errors import DataraxError, EmptySourceError, RandomAccessError, ReadError
 from ._base import Fetched
-from ._host import names, while_running
+from ._ending import while_running
 from ._records import Unfit, conform, copier, held_spec, reason_of, spec_of, stack
 from ._values import BY_NAME, as_record, is_table
 

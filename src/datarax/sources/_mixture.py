@@ -41,7 +41,8 @@ from .._types import (
 from ..errors import EmptySourceError, SpecsError
 from ._base import EagerSourceBase
 from ._buffers import empty_rows
-from ._host import Reader, call_host, call_host_readable
+from ._callback import call_host, call_host_readable
+from ._reader import Reader
 
 PERIOD = 256
 """The most rows after which every source has had its exact share."""

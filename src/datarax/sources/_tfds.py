@@ -10,11 +10,14 @@ import jax
 import numpy as np
 from flax import nnx
 
-from .._types import expect
+from .._extras import require
+from .._types import expect, names
 from ..errors import EmptySourceError, FieldTypeError, FileError
 from ._array_record import Part, PartsReader
-from ._host import HostSource, HostSourceConfig, Reader, Stamp, names, require, stamp
+from ._files import Stamp, stamp
+from ._host import HostSource, HostSourceConfig
 from ._iterable import Stream, StreamSource, StreamSourceConfig
+from ._reader import Reader
 from ._values import as_array
 
 ROWS = 256
