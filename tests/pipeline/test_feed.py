@@ -217,7 +217,7 @@ threading.Thread(target=scan).start()
 
 
 BLOCKED = """
-import sys, threading
+import signal, sys, threading
 import numpy as np
 from datarax import Pipeline
 from datarax.sources import IterableSource, IterableSourceConfig
@@ -229,6 +229,7 @@ def rows():
     blocked.set()
     threading.Event().wait()
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 blocked = threading.Event()
 source = IterableSource(IterableSourceConfig(), rows)
 stream = Pipeline(source=source, batch_size=1)
@@ -264,6 +265,7 @@ def test_a_stream_that_blocks_keeps_no_program_from_ending(how):
         _, errors = program.communicate(timeout=60)
     finally:
         program.kill()
+        program.communicate()
     if how == "left":
         assert (program.returncode, errors) == (0, "")
     else:

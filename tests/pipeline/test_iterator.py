@@ -591,7 +591,8 @@ def test_who_changes_a_stage_at_every_batch_does_not_pay_for_looking_ahead(monke
 
 @pytest.mark.internal
 @pytest.mark.parametrize("devices, beside", [(1, True), (2, False)])
-@pytest.mark.parametrize("sides, every, most", [(2, 1, 1.3), (2, 8, 1.5), (8, 2, 1.3)])
+# Of the last, four of eight are lost with every change, and one is computed to see what it is.
+@pytest.mark.parametrize("sides, every, most", [(2, 1, 1.3), (8, 2, 1.3), (2, 8, 1.51)])
 def test_nor_does_who_has_batches_computed_side_by_side(
     monkeypatch, sides, every, most, devices, beside
 ):

@@ -414,7 +414,7 @@ class Runtime:
             raise
 
     def _takes_several(self, pipeline: "Pipeline", single: Program) -> bool:
-        """Whether batches may be computed before they are cursor_index for."""
+        """Whether batches may be computed before they are asked for."""
         return (
             self._ahead.patience < 0
             and not self._traced
