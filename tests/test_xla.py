@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from datarax._xla import SIDE_BY_SIDE, apart, beside
+from datarax._xla import SIDE_BY_SIDE, apart, as_one_program, beside
 
 pytestmark = pytest.mark.internal("XLA compiles for a device, and each has traps of its own")
 
@@ -69,3 +69,19 @@ def test_a_program_does_not_wait_for_one_that_it_is_beside():
         short = work(1)
     jax.block_until_ready(short)
     assert not long.is_ready()
+
+
+def test_outside_of_any_trace_a_function_is_one_program():
+    traced = []
+
+    def double(x, times):
+        traced.append(isinstance(x, jax.core.Tracer))
+        return x * times
+
+    assert [int(as_one_program(double, jnp.int32(i), times=2)) for i in range(3)] == [0, 2, 4]
+    assert int(as_one_program(double, jnp.int32(1), times=3)) == 3
+    assert traced == [True, True]
+    on_host = as_one_program(double, np.arange(3), times=2)
+    assert isinstance(on_host, np.ndarray) and on_host.tolist() == [0, 2, 4]
+    program = jax.make_jaxpr(lambda x: as_one_program(double, x, times=2))(jnp.int32(1))
+    assert [equation.primitive.name for equation in program.eqns] == ["mul"]

@@ -1,6 +1,7 @@
 """What XLA has to be told, on one kind of device or another, to compile what was meant."""
 
 import contextlib
+import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -8,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._settings import on_cpu
-from ._types import Scalar
+from ._settings import NO_TRACE, on_cpu, trace, transferring
+from ._types import Scalar, namespace
 
 T = TypeVar("T")
 
@@ -67,3 +68,20 @@ def apart(number: Scalar, function: Callable[..., T], *args: Any) -> T:
     kind = number.dtype
     always = number < kind.type(np.iinfo(kind).max)
     return jax.lax.cond(always, once, lambda *_: blank, *args)
+
+
+def as_one_program(function: Callable[..., T], *args: Any, **static: Any) -> T:
+    """`function(*args, **static)`, compiled if no trace is open, and if not all is NumPy's.
+
+    For what is called outside of any program, too, and there would take a hundred times as long
+    one operation at a time. `static` is hashed and kept for as long as the program is.
+    """
+    if trace() != NO_TRACE or namespace(*jax.tree.leaves(args)) is np:
+        return function(*args, **static)
+    with transferring():
+        return _program_of(function, tuple(static))(*args, **static)
+
+
+@functools.lru_cache
+def _program_of(function: Callable[..., T], static: tuple[str, ...]) -> Callable[..., T]:
+    return jax.jit(function, static_argnames=static)

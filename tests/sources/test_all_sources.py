@@ -114,6 +114,21 @@ def test_copies_and_pickles_open_their_files_again(make, again):
     assert_equal(pipeline.step(), other.step())
 
 
+@pytest.mark.internal("outside of any program an order is one all the same")
+def test_random_access_compiles_nothing_anew(make, caplog):
+    key = jax.random.key(1)
+
+    def read():
+        source = make(shuffle=True)
+        return [source.get_batch_at(start, 5, key) for start in (0, 7, 20, N - 5, 3 * N - 1)]
+
+    first = read()
+    with jax.log_compiles():
+        again = read()
+    assert_equal(first, again)
+    assert not [r for r in caplog.records if "ompil" in r.getMessage()]
+
+
 @pytest.mark.spec("SRC-015")
 def test_random_access_in_the_users_own_jit(make):
     source = make(shuffle=True)

@@ -1,6 +1,7 @@
 """What a source is to a pipeline: two ways to write one, one way to read it."""
 
 import abc
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
@@ -39,8 +40,10 @@ from .._types import (
     Turns,
     Words,
     integer,
+    is_traced,
 )
 from .._variables import flatten
+from .._xla import as_one_program
 from ..errors import BatchSizeError, RngsError, SeekError, SourceError
 
 
@@ -134,10 +137,8 @@ class EagerSourceBase(Watched, metaclass=Signed):
         Its records need not lie in `[0, len(self))`, as long as `gather` takes them. Without a seed
         the key is None.
         """
-        keys = None if order_key is None else keys_of(order_key, epochs)
         make = self.shuffle if isinstance(self.shuffle, Blocks) else ORDERS[self.shuffle]
-        # No keys only in stored order, which takes none: a shuffle without a seed was refused.
-        return make(keys, len(self))  # pyright: ignore[reportArgumentType]
+        return as_one_program(_make_order, order_key, epochs, make=make, length=len(self))
 
     @property
     def records(self) -> int:
@@ -175,8 +176,9 @@ class EagerSourceBase(Watched, metaclass=Signed):
     ) -> Batch:
         """Rows `start` to `start + batch_size - 1` of the endless stream whose order `key` fixes.
 
-        Traceable in `start` and `key`. Consecutive chunks under one key give each record once per
-        epoch. Without `key` the source's own seed is used; stored order needs none. A row that
+        Traceable in `start` and `key`; called outside of any program, the order is compiled once
+        for each `batch_size`. Consecutive chunks under one key give each record once per epoch.
+        Without `key` the source's own seed is used; stored order needs none. A row that
         cannot be read is an error here, also where the source masks such rows in a pipeline: the
         batch has no mask to tell it by.
         """
@@ -236,6 +238,13 @@ def check_countable(source: Source) -> None:
         )
 
 
+def _make_order(
+    order_key: Words | None, epochs: Turns, make: Callable[[Any, int], Order], length: int
+) -> Order:
+    # No keys only in stored order, which takes none: a shuffle without a seed was refused.
+    return make(None if order_key is None else keys_of(order_key, epochs), length)
+
+
 def order_of(
     source: Source, order_key: Words | None, epoch: Scalar, epochs: int
 ) -> Order | SpanWords | None:
@@ -287,11 +296,11 @@ def fetch(
     assert isinstance(order, Order)
 
     def in_a_row() -> Rows:
-        return rows_from(order, start, rows, cut.padded)
+        return as_one_program(rows_from, order, start, count=rows, masked=cut.padded)
 
     def across() -> Rows:
-        each = starts(start, cut.size, count, length, last_batch)
-        return rows_at(order, each, cut)
+        how = {"cut": cut, "count": count, "length": length, "last_batch": last_batch}
+        return as_one_program(_rows_across, order, start, **how)
 
     def as_stored() -> Fetched:
         return Fetched(source.gather_range(start.offset, rows), in_a_row())
@@ -306,9 +315,21 @@ def fetch(
         return _gathered(source, across(), masks)
     number = start.offset.dtype.type
     inside = number(rows) <= number(len(source)) - start.offset
+    if not is_traced(inside):  # JAX would compile both branches, anew for every call
+        inside = bool(inside)
+        if stored:
+            return as_stored() if inside else _gathered(source, across(), masks)
+        return _gathered(source, in_a_row() if inside else across(), masks)
     if stored:
         return jax.lax.cond(inside, as_stored, lambda: _gathered(source, across(), masks))
     return _gathered(source, jax.lax.cond(inside, in_a_row, across), masks)
+
+
+def _rows_across(
+    order: Order, start: Cursor, cut: Cut, count: int, length: int | None, last_batch: LastBatch
+) -> Rows:
+    """The rows of `count` batches, whatever epochs they are in."""
+    return rows_at(order, starts(start, cut.size, count, length, last_batch), cut)
 
 
 def _gathered(source: EagerSourceBase, rows: Rows, masks: bool) -> Fetched:

@@ -38,6 +38,7 @@ from .._types import (
     integer,
     spec_text,
 )
+from .._xla import as_one_program
 from ..errors import EmptySourceError, SpecsError
 from ._base import EagerSourceBase
 from ._buffers import empty_rows
@@ -166,16 +167,8 @@ class MixDataSourcesNode(EagerSourceBase):
         return f"mix({children};{self.plan.periods})"
 
     def order(self, order_key: Words | None, epochs: Turns) -> Order:
-        assert order_key is not None
-        order_key = jnp.asarray(order_key)
-        # Keys of epochs have a 0 in the place of this 1.
-        numbers = jnp.arange(len(self.sources), dtype=jnp.uint32)
-        mine = threefry2x32(order_key[None], jnp.ones_like(numbers), numbers)
-        keys = [
-            mine[i] if source.base is None else node_key(source.base.get_raw_value(), SOURCE)
-            for i, source in enumerate(self.sources)
-        ]
-        return MixOrder(keys_of(order_key, epochs), jnp.stack(keys), epochs, self.plan)
+        own = [None if x.base is None else x.base.get_raw_value() for x in self.sources]
+        return as_one_program(_mix_order, order_key, own, epochs, plan=self.plan)
 
     def gather_readable(self, records: Records) -> tuple[Batch, Mask]:
         return call_host_readable(self.reader, records)
@@ -290,6 +283,18 @@ class MixOrder(Order):
             each = jnp.arange(offset.shape[0], dtype=jnp.uint32)
             return BlockShuffle(keys, length, shuffle.size, shuffle.window)(offset, each)
         return swap_or_not_each(keys, jnp.full_like(offset, length), offset)
+
+
+def _mix_order(
+    order_key: Words, own: Sequence[Words | None], epochs: Turns, plan: Plan
+) -> MixOrder:
+    """The order under that key; `own` are the seeds of sources that have some."""
+    order_key = jnp.asarray(order_key)
+    # Keys of epochs have a 0 in the place of this 1.
+    numbers = jnp.arange(len(own), dtype=jnp.uint32)
+    mine = threefry2x32(order_key[None], jnp.ones_like(numbers), numbers)
+    keys = [mine[i] if base is None else node_key(base, SOURCE) for i, base in enumerate(own)]
+    return MixOrder(keys_of(order_key, epochs), jnp.stack(keys), epochs, plan)
 
 
 @dataclasses.dataclass(frozen=True)
