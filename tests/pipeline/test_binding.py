@@ -231,10 +231,8 @@ def test_pipelines_of_equal_structure_share_their_programs():
     first = consume(chain(0))
     once = traces["body"]
     streams = [chain(0), graph(0), chain(1), graph(1)]
-    built = traces["body"]
     assert [consume(stream) == first for stream in streams] == [True, True, False, False]
-    assert traces["body"] == built
-    assert built - once == len(streams)  # the look at their shapes
+    assert traces["body"] == once  # the look at their shapes is shared, too
 
 
 @pytest.mark.internal

@@ -12,6 +12,7 @@ from .._keys import SOURCE, batch_key, node_key, record_keys
 from .._mesh import split
 from .._order import word
 from .._rows import Cut, LastBatch, advance, settle, zero_outside
+from .._settings import settings
 from .._types import Batch, Cursor, Scalar, is_traced
 from .._variables import iter_graph
 from .._xla import apart
@@ -137,7 +138,29 @@ def run_batch(
 
 def outputs_of(structure: Structure, values: Values, cut: Cut) -> tuple[dict[str, Any], list[Any]]:
     """The specs of what every node gives for a batch of that cut, from an abstract run, and the
-    constants of that program."""
+    constants of that program. Pipelines that can share programs share the run."""
+    leaves, tree = jax.tree.flatten(values)
+    types = tuple(map(jax.typeof, leaves))
+    if any(any(x.sharding.spec) for x in types):  # over an explicit mesh, which no spec tells of
+        return _run_abstractly(structure, values, cut)
+    specs, found = _shared_outputs(structure, cut, (tree, types), settings())
+    return jax.tree.map(lambda x: x, specs), found
+
+
+@cached_per_structure(CUTS)
+def _shared_outputs(
+    structure: Structure, cut: Cut, kinds: tuple[Any, tuple[Any, ...]], settings: Any
+) -> tuple[dict[str, Any], list[Any]]:
+    """`kinds` are those of the values: their tree, and what `jax.typeof` tells of its leaves."""
+    del settings  # those that are in force
+    tree, types = kinds
+    specs = [jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=x.weak_type) for x in types]
+    return _run_abstractly(structure, jax.tree.unflatten(tree, specs), cut)
+
+
+def _run_abstractly(
+    structure: Structure, values: Values, cut: Cut
+) -> tuple[dict[str, Any], list[Any]]:
 
     def outputs(values: Values) -> dict[str, Batch]:
         (copy,) = merge(structure, values)
@@ -181,14 +204,10 @@ def _fetched_purely(copy: "Pipeline", order: Any, start: Cursor, cut: Cut) -> Fe
     ) from cause
 
 
-@cached_per_structure(CUTS)
-def refusal(structure: Structure, cut: Cut, kinds: tuple[Any, tuple[Any, ...]]) -> str | None:
-    """What a stage says that does not take a batch of that cut. `kinds` are those of the values:
-    their tree, and what `jax.typeof` tells of its leaves."""
-    tree, leaves = kinds
-    specs = [jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=x.weak_type) for x in leaves]
+def refusal(structure: Structure, values: Values, cut: Cut) -> str | None:
+    """What a stage says that does not take a batch of that cut."""
     try:
-        outputs_of(structure, jax.tree.unflatten(tree, specs), cut)
+        outputs_of(structure, values, cut)
     except StageError as error:
         return str(error)
     return None

@@ -415,7 +415,7 @@ class Pipeline(_Hidden, Watched, metaclass=_CheckedOnceBuilt):
             seen = binding.structure, settings(), jax.tree.map(jax.typeof, values)
             if not hasattr(self, "_specs") or self._specs[0] != seen:
                 object.__setattr__(self, "_specs", (seen, self._trace(binding, values)))
-            return dict(self._specs[1])
+            return {name: jax.tree.map(lambda x: x, spec) for name, spec in self._specs[1].items()}
 
     def to_mermaid(self) -> str:
         """The graph as the text of a Mermaid flowchart, with shapes on its edges."""

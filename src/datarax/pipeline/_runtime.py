@@ -185,8 +185,7 @@ class Runtime:
         if binding is None or not (whole and over) or self._foreseen == (binding, cut):
             return
         self._foreseen = binding, cut
-        leaves, tree = jax.tree.flatten(self._values)
-        reason = refusal(binding.structure, cut, (tree, tuple(map(jax.typeof, leaves))))
+        reason = refusal(binding.structure, self._values, cut)
         if reason is not None:
             warnings.warn(
                 f"The last batch of this loop will have {cut.size} rows, not {size}, and will "
