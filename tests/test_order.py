@@ -89,7 +89,7 @@ def test_every_length_up_to_300_is_permuted_as_in_the_model(lengths):
         on_host = SwapOrNot(_keys_of(order_key(42), epoch), length)
         found = on_host._rounds(np.arange(length, dtype=np.uint32), None, reverse=False)
         assert found.tolist() == expected
-        if length % 5 == 0:
+        if length % 20 == 0:
             with jax.disable_jit():  # one shape for all lengths, and nothing to compile for each
                 order = SwapOrNot(keys_of(42, length % 3), length)
                 found = order(offsets(places % length, length))[:length]

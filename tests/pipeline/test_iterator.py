@@ -405,8 +405,9 @@ STEPS_AND_LOOPS = [
 
 
 @pytest.mark.spec("SRC-030", "ITER-001", "ITER-010", "STATE-003")
-@pytest.mark.parametrize("last_batch", ["keep", "drop", "pad"])
-@pytest.mark.parametrize("staged", [False, True], ids=["bare", "staged"])
+@pytest.mark.parametrize(
+    "staged, last_batch", [(False, "keep"), (False, "pad"), (True, "keep"), (True, "drop")]
+)
 @pytest.mark.parametrize("storage", ["records", "stream"])
 def test_reading_ahead_is_not_seen(storage, staged, last_batch, monkeypatch):
     monkeypatch.setattr(_reading, "BLOCK", 10)
