@@ -200,7 +200,8 @@ def test_what_an_adapter_says_of_itself_must_make_sense(monkeypatch, claim, said
 
 def test_the_digest_does_not_depend_on_the_order_of_the_run():
     digests = {
-        run_conformance(Adapter(), only=["iter"], shuffle=seed)["digest"] for seed in range(2)
+        run_conformance(Adapter(), only=["ITER-001", "ITER-009"], shuffle=seed)["digest"]
+        for seed in range(2)
     }
     assert len(digests) == 1
 

@@ -103,7 +103,7 @@ def test_a_carry_that_is_no_tree_of_arrays_is_told_what_to_carry():
 
 
 @pytest.mark.spec("SCAN-019", "SCAN-001", "SCAN-002")
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(
     length=st.integers(1, 12),
     batch_size=st.sampled_from([1, 3, 4]),
@@ -534,7 +534,7 @@ def test_modules_and_a_carry_do_not_trace_anew():
 @pytest.mark.spec("SCAN-015")
 def test_functions_that_share_an_address_do_not_share_a_result():
     stream = pipeline(length=2, batch_size=1)
-    for i in range(12):
+    for i in range(5):
         gc.collect()
         assert stream.scan(lambda batch, i=i: batch["id"] * 0 + i, 2).tolist() == [[i], [i]]
 

@@ -297,8 +297,9 @@ def test_fields_that_a_data_set_does_not_have_are_refused(fields, error, tmp_pat
 
 
 @pytest.mark.spec("KEYS-007", "SRC-027")
-@pytest.mark.parametrize("last_batch", ["keep", "drop", "pad"])
-@pytest.mark.parametrize("length", [8, 10])
+@pytest.mark.parametrize(
+    "length, last_batch", [(8, "keep"), (10, "keep"), (10, "drop"), (10, "pad")]
+)
 def test_the_key_of_a_batch_is_that_of_its_first_record_in_all_modes(length, last_batch):
     def noise(batch, *, key):
         return {**batch, "noise": jax.random.bits(key, batch["id"].shape[:1])}
