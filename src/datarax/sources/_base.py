@@ -2,14 +2,14 @@
 
 import abc
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.core import Tracer
-from jaxtyping import Array, Integer
+from jaxtyping import Array, Bool, Integer
 
 from .._keys import SOURCE, BaseKey, base_words, node_key, typed, words
 from .._modules import Watched
@@ -45,6 +45,8 @@ from .._types import (
 from .._variables import flatten
 from .._xla import as_one_program
 from ..errors import BatchSizeError, RngsError, SeekError, SourceError
+
+T = TypeVar("T")
 
 
 class SourceData(nnx.Variable):
@@ -315,14 +317,17 @@ def fetch(
         return _gathered(source, across(), masks)
     number = start.offset.dtype.type
     inside = number(rows) <= number(len(source)) - start.offset
-    if not is_traced(inside):  # JAX would compile both branches, anew for every call
-        inside = bool(inside)
-        if stored:
-            return as_stored() if inside else _gathered(source, across(), masks)
-        return _gathered(source, in_a_row() if inside else across(), masks)
     if stored:
-        return jax.lax.cond(inside, as_stored, lambda: _gathered(source, across(), masks))
-    return _gathered(source, jax.lax.cond(inside, in_a_row, across), masks)
+        return _branch(inside, as_stored, lambda: _gathered(source, across(), masks))
+    return _gathered(source, _branch(inside, in_a_row, across), masks)
+
+
+def _branch(condition: Bool[Array, ""], yes: Callable[[], T], no: Callable[[], T]) -> T:
+    """`jax.lax.cond`, and a plain one where the condition is known: JAX would compile both sides,
+    anew for every call outside of a program."""
+    if is_traced(condition):
+        return jax.lax.cond(condition, yes, no)
+    return yes() if condition else no()
 
 
 def _rows_across(
