@@ -106,7 +106,7 @@ def _float_difference(expected: np.ndarray, got: np.ndarray, path: str) -> str |
     same |= np.isnan(expected) & np.isnan(got)
     if same.all():
         return None
-    i = int(np.flatnonzero(~same.ravel())[0])
+    i = int(np.argmin(same))  # the first that is not
     was, is_now = expected.ravel()[i].item(), got.ravel()[i].item()
     return f"{path or 'value'}.data[{i}]: expected {was!r}, got {is_now!r}"
 

@@ -9,7 +9,10 @@ import json
 import types
 from typing import Any
 
+import numpy as np
+
 from .. import compare
+from ..arrays import encode
 from ._kill import cases_by_weight
 from .automatic import Swap, changes, copy_with, sites
 from .data import answers_of, leaves, open_ended, with_flip
@@ -41,6 +44,12 @@ def masked(*values: bool) -> dict[str, Any]:
     return {"mask": {"dtype": "bool", "shape": [len(values)], "data": list(values)}}
 
 
+def floats(*bits: int) -> dict[str, Any]:
+    """Floats of 32 bits, as these bits have them."""
+    return encode(np.array(bits, np.uint32).view(np.float32))
+
+
+ZERO, MINUS_ZERO, ONE, NAN, OTHER_NAN = 0, 1 << 31, 0x3F800000, 0x7FC00000, 0xFFC00001
 STATE = base64.b64encode(json.dumps({"a": 1, "b": {"c": 2}}).encode()).decode()
 MIXED = {"value": [ids(0, 4), ids(1, 2, 5, 3)]}
 RAISED = {"error": {"code": "cycle", "details": {"nodes": ["a", "b"]}, "type": "E", "message": ""}}
@@ -188,6 +197,9 @@ BY_HAND: list[tuple[Any, Any, Any, bool]] = [
     ({"value": [0, 1]}, {"value": [0, 1, 2]}, {}, False),
     ({"value": {"a": 0}}, {"value": {"a": 0, "b": 1}}, {}, False),
     ({"value": 1}, {"value": True}, {}, False),
+    ({"value": floats(ONE, NAN)}, {"value": floats(ONE, OTHER_NAN)}, {}, True),
+    ({"value": floats(NAN)}, {"value": floats(ONE)}, {}, False),
+    ({"value": floats(ZERO)}, {"value": floats(MINUS_ZERO)}, {}, False),
 ]
 
 
