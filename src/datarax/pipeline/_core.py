@@ -118,11 +118,10 @@ def run_batch(
     fetched: Fetched,
     cursor: Cursor,
     cut: Cut,
-    alone: bool = False,
 ) -> tuple[Batch, Cursor, Changes]:
     """`run_stages` as a function of a pipeline's values: a batch, the cursor after it, new values.
 
-    `alone` compiles it by itself, as is done anyway where stages draw random numbers.
+    It is compiled by itself where stages draw random numbers.
     """
 
     def run(values: Values, fetched: Fetched, cursor: Cursor) -> tuple[Batch, Cursor, Changes]:
@@ -131,7 +130,7 @@ def run_batch(
         return outputs[roots[0]._sink], moved, changes(structure, roots, values)
 
     stages = merge(structure, values)[0].nodes.values()
-    if alone or any(map(key_wanted, stages)):
+    if any(map(key_wanted, stages)):
         return apart(cursor.offset, run, values, fetched, cursor)
     return run(values, fetched, cursor)
 

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from .._draws import written_out
-from .._keys import SOURCE
 from .._rows import Cut, touched
 from .._settings import NO_TRACE, checking_values, on_cpu, trace, transferring
 from .._types import Batch, Cursor
@@ -146,9 +145,7 @@ def batch_program(
         (pipeline,) = merge(structure, values)
         if fetched is None:
             fetched = fetched_from(pipeline, order, cursor, cut, whole=count > 1)
-        # Two stages that read what the source gives would else gather it twice.
-        alone = count > 1 and pipeline._sink != SOURCE
-        return run_batch(structure, values, fetched, cursor, cut, alone)
+        return run_batch(structure, values, fetched, cursor, cut)
 
     def run(values: Values, order: Any, fed: Any = None) -> list[tuple[Batch, Changes]]:
         cursor = start_of(merge(structure, values)[0], cut)
