@@ -99,6 +99,8 @@ def reaching():
 
 
 SHAPES = "id int32[4], x float32[4]"
+A_HUNDRED = {f"f{i:02}": np.zeros(10) for i in range(100)}
+FIRST_SHAPES = ", ".join(f"f{i:02} float32[4]" for i in range(32)) + ", and 68 more"
 MASKED = "id int32[4], mask bool[4], x float32[4]"
 
 # code -> cases of (what is done, the text, the attributes)
@@ -514,10 +516,19 @@ CASES = {
                 MixDataSourcesConfig(num_sources=2),
                 [memory(np.zeros((4, 2), np.float32)), memory(np.zeros(4, np.int32))],
             ),
-            "All sources of a mixture must have records of one spec, but source 0 has\n"
-            "  data float32[2]\nand source 1 has\n  data int32[]",
+            "All sources of a mixture must have records of one spec, but where they differ source "
+            "0 has\n  data float32[2]\nand source 1 has\n  data int32[]",
             {},
-        )
+        ),
+        (
+            lambda: MixDataSourcesNode(
+                MixDataSourcesConfig(num_sources=2),
+                [memory({"x": np.ones(4), "y": np.ones(4)}), memory({"x": np.ones(4)})],
+            ),
+            "All sources of a mixture must have records of one spec, but where they differ source "
+            "0 has\n  y float32[]\nand source 1 has\n  nothing of that name",
+            {},
+        ),
     ],
     "seek": [
         (
@@ -564,6 +575,11 @@ CASES = {
             "for the batch) or `keys` (one a row) if it declares one, but this one also needs the "
             f"keyword `rng`\nIt was called with\n  source: {SHAPES}",
             {"node": "lambda", "predecessors": {"source": SHAPES}},
+        ),
+        (
+            lambda: pipeline([lambda batch: batch["y"]], source=memory(A_HUNDRED)),
+            f"Stage 'lambda' failed: KeyError: 'y'\nIt was called with\n  source: {FIRST_SHAPES}",
+            {"node": "lambda", "predecessors": {"source": FIRST_SHAPES}},
         ),
         (
             lambda: pipeline([double, lambda batch: {"y": batch["y"]}]),

@@ -4,6 +4,7 @@ Axes: `b` rows of a batch, `n` records of a source.
 """
 
 import inspect
+import itertools
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
@@ -118,11 +119,23 @@ def spec_text(spec: Any) -> str:
     return ", ".join(field_texts(spec))
 
 
+def type_text(x: Any) -> str:
+    """What an array is, for people: `float32[16,2]`."""
+    return f"{x.dtype}[{','.join(map(str, x.shape))}]"
+
+
+FIELDS_SHOWN = 32
+"""The most fields of a spec that people are shown: a table may have thousands."""
+
+
 def field_texts(spec: Any) -> list[str]:
-    """The fields of a spec for people, one by one."""
-    return [
-        f"{name} {leaf.dtype}[{','.join(map(str, leaf.shape))}]"
+    """The fields of a spec for people, one by one, and after the first few how many more."""
+    fields = flat_fields(spec)
+    texts = [
+        f"{name} {type_text(leaf)}"
         if hasattr(leaf, "shape") and hasattr(leaf, "dtype")
         else f"{name} {type(leaf).__name__}"
-        for name, leaf in flat_fields(spec).items()
+        for name, leaf in itertools.islice(fields.items(), FIELDS_SHOWN)
     ]
+    more = len(fields) - len(texts)
+    return [*texts, f"and {more} more"] if more else texts

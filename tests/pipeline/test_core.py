@@ -278,13 +278,26 @@ class Center(nnx.Module):
         return {"x": batch["x"] - self.mean[...], "two": two}
 
 
+class CenterByContainer(Center):
+    def __init__(self):
+        self.mean = nnx.Variable({"x": jnp.asarray(0)})
+
+    def __call__(self, batch):
+        mean = 0.5 * self.mean.get_value()["x"] + 0.5 * batch["x"].mean()
+        self.mean.set_value({"x": mean})
+        return {
+            "x": batch["x"] - mean,
+            "two": jnp.broadcast_to(jnp.asarray(2.0), batch["x"].shape),
+        }
+
+
 class CenterWithKeys(Center):
     def __call__(self, batch, *, keys):
         return super().__call__(batch)
 
 
 @pytest.mark.spec("SCAN-001", "SCAN-006", "STEP-015", "ITER-010")
-@pytest.mark.parametrize("stage", [Center, CenterWithKeys])
+@pytest.mark.parametrize("stage", [Center, CenterWithKeys, CenterByContainer])
 @pytest.mark.parametrize("kind", [jnp.bfloat16, np.uint8])
 @pytest.mark.usefixtures("standard_promotion")
 def test_weak_types_are_the_same_in_every_mode(stage, kind):

@@ -213,6 +213,32 @@ def test_a_function_that_forgets_the_carry_or_the_output_is_told_of_both(wrong):
     assert stream.cursor == (0, 0)
 
 
+@pytest.mark.spec("SCAN-012")
+@pytest.mark.parametrize(
+    "start, then, text",
+    [
+        (np.int32(0), lambda x, b: x + 0.5, "carry` was int32[] and became float32[]"),
+        (0, lambda x, b: b["x"], "carry` was int32[] and became float32[2]"),
+        (
+            {"loss": jnp.zeros(()), "n": (0, None)},
+            lambda x, b: {**x, "n": (b["id"], None)},
+            "carry['n'][0]` was int32[] and became int32[2]",
+        ),
+        (jnp.zeros(2), lambda x, b: None, "carry` was float32[2] and became 0 in PyTreeDef(None)"),
+    ],
+)
+@pytest.mark.usefixtures("standard_promotion")
+def test_a_carry_that_changes_its_type_is_named(start, then, text):
+    stream = pipeline(length=6, batch_size=2)
+    with pytest.raises(TypeError) as caught:
+        stream.scan(lambda carry, batch: (then(carry, batch), 0), 2, init_carry=start)
+    assert str(caught.value) == (
+        f"A scan must keep the type and shape of its carry, but `{text}; let `init_carry` begin as "
+        "what it becomes."
+    )
+    assert stream.cursor == (0, 0)
+
+
 # What it returns.
 
 

@@ -22,7 +22,7 @@ from flax import nnx
 
 from .._modules import ASSIGNED, SAYS_ALL, Fixed, Watched
 from .._settings import trace
-from .._types import is_traced
+from .._types import is_traced, type_text
 from .._variables import flatten, iter_graph
 from ..sources._iterable import Stream
 from ..sources._reader import Reader
@@ -311,39 +311,44 @@ def changes(structure: Structure, roots: Any, before: Sequence[Any]) -> Changes:
             f"`{structure.arrays[index]}` was assigned"
         )
     for index, new in found.items():
-        was, is_now = _kinds(before[index]), _kinds(new)
-        weak = jax.tree.map(lambda x: jax.typeof(x).weak_type, before[index])
-        if weak is True and is_now == (was[0], [(was[1][0][0], is_now[1][0][1])]):
-            continue  # of that shape still: as Python's numbers become what they meet
-        if was != is_now:
-            paths = flatten(roots)[1].paths
-            raise VariableTypeError(tuple(paths[index]), was, is_now)
+        if change := type_change(before[index], new):
+            raise VariableTypeError(tuple(flatten(roots)[1].paths[index]), *change)
     return found
 
 
 class VariableTypeError(TypeError):
     """A Variable, at `path`, that is given a value of another type than it had."""
 
-    def __init__(self, path: tuple[Any, ...], was: Any, is_now: Any):
+    def __init__(self, path: tuple[Any, ...], within: str, was: str, is_now: str):
         self.path = path
         super().__init__(
-            f"a Variable must keep its type and shape while batches are made, but "
-            f"`{_path_text(path)}` was {_kinds_text(was)} and became {_kinds_text(is_now)}; let it "
-            "begin as what it becomes"
+            "a Variable must keep its type and shape while batches are made, but "
+            f"`{_path_text(path)}{within}` was {was} and became {is_now}; let it begin as what it "
+            "becomes"
         )
 
 
-def _kinds(value: Any) -> tuple[Any, list[tuple[tuple[int, ...], Any]]]:
-    leaves, tree = jax.tree.flatten(value)
-    return tree, [(x.shape, x.dtype) for x in map(jax.typeof, leaves)]
+def type_change(before: Any, after: Any) -> tuple[str, str, str] | None:
+    """Where in a tree of arrays a type or shape has changed, what it was and what it became.
+
+    A weak type may become another of that shape, as Python's numbers become what they meet.
+    """
+    was, now = jax.tree.structure(before), jax.tree.structure(after)
+    if was != now:
+        return "", _tree_text(before), _tree_text(after)
+    pairs = zip(jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after), strict=True)
+    for (path, old), new in pairs:
+        x, y = jax.typeof(old), jax.typeof(new)
+        if x.shape != y.shape or (x.dtype != y.dtype and not x.weak_type):
+            return jax.tree_util.keystr(path), type_text(x), type_text(y)
+    return None
 
 
-def _kinds_text(kinds: Any) -> str:
-    tree, leaves = kinds
-    if tree == jax.tree.structure(0):
-        ((shape, dtype),) = leaves
-        return f"{dtype}[{','.join(map(str, shape))}]"
-    return f"{len(leaves)} in {tree}"
+def _tree_text(tree: Any) -> str:
+    leaves, structure = jax.tree.flatten(tree)
+    if structure == jax.tree.structure(0):
+        return type_text(jax.typeof(tree))
+    return f"{len(leaves)} in {structure}"
 
 
 def _path_text(path: Sequence[Any]) -> str:

@@ -31,6 +31,7 @@ from ._binding import (
     has_tracer,
     is_same,
     merge,
+    type_change,
 )
 from ._captured import captured
 from ._core import CUTS, fetched_from, order_at, run_batch, start_of, updated
@@ -293,6 +294,12 @@ class _Scan:
             raise TypeError(
                 "With `init_carry`, the function of a scan must return the next carry and an "
                 f"output as `(carry, out)`; it returned {pair!r}."
+            )
+        if change := type_change(carry, pair[0]):
+            within, was, is_now = change
+            raise TypeError(
+                f"A scan must keep the type and shape of its carry, but `carry{within}` was {was} "
+                f"and became {is_now}; let `init_carry` begin as what it becomes."
             )
         return pair
 

@@ -34,7 +34,9 @@ from .._types import (
     Spec,
     Turns,
     Words,
+    escaped,
     expect,
+    flat_fields,
     integer,
     spec_text,
 )
@@ -394,10 +396,15 @@ def _check(sources: Sequence[EagerSourceBase]) -> None:
                 "mixture masks only what it reads on the host."
             )
         if source.element_spec != sources[0].element_spec:
+            first, other = (flat_fields(x.element_spec, escaped) for x in (sources[0], source))
+            unlike = [k for k in {**first, **other} if first.get(k) != other.get(k)]
+            had, has = (
+                spec_text({k: spec[k] for k in unlike if k in spec}) or "nothing of that name"
+                for spec in (first, other)
+            )
             raise SpecsError(
-                "All sources of a mixture must have records of one spec, but source 0 has\n"
-                f"  {spec_text(sources[0].element_spec)}\nand source {i} has\n"
-                f"  {spec_text(source.element_spec)}"
+                "All sources of a mixture must have records of one spec, but where they differ "
+                f"source 0 has\n  {had}\nand source {i} has\n  {has}"
             )
 
 
