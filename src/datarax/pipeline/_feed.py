@@ -78,6 +78,7 @@ class Feed:
         """
         if not (self._ready and self._asked == (cut, loop) and self._ready[0].start == start):
             self._ready.clear()
+            self._asked = cut, loop  # before anything is ready that is cut so
             chunk = self._next_chunk(start, cut, loop)
             try:
                 self._ready.extend(self._result(chunk))
@@ -91,7 +92,6 @@ class Feed:
                     raise
                 self._singly = chunk.count  # so that the batches before the broken one come
                 return self.take(start, cut, loop, several)
-            self._asked = cut, loop
             self._singly = max(0, self._singly - chunk.count)
             self._top_up(chunk, loop)
         return [*islice(takewhile(self._is_inside, self._ready), several)] or [self._ready[0]]

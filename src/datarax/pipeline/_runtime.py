@@ -66,6 +66,8 @@ class Runtime:
     """What a live pipeline needs to hand out batches fast; nothing that a copy of it would miss.
 
     All of it is derived from the pipeline's attributes, and checked against them at every batch.
+    `_values` are what is checked, and vouch for all else: they are assigned last, so that the next
+    look notices what an interrupt has left half done.
     """
 
     def __init__(self):
@@ -135,11 +137,13 @@ class Runtime:
         else:
             changed, self._mutable = values, False
             self._orders = None
+        self._binding = None  # nothing is vouched for until all of it is known
+        self._ahead.discard()
         self._traced = has_tracer(changed)
         self._mutable = any(map(_is_mutable, values if self._mutable else changed))
         self.start = settle(found, *cutting(pipeline))
-        self._binding, self._values, self._context = binding, values, context()
-        self._ahead.discard()
+        self._values, self._context = values, context()
+        self._binding = binding
         return binding
 
     def _is_unchanged(self, binding: Binding) -> bool:
@@ -151,8 +155,9 @@ class Runtime:
         packed = pack(start, length_of(pipeline.source))
         pipeline._cursor_state.set_raw_value(packed)
         if self._binding is not None and not self._traced:
-            self._values[self._binding.cursor_index], self.start = packed, start
             self._ahead.discard()
+            self.start = start
+            self._values[self._binding.cursor_index] = packed
 
     def moved(self, binding: Binding, before: Values, after: Changes, start: Cursor) -> None:
         """A scan over `binding` has moved the cursor to `start`, and changed these values."""
@@ -163,12 +168,13 @@ class Runtime:
         values = updated(before, after) if binding is mine else mine.read()
         changed = list(map(is_not, values, self._values))
         changed[mine.cursor_index] = False
-        if any(changed):  # a key, maybe
-            self._orders, self._values = None, values
+        self._ahead.clear()
+        self.start = start
+        if any(changed):
+            self._orders = None  # a key has changed, maybe
+            self._values = values
         else:
             self._values[mine.cursor_index] = values[mine.cursor_index]
-        self.start = start
-        self._ahead.clear()
 
     @property
     def values(self) -> Values:
@@ -306,7 +312,6 @@ class Runtime:
             self._reading.feed.handed_over()
             for ended in range(self.start.epoch, start.epoch):
                 self.meter.report(ended)
-        # Last of all, so that an interrupt before shows in the next look.
         self.start = start
         if after:
             for i, value in after.items():
