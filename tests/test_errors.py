@@ -494,7 +494,14 @@ CASES = {
             'To go on without such records, give the source on_error="mask" and `max_errors`, '
             "the most of an epoch.",
             {"source": "RandomAccessSource", "file": "Torn", "record": 2, "stage": "source"},
-        )
+        ),
+        (
+            lambda: indexed([{"x": 0.5}] * 3, fields=["y"], on_error="mask", max_errors=1),
+            "Stage 'source': RandomAccessSource could not read record 0 of list: KeyError: "
+            "\"'y' is not among the fields of the record, ['x']\"\n"
+            "A record that can be read shows what all of them are, and none was found.",
+            {"source": "RandomAccessSource", "file": "list", "record": 0, "stage": "source"},
+        ),
     ],
     "random-access": [
         (
@@ -594,9 +601,13 @@ CASES = {
         ),
         (
             lambda: pipeline([3]),
-            "Stage 'int' failed: TypeError: a stage must be callable, got int\n"
-            f"It was called with\n  source: {SHAPES}",
-            {"node": "int", "predecessors": {"source": SHAPES}},
+            "Stage 'int' failed: TypeError: a stage must be callable, got int",
+            {"node": "int", "predecessors": {}},
+        ),
+        (
+            lambda: pipeline([[np.zeros(3)]]),
+            "Stage 'list' failed: TypeError: a stage must be callable, got list",
+            {"node": "list", "predecessors": {}},
         ),
         (
             lambda: pipeline([lambda batch: batch["x"]]),

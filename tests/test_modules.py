@@ -20,7 +20,7 @@ from datarax.sources import MemorySource, MemorySourceConfig
 def test_any_name_finds_its_part_in_the_order_given(names, kind):
     parts = {name: nnx.Param(jnp.float32(i)) for i, name in enumerate(["names", "get", *names])}
     bundle = kind(parts)
-    assert [name for name, _ in bundle.items()] == list(parts)
+    assert list(bundle.names) == list(parts)
     assert all(bundle.get(name) is part for name, part in parts.items())
     assert len(nnx.to_flat_state(nnx.state(bundle))) == len(parts)
 

@@ -1,6 +1,6 @@
 """What the NNX modules of this library have in common."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
 from flax import nnx
@@ -71,9 +71,6 @@ class Bundle(Watched):
         if attribute in vars(self):
             delattr(self, attribute)  # else NNX takes what comes for as static as what was there
         setattr(self, attribute, part)
-
-    def items(self) -> Iterator[tuple[str, Any]]:
-        return ((name, self.get(name)) for name in self.names)
 
 
 class FixedBundle(Fixed, Bundle):

@@ -139,7 +139,7 @@ def test_stages_run_in_topological_order_ties_as_declared(edges, order):
     sink = order[-1]
     stream = graph(nodes, edges, sink)
     assert "".join(stream.nodes) == order
-    assert stream.stages == [nodes[name] for name in order]
+    assert stream.stages == tuple(nodes[name] for name in order)
     assert list(stream.node_specs) == ["source", *order]
     assert order == "".join(model.execution_order({k: v or ["source"] for k, v in edges.items()}))
 
@@ -260,3 +260,9 @@ def test_a_long_chain_and_a_long_cycle_are_told_apart_at_once():
         Graph.from_edges(names, edges, names[-1])
     assert_cycle(error.value.nodes, edges)
     assert len(error.value.nodes) == 3001
+
+
+@pytest.mark.spec("DAG-001")
+def test_nodes_have_names(unchecked):
+    with pytest.raises(TypeError, match=r"^`nodes` is a dict of stages by name, got list\.$"):
+        graph([double], {"double": []}, "double")

@@ -429,10 +429,10 @@ def test_nodes_are_the_stages_by_name():
     stream = pipeline([first, second, double])
     assert list(stream.nodes) == ["Affine", "Affine_1", "double"]
     assert stream.nodes["Affine"] is first and stream.nodes["Affine_1"] is second
-    assert stream.stages == [first, second, double]
+    assert stream.stages == (first, second, double)
     assert len(stream.nodes) == 3 and "Affine_1" in stream.nodes and "Count" not in stream.nodes
     assert dict(stream.nodes) == {"Affine": first, "Affine_1": second, "double": double}
-    assert pipeline().stages == [] and dict(pipeline().nodes) == {}
+    assert pipeline().stages == () and dict(pipeline().nodes) == {}
 
 
 @pytest.mark.spec("DAG-013")
@@ -453,6 +453,9 @@ def test_a_node_that_does_not_fit_is_refused_and_the_old_one_kept():
     stream = pipeline([double], length=4)
     with pytest.raises(StageError, match=r"^Stage 'double' failed: KeyError: 'y'"):
         stream.nodes["double"] = lambda batch: {"x": batch["y"]}
+    for wrong in [jnp.ones(3)], {"a": jnp.ones(3)}, jnp.ones(3), None:
+        with pytest.raises(StageError, match="a stage must be callable, got"):
+            stream.nodes["double"] = wrong
     assert stream.nodes["double"] is double
     assert stream.step()["x"].tolist() == [2, 4, 6, 8]
 
@@ -841,6 +844,7 @@ def test_a_variable_that_holds_a_reference_is_refused():
     [
         ({}, "all fields of a batch must have the same number of rows"),
         ({"x": jnp.float32(1)}, "must be an array with its rows on axis 0"),
+        (jnp.ones(3), "^a pipeline is called with a dict of arrays, got an array$"),
     ],
 )
 def test_what_is_no_batch_is_refused_by_hand(unchecked, batch, text):

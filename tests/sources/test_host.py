@@ -750,3 +750,31 @@ def test_what_is_no_reader_or_list_of_records_is_told_so(unchecked):
         text = rf"as many records as it is asked for, here \d, and has returned {what}"
         with pytest.raises(ReadError, match=text):
             Pipeline(source=source, batch_size=4).step()
+
+
+@pytest.mark.spec("SRC-017")
+@pytest.mark.parametrize("given", [None, 3, [None]])
+@pytest.mark.parametrize(
+    "option, make",
+    [
+        ("path", lambda x: StreamingDiskSource(StreamingDiskSourceConfig(path=x))),
+        ("paths", lambda x: ArrowSource(ArrowSourceConfig(paths=x))),
+        ("paths", lambda x: ArrayRecordSource(ArrayRecordSourceConfig(paths=x))),
+    ],
+)
+def test_what_is_no_path_is_told_so(unchecked, option, make, given):
+    kind = type(given[0] if isinstance(given, list) else given).__name__
+    with pytest.raises(TypeError, match=f"^`{option}` is a path or a list of paths, and {kind} is"):
+        make(given)
+
+
+@pytest.mark.spec("SHUF-018")
+@pytest.mark.parametrize("sizes", [{"block_size": 8}, {"window": 2}])
+@pytest.mark.parametrize("shuffle", [True, "permutation"])
+def test_sizes_of_blocks_are_refused_where_no_block_is_shuffled(sizes, shuffle):
+    with pytest.raises(ValueError) as error:
+        RandomAccessSourceConfig(shuffle=shuffle, **sizes)
+    assert str(error.value) == (
+        f'`block_size` and `window` are those of shuffle="blocks", got shuffle={shuffle!r}.'
+    )
+    assert RandomAccessSourceConfig(shuffle="blocks", **sizes) != RandomAccessSourceConfig(**sizes)

@@ -133,6 +133,48 @@ def test_a_tuple_of_arrays_is_no_data_set_of_as_many_records(second):
         )
 
 
+@pytest.mark.spec("SRC-005", "ERR-015")
+@pytest.mark.parametrize(
+    "data, field, value",
+    [
+        ({"x": [2**24 + 1, 0.5]}, "x", 2**24 + 1),
+        ({"x": [[0.5, 1], [-(2**24) - 1, 0.5]]}, "x", -(2**24) - 1),
+        ([{"x": 2**53 + 1}, {"x": 0.5}], "x", 2**53 + 1),
+        ({"x": [np.int64(2**31 - 1), 1e30]}, "x", 2**31 - 1),
+    ],
+)
+def test_an_integer_beside_floats_is_not_rounded(data, field, value):
+    with pytest.raises(FieldTypeError) as error:
+        memory(data)
+    assert str(error.value) == (
+        f"Field '{field}' has the integer {value} beside floats, as which JAX would hold it "
+        "rounded, as float32. Give integers and floats as two fields."
+    )
+
+
+@pytest.mark.spec("SRC-005")
+def test_an_integer_beside_floats_is_a_float_where_that_is_exact():
+    found = stored(memory({"x": [2**24, 0.5, 2**30, -3, True, 1e30, 16777217.0]}))
+    assert found["x"].tolist() == [2.0**24, 0.5, 2.0**30, -3, 1, np.float32(1e30), 2.0**24]
+
+
+@pytest.mark.spec("SRC-001", "SRC-017")
+def test_records_that_are_tuples_have_their_parts_as_fields():
+    images = np.arange(12, dtype=np.float32).reshape(3, 2, 2)
+    found = stored(memory([(image, 16777217 + i, 0.5) for i, image in enumerate(images)]))
+    expected = {"0": images, "1": np.arange(3) + 16777217, "2": np.full(3, 0.5)}
+    assert {name: x.tolist() for name, x in found.items()} == {
+        name: x.tolist() for name, x in expected.items()
+    }
+    indexed = RandomAccessSource(RandomAccessSourceConfig(), [(0.5, 1), (0.25, 3)])
+    assert memory([(0.5, 1), (0.25, 3)]).element_spec == indexed.element_spec
+    with pytest.raises(FieldTypeError) as error:
+        memory([(1, 2), (1, 2, 3)])
+    assert str(error.value) == (
+        "Field '[1]' must be a tuple of 2 as the first record is, got (1, 2, 3)."
+    )
+
+
 @pytest.mark.spec("ERR-015", "SRC-017")
 def test_a_table_is_no_array():
     pa = pytest.importorskip("pyarrow", reason="needs the extra 'arrow'")

@@ -368,3 +368,21 @@ def test_multiply_divide_is_exact(xs, divisor, factor):
     for x, quotient, rest in zip(xs, quotients.tolist(), rests.tolist(), strict=True):
         expected = divmod(x * factor, divisor)
         assert (quotient, rest) == (expected[0] % 2**32, expected[1])
+
+
+@pytest.mark.spec("SRC-026")
+@pytest.mark.parametrize(
+    "sources, text",
+    [
+        ({"a": 1, "b": 2}, "`sources` is a list of sources, got dict."),
+        (
+            [{"x": np.zeros(3)}] * 2,
+            "Source 0 of a mixture must be a source, got dict. Of arrays make one: "
+            "MemorySource(MemorySourceConfig(), data).",
+        ),
+    ],
+)
+def test_what_is_no_source_is_told_so(unchecked, sources, text):
+    with pytest.raises(TypeError) as error:
+        MixDataSourcesNode(MixDataSourcesConfig(num_sources=2), sources)
+    assert str(error.value) == text

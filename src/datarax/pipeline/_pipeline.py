@@ -17,7 +17,7 @@ from .._mesh import check_sharding, place_held, spans_processes
 from .._modules import Bundle, FixedBundle, Watched
 from .._order import word
 from .._rows import Cut, LastBatch, Rows, batches_of_loop, check_within, pack, running_on
-from .._settings import settings
+from .._settings import settings, transferring
 from .._types import Batch, Cursor, Mask, Signed, Spec, Words, integer, spec_text
 from .._variables import iter_graph
 from ..errors import (
@@ -82,7 +82,8 @@ class _CheckedOnceBuilt(Signed):
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         pipeline = super().__call__(*args, **kwargs)
-        pipeline._check()
+        with transferring():
+            pipeline._check()
         return pipeline
 
 
@@ -159,6 +160,8 @@ class Pipeline(_Hidden, Watched, metaclass=_CheckedOnceBuilt):
             named = dict(zip(chain_names(stages), stages, strict=True))
             self._graph = Graph.chain(list(named))
         else:
+            if not isinstance(nodes, Mapping):
+                raise TypeError(f"`nodes` is a dict of stages by name, got {type(nodes).__name__}.")
             named = dict(nodes)
             self._graph = Graph.from_edges(list(named), edges, sink)
 
@@ -302,7 +305,10 @@ class Pipeline(_Hidden, Watched, metaclass=_CheckedOnceBuilt):
 
         Called by hand, the rows of `batch` count as records 0, 1, ... of epoch 0.
         """
-        keyring = getattr(self, "_keyring", None) or self._keyring_by_hand(batch)
+        keyring = getattr(self, "_keyring", None)
+        if keyring is None:
+            with transferring():
+                keyring = self._keyring_by_hand(batch)
         return run_graph(self._graph, self.nodes, batch, keyring)[self._graph.sink]
 
     # Where it stands.
@@ -332,8 +338,7 @@ class Pipeline(_Hidden, Watched, metaclass=_CheckedOnceBuilt):
         rows `masked` as unreadable; and `limit`, "reading" or "computing", whichever took longer.
         Scans over a source in memory are not counted: such a call returns before its work is done.
         """
-        with self._runtime.lock:
-            return self._runtime.meter.stats()
+        return self._runtime.meter.stats()  # at once, in the midst of a read, too
 
     def replay(self, record: int, epoch: int = 0) -> dict[str, Batch]:
         """The output of every node for one record in one epoch, for debugging.
@@ -352,6 +357,10 @@ class Pipeline(_Hidden, Watched, metaclass=_CheckedOnceBuilt):
             )
         check_within("record", record, source.records)
         check_within("epoch", epoch, 2**32)
+        with transferring():
+            return self._replayed(source, record, epoch)
+
+    def _replayed(self, source: EagerSourceBase, record: int, epoch: int) -> dict[str, Batch]:
         binding = Binding((self,))
         (copy,) = merge(binding.structure, binding.read())
         kind = word(source.records)
@@ -392,9 +401,9 @@ class Pipeline(_Hidden, Watched, metaclass=_CheckedOnceBuilt):
     # What it is made of.
 
     @property
-    def stages(self) -> list[Any]:
-        """The stages in the order in which they run."""
-        return list(self.nodes.values())
+    def stages(self) -> tuple[Any, ...]:
+        """The stages in the order in which they run; `nodes` replaces one."""
+        return tuple(self.nodes.values())
 
     @property
     def nodes(self) -> "NodeView":
@@ -601,7 +610,7 @@ class Pipeline(_Hidden, Watched, metaclass=_CheckedOnceBuilt):
         return {**batch, self.mask_name: field}
 
     def _keyring_by_hand(self, batch: Batch) -> Keyring:
-        check_batch(batch)
+        check_batch(batch, "a pipeline is called with")
         record = jnp.arange(jax.tree.leaves(batch)[0].shape[0], dtype=jnp.uint32)
         start = Cursor(jnp.uint32(0), jnp.uint32(0))
         return keyring(self, jnp.zeros_like(record), record, start)
@@ -622,8 +631,8 @@ class NodeView(MutableMapping[str, Any]):
         """Raises for a stage that does not fit, and keeps the old one then."""
         pipeline, before = self._pipeline, self[name]
         with pipeline._runtime.lock:  # so that no other thread meets a stage that is refused
-            pipeline._nodes.put(name, as_stage(name, stage))
             try:
+                pipeline._nodes.put(name, as_stage(name, stage))
                 pipeline._check()
             except BaseException:
                 pipeline._nodes.put(name, before)

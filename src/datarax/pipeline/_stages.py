@@ -122,8 +122,6 @@ def call_stage(
         return output
 
     try:
-        if not callable(stage):
-            raise TypeError(f"a stage must be callable, got {type(stage).__name__}")
         kind: Any = stage
         if isinstance(kind, type) and issubclass(kind, nnx.Pytree | eqx.Module):
             raise TypeError(f"a stage is an object, got the class {kind.__name__} itself")
@@ -259,11 +257,11 @@ def misfit_text(hint: Hint) -> str:
     )
 
 
-def check_batch(output: Any) -> None:
+def check_batch(output: Any, what: str = "a stage must return") -> None:
     """Raises for an output that is no batch: no dict of arrays with equally many rows."""
     if not isinstance(output, dict):
         got = "an array" if isinstance(output, jax.Array) else type(output).__name__
-        raise TypeError(f"a stage must return a dict of arrays, got {got}")
+        raise TypeError(f"{what} a dict of arrays, got {got}")
     rows = dict(_rows_of(output, ""))
     if len(set(rows.values())) != 1:
         raise ValueError(f"all fields of a batch must have the same number of rows, got {rows}")
@@ -307,6 +305,9 @@ def called(stage: Stage) -> Stage:
 
 def as_stage(name: str, stage: Any) -> Any:
     """The stage as a pipeline keeps it: whatever has arrays is a module with Variables."""
+    if not isinstance(stage, Callable):
+        got = type(stage).__name__
+        raise StageError(name, {}, f"TypeError: a stage must be callable, got {got}")
     if not method_of(stage):
         check_captured(name, stage)
     return with_variables(stage)

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from .._types import Batch, Spec, expect
 from ..errors import FileError
 from ._codec import DECODERS, Decode
 from ._ending import while_running
-from ._files import Stamp, stamp, unopened
+from ._files import Stamp, paths_of, stamp, unopened
 from ._host import HostSource, HostSourceConfig
 from ._parts import Parts
 from ._reader import Reader
@@ -56,11 +55,8 @@ class ArrayRecordSource(HostSource):
 
     def __init__(self, config: ArrayRecordSourceConfig, *, rngs: nnx.Rngs | None = None):
         expect("config", config, ArrayRecordSourceConfig)
-        paths = config.paths
-        if isinstance(paths, str | os.PathLike):
-            paths = (paths,)
         decode = config.decode if callable(config.decode) else DECODERS[config.decode]
-        names = [str(Path(path).absolute()) for path in paths]
+        names = [str(path.absolute()) for path in paths_of("paths", config.paths)]
         parts = tuple(Part(name, stamp(name)) for name in names)
         super().__init__(PartsReader(parts, decode, "ArrayRecordSource"), config, rngs=rngs)
 

@@ -9,7 +9,6 @@ import mmap
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeAlias, TypeVar
 
@@ -22,7 +21,7 @@ from .._types import Batch, Spec, expect, integer, names, spec_text
 from ..errors import EmptySourceError, FieldTypeError, FileError
 from ._buffers import empty_rows
 from ._ending import while_running
-from ._files import Stamp, stamp, unopened
+from ._files import Stamp, paths_of, stamp, unopened
 from ._host import HostSource, HostSourceConfig
 from ._parts import Parts
 from ._reader import Reader
@@ -290,15 +289,13 @@ class _Cache:
         return found
 
 
-def _paths(paths: Any) -> tuple[str, ...]:
-    if isinstance(paths, str | os.PathLike):
-        path = Path(paths)
-        if not path.is_dir():
-            return (str(path.absolute()),)
-        paths = sorted(x for x in path.iterdir() if x.suffix in (".parquet", ".arrow"))
+def _paths(given: Any) -> tuple[str, ...]:
+    paths = paths_of("paths", given)
+    if isinstance(given, str | os.PathLike) and (folder := paths[0]).is_dir():
+        paths = sorted(x for x in folder.iterdir() if x.suffix in (".parquet", ".arrow"))
         if not paths:
-            raise EmptySourceError(f"the folder {str(path)!r}, without .parquet or .arrow files,")
-    return tuple(str(Path(path).absolute()) for path in paths)
+            raise EmptySourceError(f"the folder {str(folder)!r}, without .parquet or .arrow files,")
+    return tuple(str(path.absolute()) for path in paths)
 
 
 def _chunks(path: str, columns: tuple[str, ...] | None) -> list[_Chunk]:

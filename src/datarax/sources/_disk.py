@@ -16,7 +16,7 @@ from flax import nnx
 from .._types import Batch, Spec, expect, spec_text
 from ..errors import EmptySourceError, FileError, UnequalLengthsError
 from ._buffers import empty_rows
-from ._files import Stamp, stamp, unopened
+from ._files import Stamp, paths_of, stamp, unopened
 from ._host import HostSource, HostSourceConfig
 from ._parts import Parts
 from ._reader import Reader
@@ -49,11 +49,10 @@ class StreamingDiskSource(HostSource):
 
     def __init__(self, config: StreamingDiskSourceConfig, *, rngs: nnx.Rngs | None = None):
         expect("config", config, StreamingDiskSourceConfig)
-        path = config.path
-        paths = [path] if isinstance(path, str | os.PathLike) else list(path)
+        paths = paths_of("path", config.path)
         if not paths:
             raise EmptySourceError("`path`, an empty list,")
-        parts = tuple(_files(Path(x)) for x in paths)
+        parts = tuple(map(_files, paths))
         stamps = tuple(stamp(file) for part in parts for _, file in part)
         super().__init__(NpyReader(parts, stamps), config, rngs=rngs)
 

@@ -2,11 +2,24 @@
 
 import errno
 import os
-from typing import TypeAlias
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeAlias
 
 from ..errors import FileError
 
 Stamp: TypeAlias = tuple[int, int, int] | None
+
+
+def paths_of(option: str, given: Any) -> list[Path]:
+    """The paths that an option lists, or the only one."""
+    given = [given] if isinstance(given, str | os.PathLike) else given
+    paths = list(given) if isinstance(given, Iterable) else [given]
+    for path in paths:
+        if not isinstance(path, str | os.PathLike):
+            kind = type(path).__name__
+            raise TypeError(f"`{option}` is a path or a list of paths, and {kind} is none.")
+    return [Path(path) for path in paths]
 
 
 def stamp(path: str) -> Stamp:

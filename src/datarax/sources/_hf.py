@@ -196,7 +196,8 @@ def load(config: Any, dataset: Any, streaming: bool) -> Any:
         )
     if split not in (None, str(dataset.split)):
         raise ValueError(
-            f"`split` is {split!r}, but the data set is a single one, {str(dataset.split)!r}. "
+            f"`split` is {split!r}, but what is given is a single split"
+            f"{'' if dataset.split is None else f', {str(dataset.split)!r}'}. "
             "Leave `split` out."
         )
     chosen = names("fields", config.fields)

@@ -56,7 +56,12 @@ class HostSourceConfig:
                 '`max_errors` is the number of records an epoch may mask under on_error="mask", at '
                 f"least 1 there and 0 otherwise; got {self.max_errors!r} with {self.on_error!r}."
             )
-        Blocks(self.block_size, self.window)
+        blocks = Blocks(self.block_size, self.window)
+        if self.shuffle in (True, "permutation") and blocks != Blocks():
+            raise ValueError(
+                '`block_size` and `window` are those of shuffle="blocks", got shuffle='
+                f"{self.shuffle!r}."
+            )
 
     @property
     def sized_shuffle(self) -> Shuffle | Blocks:
@@ -104,7 +109,9 @@ class HostSource(EagerSourceBase):
         except DataraxError:
             raise
         except Exception as error:
-            raise ReadError(reader.label, reader.place(0), 0, reason_of(error)) from error
+            place, reason = reader.place(0), reason_of(error)
+            way_out = "A record that can be read shows what all of them are, and none was found."
+            raise ReadError(reader.label, place, 0, reason, way_out=way_out, retry=False) from error
 
     def __len__(self) -> int:
         return len(self.reader)

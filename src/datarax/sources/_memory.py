@@ -43,8 +43,9 @@ class MemorySource(EagerSourceBase):
 
     Args:
         config: the order, and whether to copy.
-        data: a dict of arrays (nested dicts allowed), a list of dicts, or one array, which becomes
-            the field "data". Axis 0 counts the records.
+        data: a dict of arrays (nested dicts allowed), a list of records that are dicts, or tuples,
+            whose parts become the fields "0", "1", ..., or one array, which becomes the field
+            "data". Axis 0 counts the records.
         rngs: a seed of its own for the shuffle; without it the pipeline's is used.
 
     Raises:
@@ -87,6 +88,14 @@ def _columns(data: Any) -> dict[str, Any]:
         return {
             field_name(k): _columns(v) if isinstance(v, Mapping) else v for k, v in data.items()
         }
+    if isinstance(data, list) and data and isinstance(data[0], tuple):
+        size = len(data[0])
+        for i, row in enumerate(data):
+            if not isinstance(row, tuple) or len(row) != size:
+                raise FieldTypeError(
+                    f"[{i}]", f"must be a tuple of {size} as the first record is, got {row!r}."
+                )
+        return {str(i): list(column) for i, column in enumerate(zip(*data, strict=True))}
     if isinstance(data, list | tuple) and data and isinstance(data[0], Mapping):
         rows = [_flat(_columns(row)) if isinstance(row, Mapping) else row for row in data]
         for i, row in enumerate(rows):

@@ -133,6 +133,8 @@ class MixDataSourcesNode(EagerSourceBase):
     ):
         expect("config", config, MixDataSourcesConfig)
         super().__init__(shuffle=True, rngs=rngs)
+        if not isinstance(sources, Sequence):
+            raise TypeError(f"`sources` is a list of sources, got {type(sources).__name__}.")
         if len(sources) != config.num_sources:
             raise ValueError(
                 f"`num_sources` is {config.num_sources}, but {len(sources)} sources are given."
@@ -367,6 +369,11 @@ def multiply_divide(x: Turns, factor: int, divisor: int) -> tuple[Turns, Turns]:
 def _check(sources: Sequence[EagerSourceBase]) -> None:
     """Raises for sources that cannot be mixed."""
     for i, source in enumerate(sources):
+        if isinstance(source, type) or not hasattr(source, "get_batch_at"):
+            raise TypeError(
+                f"Source {i} of a mixture must be a source, got {type(source).__name__}. Of arrays "
+                "make one: MemorySource(MemorySourceConfig(), data)."
+            )
         if not isinstance(source, EagerSourceBase) or isinstance(source, MixDataSourcesNode):
             raise TypeError(
                 f"Source {i} of a mixture must have a length and be no mixture itself, got "

@@ -114,6 +114,7 @@ def _has_nulls(values: Any) -> bool:
 def _exact(field: str, values: Any, floats: np.ndarray) -> np.ndarray:
     """The floats that NumPy has made of lists; integers again where there was nothing else."""
     if not _are_integers(values):
+        _check_integers(field, values, floats)
         return floats
     integers = np.asarray(values, object)  # some take the last bit of a uint64, others are int64
     if (integers < 0).any():
@@ -123,6 +124,20 @@ def _exact(field: str, values: Any, floats: np.ndarray) -> np.ndarray:
             "the high and the low bits as two fields.",
         )
     return integers.astype(np.uint64)
+
+
+def _check_integers(field: str, values: Any, floats: np.ndarray) -> None:
+    """Raises where an integer beside floats would be rounded as one of them."""
+    target = need_held_type(field, floats.dtype)
+    whole = 2.0 ** (np.finfo(target).nmant + 1)  # from here on not every integer is there
+    for place in np.argwhere(np.abs(floats) > whole):
+        value = functools.reduce(lambda x, i: x[i], place, values)
+        if np.asarray(value).dtype.kind in "biu" and int(target.type(value)) != int(value):
+            raise FieldTypeError(
+                field,
+                f"has the integer {value} beside floats, as which JAX would hold it rounded, as "
+                f"{target}. Give integers and floats as two fields.",
+            )
 
 
 def _are_integers(values: Any) -> bool:
@@ -181,7 +196,7 @@ def hold(
 def as_record(value: Any, fields: Sequence[str] | None) -> dict[str, Any]:
     """A record as a dict of arrays and numbers, whatever form it came in."""
     if isinstance(value, Mapping):
-        chosen = value if fields is None else {name: value[name] for name in fields}
+        chosen = value if fields is None else {name: _chosen(value, name) for name in fields}
         return {
             field_name(k): as_record(x, None) if isinstance(x, Mapping) else _as_field(k, x)
             for k, x in chosen.items()
@@ -194,6 +209,15 @@ def as_record(value: Any, fields: Sequence[str] | None) -> dict[str, Any]:
     if len(names) != len(parts):
         raise FieldTypeError(",".join(names), f"cannot name the parts of a record: it is {what}.")
     return {name: _as_field(name, x) for name, x in zip(names, parts, strict=True)}
+
+
+def _chosen(record: Mapping[str, Any], name: str) -> Any:
+    try:
+        return record[name]
+    except KeyError:
+        if name in record:
+            raise
+        raise KeyError(f"{name!r} is not among the fields of the record, {list(record)}") from None
 
 
 def field_name(name: Any) -> str:
