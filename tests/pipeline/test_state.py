@@ -43,7 +43,13 @@ from hypothesis import given, settings, strategies as st
 from datarax import Pipeline
 from datarax.errors import StateError
 from datarax.pipeline._state import MEANS
-from datarax.sources import MemorySource, MemorySourceConfig, SourceData
+from datarax.sources import (
+    MemorySource,
+    MemorySourceConfig,
+    RandomAccessSource,
+    RandomAccessSourceConfig,
+    SourceData,
+)
 
 SCHEMA = Path(datarax_conformance.__file__).parent / "schemas" / "state.schema.json"
 
@@ -147,6 +153,28 @@ def test_a_run_goes_on_with_another_policy():
     drop = pipeline(length=10, seed=3, last_batch="drop")
     drop.set_state(state)
     assert ids([drop.step()]) == ids([stream.step()])
+
+
+@pytest.mark.spec("STATE-008", "STEP-018", "SRC-033")
+@pytest.mark.parametrize("before, after", [*itertools.permutations(["keep", "drop", "pad"], 2)])
+@pytest.mark.parametrize("name", ["mask", "is_there"])
+def test_a_mask_is_no_part_of_what_a_state_fits(before, after, name):
+    class Torn(list):
+        def __getitem__(self, i):
+            if i == 3:
+                raise OSError("torn")
+            return super().__getitem__(i)
+
+    def masked(last_batch, mask_name):
+        config = RandomAccessSourceConfig(on_error="mask", max_errors=1)
+        source = RandomAccessSource(config, Torn({"id": np.int32(i)} for i in range(6)))
+        return pipeline(source=source, batch_size=2, last_batch=last_batch, mask_name=mask_name)
+
+    stream, other = masked(before, "mask"), masked(after, name)
+    stream.step()
+    other.set_state(stream.get_state())
+    batch = other.step()
+    assert batch["id"].tolist() == [2, 0] and batch[name].tolist() == [True, False]
 
 
 @pytest.mark.spec("STATE-001", "STATE-002", "STATE-007", "STATE-017", "KEYS-008")
@@ -383,12 +411,13 @@ def test_the_state_of_another_stream_is_refused(field, other):
     before = state_of(stream)
     state = other()
     mine, theirs = (s["fingerprint"][field] for s in (stream.get_state(), state))
+    here = "; here they are id int32[], x float32[]" if field == "specs" else ""
     with pytest.raises(StateError) as error:
         stream.set_state(state)
     assert error.value.field == field and error.value.code == "state"
     assert str(error.value) == (
         f"The state does not fit this pipeline: {field!r} is {mine!r} here, but {theirs!r} in the "
-        f"state. It stands for {MEANS[field]}."
+        f"state. It stands for {MEANS[field]}{here}."
     )
     assert_same(state_of(stream), before)
     assert stream.step()["count"].tolist() == [1] * 4
@@ -423,6 +452,7 @@ def test_the_state_of_another_graph_is_refused(other):
     with pytest.raises(StateError, match=r"'graph' is '.*' here, but '.*' in the state") as error:
         stream.set_state(other.get_state())
     assert error.value.field == "graph"
+    assert str(error.value).endswith("; here they are a (function) of source; b (function) of a.")
     assert stream.cursor == (0, 0)
 
 

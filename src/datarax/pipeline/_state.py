@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding
 from .._keys import SOURCE, BaseKey
 from .._mesh import differs, to_numpy
 from .._rows import check_counted, settle
-from .._types import Cursor, escaped, integer, is_traced
+from .._types import Cursor, escaped, integer, is_traced, spec_text
 from .._variables import iter_graph
 from .._xla import weak_zeros
 from ..errors import SeekError, ShardingError, StateError
@@ -72,8 +72,8 @@ def set_state(pipeline: "Pipeline", state: Mapping[str, Any] | str | bytes) -> N
     for field, mine in fingerprint(pipeline).items():
         theirs = _object(state, "fingerprint").get(field)
         if theirs != mine:
-            reason = f"is {mine!r} here, but {theirs!r} in the state. It stands for {MEANS[field]}."
-            raise StateError(field, reason)
+            reason = f"is {mine!r} here, but {theirs!r} in the state. It stands for {MEANS[field]}"
+            raise StateError(field, f"{reason}{_told(pipeline, field)}.")
 
     cursor, length = _object(state, "cursor"), length_of(pipeline.source)
     for field, end in (("epoch", 2**32), ("offset", length or 2**32)):
@@ -100,15 +100,37 @@ def set_state(pipeline: "Pipeline", state: Mapping[str, Any] | str | bytes) -> N
     move(pipeline, *target)
 
 
+def _told(pipeline: "Pipeline", field: str) -> str:
+    """What a digest of this pipeline has been made of, for people."""
+    if field == "specs":
+        rows = _record(pipeline)
+        one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), rows)
+        return f"; here they are {spec_text(one)}"
+    if field == "graph":
+        nodes = [
+            f"{name} ({type(pipeline.nodes[name]).__qualname__}) of {', '.join(reads)}"
+            for name, reads in pipeline._graph.predecessors
+        ]
+        return f"; here they are {'; '.join(nodes) or 'none'}"
+    return ""
+
+
+def _record(pipeline: "Pipeline") -> dict[str, Any]:
+    """The specs of what the source gives, without the mask, which is of batches."""
+    record = dict(pipeline.node_specs[SOURCE])
+    masks = isinstance(pipeline.source, EagerSourceBase) and pipeline.source.masks
+    if masks or pipeline.last_batch == "pad":
+        del record[pipeline.mask_name]
+    return record
+
+
 def fingerprint(pipeline: "Pipeline") -> dict[str, Any]:
     """What must be the same for a state to mean the same records and values.
 
     Neither the batch size nor `last_batch` is in it: they cut the stream, they do not change it.
+    Nor is the mask, whatever its name.
     """
-    source, specs = pipeline.source, pipeline.node_specs
-    record = dict(specs[SOURCE])
-    if pipeline.last_batch == "pad":
-        del record[pipeline.mask_name]
+    source = pipeline.source
     graph = sorted(
         (name, type(pipeline.nodes[name]).__qualname__, reads)
         for name, reads in pipeline._graph.predecessors
@@ -123,7 +145,7 @@ def fingerprint(pipeline: "Pipeline") -> dict[str, Any]:
     }
     return {
         "length": length_of(source),
-        "specs": _digest(_row_specs(record)),
+        "specs": _digest(_row_specs(_record(pipeline))),
         "order": order,
         "graph": _digest([graph, pipeline._sink]),
         # Last: it differs wherever the graph does, and the first difference is told.
