@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import gc
+import itertools
 import os
 import weakref
 from pathlib import Path
@@ -188,8 +189,10 @@ def test_a_function_cannot_move_the_cursor_of_a_stream():
 
 
 @pytest.mark.spec("SCAN-019", "ERR-023")
-@pytest.mark.parametrize("name", ["unroll", "fetch"])
-@pytest.mark.parametrize("value", [0, -1, 1.5, True, "2"])
+@pytest.mark.parametrize(
+    "name, value",
+    [*itertools.product(["unroll", "fetch"], [0, -1, 1.5, True, "2"]), ("unroll", None)],
+)
 def test_what_counts_no_batches_is_refused(unchecked, name, value):
     stream = pipeline()
     with pytest.raises(ScanLengthError) as caught:
@@ -291,11 +294,20 @@ def test_a_carry_and_modules_come_in_that_order():
 
 
 @pytest.mark.spec("SCAN-009")
-def test_a_scan_of_nothing_has_the_fields_of_a_batch():
-    stream = pipeline([Count()], length=10, seed=0)
+@pytest.mark.parametrize("made", ["in memory", "on the host", "a stream"])
+@pytest.mark.parametrize("disabled", [False, True])
+def test_a_scan_of_nothing_has_the_fields_of_a_batch(made, disabled):
+    records = [{"id": np.int32(i), "x": np.float32(i)} for i in range(10)]
+    source = {
+        "in memory": None,
+        "on the host": RandomAccessSource(RandomAccessSourceConfig(), records),
+        "a stream": IterableSource(IterableSourceConfig(), records),
+    }[made]
+    stream = pipeline([Count()], length=10, seed=0, source=source)
     stream.step()
     before = state_of(stream)
-    outs = stream.scan(whole, 0)
+    with jax.disable_jit(disabled):
+        outs = stream.scan(whole, 0)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), outs) == {
         "count": ((0, 4), np.int32),
         "id": ((0, 4), np.int32),

@@ -250,7 +250,7 @@ class _Scan:
     def _over(
         self, now: Values, carry: Any, fed: Any, count: int
     ) -> tuple[tuple[Values, Any], Any]:
-        if count > 1:
+        if count != 1:
             return jax.lax.scan(self._one, (now, carry), fed, length=count, unroll=self.loop.unroll)
         state, out = self._one((now, carry), jax.tree.map(lambda x: x[0], fed))
         return state, jax.tree.map(lambda x: jnp.asarray(x)[None], out)  # a number of Python, too

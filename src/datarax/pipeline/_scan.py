@@ -1,21 +1,22 @@
 """`scan`: many batches in one compiled loop."""
 
+import contextlib
 import functools
 import time
 from collections.abc import Callable, Sequence
-from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
+import numpy as np
 from flax.errors import TraceContextError
 
 from .._host_memory import keep_memory
-from .._rows import check_counted, pack, running_on, settle, start_after
+from .._order import word
+from .._rows import Cut, check_counted, pack, running_on, settle, start_after
 from .._types import Cursor, integer, is_traced
 from ..errors import CapturedError, LastBatchError, ScanLengthError
-from ..sources._base import length_of
+from ..sources._base import Fetched, length_of
 from ..sources._iterable import StreamSource
 from ._binding import Binding, ById, Changes, has_tracer, types_of
 from ._blame import blame, by_hand
@@ -39,17 +40,20 @@ def scan(
     fetch: int | None,
 ) -> Any:
     """See `Pipeline.scan`."""
-    for name, value in (("unroll", unroll), ("fetch", fetch)):
-        if value is not None and integer(value, 0) < 1:
+    for name, value in (("unroll", unroll), ("fetch", 1 if fetch is None else fetch)):
+        if integer(value, 0) < 1:
             raise ScanLengthError(value, name)
     if not callable(step_fn):
         raise TypeError(f"`step_fn` must be a function, got {type(step_fn).__name__}.")
     runtime, asked, carried = pipeline._runtime, length, init_carry is not None
-    with runtime.lock:
+    with runtime.lock, contextlib.ExitStack() as settings:
         binding = runtime.look(pipeline)
         length = _rest_of_epoch(pipeline) if length is None else integer(length, -1)
         if length < 0:
             raise ScanLengthError(asked)
+        if not length:  # of a loop without a turn JAX learns by tracing it alone
+            settings.enter_context(jax.disable_jit(False))
+            binding = runtime.look(pipeline)
         if not isinstance(modules, Sequence):
             got = type(modules).__name__  # all of a model would fill the screen
             raise TypeError(f"`modules` must be a list or tuple of NNX objects, got {got}.")
@@ -60,22 +64,22 @@ def scan(
             values = binding.read()
         end = None if binding.is_cursor_shared else _end(pipeline, length)
         # What was read ahead cannot follow a cursor that `step_fn` moves; a stream has no choice.
-        follows = end is not None or isinstance(pipeline.source, StreamSource)
-        reads = feed is not None and follows and length > 0
+        streams = isinstance(pipeline.source, StreamSource)
+        reads = streams or (end is not None and length > 0)
         if not reads or has_tracer([*values, init_carry]):
             feed = None
         try:
             if feed is not None:
                 # Where a stream's pass ends shows when it is read: `end` becomes what was reached.
                 after, carry, outs, end = _scan_fed(
-                    pipeline, feed, binding, _hashable(step_fn), length, init_carry, unroll
+                    pipeline, feed, binding, _Function(step_fn), length, init_carry, unroll
                 )
             else:
                 keep_memory()
                 known = None if end is None else binding.cursor_index
                 cut = running_on(*cutting(pipeline))
                 loop = Loop(length, cut, carried, unroll, fetch, known)
-                program = scan_program(binding.structure, _hashable(step_fn), loop)
+                program = scan_program(binding.structure, _Function(step_fn), loop)
                 try:
                     after, carry, outs = program(values, init_carry)
                 except Exception as error:
@@ -114,6 +118,11 @@ def _scan_fed(
     """
     runtime, carried = pipeline._runtime, carry is not None
     cut = running_on(*cutting(pipeline))
+    if not length:
+        assert isinstance(pipeline.source, StreamSource)
+        program = scan_program(binding.structure, step_fn, Loop(0, cut, carried, unroll))
+        _, carry, outs = program(binding.read(), carry, _no_batches(pipeline.source, cut))
+        return {}, carry, outs, runtime.start
     meter, epoch = runtime.meter, runtime.start.epoch
     counts = stack_counts(length, feed.batch_bytes, pipeline.num_threads)
     values, changed, outs, after = binding.read(), {}, [], runtime.start
@@ -153,6 +162,13 @@ def _scan_fed(
         meter.report(ended)
     whole = _joined(outs) if len(outs) > 1 else outs[0]
     return {**changed, binding.cursor_index: pack(after, records)}, carry, whole, after
+
+
+def _no_batches(stream: StreamSource, cut: Cut) -> tuple[Fetched, Cursor, Cursor]:
+    """What a scan reads of a stream that is to give none: arrays without a row."""
+    cursors = Cursor(*(np.zeros(0, word(1)) for _ in Cursor._fields))
+    fetched = jax.tree.map(lambda x: jnp.zeros((0, *x.shape), x.dtype), stream.blank(cut))
+    return fetched, cursors, cursors
 
 
 @jax.jit  # one operation by one it takes 70 us for each chunk
@@ -231,8 +247,3 @@ def _end(pipeline: "Pipeline", length: int) -> Cursor | None:
     end = start_after(start, size, length, records, last_batch)
     check_counted(end, records)
     return end
-
-
-def _hashable(function: Callable[..., Any]) -> Callable[..., Any]:
-    known = isinstance(function, FunctionType | MethodType | nnx.Pytree)
-    return function if known else _Function(function)
