@@ -151,13 +151,15 @@ def start_after(
 def _onward(offset: Any, rows: Any, length: int) -> tuple[Any, Any]:
     """The place so many rows after `offset`, as epochs later and an offset there."""
     length = _like(rows, length)
-    # What is left is compared, not what is reached: a sum could leave the word.
-    left = length - offset
-    inside, past = rows < left, rows - left
-    return (
-        _where(inside, 0, past // length + 1),
-        _where(inside, offset + rows, past % length),
-    )
+    # What is left is compared, not what is reached: a sum could leave the word. Where it does, the
+    # result is not taken; NumPy would warn.
+    with np.errstate(over="ignore"):
+        left = length - offset
+        inside, past = rows < left, rows - left
+        return (
+            _where(inside, 0, past // length + 1),
+            _where(inside, offset + rows, past % length),
+        )
 
 
 def locate(
