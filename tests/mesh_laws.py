@@ -330,6 +330,18 @@ def check_a_value_may_be_given_on_one_device():
         np.testing.assert_array_equal(whole(found["x"]), whole(expected["x"]))
 
 
+def check_the_default_device_of_a_thread():
+    """Threads that read place rows where the thread that asks would; large ones they place."""
+    records = [{"x": np.full(100_000, i, np.float32)} for i in range(12)]
+    pipeline = Pipeline(
+        source=RandomAccessSource(RandomAccessSourceConfig(), records), batch_size=2
+    )
+    for device in jax.devices()[1], jax.devices()[2]:
+        with jax.default_device(device):
+            batches = [pipeline.step() for _ in range(3)] + [*pipeline]
+        assert [x["x"].device for x in batches] == [device] * 6
+
+
 def check_data_on_other_devices_are_refused():
     grid = Mesh(np.array(jax.devices()[:2]), ("data",), axis_types=(AxisType.Auto,))
     sharding = NamedSharding(grid, PartitionSpec("data"))
@@ -379,6 +391,7 @@ def main(devices, port=0, process=0, processes=1):
         check_nothing_is_copied_for_every_batch()
         check_a_sharding_may_change()
         check_a_value_may_be_given_on_one_device()
+        check_the_default_device_of_a_thread()
     for case, modes in (IN_A_JOB if processes > 1 else IN_A_PROCESS).items():
         for mode in modes.split():
             check_batches(case, mode)

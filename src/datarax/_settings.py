@@ -1,6 +1,8 @@
-"""What JAX has been told, for one thread or for all: its settings, open traces, the device."""
+"""What JAX and this process have been told, for one thread or for all: settings, open traces, the
+device, the processors."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 from operator import attrgetter
 from typing import Any
@@ -88,6 +90,13 @@ def chosen_device() -> Any:
     """What `jax.default_device` was given, if anything: a device, or the name of a platform."""
     # JAX makes the attribute as it runs.
     return jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def processors() -> int:
+    """How many threads of this process can run at the same time."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 _GUARDS = attrgetter(

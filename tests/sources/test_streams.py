@@ -92,6 +92,29 @@ def test_a_stream_that_ends_with_a_whole_batch_gives_no_empty_one():
     assert [ids(pipeline) for _ in range(2)] == [[[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]] * 2
 
 
+@pytest.mark.spec("SRC-027", "ITER-009")
+@pytest.mark.parametrize("size, last_batch", [(5, "keep"), (5, "pad"), (4, "drop")])
+def test_an_iterator_made_at_the_end_of_a_pass_is_of_the_next_epoch(size, last_batch):
+    def at_the_end():
+        source = stream(lambda: iter({"id": i} for i in range(10)))
+        pipeline = Pipeline(source=source, batch_size=size, last_batch=last_batch)
+        for _ in range(2):
+            pipeline.step()
+        return pipeline, iter(pipeline)
+
+    pipeline, iterator = at_the_end()
+    pipeline.step()  # shows where the pass ended
+    assert ids([next(iterator)]) == [[*range(size, 2 * size)]]
+    pipeline, iterator = at_the_end()
+    pipeline.step()
+    pipeline.reset()
+    assert ids(iterator) == []
+    pipeline, iterator = at_the_end()
+    pipeline.reset()  # before anybody knows
+    assert ids(iterator) == [[*range(size)], [*range(size, 2 * size)]]
+    assert pipeline.cursor == (1, 0)
+
+
 @pytest.mark.spec("SRC-027", "ITER-006")
 @pytest.mark.parametrize("size, last_batch", [(5, "keep"), (5, "pad"), (4, "drop")])
 def test_a_loop_that_begins_at_the_end_of_a_pass_gets_the_next_one(size, last_batch):

@@ -4,7 +4,6 @@ import collections
 import dataclasses
 import functools
 import math
-import os
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -14,6 +13,7 @@ from typing import Any
 import jax
 
 from .._rows import Cut
+from .._settings import processors
 from .._types import Cursor
 from ..sources._iterable import Stream
 from ..sources._reader import Reader
@@ -270,13 +270,6 @@ class _Chunk:
         if self.start is not None:
             return self.start == start
         return self.outcome.error() is None and self.outcome.result()[0].start == start
-
-
-def processors() -> int:
-    """How many threads of this process can run at the same time."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def stack_counts(length: int, batch_bytes: int, threads: int) -> list[int]:

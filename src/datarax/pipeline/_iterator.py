@@ -38,10 +38,11 @@ class BatchIterator(Iterator[Batch]):
     def __next__(self) -> Batch:
         runtime = self._runtime
         with runtime.lock:
+            first = self._bar is None
             bar = self._bar or self._begin()
             batch = None
             if not self._ended:
-                batch = runtime.take_ready(self._pipeline, self._epoch) or self._next()
+                batch = runtime.take_ready(self._pipeline, self._epoch) or self._next(first)
             if batch is None:
                 self._ended = True
                 runtime.meter.end()
@@ -53,6 +54,8 @@ class BatchIterator(Iterator[Batch]):
 
     def _begin(self) -> Bar:
         pipeline, runtime = self._pipeline, self._runtime
+        if self._began == runtime.pass_end:
+            self._epoch = self._began.epoch + 1
         size, length, last_batch = cutting(pipeline)
         left = None if length is None else length - self._began.offset
         total = None if left is None else batches_of_loop(size, left, last_batch)
@@ -62,8 +65,9 @@ class BatchIterator(Iterator[Batch]):
         runtime.meter.begin()
         return self._bar
 
-    def _next(self) -> Batch | None:
-        """The next batch of the epoch, None after its last."""
+    def _next(self, first: bool) -> Batch | None:
+        """The next batch of the epoch, None after its last. Only `first` shows where a stream ends:
+        before, nobody knew that it had begun the next epoch."""
         pipeline, runtime = self._pipeline, self._runtime
         runtime.look(pipeline)
         if runtime.start.epoch != self._epoch:
@@ -73,8 +77,7 @@ class BatchIterator(Iterator[Batch]):
         if length is None:
             cut, here = Cut(size, 1, padded), runtime.start
             batch = runtime.take(pipeline, cut, _ahead.AHEAD, loop=True)
-            if batch is None and here == self._began:
-                # The pass had ended before this loop, as only reading on has shown.
+            if batch is None and first and here == self._began:
                 self._epoch = runtime.start.epoch
                 batch = runtime.take(pipeline, cut, _ahead.AHEAD, loop=True)
             return batch

@@ -68,8 +68,9 @@ class Supply:
     for a stream that is shuffled in windows of so many records.
 
     `bare` says that no stage stands between reading and handing out, `on_cpu` that programs run on
-    a CPU; `x64` is a setting of the thread that asks, and no other knows it. With a `sharding` the
-    rows are placed as it says, and rows that lie on no device of this process are not read.
+    a CPU; `x64` and `device` are settings of the thread that asks, and no other knows them. With a
+    `sharding` the rows are placed as it says, and rows that lie on no device of this process are
+    not read.
     """
 
     reader: Reader | Stream
@@ -81,6 +82,7 @@ class Supply:
     bare: bool
     on_cpu: bool
     x64: bool
+    device: Any
     sharding: NamedSharding | None
     order: Callable[[int], Any]
     window: int | None = None
@@ -353,7 +355,7 @@ def _stack(
 
 def as_asked(supply: Supply, read: Callable[..., Any], *args: Any) -> Any:
     """`read`, in whatever thread, under the settings of whoever wants the rows."""
-    with jax.enable_x64(supply.x64), transferring():
+    with jax.enable_x64(supply.x64), jax.default_device(supply.device), transferring():
         return read(*args)
 
 

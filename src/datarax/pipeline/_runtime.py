@@ -19,7 +19,7 @@ from .._keys import SOURCE, BaseKey
 from .._mesh import are_placed, spans_processes
 from .._order import word
 from .._rows import Cut, batches_of, pack, pack_each, settle
-from .._settings import checks_values, context, on_cpu
+from .._settings import checks_values, chosen_device, context, on_cpu, processors
 from .._types import Batch, Cursor, is_traced
 from .._variables import flatten
 from .._xla import SIDE_BY_SIDE, beside
@@ -38,7 +38,7 @@ from ._binding import (
 )
 from ._blame import blame, by_hand
 from ._core import cursor, cutting, max_errors, refusal, updated
-from ._feed import Feed, processors
+from ._feed import Feed
 from ._meter import Meter
 from ._orders import Orders, order_program
 from ._program import Program, batch_program
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 NOTHING_READ: tuple[Binding | None, tuple[Any, ...], list[int]] = None, (), []
 """A binding (here none), and of it what `_what_is_read` tells."""
 
-BINDINGS = 8
+BINDINGS = 4
 """How many sets of `modules` a pipeline remembers."""
 
 
@@ -88,6 +88,8 @@ class Runtime:
         self._checked: Values | None = None  # what it was last compared with
         self._depends = NOTHING_READ
         self.meter = Meter()
+        self.pass_end: Cursor | None = None
+        """Where a stream was last found to end: the same place as the start of the next epoch."""
 
     def bind(self, pipeline: "Pipeline", modules: Sequence[Any] = ()) -> Binding:
         """The leaves of the pipeline and `modules`, bound anew if an attribute has changed."""
@@ -217,8 +219,8 @@ class Runtime:
         if binding is not self._depends[0]:
             self._depends = binding, *_what_is_read(pipeline, binding)
         _, depends, indices = self._depends
-        here, x64 = on_cpu(), bool(jax.config.read("jax_enable_x64"))
-        static, read = (*depends, here, x64), [self._values[i] for i in indices]
+        here, x64, device = on_cpu(), bool(jax.config.read("jax_enable_x64")), chosen_device()
+        static, read = (*depends, here, x64, device), [self._values[i] for i in indices]
         known = self._reading
         if known is not None and known.static == static and all(map(is_, known.values, read)):
             self._checked = self._values
@@ -248,11 +250,12 @@ class Runtime:
             bare=pipeline._sink == SOURCE,
             on_cpu=here,
             x64=x64,
+            device=device,
             sharding=pipeline.sharding,
             order=order,
             window=window,
         )
-        feed = Feed(supply, pipeline.num_threads)
+        feed, self.pass_end = Feed(supply, pipeline.num_threads), None
         self._close_feed = weakref.finalize(self, feed.close)  # once called, it lets go of it
         self._reading, self._checked = _Reading(static, read, feed), self._values
         return feed
@@ -310,6 +313,8 @@ class Runtime:
         if fed is not None:
             assert self._reading is not None
             self._reading.feed.handed_over()
+            if fed.fetched is None or fed.first not in (None, fed.start):
+                self.pass_end = fed.start
             for ended in range(self.start.epoch, start.epoch):
                 self.meter.report(ended)
         self.start = start
