@@ -1,5 +1,6 @@
 """What is changed from outside between two batches shows in the next, in every mode."""
 
+import dataclasses
 import gc
 import weakref
 
@@ -18,6 +19,7 @@ from helpers import (
     Traces,
     ahead,
     by_for,
+    by_scan,
     by_step,
     columns,
     double,
@@ -249,6 +251,51 @@ def test_what_was_compiled_for_a_pipeline_goes_with_it():
     assert len(alive) <= most
 
 
+class Wide(np.ndarray):
+    """An array that a weak reference can be made to."""
+
+
+def by_closure(wide):
+    return lambda batch: {**batch, "y": batch["x"] + wide[0]}
+
+
+def by_default(wide):
+    def stage(batch, wide=wide):
+        return {**batch, "y": batch["x"] + wide[0]}
+
+    return stage
+
+
+def by_another_function(wide):
+    inner = by_closure(wide)
+    return lambda batch: inner(batch)
+
+
+def by_method(wide):
+    class Adds:
+        def __init__(self):
+            self.wide = wide
+
+        def run(self, batch):
+            return {**batch, "y": batch["x"] + self.wide[0]}
+
+    return Adds().run
+
+
+@pytest.mark.internal
+@pytest.mark.parametrize("way", [by_closure, by_default, by_another_function, by_method])
+def test_arrays_that_a_stage_reaches_go_with_its_pipeline(way):
+    arrays = []
+    for i in range(3):
+        wide = np.full(8, i, np.float32).view(Wide)
+        arrays.append(weakref.ref(wide))
+        batch = pipeline([way(wide)], length=4).step()
+        assert (batch["y"] - batch["x"]).tolist() == [i] * 4
+        del wide
+    gc.collect()
+    assert [array() for array in arrays] == [None] * 3
+
+
 @pytest.mark.internal
 def test_a_structure_that_cannot_be_hashed_is_a_structure():
     class Table(nnx.Module):
@@ -287,6 +334,30 @@ def test_an_attribute_more_less_or_replaced_is_noticed_wherever_it_stands():
         binding = Binding((stream,))
         del node.note
         assert not binding.is_current()
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Weights:
+    w: jax.Array
+
+
+@pytest.mark.spec("STEP-017")
+@pytest.mark.parametrize("ways", [by_step, by_for, by_scan])
+def test_what_is_assigned_in_another_kind_of_tree_shows(ways):
+    class Stage(nnx.Module):
+        def __init__(self):
+            self.weights = nnx.data(Weights(jnp.int32(1)))
+
+        def __call__(self, batch):
+            return {**batch, "id": batch["id"] * self.weights.w}
+
+    stage = Stage()
+    stream = pipeline([stage], length=12, batch_size=2)
+    with ahead(2):
+        assert ids(ways(stream, 3)) == [0, 1, 2, 3, 4, 5]
+        stage.weights.w = jnp.int32(10)
+        assert ids(ways(stream, 2)) == [60, 70, 80, 90]
 
 
 @pytest.mark.internal("attributes are compared as one row of objects")

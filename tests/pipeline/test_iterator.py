@@ -551,6 +551,30 @@ def test_a_guard_on_transfers_has_nothing_against_those_of_a_pipeline(
 
 
 @pytest.mark.internal
+@pytest.mark.parametrize("stages", [(), (Count,)], ids=["bare", "staged"])
+def test_nor_against_what_a_pipeline_transfers_besides(stages):
+    made = [make() for make in stages]
+    stream = pipeline(made, seed=3, batch_size=2)
+    batch, rngs, key = stream.step(), nnx.Rngs(4), jax.random.key(0)
+    with jax.transfer_guard("disallow"):
+        pipeline(made, shuffle=True, rngs=rngs, batch_size=2)
+        stream.replay(3)
+        stream(batch) if not stages else None  # which would transfer its own numbers
+        stream.source.get_batch_at(3, 2, key)
+
+
+@pytest.mark.internal
+def test_a_cursor_of_numpys_is_not_looked_at_before_every_batch():
+    stream = pipeline(length=12, batch_size=2)
+    stream.step()
+    stream._cursor_state.set_raw_value(np.array(stream._cursor_state.get_raw_value()))
+    assert ids(by_step(stream, 1)) == [2, 3]
+    with ahead(3):
+        assert ids(by_step(stream, 2)) == [4, 5, 6, 7]
+        assert len(stream._runtime._ahead.ready) > 0
+
+
+@pytest.mark.internal
 @pytest.mark.parametrize("stages, calls_for_four", [([], 4), ([Count()], 3)])
 def test_looking_ahead_computes_several_batches_in_one_call(monkeypatch, stages, calls_for_four):
     calls = []

@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain, compress
 from operator import attrgetter, is_, itemgetter, not_
-from types import MethodType
+from types import FunctionType, MethodType, ModuleType
 from typing import Any, TypeAlias, TypeVar
 
 import jax
@@ -46,10 +46,7 @@ class Structure:
         self.graphdef = graphdef
         self.arrays = arrays  # what is no Variable: its index and its name
         static = [x.value for _, x in graphdef.attributes if isinstance(x, nnx.graph.Static)]
-        # What reads a user's object holds it, and nothing but itself is ever equal to it.
-        self.lasts = not any(isinstance(x, Stream) for x in static) and all(
-            x.lasting for x in static if isinstance(x, Reader)
-        )
+        self.lasts = all(map(_lasts, static))
         self._types = tuple(map(types_of, static))
         try:
             self._hash = hash((graphdef, self._types))
@@ -65,6 +62,28 @@ class Structure:
         if not isinstance(other, Structure) or None in (self._hash, other._hash):
             return False
         return self._types == other._types and self.graphdef == other.graphdef
+
+
+LIGHT = (bool, int, float, complex, str, bytes, type, ModuleType, type(None))
+"""What a function may have from outside and be kept for it."""
+
+
+def _lasts(static: Any, depth: int = 4) -> bool:
+    """Whether what is compiled for this static attribute is kept a while for another pipeline.
+
+    Not where that keeps objects of the user's alive, which nothing but themselves is ever equal to.
+    """
+    if isinstance(static, Reader):
+        return static.lasting
+    if isinstance(static, FunctionType):
+        defaults = static.__defaults__ or (), (static.__kwdefaults__ or {}).values()
+        outside = chain(inspect.getclosurevars(static).nonlocals.values(), *defaults)
+        return all(
+            isinstance(x, LIGHT)
+            or (depth > 0 and isinstance(x, FunctionType) and _lasts(x, depth - 1))
+            for x in outside
+        )
+    return not isinstance(static, MethodType | Stream)
 
 
 class ById:
@@ -268,7 +287,10 @@ def _attributes(node: Any) -> dict[Any, Any] | None:
     """What of a node can be assigned to from outside, by name."""
     if isinstance(node, dict):
         return node
-    return vars(node) if isinstance(node, nnx.Pytree) else None
+    # Of NNX or another kind of tree, a dataclass say; what is static is no tree.
+    tree = isinstance(node, nnx.Pytree) or is_container(node)
+    found = getattr(node, "__dict__", None) if tree else None
+    return found if isinstance(found, dict) else None
 
 
 def merge(structure: Structure, values: Sequence[Any]) -> Any:

@@ -42,10 +42,16 @@ class CursorVariable(nnx.Variable):
     """The cursor of a pipeline: an array of its epoch and its offset."""
 
     def hold_as(self, kind: Any) -> None:
-        """Casts what was stored elsewhere and has come back in another integer type."""
+        """Takes what was stored elsewhere for its own: casts another integer type, and copies what
+        somebody might write to, which would have to be looked at before every batch."""
         raw = self.get_raw_value()
         if raw.dtype != kind and jnp.issubdtype(raw.dtype, jnp.integer):
-            self.set_raw_value(raw.astype(kind))
+            raw = raw.astype(kind)
+        if isinstance(raw, np.ndarray) and raw.flags.writeable:
+            raw = raw.copy()
+            raw.flags.writeable = False
+        if raw is not self.get_raw_value():
+            self.set_raw_value(raw)
 
     def claim(self) -> None:
         """Raises, before anything is computed, in a trace that the pipeline is no argument of."""

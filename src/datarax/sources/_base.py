@@ -27,7 +27,7 @@ from .._rows import (
     touched,
     where_rows,
 )
-from .._settings import on_cpu
+from .._settings import on_cpu, transferring
 from .._types import (
     Batch,
     Cursor,
@@ -199,18 +199,19 @@ class EagerSourceBase(Watched, metaclass=Signed):
             raise SeekError(
                 f"`start` must be an integer of at least 0, within 2**32 epochs, got {start!r}."
             )
-        cursor = Cursor(*(jnp.asarray(x, word(length)) for x in cursor))
-        if key is not None:
-            order_key = words(key)
-        elif self.base is not None:
-            order_key = node_key(self.base.get_raw_value(), SOURCE)
-        elif self.shuffle:
-            raise RngsError("A shuffled source needs `key`, or `rngs` of its own; got neither.")
-        else:
-            order_key = None
         cut = running_on(size, length, "keep")
-        order = order_of(self, order_key, cursor.epoch, cut.epochs)
-        return fetch(self, order, cursor, cut, masks=False).batch
+        with transferring():
+            cursor = Cursor(*(jnp.asarray(x, word(length)) for x in cursor))
+            if key is not None:
+                order_key = words(key)
+            elif self.base is not None:
+                order_key = node_key(self.base.get_raw_value(), SOURCE)
+            elif self.shuffle:
+                raise RngsError("A shuffled source needs `key`, or `rngs` of its own; got neither.")
+            else:
+                order_key = None
+            order = order_of(self, order_key, cursor.epoch, cut.epochs)
+            return fetch(self, order, cursor, cut, masks=False).batch
 
 
 _HELD: dict[str, tuple[type, ...]] = {
