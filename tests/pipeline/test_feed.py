@@ -311,6 +311,40 @@ def test_the_threads_of_a_pipeline_that_is_gone_end():
         assert not thread.is_alive()
 
 
+@pytest.mark.internal
+@pytest.mark.parametrize("last_batch", ["keep", "drop", "pad"])
+@pytest.mark.parametrize("streams", [False, True])
+def test_what_was_read_for_a_loop_serves_a_step_within_it_and_the_other_way_round(
+    streams, last_batch
+):
+    reads = collections.Counter()
+
+    def record(i):
+        reads[i] += 1
+        return {"id": np.int32(i)}
+
+    class Records:
+        def __len__(self):
+            return 1602
+
+        def __getitem__(self, i):
+            return record(i)
+
+    source = (
+        IterableSource(IterableSourceConfig(), lambda: map(record, range(1602)))
+        if streams
+        else RandomAccessSource(RandomAccessSourceConfig(), Records())
+    )
+    stream = Pipeline(source=source, batch_size=4, last_batch=last_batch)
+    found = []
+    for batch in stream:
+        found += batch["id"].tolist() + stream.step()["id"].tolist()
+        if len(found) == 800:  # no reader is in the next epoch yet
+            break
+    assert found == [*range(800)]
+    assert {reads[i] for i in range(4, 800)} == {1}  # the first shows what records are
+
+
 INTERRUPTED = """
 import _thread, faulthandler, signal, sys, threading
 import numpy as np

@@ -76,7 +76,7 @@ class Feed:
         `loop` cuts what follows as `for` does; what comes along with the next batch every loop
         cuts alike. Call `handed_over` for each batch that is used.
         """
-        if not (self._ready and self._asked == (cut, loop) and self._ready[0].start == start):
+        if not (self._ready and self._is_next(start, cut, loop)):
             self._ready.clear()
             self._asked = cut, loop  # before anything is ready that is cut so
             chunk = self._next_chunk(start, cut, loop)
@@ -95,6 +95,11 @@ class Feed:
             self._singly = max(0, self._singly - chunk.count)
             self._top_up(chunk, loop)
         return [*islice(takewhile(self._is_inside, self._ready), several)] or [self._ready[0]]
+
+    def _is_next(self, start: Cursor, cut: Cut, loop: bool) -> bool:
+        """Whether the first batch that is ready is the one wanted, for whomever it was read."""
+        first = self._ready[0]
+        return first.start == start and (first.is_cut(cut) or self._asked == (cut, loop))
 
     def _is_inside(self, fed: Fed) -> bool:
         """Whether the batch is a whole one of one epoch, and another can follow."""
@@ -265,11 +270,14 @@ class _Chunk:
 
     def begins(self, start: Cursor, cut: Cut, loop: bool) -> bool:
         """Whether its first batch is the one wanted now; what could not be read is not."""
-        if (self.cut, self.loop) != (cut, loop):
+        if self.cut != cut:
             return False
         if self.start is not None:
             return self.start == start
-        return self.outcome.error() is None and self.outcome.result()[0].start == start
+        if self.outcome.error() is not None:
+            return False
+        first = self.outcome.result()[0]
+        return first.start == start and (first.is_cut(cut) or self.loop == loop)
 
 
 def stack_counts(length: int, batch_bytes: int, threads: int) -> list[int]:

@@ -51,6 +51,10 @@ class Fed(NamedTuple):
     failures: Failures = ()
     first: Cursor | None = None
 
+    def is_cut(self, cut: Cut) -> bool:
+        """Whether `for` and `step` alike get it from that cut: no end of a pass is in between."""
+        return self.cut == cut and self.first in (None, self.start)
+
 
 class Stack(NamedTuple):
     """Several batches with a leading axis, and their cursors, for a compiled loop over them."""
@@ -306,7 +310,7 @@ class StreamRows:
         return Fed(Fetched(batch, rows), cut, start, at, first=first)
 
 
-def _stays(supply: Supply, fetched: Fetched, count: int = 1) -> bool:
+def _stays(supply: Supply, fetched: Fetched, count: int) -> bool:
     """Whether all that a stage may ask for is left to who takes it, in `count` equal parts."""
     if supply.sharding is not None:
         return False
