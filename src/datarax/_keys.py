@@ -6,6 +6,7 @@ a stream (spec KEYS).
 """
 
 import zlib
+from collections.abc import Container
 from typing import Any
 
 import jax
@@ -131,13 +132,17 @@ def base_words(rngs: Any, stream: str | None) -> Words:
     The stream is read, not drawn from: its counter does not move.
     """
     check_rngs(rngs)
-    for name in (stream, "default"):
-        if name is not None and name in rngs:
-            return words(rngs[name].key.get_raw_value())
+    if (name := stream_of(rngs, stream)) is not None:
+        return words(rngs[name].key.get_raw_value())
     raise RngsError(
         f"`rngs` must have a stream {stream or 'default'!r} or 'default', "
         f"got streams {[name for name, _ in rngs.items()]}. Build it as nnx.Rngs(seed)."
     )
+
+
+def stream_of(streams: Container[str], wanted: str | None) -> str | None:
+    """The stream that a part draws from: the one that it wants if it is there, else `default`."""
+    return next((x for x in (wanted, "default") if x is not None and x in streams), None)
 
 
 def all_words(rngs: Any) -> dict[str, BaseKey]:

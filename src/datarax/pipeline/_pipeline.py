@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding
 
-from .._keys import SOURCE, all_words
+from .._keys import SOURCE, all_words, stream_of
 from .._mesh import check_sharding, place_held, spans_processes
 from .._modules import Bundle, FixedBundle, Watched
 from .._order import word
@@ -474,10 +474,8 @@ class Pipeline(_Hidden, Watched, metaclass=_CheckedOnceBuilt):
         if self._base is None:
             return None
         wanted = "shuffle" if part is self.source else getattr(part, "stream_name", None)
-        for stream in (wanted, "default"):
-            if stream in self._base.names:
-                return self._base.get(stream).get_raw_value()
-        return None
+        stream = stream_of(self._base.names, wanted)
+        return None if stream is None else self._base.get(stream).get_raw_value()
 
     def _transform(self, batch: Batch, keyring: Keyring, mask: Mask | None) -> dict[str, Batch]:
         """What every node gives for a batch from the source, and "source" itself.
