@@ -242,6 +242,13 @@ def test_a_carry_that_changes_its_type_is_named(start, then, text):
     assert stream.cursor == (0, 0)
 
 
+@pytest.mark.spec("SCAN-011")
+def test_a_function_that_looks_for_another_field_is_told_which_there_are():
+    with pytest.raises(KeyError, match=r"^'y'") as caught:
+        pipeline(batch_size=2).scan(lambda batch: batch["y"], 2)
+    assert caught.value.__notes__[0] == "The batch has id int32[2], x float32[2]."
+
+
 # What it returns.
 
 

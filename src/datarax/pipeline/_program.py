@@ -17,7 +17,7 @@ from flax import nnx
 from .._draws import written_out
 from .._rows import Cut, touched
 from .._settings import NO_TRACE, checking_values, on_cpu, trace, transferring
-from .._types import Batch, Cursor
+from .._types import Batch, Cursor, spec_text
 from .._variables import iter_graph
 from .._xla import ONE_THREAD, apart
 from ..errors import CapturedError, RandomAccessError
@@ -279,6 +279,9 @@ class _Scan:
             pair = self.step_fn(*given)
         except NEEDS_VALUES as error:
             error.add_note("The function of a scan is compiled: write it in jax.numpy.")
+            raise
+        except KeyError as error:
+            error.add_note(f"The batch has {spec_text(args[-1])}.")
             raise
         except TypeError as error:
             if "positional argument" in str(error):
