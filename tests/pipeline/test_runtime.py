@@ -137,7 +137,7 @@ WAYS = [
 ]
 
 
-@pytest.mark.spec("STEP-019")
+@pytest.mark.spec("STEP-003", "STEP-017")
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(
     "source, modules", [(in_memory, (_iterator, _runtime, _scan)), (on_host, (_feed,))]
