@@ -161,7 +161,7 @@ class Stream:
 
     def ask_names(self):
         names = list(self.pipeline.nodes)
-        assert [self.pipeline.nodes[name] for name in names] == self.pipeline.stages
+        assert [self.pipeline.nodes[name] for name in names] == list(self.pipeline.stages)
         return names
 
     def ask_specs(self):

@@ -1135,7 +1135,12 @@ def set_of(**kwargs):
     "config, make, error, words",
     [
         ({}, lambda: set_of().with_transform(lambda rows: rows), ValueError, "transform .* stage"),
-        ({"split": "test"}, set_of, ValueError, "`split` is 'test', but what is given is a single split"),
+        (
+            {"split": "test"},
+            set_of,
+            ValueError,
+            "`split` is 'test', but what is given is a single split",
+        ),
         ({"fields": "id"}, set_of, TypeError, "`fields` is a list of names, got 'id'"),
         ({}, lambda: [set_of()], TypeError, "takes a `datasets.Dataset`.*, got list"),
         ({"path": "x"}, set_of, ValueError, "either a data set or `path`"),

@@ -78,8 +78,8 @@ class Feed:
         """
         if not (self._ready and self._is_next(start, cut, loop)):
             self._ready.clear()
-            self._asked = cut, loop  # before anything is ready that is cut so
             chunk = self._next_chunk(start, cut, loop)
+            self._asked = chunk.cut, chunk.loop  # before anything is ready that is cut so
             try:
                 self._ready.extend(self._result(chunk))
             except BaseException as error:
