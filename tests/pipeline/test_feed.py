@@ -348,7 +348,10 @@ def test_what_was_read_for_a_loop_serves_a_step_within_it_and_the_other_way_roun
 @pytest.mark.spec("ITER-002", "STEP-003", "SRC-027")
 @pytest.mark.parametrize("streams", [False, True])
 @pytest.mark.parametrize("steps", [1, 2, 3])
-def test_what_was_cut_for_a_loop_is_cut_anew_for_a_step(streams, steps):
+@pytest.mark.parametrize("loops", [0, 3])
+def test_what_was_cut_for_a_loop_is_cut_anew_for_a_step_and_the_other_way_round(
+    streams, steps, loops
+):
     records = [{"id": np.int32(i)} for i in range(10)]
     source = (
         IterableSource(IterableSourceConfig(), records)
@@ -357,7 +360,7 @@ def test_what_was_cut_for_a_loop_is_cut_anew_for_a_step(streams, steps):
     )
     stream = Pipeline(source=source, batch_size=4)
     short = [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
-    for _ in range(3):
+    for _ in range(loops):
         assert [x["id"].tolist() for x in stream] == short
     whole = [[*range(4 * i, 4 * i + 4)] for i in range(5)]
     found = [stream.step()["id"].tolist() for _ in range(steps)]

@@ -103,9 +103,8 @@ class Feed:
 
     def _is_inside(self, fed: Fed) -> bool:
         """Whether the batch is a whole one of one epoch, and another can follow."""
-        (epoch, _), after = fed.start, fed.after
-        ends_inside = after.epoch == epoch or after == (epoch + 1, 0)
-        return fed.cut.size == self.supply.size and ends_inside and after.epoch < 2**32
+        whole = fed.cut.size == self.supply.size
+        return whole and fed.ends_inside and fed.after.epoch < 2**32
 
     def handed_over(self) -> None:
         """The first batch of the last `take` is used."""

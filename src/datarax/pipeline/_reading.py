@@ -51,9 +51,15 @@ class Fed(NamedTuple):
     failures: Failures = ()
     first: Cursor | None = None
 
+    @property
+    def ends_inside(self) -> bool:
+        """Whether no row of the next epoch is in it."""
+        epoch = self.start.epoch
+        return self.after.epoch == epoch or self.after == (epoch + 1, 0)
+
     def is_cut(self, cut: Cut) -> bool:
-        """Whether `for` and `step` alike get it from that cut: no end of a pass is in between."""
-        return self.cut == cut and self.first in (None, self.start)
+        """Whether `for` and `step` alike get it from that cut: no end of a pass is on the way."""
+        return self.cut == cut and self.first in (None, self.start) and self.ends_inside
 
 
 class Stack(NamedTuple):
