@@ -297,6 +297,25 @@ def test_arrays_that_a_stage_reaches_go_with_its_pipeline(way):
 
 
 @pytest.mark.internal
+def test_what_was_compiled_for_layers_serves_the_next_pipeline_of_them():
+    """Whose initialisers are functions made in others, of numbers and tuples."""
+
+    class Layer(nnx.Module):
+        def __init__(self):
+            self.linear = nnx.Linear(1, 1, rngs=nnx.Rngs(0))
+
+        def __call__(self, batch):
+            return {**batch, "x": self.linear(batch["x"][:, None])[:, 0]}
+
+    def later(batch):
+        return batch if batch else unknown  # which is not there yet
+
+    assert Binding((pipeline([Layer(), later]),)).structure.lasts is False
+    unknown = None
+    assert Binding((pipeline([Layer(), later]),)).structure.lasts is True
+
+
+@pytest.mark.internal
 def test_a_structure_that_cannot_be_hashed_is_a_structure():
     class Table(nnx.Module):
         def __init__(self):

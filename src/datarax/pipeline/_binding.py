@@ -64,7 +64,7 @@ class Structure:
         return self._types == other._types and self.graphdef == other.graphdef
 
 
-LIGHT = (bool, int, float, complex, str, bytes, type, ModuleType, type(None))
+LIGHT = (bool, int, float, complex, str, bytes, type, np.dtype, ModuleType, type(None))
 """What a function may have from outside and be kept for it."""
 
 
@@ -77,13 +77,20 @@ def _lasts(static: Any, depth: int = 4) -> bool:
         return static.lasting
     if isinstance(static, FunctionType):
         defaults = static.__defaults__ or (), (static.__kwdefaults__ or {}).values()
-        outside = chain(inspect.getclosurevars(static).nonlocals.values(), *defaults)
-        return all(
-            isinstance(x, LIGHT)
-            or (depth > 0 and isinstance(x, FunctionType) and _lasts(x, depth - 1))
-            for x in outside
-        )
+        try:
+            outside = [x.cell_contents for x in static.__closure__ or ()]
+        except ValueError:  # nothing is there yet
+            return False
+        return all(_is_light(x, depth) for x in chain(outside, *defaults))
     return not isinstance(static, MethodType | Stream)
+
+
+def _is_light(x: Any, depth: int) -> bool:
+    if depth < 0:
+        return False
+    if isinstance(x, tuple | frozenset):
+        return all(_is_light(item, depth - 1) for item in x)
+    return isinstance(x, LIGHT) or (isinstance(x, FunctionType) and _lasts(x, depth - 1))
 
 
 class ById:
