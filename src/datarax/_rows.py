@@ -150,6 +150,8 @@ def start_after(
 
 def _onward(offset: Any, rows: Any, length: int) -> tuple[Any, Any]:
     """The place so many rows after `offset`, as epochs later and an offset there."""
+    if isinstance(offset, int):
+        return divmod(offset + rows, length)
     length = _like(rows, length)
     # What is left is compared, not what is reached: a sum could leave the word. Where it does, the
     # result is not taken; NumPy would warn.

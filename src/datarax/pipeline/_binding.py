@@ -19,10 +19,11 @@ from typing import Any, TypeAlias, TypeVar
 import jax
 import numpy as np
 from flax import nnx
+from jax.core import Tracer
 
 from .._modules import ASSIGNED, SAYS_ALL, Fixed, Watched
 from .._settings import trace
-from .._types import is_traced, type_text
+from .._types import type_text
 from .._variables import flatten, iter_graph
 from ..sources._iterable import Stream
 from ..sources._reader import Reader
@@ -112,6 +113,8 @@ def types_of(static: Any) -> Any:
     Of a callable the equality may leave out what it computes with. Only that of a method, and of a
     dataclass of which all fields count, is taken for that of the function.
     """
+    if isinstance(static, FunctionType):  # nearly always
+        return ById(static)
     if isinstance(static, bool | int | float | complex | np.generic):  # 0.0 equals -0.0, too
         return type(static), repr(static)
     if isinstance(static, tuple | frozenset):
@@ -163,9 +166,9 @@ def cached_per_structure(most: int) -> Callable[[Callable[..., P]], Callable[...
         def find(structure: Structure, *args: Any) -> P:
             with _LOCK:
                 programs = structure.programs.setdefault(make, collections.OrderedDict())
-                if args in programs:
+                if (known := programs.get(args)) is not None:
                     programs.move_to_end(args)
-                    return programs[args]
+                    return known
             made = make(structure, *args)
             with _LOCK:
                 programs[args] = made
@@ -294,6 +297,8 @@ def _attributes(node: Any) -> dict[Any, Any] | None:
     """What of a node can be assigned to from outside, by name."""
     if isinstance(node, dict):
         return node
+    if isinstance(node, nnx.Variable):  # which would answer with those of its value
+        return None
     # Of NNX or another kind of tree, a dataclass say; what is static is no tree.
     tree = isinstance(node, nnx.Pytree) or is_container(node)
     found = getattr(node, "__dict__", None) if tree else None
@@ -412,4 +417,5 @@ def _equal(one: Any, other: Any) -> bool:
 
 def has_tracer(values: Sequence[Any]) -> bool:
     """Whether any value belongs to a trace that the user has opened."""
-    return any(map(is_traced, jax.tree.leaves(list(values))))
+    kinds = set(map(type, jax.tree.leaves(list(values))))  # few, of however many values
+    return any(issubclass(kind, Tracer) for kind in kinds)

@@ -167,12 +167,14 @@ class Runtime:
         if mine is None or self._traced:
             self._binding = None  # what is known of a trace ends with it: look anew
             return
-        values = updated(before, after) if binding is mine else mine.read()
-        changed = list(map(is_not, values, self._values))
-        changed[mine.cursor_index] = False
+        if binding is mine:
+            values, changed = updated(before, after), list(after)
+        else:
+            values = mine.read()
+            changed = list(compress(range(len(values)), map(is_not, values, self._values)))
         self._ahead.clear()
         self.start = start
-        if any(changed):
+        if changed not in ([], [mine.cursor_index]):
             self._orders = None  # a key has changed, maybe
             self._values = values
         else:

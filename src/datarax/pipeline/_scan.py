@@ -66,7 +66,7 @@ def scan(
         # What was read ahead cannot follow a cursor that `step_fn` moves; a stream has no choice.
         streams = isinstance(pipeline.source, StreamSource)
         reads = streams or (end is not None and length > 0)
-        if not reads or has_tracer([*values, init_carry]):
+        if feed is not None and (not reads or has_tracer([*values, init_carry])):
             feed = None
         try:
             if feed is not None:
