@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import decode
+from .arrays import decode, encode
 
 ANYTHING: Mapping[str, Any] = {"check": "no_error"}
 
@@ -116,14 +116,14 @@ def batches_of(answer: Any) -> list[Mapping[str, Any]]:
     return [answer] if isinstance(answer, Mapping) else [b for b in answer if b != "stop"]
 
 
-def rows(answer: Any, field: str) -> np.ndarray:
-    """The rows of `field` of all batches, end to end, without padding."""
+def rows(answer: Any, field: str, padding: bool = False) -> np.ndarray:
+    """The rows of `field` of all batches, end to end, without padding; or the padding alone."""
     axes = 2 if isinstance(answer, Mapping) else 1  # a scan's batches have an axis of their own
     parts = []
     for batch in batches_of(answer):
         values = decode(batch[field])
         mask = decode(batch["mask"]) if "mask" in batch else np.ones(values.shape[:axes], bool)
-        parts.append(values[mask])
+        parts.append(values[mask != padding])
     return np.concatenate(parts) if parts else np.zeros(0, np.int32)
 
 
@@ -160,6 +160,30 @@ def _same_rows(value: Any, like: Any) -> str | None:
         pairs = enumerate(zip(expected.tolist(), got.tolist(), strict=True))
         if other := next(((row, was, now) for row, (was, now) in pairs if was != now), None):
             return "{}: row {} was {}, but is {}".format(field, *other)
+    return None
+
+
+def _rows_of(value: Any, columns: Mapping[str, Any]) -> str | None:
+    """Each row is the row of the columns that has its id, and padding is zero."""
+    stored = {name: decode(column) for name, column in columns.items()}
+    places = {number: place for place, number in enumerate(stored["id"].tolist())}
+    for batch in batches_of(value):
+        if set(batch) - {"mask"} != set(stored):
+            return f"expected the names {sorted(stored)}, got {sorted(set(batch) - {'mask'})}"
+    records = [places.get(number) for number in rows(value, "id").tolist()]
+    if not records or None in records:
+        return f"expected rows of the columns, got the ids {rows(value, 'id').tolist()}"
+    for name, column in stored.items():
+        got, filling = rows(value, name), rows(value, name, padding=True)
+        types = {column.dtype.name, column.dtype.name.replace("64", "32")}
+        if got.dtype.name not in types or got.shape[1:] != column.shape[1:]:
+            forms = [f"{x.dtype}{x.shape[1:]}" for x in (column, got)]
+            return "{}: expected rows of {}, got {}".format(name, *forms)
+        expected = encode(column.astype(got.dtype)[records])
+        if reason := difference(expected, encode(got), f"{name} of the records {records}"):
+            return reason
+        if filling.any():
+            return f"{name}: expected zeros for padding, got {filling.tolist()}"
     return None
 
 
@@ -275,6 +299,7 @@ CHECKS: Mapping[str, Callable[..., str | None]] = {
     "no_error": _no_error,
     "permutation": _permutation,
     "same_rows": _same_rows,
+    "rows_of": _rows_of,
     "same_order": _same_order,
     "other_order": _other_order,
     "new_order": _new_order,

@@ -108,6 +108,11 @@ def same_rows(note: str) -> dict[str, Any]:
     return {"check": "same_rows", "like": note}
 
 
+def rows_of(program: Mapping[str, Any]) -> dict[str, Any]:
+    """Each row is one of the program's records as a whole."""
+    return {"check": "rows_of", "columns": program["columns"]}
+
+
 def new_order() -> dict[str, Any]:
     return {"check": "new_order", "like": "*"}
 

@@ -13,6 +13,7 @@ from ._declare import (
     loop,
     permutation,
     program,
+    rows_of,
     same_rows,
     scan,
     step,
@@ -101,6 +102,22 @@ case(
     "the rest under pad",
     program(10, 3, "pad"),
     [loop(take=2), loop(), loop(take=1)],
+)
+case(
+    "ITER-007",
+    "shuffled",
+    "the rest of a shuffled epoch is that of the epoch, and then comes the next",
+    program(20, 5, seed=9),
+    [
+        do("iter"),
+        do("next", note="head"),
+        do("next", n=3, note="rest"),
+        loop(note="next", expect=permutation(20)),
+        build(to="s"),
+        loop(on="s", take=1, expect=same_rows("head")),
+        loop(on="s", expect=same_rows("rest")),
+        loop(on="s", expect=same_rows("next")),
+    ],
 )
 case(
     "ITER-008",
@@ -250,6 +267,53 @@ case(
     [loop()],
     ["shuffle.exact"],
 )
+MANY = {
+    "id": np.arange(7, dtype=np.int32),
+    "x": np.arange(7, dtype=np.float32) * 2 + 1,
+    "flag": np.array([True, True, False, True, False, False, True]),
+    "image": np.arange(42, dtype=np.int16).reshape(7, 2, 3) + 1,
+}
+for policy, cites, sizes in (
+    ("keep", "SRC-002 SRC-003", [3, 3, 1]),
+    ("pad", "SRC-002 ITER-005", [3, 3, 3]),
+):
+    shuffled = program(7, 3, policy, seed=1, columns=MANY)
+    case(
+        cites,
+        f"any-order-{policy}",
+        f"whatever the order of an epoch is, under {policy}",
+        shuffled,
+        [loop(expect={"all": [permutation(7, sizes=sizes), rows_of(shuffled)]}) for _ in range(2)],
+    )
+    case(
+        "SRC-002 SRC-003" if policy == "keep" else "SRC-002 STEP-006",
+        f"any-order-step-{policy}",
+        f"so it is for step, under {policy}",
+        shuffled,
+        [step(6, expect=rows_of(shuffled))],
+    )
+    case(
+        "SRC-002 SCAN-001",
+        f"any-order-scan-{policy}",
+        f"and for scan, under {policy}",
+        shuffled,
+        [scan(6, expect=rows_of(shuffled))],
+    )
+    case(
+        "SRC-002",
+        f"any-order-resumed-{policy}",
+        f"and from a state on, under {policy}",
+        shuffled,
+        [
+            loop(take=1),
+            do("save", to="s"),
+            loop(note="rest"),
+            build(to="b"),
+            do("restore", origin="s", on="b"),
+            loop(on="b", expect=same_rows("rest")),
+            loop(on="b", expect={"all": [permutation(7), rows_of(shuffled)]}),
+        ],
+    )
 case(
     "SRC-003",
     "types",

@@ -183,12 +183,14 @@ case(
     "an epoch broken off and taken up again",
     program(20, 5, seed=9),
     [
-        loop(note="a", expect=permutation(20)),
+        step(note="head"),
+        step(2, note="middle"),
+        step(note="tail"),
         loop(note="b", expect=permutation(20)),
         build(to="s"),
-        loop(on="s", take=1, note="head"),
-        step(2, on="s"),
-        loop(on="s"),
+        loop(on="s", take=1, expect=same_rows("head")),
+        step(2, on="s", expect=same_rows("middle")),
+        loop(on="s", expect=same_rows("tail")),
         loop(on="s", expect=same_rows("b")),
     ],
 )
@@ -211,10 +213,10 @@ case(
     "so do step and scan",
     program(20, 5, seed=9),
     [
-        step(4, expect=permutation(20)),
+        step(4, note="a", expect=permutation(20)),
         step(4, note="b", expect=permutation(20)),
         build(to="s"),
-        scan(4, on="s", expect=permutation(20)),
+        scan(4, on="s", expect=same_rows("a")),
         scan(4, on="s", expect=same_rows("b")),
     ],
 )

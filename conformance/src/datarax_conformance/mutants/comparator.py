@@ -49,6 +49,22 @@ def floats(*bits: int) -> dict[str, Any]:
     return encode(np.array(bits, np.uint32).view(np.float32))
 
 
+TABLE = {
+    "id": {"dtype": "int32", "shape": [2], "data": [0, 1]},
+    "x": {"dtype": "int64", "shape": [2], "data": [3, 5]},
+}
+
+
+def row(id: int, x: int, kind: str = "int64", **fields: Any) -> dict[str, Any]:
+    return ids(id, x={"dtype": kind, "shape": [1], "data": [x]}, **fields)
+
+
+def both(first: int, second: int, *mask: bool) -> dict[str, Any]:
+    """A batch of record 1, and of record 0 or a row of padding, as the mask says."""
+    x = {"dtype": "int64", "shape": [2], "data": [first, second]}
+    return ids(1, 0, x=x, **masked(*mask))
+
+
 ZERO, MINUS_ZERO, ONE, NAN, OTHER_NAN = 0, 1 << 31, 0x3F800000, 0x7FC00000, 0xFFC00001
 STATE = base64.b64encode(json.dumps({"a": 1, "b": {"c": 2}}).encode()).decode()
 MIXED = {"value": [ids(0, 4), ids(1, 2, 5, 3)]}
@@ -125,6 +141,29 @@ BY_HAND: list[tuple[Any, Any, Any, bool]] = [
         True,
     ),
     ({"check": "same_order", "like": "a"}, {"value": [ids(0, 2)]}, {"a": [ids(0), ids(1)]}, False),
+    *[
+        ({"check": "rows_of", "columns": TABLE}, {"value": value}, {}, agree)
+        for value, agree in (
+            ([row(1, 5), row(0, 3), "stop"], True),
+            ([row(1, 3)], False),
+            ([row(2, 5)], False),
+            ([], False),
+            ([ids(0)], False),
+            ([row(1, 5, y=row(0, 0)["x"])], False),
+            ([row(1, 5, kind="int32")], True),
+            ([row(1, 5, kind="int16")], False),
+            ([row(1, 5, kind="float32")], False),
+            ([{**row(1, 5), "x": {"dtype": "int64", "shape": [1, 1], "data": [5]}}], False),
+            ([both(5, 0, True, False)], True),
+            ([both(5, 7, True, False)], False),
+            ([both(5, 3, True, True)], True),
+            ({**scanned([1], [0]), "x": {"dtype": "int64", "shape": [2, 1], "data": [5, 3]}}, True),
+            (
+                {**scanned([1], [0]), "x": {"dtype": "int64", "shape": [2, 1], "data": [3, 5]}},
+                False,
+            ),
+        )
+    ],
     ({"check": "other_order", "like": "a"}, {"value": [ids(0, 1)]}, {"a": [ids(0), ids(1)]}, False),
     ({"check": "new_order", "like": "*"}, {"value": [ids(1, 0)]}, {"a": [ids(0), ids(1)]}, True),
     (

@@ -115,6 +115,60 @@ MUTANTS = [
         ),
     ),
     mutant(
+        "fields of different records where they are not read in a row",
+        "SRC-002",
+        gathered(
+            'np.asarray(column)[records if name == "id" or (np.diff(records) == 1).all() '
+            "else records[::-1]]"
+        ),
+        drops=ANY_ORDER,
+    ),
+    mutant(
+        "only a loop keeps the fields of a shuffled row together",
+        "SRC-002",
+        (
+            STEP,
+            "        batch = self.take(stay=False)\n"
+            "        kept = ('id', MASK) if self.base else batch\n"
+            "        return {n: f if n in kept else np.roll(f, 1, 0) for n, f in batch.items()}\n",
+        ),
+        drops=ANY_ORDER,
+    ),
+    mutant(
+        "only a fresh stream keeps the fields of a shuffled row together",
+        "SRC-002",
+        (LOAD, LOAD + "            self.loaded = self.base is not None\n"),
+        (
+            "        batch = gather(program.columns, records)\n",
+            "        batch = gather(program.columns, records)\n"
+            "        if hasattr(self, 'loaded') and self.loaded:\n"
+            "            batch |= gather({**program.columns, 'id': records}, records[::-1])\n"
+            "            batch['id'] = gather(program.columns, records)['id']\n",
+        ),
+        drops=ANY_ORDER,
+    ),
+    mutant(
+        "int16 becomes int32 in a shuffled stream",
+        "SRC-003",
+        gathered(
+            "np.asarray(column)[records].astype(np.int32 if column.dtype.itemsize == 2 and "
+            "(np.diff(records) != 1).any() else column.dtype)"
+        ),
+        drops=ANY_ORDER,
+    ),
+    mutant(
+        "what stood there before fills a shuffled batch",
+        "STEP-006 ITER-005",
+        (
+            "            batch = pad(batch, program.batch_size)\n",
+            "            filled = {n: np.resize(f, (program.batch_size, *f.shape[1:])) "
+            "for n, f in batch.items()}\n"
+            "            batch = pad(batch, program.batch_size)\n"
+            "            batch |= filled if self.base else {}\n",
+        ),
+        drops=ANY_ORDER,
+    ),
+    mutant(
         "rows are flattened",
         "SRC-003",
         gathered(
@@ -786,6 +840,18 @@ MUTANTS = [
         (
             STEPS,
             "    own, stream.base = stream.base, None\n" + STEPS + "    stream.base = own\n",
+        ),
+        drops=ANY_ORDER,
+    ),
+    mutant(
+        "the rest of an epoch is shuffled anew",
+        "ITER-007 SHUF-006",
+        (PROGRAM, PROGRAM + "        self.anew = -1\n"),
+        salted("(self.anew == start.epoch)"),
+        (
+            "        return EpochIterator(self)\n",
+            "        self.anew = self.cursor.epoch if self.cursor.offset else self.anew\n"
+            "        return EpochIterator(self)\n",
         ),
         drops=ANY_ORDER,
     ),
