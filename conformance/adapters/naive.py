@@ -308,7 +308,10 @@ class Naive:
         return json.dumps({**state, "fingerprint": self.fingerprint()}).encode()
 
     def set_state(self, state):
-        state = json.loads(state)
+        try:
+            state = json.loads(state)
+        except ValueError as exc:
+            raise Refused("state", f"these bytes are no state: {exc}", field="form") from exc
         ours = json.loads(json.dumps(self.fingerprint()))
         for field, theirs in state["fingerprint"].items():
             if theirs != ours[field]:

@@ -519,7 +519,7 @@ MALFORMED = {
 }
 
 
-@pytest.mark.spec("STATE-019", "STATE-014", "ERR-022")
+@pytest.mark.spec("STATE-019", "STATE-014", "STATE-023", "ERR-022")
 @pytest.mark.parametrize("form", [lambda s: s, lambda s: json.dumps(s)], ids=["dict", "text"])
 @pytest.mark.parametrize("fault", MALFORMED)
 def test_a_malformed_state_is_refused_before_anything_changes(

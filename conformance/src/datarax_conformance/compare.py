@@ -52,7 +52,7 @@ def without(batches: Any, fields: Sequence[str]) -> Any:
     return [x if x == "stop" else {k: v for k, v in x.items() if k not in fields} for x in batches]
 
 
-# What stands for the code where there is none of the spec; the first is the session's own.
+# What stands for the code where there is none of the spec; the first is the runner's own.
 SAID = {"not-built": "that the program had been refused when it was built", "*": "an error"}
 
 

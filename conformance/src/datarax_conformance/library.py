@@ -73,7 +73,10 @@ class Library(Stream):
     def set_state(self, state: Any) -> None:
         """Takes a state as the dict that it is, as text and as bytes."""
         state = json.dumps(state) if isinstance(state, Mapping) else state
-        cursor = json.loads(state).get("cursor", {})
+        try:
+            cursor = json.loads(state).get("cursor", {})
+        except ValueError:
+            cursor = {}  # the model refuses it as a whole
         if not all(type(number) is int for number in cursor.values()):
             raise Refused("state", field="cursor")
         # Text and bytes alike, which the model's own signature does not promise.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import concurrent.futures
 import dataclasses
 import datetime
@@ -47,10 +48,33 @@ class Verdict:
     got: Any = None
 
 
+# Actions that ask no stream; the others ask the one that `on` names.
+ASKING_NONE = {"begin", "build", "restart", "next", "recall", "scribble", "columns"}
+ASKING_NONE |= {"global_random"}
+NOT_BUILT = {"code": "not-built", "details": {}, "type": "", "message": "it was refused"}
+
+
+def as_sent(action: Mapping[str, Any], notes: Mapping[str, Any]) -> dict[str, Any]:
+    """What an engine gets of an action: a state as bytes, of which `part` may leave some out."""
+    sent = {k: v for k, v in action.items() if k not in ("expect", "note", "part")}
+    if action["do"] == "restore":
+        sent["base64_"] = notes[action["origin"]]["base64"]
+    if "part" in action:  # under a name that no state has, so that these bytes are what counts
+        state = base64.b64decode(sent["base64_"])
+        state = state[: int(len(state) * action["part"])]
+        sent["base64_"] = base64.b64encode(state).decode()
+        sent["origin"] += f", {action['part']} of it"
+    return sent
+
+
 def play(case: Case, engine: Engine, timeout: float) -> Verdict:
-    """Carry out one case; stops at the first deviation."""
+    """Carry out one case; stops at the first deviation.
+
+    A stream whose program was refused, as the case allows, is asked nothing more.
+    """
     deadline = time.monotonic() + timeout
     notes: dict[str, Any] = {}
+    refused: set[str] = set()
     index: int | None = None
     expect: Mapping[str, Any] = ANYTHING
 
@@ -65,12 +89,14 @@ def play(case: Case, engine: Engine, timeout: float) -> Verdict:
                 break
             if action["do"] == "restart":
                 engine.restart()
+                refused.clear()
                 answer = ask(begin)
                 continue
-            if action["do"] == "restore":
-                action = {**action, "base64_": notes[action["origin"]]["base64"]}
             expect = action.get("expect", ANYTHING)
-            answer = ask({k: v for k, v in action.items() if k not in ("expect", "note")})
+            if action["do"] not in ASKING_NONE and action.get("on", "main") in refused:
+                answer = {"error": NOT_BUILT}
+            else:
+                answer = ask(as_sent(action, notes))
             if "fault" in answer:
                 break
             large = any(feature.startswith("records ") for feature in case.features)
@@ -83,6 +109,9 @@ def play(case: Case, engine: Engine, timeout: float) -> Verdict:
                 return Verdict(case, "ADAPTER-ERROR", reason, index, expect, answer)
             if reason:
                 return Verdict(case, "FAIL", reason, index, expect, answer)
+            if action["do"] == "build":
+                stream = action.get("to", "main")
+                refused = refused | {stream} if "error" in answer else refused - {stream}
             name = action.get("note", action["to"] if action["do"] == "save" else None)
             if name is not None:
                 notes[name] = answer["value"]

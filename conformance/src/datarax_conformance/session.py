@@ -149,23 +149,18 @@ class Session:
         self.patience = max(self.patience, 10 + 3 * rows)
         self.streams[to] = self.adapter.build(program, self.ops)
 
-    def _stream(self, name: str) -> Any:
-        if name not in self.streams:
-            raise EngineError("not-built", f"the stream {name!r} has not been built")
-        return self.streams[name]
-
     def do_step(self, on: str = "main", n: int = 1, hold: str = "") -> list[Any]:
-        return self._batches((self._stream(on).step() for _ in range(n)), hold)
+        return self._batches((self.streams[on].step() for _ in range(n)), hold)
 
     def do_iter(self, on: str = "main", to: str = "it") -> None:
-        self.iterators[to] = iter(self._stream(on))
+        self.iterators[to] = iter(self.streams[on])
 
     def do_next(self, on: str = "it", n: int = 1, hold: str = "") -> list[Any]:
         return self._batches((next(self.iterators[on], STOP) for _ in range(n)), hold)
 
     def do_for(self, on: str = "main", take: int | None = None, hold: str = "") -> list[Any]:
         """A loop over a stream, or over what is left of an iterator."""
-        over = self.iterators[on] if on in self.iterators else self._stream(on)
+        over = self.iterators[on] if on in self.iterators else self.streams[on]
         return self._batches(self._loop(over, take), hold)
 
     def _loop(self, stream: Any, take: int | None):
@@ -187,14 +182,14 @@ class Session:
         return seen
 
     def do_scan(self, length: int | None, on: str = "main", hold: str = "") -> dict[str, Any]:
-        return self._batches([self._stream(on).scan(length)], hold)[0]
+        return self._batches([self.streams[on].scan(length)], hold)[0]
 
     def do_ask(self, what: str, on: str = "main", **arguments: Any) -> Any:
         """One of the questions of profile jax; an answer of arrays is encoded like a batch."""
-        return answered(self._stream(on).ask(what, **arguments))
+        return answered(self.streams[on].ask(what, **arguments))
 
     def do_copy(self, how: str, to: str, on: str = "main") -> None:
-        self.streams[to] = self._stream(on).copy(how)
+        self.streams[to] = self.streams[on].copy(how)
 
     def do_overwrite(self, of: str = "main") -> None:
         """The user writes into the arrays that the stream was built from."""
@@ -202,31 +197,31 @@ class Session:
             column[...] = 0
 
     def do_jit_step(self, on: str = "main", n: int = 1) -> list[Any]:
-        return self._batches(self._stream(on).jit_steps(n), "")
+        return self._batches(self.streams[on].jit_steps(n), "")
 
     def do_grad(self, node: str, on: str = "main", **arguments: Any) -> dict[str, Any]:
-        return to_batch(self._stream(on).grad(node, **arguments))
+        return to_batch(self.streams[on].grad(node, **arguments))
 
     def do_len(self, on: str = "main") -> int:
-        return len(self._stream(on))
+        return len(self.streams[on])
 
     def do_cursor(self, on: str = "main") -> list[int]:
-        return [int(number) for number in self._stream(on).cursor]
+        return [int(number) for number in self.streams[on].cursor]
 
     def do_seek(self, epoch: int, offset: int, on: str = "main") -> None:
-        self._stream(on).seek(epoch=epoch, offset=offset)
+        self.streams[on].seek(epoch=epoch, offset=offset)
 
     def do_reset(self, on: str = "main") -> None:
-        self._stream(on).reset()
+        self.streams[on].reset()
 
     def do_change(self, node: str, op: str, on: str = "main") -> None:
-        self._stream(on).change(node, op)
+        self.streams[on].change(node, op)
 
     def do_replace(self, node: str, op: str, on: str = "main") -> None:
-        self._stream(on).replace(node, op)
+        self.streams[on].replace(node, op)
 
     def do_save(self, to: str, on: str = "main", way: str = "") -> dict[str, Any]:
-        stream = self._stream(on)
+        stream = self.streams[on]
         state = getattr(stream, f"save_{way}")() if way else stream.get_state()
         if not isinstance(state, bytes | bytearray | memoryview):
             raise AdapterFault(f"get_state returns bytes, got {type(state).__name__}")
@@ -245,7 +240,7 @@ class Session:
         """`edit`: path and new value of one entry of a state that is JSON; None removes it."""
         state = self.states[origin] if origin in self.states else base64.b64decode(base64_)
         state = edited(bytes(state), *edit) if edit else bytes(state)
-        stream = self._stream(on)
+        stream = self.streams[on]
         if way:
             getattr(stream, f"load_{way}")(state)
         else:
@@ -253,7 +248,7 @@ class Session:
 
     def do_threads(self, n: int, on: str = "main") -> list[Any]:
         """`n` threads take turns at one iterator until it stops; the batches by their first id."""
-        iterator, taken, failures = iter(self._stream(on)), [], []
+        iterator, taken, failures = iter(self.streams[on]), [], []
 
         def take() -> None:
             try:

@@ -420,6 +420,38 @@ for slug, title, first, changes in (
             loop(on="b"),
         ],
     )
+for slug, title, part in (
+    ("half", "the first half of a state", 0.5),
+    ("empty", "a state of no bytes", 0),
+):
+    case(
+        "STATE-023",
+        slug,
+        title,
+        program(8, 2),
+        [
+            loop(take=2),
+            SAVE,
+            loop(take=1),
+            restore(on="main", part=part, expect=error("state")),
+            loop(),
+            loop(take=1),
+        ],
+    )
+case(
+    "STATE-023",
+    "stages",
+    "nor does one that is cut move a stage",
+    chain(8, 2, "keep", "count"),
+    [
+        loop(take=2),
+        SAVE,
+        loop(take=1),
+        restore(on="main", part=0.9, expect=error("state")),
+        loop(),
+        loop(take=1),
+    ],
+)
 case(
     "STATE-015",
     "count",

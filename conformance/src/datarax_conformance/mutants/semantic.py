@@ -1195,6 +1195,39 @@ MUTANTS = [
         ),
     ),
     mutant(
+        "a damaged state is an error without a code",
+        "STATE-023",
+        ('            raise Refused("state", field="form") from error\n', "            raise\n"),
+    ),
+    mutant(
+        "a damaged state resets the stream",
+        "STATE-023",
+        (
+            '            raise Refused("state", field="form") from error\n',
+            "            self.reset()\n"
+            '            raise Refused("state", field="form") from error\n',
+        ),
+    ),
+    mutant(
+        "a damaged state resets the stages",
+        "STATE-023",
+        (
+            '            raise Refused("state", field="form") from error\n',
+            "            self.states = dict.fromkeys(self.states, 0)\n"
+            '            raise Refused("state", field="form") from error\n',
+        ),
+    ),
+    mutant(
+        "no bytes are the beginning",
+        "STATE-023",
+        (
+            "    state, own = json.loads(text), json.loads(save(stream))\n",
+            "    if not text:\n"
+            "        return Cursor(0, 0), dict.fromkeys(stream.states, 0)\n"
+            "    state, own = json.loads(text), json.loads(save(stream))\n",
+        ),
+    ),
+    mutant(
         "the state of stages is not restored",
         "STATE-015",
         (
