@@ -300,7 +300,8 @@ class Naive:
 
     def fingerprint(self):
         columns = {n: [str(c.dtype), list(c.shape[1:])] for n, c in sorted(self.columns.items())}
-        graph = [sorted(self.nodes), sorted(map(list, self.edges.items())), self.sink]
+        edges = sorted([name, list(before) or ["source"]] for name, before in self.edges.items())
+        graph = [sorted(self.nodes), edges, self.sink]
         return {"length": self.count, "columns": columns, "seed": self.seed, "graph": graph}
 
     def get_state(self):

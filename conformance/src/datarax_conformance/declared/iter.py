@@ -396,6 +396,18 @@ case(
     wide("float", [0.5, -2.25]),
     [loop(expect={"any": narrowed("float", [0.5, -2.25])})],
 )
+for kind in ("int", "uint", "float"):
+    case(
+        "SRC-004",
+        f"modes-{kind}",
+        f"{kind}64 has one type in all modes",
+        wide(kind, [1, 2, 3, 0]),
+        [
+            loop(note="a", expect={"any": narrowed(kind, [1, 2, 3, 0])}),
+            step(expect=same_rows("a")),
+            scan(1, expect=same_rows("a")),
+        ],
+    )
 LIMIT = 2**31
 case(
     "SRC-005",

@@ -226,6 +226,13 @@ case(
 )
 case(
     "STATE-007",
+    "narrower-drop",
+    "nor does it come back to what drop has skipped",
+    program(10, 4, "drop"),
+    [loop(), SAVE, build(to="b", batch_size=2), restore(), loop(on="b"), loop(on="b", take=1)],
+)
+case(
+    "STATE-007",
     "drop",
     "under drop with the next epoch, where too few records are left",
     program(10, 2, "drop"),
@@ -316,6 +323,19 @@ for slug, title, columns in (
     refused(
         "STATE-012", slug, title, program(8, 2), columns=program(8, 2, columns=columns)["columns"]
     )
+WIDE = program(8, 2, columns=COLUMNS | {"id": COLUMNS["id"].astype(np.int64)})
+case(
+    "STATE-012",
+    "narrowed",
+    "a wider type is another one, or the same where it is narrowed",
+    program(8, 2),
+    [
+        loop(take=1),
+        SAVE,
+        build(to="b", columns=WIDE["columns"]),
+        restore(expect={"any": [{"check": "no_error"}, error("state")]}),
+    ],
+)
 CHAIN = chain(8, 2, "keep", "affine(2,1)", "affine(3,0)")
 for slug, title, changes in (
     (
@@ -348,6 +368,15 @@ refused(
     ),
     edges={"a": [], "b": [], "c": ["b", "a"]},
 )
+ROOT = {"nodes": {"a": "affine(2,1)"}, "sink": "a"}
+for slug, first, then in (("source-edge", [], ["source"]), ("no-edge", ["source"], [])):
+    case(
+        "STATE-013",
+        slug,
+        "the source is read with an empty list and by its name alike",
+        program(8, 2, edges={"a": first}, **ROOT),
+        [loop(take=1), SAVE, build(to="b", edges={"a": then}), restore(), loop(on="b")],
+    )
 case(
     "STATE-013",
     "some",

@@ -1077,6 +1077,25 @@ MUTANTS = [
         ),
     ),
     mutant(
+        "a state stands before what drop skips",
+        "STATE-007",
+        (
+            '        "cursor": stream.cursor._asdict(),\n',
+            '        "cursor": before_skipped(stream.cursor, stream)._asdict(),\n',
+        ),
+        (
+            "def save(stream: Stream)",
+            "def before_skipped(cursor: Cursor, stream: Stream) -> Cursor:\n"
+            "    skipped = stream.length % stream.program.batch_size\n"
+            '    if cursor.offset or not (cursor.epoch and stream.program.last_batch == "drop"):\n'
+            "        return cursor\n"
+            "    back = Cursor(cursor.epoch - 1, stream.length - skipped)\n"
+            "    return back if skipped else cursor\n\n\n"
+            "def save(stream: Stream)",
+        ),
+        drops="jax",
+    ),
+    mutant(
         "the policy is in the fingerprint",
         "STATE-008",
         (
@@ -1141,6 +1160,30 @@ MUTANTS = [
         (
             "digest({name: [str(c.dtype), *c.shape[1:]] for name, c in columns.items()})",
             "digest({name: str(c.dtype) for name, c in columns.items()})",
+        ),
+    ),
+    mutant(
+        "other types fail without a code",
+        "STATE-012",
+        (
+            REFUSED,
+            '            if name == "specs":\n                raise TypeError(name)\n' + REFUSED,
+        ),
+        (
+            "        except Refused:\n            raise\n        except Exception as error:\n"
+            '            raise Refused("state"',
+            "        except (Refused, TypeError):\n            raise\n"
+            "        except Exception as error:\n"
+            '            raise Refused("state"',
+        ),
+        drops="jax",
+    ),
+    mutant(
+        "an empty list of predecessors is another edge than the source",
+        "STATE-013",
+        (
+            "digest([stream.plan.edges, stream.plan.sink])",
+            "digest([program.edges, stream.plan.sink])",
         ),
     ),
     mutant(
