@@ -197,7 +197,7 @@ refused(
     node="b",
 )
 refused("ERR-011", "empty", "no nodes at all", program(4, 2, sink="a"), "no-nodes")
-for slug, size in {"zero": 0, "negative": -3, "float": 2.0, "bool": True, "text": "4"}.items():
+for slug, size in {"zero": 0, "negative": -3, "float": 2.5, "bool": True, "text": "4"}.items():
     refused("ERR-012", slug, f"batch_size={size!r}", program(4, size), "batch-size")
 refused("ERR-013", "rows", "columns of no rows", program(0, 2), "empty-source")
 refused("ERR-013", "columns", "no columns", program(0, 2, columns={}), "empty-source")
@@ -364,4 +364,20 @@ case(
         )
         for i in range(40)
     ],
+)
+NAMES = [f"n{i}" for i in range(60)]
+DIAMONDS = {name: NAMES[i - 1 : i] * 2 if i else [] for i, name in enumerate(NAMES)}
+case(
+    "ERR-031",
+    "diamonds",
+    "sixty nodes that each read the one before twice: 2**59 ways from the source",
+    graph(" ".join(NAMES), DIAMONDS, "n59"),
+    [build()],
+)
+refused(
+    "ERR-031",
+    "diamonds-cycle",
+    "and the first one reads the last",
+    graph(" ".join(NAMES), DIAMONDS | {"n0": ["n59"]}, "n59"),
+    "cycle",
 )

@@ -436,12 +436,13 @@ for count in (10, 1, 2, 3, 33, 100, 255, 256, 257):
         42,
         [loop(), loop()],
     )
-for count in (65_536, 65_537, 1_000_000):
+for count in (65_536, 65_537, 1_000_000, 2_000_000_000, 2**32 - 1):
+    dtype = "int32" if count < 2**31 else "uint32"
     case(
         "SHUF-013",
         f"head-n{count}",
         f"the first rows of {count} records",
-        program(0, 64, seed=42, columns={"id": {"dtype": "int32", "range": count}}),
+        program(0, 64, seed=42, columns={"id": {"dtype": dtype, "range": count}}),
         [loop(take=1)],
         ["shuffle.exact"],
     )

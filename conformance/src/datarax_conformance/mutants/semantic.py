@@ -797,6 +797,19 @@ MUTANTS = [
         ),
     ),
     mutant("one round too few", "SHUF-013", ("ROUNDS = 24\n", "ROUNDS = 23\n")),
+    *[
+        mutant(
+            f"places are counted in {bits} bits",
+            "SHUF-013",
+            (
+                "        partner = (np.uint64(pivot % length) + (n - x)) % n\n",
+                "        partner = (np.uint64(pivot % length) + (n - x)) % n\n"
+                f"        partner = partner % np.uint64(2**{bits})\n",
+            ),
+            drops="jax",
+        )
+        for bits in (20, 30, 31)
+    ],
     mutant(
         "the smaller of the pair is mixed",
         "SHUF-013",
@@ -1896,6 +1909,19 @@ MUTANTS = [
         (
             '            raise Refused("seek", epoch',
             '            self.cursor = Cursor(0, 0)\n            raise Refused("seek", epoch',
+        ),
+    ),
+    mutant(
+        "every way through a graph is walked",
+        "ERR-031",
+        (
+            "    execution_order(edges)  # finds a cycle\n",
+            "    def walk(name, path):\n"
+            "        for before in edges.get(name, ()):\n"
+            "            if before not in path:\n"
+            "                walk(before, (*path, before))\n\n"
+            "    walk(sink, (sink,))\n"
+            "    execution_order(edges)  # finds a cycle\n",
         ),
     ),
     mutant(
