@@ -176,6 +176,8 @@ class Adapter:
         return Stream(program, ops)
 
     def classify(self, exc):
+        if isinstance(exc, pickle.UnpicklingError | EOFError):  # of bytes that are ours
+            return "state", {}
         for pattern, code in MESSAGES.items():
             if match := re.search(pattern, str(exc)):
                 details = match.groupdict()

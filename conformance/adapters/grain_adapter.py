@@ -26,12 +26,16 @@ class Stream:
         self.epoch = dataset.batch(program.batch_size, drop_remainder=program.last_batch == "drop")
         self.iterator = iter(self.epoch.repeat().to_iter_dataset(grain.ReadOptions(num_threads=0)))
 
-    def __iter__(self):
+    def place(self):
         # Grain ends no epoch by itself once it repeats; its own count of batches says where.
-        while True:
+        return self.iterator.get_state()["next_index"] // len(self.epoch)
+
+    def __iter__(self):
+        return self.rest_of(self.place())
+
+    def rest_of(self, epoch):
+        while self.place() == epoch:
             yield next(self.iterator)
-            if self.iterator.get_state()["next_index"] % len(self.epoch) == 0:
-                return
 
     def __len__(self):
         return len(self.epoch)
@@ -57,4 +61,6 @@ class Adapter:
         return Stream(program)
 
     def classify(self, exc):
+        if isinstance(exc, json.JSONDecodeError):  # of bytes that are ours
+            return "state", {}
         return "unclassified", {}

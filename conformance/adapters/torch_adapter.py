@@ -61,4 +61,6 @@ class Adapter:
         return Stream(program)
 
     def classify(self, exc):
+        if isinstance(exc, pickle.UnpicklingError | EOFError):  # of bytes that are ours
+            return "state", {}
         return "unclassified", {}
