@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 import pytest
-from datarax_conformance import report, run_conformance
+from datarax_conformance import cli, report, run_conformance
 from datarax_conformance.arrays import encode
 from datarax_conformance.case import stored_cases
 from datarax_conformance.compare import difference
@@ -261,6 +261,17 @@ def test_processes_of_a_run_share_a_folder_that_ends_with_it(tmp_path):
     result = run_conformance("x", cases=[case], command=command)
     assert len(result["verdicts"][0]["got"]["value"]) == 2  # the process before, and this one
     assert not pathlib.Path(result["engine"]["name"]).exists()
+
+
+def test_the_file_of_a_case_is_run_besides_those_that_are_named(tmp_path, capsys):
+    case = next(case for case in stored_cases() if case.id == "STEP-001-one-row")
+    own = dataclasses.replace(case, id="STEP-001-own").to_json()
+    (tmp_path / "own.json").write_text(json.dumps(own))
+    names = ["--case", str(tmp_path / "own.json"), "--case", "ITER-003"]
+    adapter = f"{Adapter.__module__}:{Adapter.__name__}"
+    assert cli.main(["run", adapter, "--in-process", *names]) == 0
+    text = capsys.readouterr().out
+    assert "step  1 PASS" in text and "iter  2 PASS" in text
 
 
 def test_a_failure_says_everything():

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from . import report
 from .api import run_conformance
-from .case import Case, load_case, stored_cases
+from .case import Case, load_case, selected, stored_cases
 from .requirements import requirements
 from .runner import expected_failures
 
@@ -25,7 +25,9 @@ def parser() -> argparse.ArgumentParser:
 
     run = commands.add_parser("run", help="run the cases on an engine and give a verdict")
     run.add_argument(
-        "adapter", help="`module:Class` or `file.py:Class`, run in a process of its own"
+        "adapter",
+        help="`module:Class` or `file.py:Class`, run in a process of its own;"
+        " with --exec: any name, for the report",
     )
     run.add_argument(
         "--case",
@@ -111,7 +113,10 @@ def parser() -> argparse.ArgumentParser:
 def do_run(args: argparse.Namespace) -> int:
     known = stored_cases()
     files = [name for name in args.case if name.endswith(".json")]
-    cases: Sequence[Case] = [load_case(pathlib.Path(name)) for name in files] or known
+    names = [name for name in args.case if name not in files]
+    cases: Sequence[Case] = selected(known, names) if names or not files else []
+    own = [load_case(pathlib.Path(name)) for name in files]
+    cases = [*{case.id: case for case in [*cases, *own]}.values()]
     expected = []
     if args.expected_failures:
         expected = expected_failures(args.expected_failures, known, datetime.date.today())
@@ -122,7 +127,6 @@ def do_run(args: argparse.Namespace) -> int:
         adapter = load_adapter(adapter)
     result = run_conformance(
         adapter,
-        only=[name for name in args.case if name not in files],
         cases=cases,
         expected=expected,
         timeout=args.timeout,

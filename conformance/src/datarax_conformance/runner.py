@@ -51,7 +51,9 @@ class Verdict:
 # Actions that ask no stream; the others ask the one that `on` names.
 ASKING_NONE = {"begin", "build", "restart", "next", "recall", "scribble", "columns"}
 ASKING_NONE |= {"global_random"}
-NOT_BUILT = {"code": "not-built", "details": {}, "type": "", "message": "it was refused"}
+NOT_BUILT: dict[str, Any] = {
+    "error": {"code": "not-built", "details": {}, "type": "", "message": "it was refused"}
+}
 
 
 def as_sent(action: Mapping[str, Any], notes: Mapping[str, Any]) -> dict[str, Any]:
@@ -94,7 +96,7 @@ def play(case: Case, engine: Engine, timeout: float) -> Verdict:
                 continue
             expect = action.get("expect", ANYTHING)
             if action["do"] not in ASKING_NONE and action.get("on", "main") in refused:
-                answer = {"error": NOT_BUILT}
+                answer = NOT_BUILT
             else:
                 answer = ask(as_sent(action, notes))
             if "fault" in answer:
