@@ -153,6 +153,22 @@ def test_an_integer_beside_floats_is_not_rounded(data, field, value):
 
 
 @pytest.mark.spec("SRC-005")
+@pytest.mark.parametrize("value", [2**53 + 1, -(2**53) - 1, 2**63 - 1])
+def test_an_integer_that_numpy_has_rounded_is_seen_in_64_bits_too(value):
+    with jax.enable_x64(True), pytest.raises(FieldTypeError, match=f"has the integer {value} bes"):
+        memory([{"x": value}, {"x": 0.5}])
+    with jax.enable_x64(True):
+        assert stored(memory({"x": [2**53, 0.5]}))["x"].tolist() == [2.0**53, 0.5]
+
+
+@pytest.mark.spec("SRC-005")
+def test_floats_alone_are_rounded_however_large():
+    found = stored(memory({"x": [1.7e9 + 1, 16777217.0], "y": [[2.0**24 + 1], [np.float64(0.5)]]}))
+    assert found["x"].tolist() == [np.float32(1.7e9 + 1), 2.0**24]
+    assert found["y"].tolist() == [[2.0**24], [0.5]]
+
+
+@pytest.mark.spec("SRC-005")
 def test_an_integer_beside_floats_is_a_float_where_that_is_exact():
     found = stored(memory({"x": [2**24, 0.5, 2**30, -3, True, 1e30, 16777217.0]}))
     assert found["x"].tolist() == [2.0**24, 0.5, 2.0**30, -3, 1, np.float32(1e30), 2.0**24]

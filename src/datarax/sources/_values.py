@@ -113,8 +113,10 @@ def _has_nulls(values: Any) -> bool:
 
 def _exact(field: str, values: Any, floats: np.ndarray) -> np.ndarray:
     """The floats that NumPy has made of lists; integers again where there was nothing else."""
-    if not _are_integers(values):
-        _check_integers(field, values, floats)
+    kinds = _kinds(values)
+    if not kinds <= INTEGERS:
+        if kinds & INTEGERS:
+            _check_integers(field, values, floats)
         return floats
     integers = np.asarray(values, object)  # some take the last bit of a uint64, others are int64
     if (integers < 0).any():
@@ -129,10 +131,11 @@ def _exact(field: str, values: Any, floats: np.ndarray) -> np.ndarray:
 def _check_integers(field: str, values: Any, floats: np.ndarray) -> None:
     """Raises where an integer beside floats would be rounded as one of them."""
     target = need_held_type(field, floats.dtype)
-    whole = 2.0 ** (np.finfo(target).nmant + 1)  # from here on not every integer is there
-    for place in np.argwhere(np.abs(floats) > whole):
+    # From here on not every integer is there; this one may be what NumPy has made of the next.
+    whole = 2.0 ** (np.finfo(target).nmant + 1)
+    for place in np.argwhere(np.abs(floats) >= whole):
         value = functools.reduce(lambda x, i: x[i], place, values)
-        if np.asarray(value).dtype.kind in "biu" and int(target.type(value)) != int(value):
+        if np.asarray(value).dtype.kind in INTEGERS and int(target.type(value)) != int(value):
             raise FieldTypeError(
                 field,
                 f"has the integer {value} beside floats, as which JAX would hold it rounded, as "
@@ -140,10 +143,18 @@ def _check_integers(field: str, values: Any, floats: np.ndarray) -> None:
             )
 
 
-def _are_integers(values: Any) -> bool:
-    if isinstance(values, list | tuple):
-        return all(map(_are_integers, values))
-    return np.asarray(values).dtype.kind in "biu"
+INTEGERS = frozenset("biu")
+"""The kinds of NumPy's types whose values are all whole."""
+
+
+def _kinds(values: Any) -> set[str]:
+    """The kinds of NumPy's types that there are among the items of lists."""
+    if not isinstance(values, list | tuple):
+        return {np.asarray(values).dtype.kind}
+    types = set(map(type, values))
+    if all(x in (bool, int, float) or issubclass(x, np.generic) for x in types):
+        return {np.dtype(x).kind for x in types}
+    return set().union(*map(_kinds, values))
 
 
 def _no_numbers(field: str, array: np.ndarray) -> FieldTypeError:
