@@ -558,6 +558,23 @@ def test_checksums_catch_a_flipped_byte(tmp_path):
     assert hits > 0
 
 
+@pytest.mark.spec("SRC-031", "SRC-036")
+def test_an_array_record_file_that_is_cut_while_it_is_read_is_named(tmp_path):
+    records = [b"", *(np.random.default_rng(i).bytes(20_000) for i in range(60))]
+    path = cases.array_record(tmp_path / "x.array_record", records)
+
+    def decode(raw):
+        return {"size": np.int32(len(raw))}
+
+    source = ArrayRecordSource(ArrayRecordSourceConfig(paths=path, decode=decode))
+    assert source.get_batch_at(0, 2)["size"].tolist() == [0, 20_000]
+    os.truncate(path, 500_000)
+    assert source.get_batch_at(1, 1)["size"].tolist() == [20_000]
+    with pytest.raises(ReadError) as error:
+        source.get_batch_at(0, 61)
+    assert f"{path} was replaced or changed after it was opened" in str(error.value)
+
+
 @pytest.mark.spec("SRC-036")
 def test_page_checksums_of_parquet_are_verified(tmp_path):
     path = cases.parquet(tmp_path / "x.parquet", n=5000, group=1000)

@@ -146,11 +146,10 @@ class PartsReader(Reader):
         found: list[bytes] = [b""] * len(records)
         for i, rows, inside in self._counted.divide(records):
             part = self.parts[i]
-            wanted = (inside + part.skip).tolist()
-            several = part.file.read(wanted)
-            if len(several) != len(wanted) or not part.file.ok():
-                vars(part).pop("file", None)  # a reader that has failed once stays failed
-                raise OSError(f"{part.path} is damaged, or was changed while it was read")
+            several = part.file.read((inside + part.skip).tolist())
+            # Behind the end of a file that was cut, records of no bytes are found.
+            if not all(several) and stamp(part.path) != part.stamp:
+                raise OSError(f"{part.path} was replaced or changed after it was opened")
             for row, raw in zip(rows, several, strict=True):
                 found[row] = raw
         return found
