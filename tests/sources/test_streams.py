@@ -46,6 +46,7 @@ from datarax.sources import (
     StreamSourceConfig,
     TFDSStreamingSource,
     TFDSStreamingSourceConfig,
+    _ending,
 )
 from datarax.sources._iterable import Windows
 from datarax.sources._records import copier
@@ -575,6 +576,29 @@ def test_what_a_stage_draws_for_a_record_does_not_hang_on_the_shuffle():
         return keys[np.argsort(np.concatenate(ids(batches)))].tolist()
 
     assert drawn(windows(6)) == drawn(stream())
+
+
+@pytest.mark.internal
+@pytest.mark.parametrize("first", [[], [(0, 2)]], ids=["begun", "read on"])
+def test_a_stream_that_skips_stops_when_the_program_ends(first, monkeypatch):
+    monkeypatch.setattr(_ending, "ENDING", threading.Event())
+    seen = []
+
+    def rows():
+        for i in range(100):
+            seen.append(i)
+            if i == 5:
+                _ending.ENDING.set()
+            yield {"id": np.int32(i)}
+
+    stream = IterableSource(IterableSourceConfig(), rows).stream
+    spec = {"id": jax.ShapeDtypeStruct((), np.int32)}
+    vars(stream)["_pass"].spec = spec
+    for offset, count in first:
+        stream.read(0, offset, count, spec)
+    with pytest.raises(ReadError, match="The program is ending"):
+        stream.read(0, 50, 1, spec)
+    assert seen[-1] == 5
 
 
 @pytest.mark.spec("SRC-039", "SRC-028", "STATE-009", "STATE-010")

@@ -267,7 +267,7 @@ class Stream(abc.ABC):
         if left is None or not (on_the_way or here.at == (epoch, offset)):
             left, at = iter(self.begin(epoch, offset)), offset
         here.records, here.at = left, (epoch, offset)
-        for _ in itertools.islice(left, offset - at):
+        for _ in while_running(itertools.islice(left, offset - at)):
             pass
         return left
 
@@ -352,7 +352,7 @@ class IterableStream(Stream):
     def begin(self, epoch: int, skip: int) -> Iterator[dict[str, Any]]:
         del epoch
         records = iter(self.new())
-        for _ in itertools.islice(records, skip):
+        for _ in while_running(itertools.islice(records, skip)):
             pass
         return (as_record(record, self.fields) for record in records)
 
