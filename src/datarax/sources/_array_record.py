@@ -98,9 +98,6 @@ class Part:
     def __getstate__(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-
 
 @dataclasses.dataclass(frozen=True)
 class PartsReader(Reader):

@@ -285,9 +285,6 @@ class Stream(abc.ABC):
     def __getstate__(self) -> dict[str, Any]:
         return {name: x for name, x in vars(self).items() if name != "_pass"}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-
 
 class _Pass:
     """What is known of a stream: its spec, and of the pass that is open the records to come, and

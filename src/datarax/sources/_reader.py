@@ -125,6 +125,3 @@ class Reader(abc.ABC):
             for name, x in vars(self).items()
             if not isinstance(getattr(type(self), name, None), functools.cached_property)
         }
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
