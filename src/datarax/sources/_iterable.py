@@ -262,14 +262,15 @@ class Stream(abc.ABC):
     def _from(self, epoch: int, offset: int) -> Iterator[Any]:
         """The records from a place on: of the pass that is open, if it leads there."""
         here = self._pass
-        (opened, at), left = here.at, here.records
+        opened, at = here.at
+        goes_on = here.at == (epoch, offset)
         on_the_way = self.reads_on and at <= offset and (opened == epoch or at == 0)
-        if left is None or not (on_the_way or here.at == (epoch, offset)):
-            left, at = iter(self.begin(epoch, offset)), offset
-        here.records, here.at = left, (epoch, offset)
-        for _ in while_running(itertools.islice(left, offset - at)):
+        if here.records is None or not (goes_on or on_the_way):
+            here.records, at = iter(self.begin(epoch, offset)), offset
+        here.at = epoch, offset
+        for _ in while_running(itertools.islice(here.records, offset - at)):
             pass
-        return left
+        return here.records
 
     def _read_error(self, record: int, error: Exception) -> ReadError:
         reason = reason_of(error)
