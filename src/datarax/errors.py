@@ -49,21 +49,21 @@ class DataraxError(ValueError):
 
     code: ClassVar[str] = "error"
 
+    def __init_subclass__(cls, code: str | None = None):
+        super().__init_subclass__()
+        cls.code = cls.code if code is None else code
+
     def __reduce__(self) -> tuple[Any, ...]:
         # Without `__init__`, which would take the text for the first of its own arguments.
         return type(self).__new__, (type(self), *self.args), vars(self)
 
 
-class GraphError(DataraxError):
+class GraphError(DataraxError, code="graph"):
     """The nodes and edges do not form a graph that can run."""
 
-    code: ClassVar[str] = "graph"
 
-
-class CycleError(GraphError):
+class CycleError(GraphError, code="cycle"):
     """The edges form a cycle; `nodes` lists it in order, with the first node again at the end."""
-
-    code: ClassVar[str] = "cycle"
 
     def __init__(self, nodes: Sequence[str]):
         self.nodes = list(nodes)
@@ -73,10 +73,8 @@ class CycleError(GraphError):
         )
 
 
-class SelfLoopError(GraphError):
+class SelfLoopError(GraphError, code="self-loop"):
     """A node names itself as its predecessor."""
-
-    code: ClassVar[str] = "self-loop"
 
     def __init__(self, node: str):
         self.node = node
@@ -86,10 +84,8 @@ class SelfLoopError(GraphError):
         )
 
 
-class UnknownPredecessorError(GraphError):
+class UnknownPredecessorError(GraphError, code="unknown-predecessor"):
     """A predecessor, `name`, of `node` is not a node."""
-
-    code: ClassVar[str] = "unknown-predecessor"
 
     def __init__(self, node: str, name: object, known: Sequence[str]):
         self.node, self.name = node, name
@@ -99,20 +95,16 @@ class UnknownPredecessorError(GraphError):
         )
 
 
-class UnknownSinkError(GraphError):
+class UnknownSinkError(GraphError, code="unknown-sink"):
     """The sink, `name`, is not a node."""
-
-    code: ClassVar[str] = "unknown-sink"
 
     def __init__(self, name: object, known: Sequence[str]):
         self.name = name
         super().__init__(f"`sink` must be one of the nodes {list(known)}, got {name!r}.")
 
 
-class MissingEdgesError(GraphError):
+class MissingEdgesError(GraphError, code="missing-edges"):
     """`node` has no entry in `edges`."""
-
-    code: ClassVar[str] = "missing-edges"
 
     def __init__(self, node: str):
         self.node = node
@@ -122,10 +114,8 @@ class MissingEdgesError(GraphError):
         )
 
 
-class EdgesWithoutNodeError(GraphError):
+class EdgesWithoutNodeError(GraphError, code="edges-without-node"):
     """`edges` has an entry for `name`, which is not a node."""
-
-    code: ClassVar[str] = "edges-without-node"
 
     def __init__(self, name: object, known: Sequence[str]):
         self.name = name
@@ -135,10 +125,8 @@ class EdgesWithoutNodeError(GraphError):
         )
 
 
-class UnusedNodeError(GraphError):
+class UnusedNodeError(GraphError, code="unused-node"):
     """The output of `node` never reaches the sink."""
-
-    code: ClassVar[str] = "unused-node"
 
     def __init__(self, node: str, sink: str):
         self.node = node
@@ -148,10 +136,8 @@ class UnusedNodeError(GraphError):
         )
 
 
-class NoNodesError(GraphError):
+class NoNodesError(GraphError, code="no-nodes"):
     """The graph is empty."""
-
-    code: ClassVar[str] = "no-nodes"
 
     def __init__(self):
         super().__init__(
@@ -160,10 +146,8 @@ class NoNodesError(GraphError):
         )
 
 
-class PredecessorsTypeError(GraphError):
+class PredecessorsTypeError(GraphError, code="predecessors-type"):
     """The predecessors of `node` are not a list of names."""
-
-    code: ClassVar[str] = "predecessors-type"
 
     def __init__(self, node: str, value: object):
         self.node = node
@@ -173,11 +157,9 @@ class PredecessorsTypeError(GraphError):
         )
 
 
-class NodeNameError(GraphError):
+class NodeNameError(GraphError, code="node-name"):
     """A node has a name that no node can have: empty, "source", no string of valid Unicode, `_` in
     front, or with the CRC-32 of an `other` name, since the keys of the two would be the same."""
-
-    code: ClassVar[str] = "node-name"
 
     def __init__(self, name: object, other: str | None = None):
         self.name = name
@@ -193,10 +175,8 @@ class NodeNameError(GraphError):
         super().__init__(f"{rule} Rename the node.")
 
 
-class StagesAndNodesError(GraphError):
+class StagesAndNodesError(GraphError, code="stages-and-nodes"):
     """A chain and a graph were given together, or only a part of a graph."""
-
-    code: ClassVar[str] = "stages-and-nodes"
 
     def __init__(self, given: Sequence[str]):
         super().__init__(
@@ -205,14 +185,12 @@ class StagesAndNodesError(GraphError):
         )
 
 
-class StageError(DataraxError):
+class StageError(DataraxError, code="stage"):
     """A stage failed, or returned something that is not a batch.
 
     `node` is its name, `predecessors` maps the names of what it read to their specs, and
     `__cause__` is the original error.
     """
-
-    code: ClassVar[str] = "stage"
 
     def __init__(self, node: str, predecessors: Mapping[str, str], reason: str):
         self.node, self.predecessors = node, dict(predecessors)
@@ -221,34 +199,26 @@ class StageError(DataraxError):
         super().__init__(f"Stage {node!r} failed: {reason}{called}")
 
 
-class BatchSizeError(DataraxError):
+class BatchSizeError(DataraxError, code="batch-size"):
     """`batch_size` is not an integer in `[1, 2**31)`."""
-
-    code: ClassVar[str] = "batch-size"
 
     def __init__(self, value: object):
         super().__init__(f"`batch_size` must be an integer in [1, 2**31), got {value!r}.")
 
 
-class ShardingError(DataraxError):
+class ShardingError(DataraxError, code="sharding"):
     """`sharding` does not say how to split the rows of a batch."""
-
-    code: ClassVar[str] = "sharding"
 
     def __init__(self, what: str):
         super().__init__(f"`sharding` {what}.")
 
 
-class LastBatchError(DataraxError):
+class LastBatchError(DataraxError, code="last-batch"):
     """`last_batch` is unknown, or cannot be applied to this source or scan."""
 
-    code: ClassVar[str] = "last-batch"
 
-
-class ScanLengthError(DataraxError):
+class ScanLengthError(DataraxError, code="scan-length"):
     """`length`, `unroll` or `fetch` of a scan is not a number of batches."""
-
-    code: ClassVar[str] = "scan-length"
 
     def __init__(self, value: object, name: str = "length"):
         least, without = (
@@ -260,10 +230,8 @@ class ScanLengthError(DataraxError):
         )
 
 
-class CapturedError(DataraxError):
+class CapturedError(DataraxError, code="captured"):
     """The function of a scan uses NNX objects, `names`, that are not in its `modules`."""
-
-    code: ClassVar[str] = "captured"
 
     def __init__(self, names: Sequence[str]):
         self.names = list(names)
@@ -287,10 +255,8 @@ class CapturedError(DataraxError):
         return error
 
 
-class MaskNameError(DataraxError):
+class MaskNameError(DataraxError, code="mask-name"):
     """The data has a field with the name of the mask."""
-
-    code: ClassVar[str] = "mask-name"
 
     def __init__(self, name: object, fields: Sequence[str]):
         super().__init__(
@@ -300,22 +266,16 @@ class MaskNameError(DataraxError):
         )
 
 
-class RngsError(DataraxError):
+class RngsError(DataraxError, code="rngs"):
     """A shuffle or a stage needs random numbers, and there is no seed: no `rngs` was given."""
 
-    code: ClassVar[str] = "rngs"
 
-
-class SourceError(DataraxError):
+class SourceError(DataraxError, code="source"):
     """Data that a source cannot hold."""
 
-    code: ClassVar[str] = "source"
 
-
-class SourceTypeError(SourceError):
+class SourceTypeError(SourceError, code="source-type"):
     """The object given as `source` is not a source."""
-
-    code: ClassVar[str] = "source-type"
 
     def __init__(self, value: object):
         of_class = isinstance(value, type)
@@ -327,10 +287,8 @@ class SourceTypeError(SourceError):
         )
 
 
-class EmptySourceError(SourceError):
+class EmptySourceError(SourceError, code="empty-source"):
     """The source has no records."""
-
-    code: ClassVar[str] = "empty-source"
 
     def __init__(self, what: str = "`data`"):
         super().__init__(f"A source must hold at least one record, but {what} holds none.")
@@ -346,10 +304,8 @@ class EmptySourceError(SourceError):
         )
 
 
-class UnequalLengthsError(SourceError):
+class UnequalLengthsError(SourceError, code="unequal-lengths"):
     """The fields have different numbers of rows."""
-
-    code: ClassVar[str] = "unequal-lengths"
 
     def __init__(self, lengths: Mapping[str, int]):
         shown = dict(itertools.islice(lengths.items(), 20))
@@ -359,33 +315,27 @@ class UnequalLengthsError(SourceError):
         )
 
 
-class FieldTypeError(SourceError):
+class FieldTypeError(SourceError, code="field-type"):
     """A `field` that JAX cannot hold without changing its values."""
-
-    code: ClassVar[str] = "field-type"
 
     def __init__(self, field: str, reason: str):
         self.field = field
         super().__init__(f"Field {field!r} {reason}")
 
 
-class FileError(SourceError):
+class FileError(SourceError, code="file"):
     """A `file` that is missing, damaged, or of another kind."""
-
-    code: ClassVar[str] = "file"
 
     def __init__(self, file: str, reason: str):
         self.file = file
         super().__init__(f"File {file!r} {reason}")
 
 
-class ReadError(SourceError):
+class ReadError(SourceError, code="read"):
     """`record` of `file` could not be read by `source`; `__cause__` is the original error.
 
     `record` is None if each record of the batch could be read on its own, so a retry may succeed.
     """
-
-    code: ClassVar[str] = "read"
 
     def __init__(
         self,
@@ -408,29 +358,21 @@ class ReadError(SourceError):
         )
 
 
-class RandomAccessError(SourceError):
+class RandomAccessError(SourceError, code="random-access"):
     """A stream was asked for something other than its next rows."""
 
-    code: ClassVar[str] = "random-access"
 
-
-class SpecsError(SourceError):
+class SpecsError(SourceError, code="specs"):
     """The sources of a mixture have records of different fields, shapes or types."""
 
-    code: ClassVar[str] = "specs"
 
-
-class StateError(DataraxError):
+class StateError(DataraxError, code="state"):
     """A state that does not belong to this pipeline; `field` is where it differs."""
-
-    code: ClassVar[str] = "state"
 
     def __init__(self, field: str, reason: str):
         self.field = field
         super().__init__(f"The state does not fit this pipeline: {field!r} {reason}")
 
 
-class SeekError(DataraxError):
+class SeekError(DataraxError, code="seek"):
     """A cursor, record or start outside the stream."""
-
-    code: ClassVar[str] = "seek"
