@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import pydoc
 import subprocess
 import sys
 
@@ -39,8 +40,7 @@ def test_names_can_be_imported_from_where_they_are_promised(module, names):
 def test_help_lists_what_a_module_is_for():
     from datarax import errors, testing
 
-    classes = {name for name, x in vars(errors).items() if getattr(x, "code", None)}
-    assert set(errors.__all__) == classes
+    assert "\nDATA" not in pydoc.plain(pydoc.render_doc(errors))
     assert testing.__all__ == ["LawError", "check_pipeline", "check_source", "check_stage"]
 
 

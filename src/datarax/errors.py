@@ -6,52 +6,18 @@ says the rule, what came instead, and the way out.
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
-
-__all__ = [
-    "BatchSizeError",
-    "CapturedError",
-    "CycleError",
-    "DataraxError",
-    "EdgesWithoutNodeError",
-    "EmptySourceError",
-    "FieldTypeError",
-    "FileError",
-    "GraphError",
-    "LastBatchError",
-    "MaskNameError",
-    "MissingEdgesError",
-    "NoNodesError",
-    "NodeNameError",
-    "PredecessorsTypeError",
-    "RandomAccessError",
-    "ReadError",
-    "RngsError",
-    "ScanLengthError",
-    "SeekError",
-    "SelfLoopError",
-    "ShardingError",
-    "SourceError",
-    "SourceTypeError",
-    "SpecsError",
-    "StageError",
-    "StagesAndNodesError",
-    "StateError",
-    "UnequalLengthsError",
-    "UnknownPredecessorError",
-    "UnknownSinkError",
-    "UnusedNodeError",
-]
+from typing import Any
 
 
 class DataraxError(ValueError):
     """Base of all errors that Datarax raises itself."""
 
-    code: ClassVar[str] = "error"
+    code: str = "error"
 
     def __init_subclass__(cls, code: str | None = None):
         super().__init_subclass__()
-        cls.code = cls.code if code is None else code
+        if code is not None:
+            cls.code = code
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Without `__init__`, which would take the text for the first of its own arguments.
