@@ -199,10 +199,11 @@ class ScanLengthError(DataraxError, code="scan-length"):
 class CapturedError(DataraxError, code="captured"):
     """The function of a scan uses NNX objects, `names`, that are not in its `modules`."""
 
-    def __init__(self, names: Sequence[str]):
+    def __init__(self, names: Sequence[str], *, text: str | None = None):
         self.names = list(names)
         super().__init__(
-            f"`step_fn` must be given the NNX objects that it uses, but reaches {self.names} by "
+            text
+            or f"`step_fn` must be given the NNX objects that it uses, but reaches {self.names} by "
             "itself: compiled, it would hold their present values for ever. "
             "Pass them in `modules=`; they come as its arguments. What is no array can be read "
             "before the call."
@@ -211,14 +212,12 @@ class CapturedError(DataraxError, code="captured"):
     @classmethod
     def pipeline(cls) -> "CapturedError":
         """For a pipeline that is consumed in a traced function which only closes over it."""
-        error = cls.__new__(
-            cls,
-            "A pipeline can be consumed in a traced function only as its argument, but this one "
-            "comes from outside: its cursor could not move. Pass it to the function under "
+        return cls(
+            ["pipeline"],
+            text="A pipeline can be consumed in a traced function only as its argument, but this "
+            "one comes from outside: its cursor could not move. Pass it to the function under "
             "`nnx.jit` or `nnx.grad`, or take the batch before the call.",
         )
-        error.names = ["pipeline"]
-        return error
 
 
 class MaskNameError(DataraxError, code="mask-name"):
@@ -256,17 +255,16 @@ class SourceTypeError(SourceError, code="source-type"):
 class EmptySourceError(SourceError, code="empty-source"):
     """The source has no records."""
 
-    def __init__(self, what: str = "`data`"):
-        super().__init__(f"A source must hold at least one record, but {what} holds none.")
+    def __init__(self, what: str = "`data`", *, text: str | None = None):
+        super().__init__(text or f"A source must hold at least one record, but {what} holds none.")
 
     @classmethod
     def batch(cls, stream: str, records: int, size: int) -> "EmptySourceError":
         """For a stream of so many records, which are fewer than a batch under "drop"."""
-        return cls.__new__(
-            cls,
-            f'Under last_batch="drop" a pass must hold at least one batch of {size}, but one over '
-            f"{stream} holds {records} records. Choose a smaller `batch_size`, or another "
-            "`last_batch`.",
+        return cls(
+            text=f'Under last_batch="drop" a pass must hold at least one batch of {size}, but one '
+            f"over {stream} holds {records} records. Choose a smaller `batch_size`, or another "
+            "`last_batch`."
         )
 
 
