@@ -32,7 +32,6 @@ from .._types import (
     Batch,
     Cursor,
     KeyLike,
-    Mask,
     Records,
     Scalar,
     Signed,
@@ -45,6 +44,7 @@ from .._types import (
 from .._variables import flatten
 from .._xla import as_one_program
 from ..errors import BatchSizeError, RngsError, SeekError, SourceError
+from ._callback import call_host_readable
 
 T = TypeVar("T")
 
@@ -128,10 +128,6 @@ class EagerSourceBase(Watched, metaclass=Signed):
         Override it if the source has a faster way than `gather`.
         """
         return self.gather(start + jnp.arange(size, dtype=start.dtype))
-
-    def gather_readable(self, records: Records) -> tuple[Batch, Mask]:
-        """`gather` for a source that `masks`: zero for what cannot be read, and which can."""
-        return self.gather(records), jnp.ones(records.shape, bool)
 
     def order(self, order_key: Words | None, epochs: Turns) -> Order:
         """The `Order` of these epochs. Override it to shuffle in a way of your own.
@@ -341,7 +337,10 @@ def _rows_across(
 def _gathered(source: EagerSourceBase, rows: Rows, masks: bool) -> Fetched:
     if not masks:
         return Fetched(source.gather(rows.record), rows)
-    batch, readable = source.gather_readable(rows.record)
+    if source.reader is None:  # what is on the device can be read
+        batch, readable = source.gather(rows.record), jnp.ones(rows.record.shape, bool)
+    else:
+        batch, readable = call_host_readable(source.reader, rows.record)
     mask = readable if rows.mask is None else rows.mask & readable
     return Fetched(batch, rows._replace(mask=mask))
 

@@ -29,26 +29,12 @@ def call_host(reader: Reader, records: Records, wanted: Mask | None = None) -> B
     any trace they are read at once: of a callback JAX keeps what it has called, and its errors are
     no more than a text.
     """
-    if trace() == NO_TRACE:
-        return jax.tree.map(jnp.asarray, _ReadCallback(reader).read(records, wanted))
-    b = records.shape[0]
-    spec = jax.tree.map(lambda x: jax.ShapeDtypeStruct((b, *x.shape), x.dtype), reader.element_spec)
-    args = (records,) if wanted is None else (records, wanted)
-    return jax.pure_callback(_ReadCallback(reader), spec, *args, vmap_method="sequential")
+    return _call(_ReadCallback(reader), records, wanted)
 
 
 def call_host_readable(reader: Reader, records: Records) -> tuple[Batch, Mask]:
     """`call_host` with zero for what cannot be read, and which of the rows can."""
-
-    def rows(records: Any) -> tuple[Batch, np.ndarray]:
-        return reader.rows_and_holes(np.asarray(records), reader.element_spec)[:2]
-
-    if trace() == NO_TRACE:
-        return jax.tree.map(jnp.asarray, rows(records))
-    b = records.shape[0]
-    spec = jax.tree.map(lambda x: jax.ShapeDtypeStruct((b, *x.shape), x.dtype), reader.element_spec)
-    mask = jax.ShapeDtypeStruct((b,), np.dtype(bool))
-    return jax.pure_callback(rows, (spec, mask), records, vmap_method="sequential")
+    return _call(_ReadCallback(reader, masks=True), records)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,23 +42,38 @@ class _ReadCallback:
     """`reader.rows` for a callback: equal for equal readers."""
 
     reader: Reader
+    masks: bool = False
 
-    def __call__(self, records: Any, wanted: Any = None) -> Batch:
+    @property
+    def spec(self) -> Any:
+        """Shape and type of what comes for one record."""
+        spec = self.reader.element_spec
+        return (spec, jax.ShapeDtypeStruct((), np.dtype(bool))) if self.masks else spec
+
+    def __call__(self, records: Any, wanted: Any) -> Any:
         try:
             return self.read(records, wanted)
         except ReadError as error:
             RAISED.append(error)
             raise
 
-    def read(self, records: Any, wanted: Any) -> Batch:
-        records = np.asarray(records)
+    def read(self, records: Any, wanted: Any) -> Any:
+        records, spec = np.asarray(records), self.reader.element_spec
+        if self.masks:
+            return self.reader.rows_and_holes(records, spec)[:2]
         if wanted is None:
-            return self.reader.rows(records, self.reader.element_spec)
+            return self.reader.rows(records, spec)
         wanted = np.asarray(wanted)
-        batch = jax.tree.map(
-            lambda x: np.zeros((len(records), *x.shape), x.dtype), self.reader.element_spec
-        )
+        batch = jax.tree.map(lambda x: np.zeros((len(records), *x.shape), x.dtype), spec)
         if wanted.any():
-            rows = self.reader.rows(records[wanted], self.reader.element_spec)
+            rows = self.reader.rows(records[wanted], spec)
             jax.tree.map(lambda to, x: to.__setitem__(wanted, x), batch, rows)
         return batch
+
+
+def _call(callback: _ReadCallback, records: Records, wanted: Mask | None = None) -> Any:
+    if trace() == NO_TRACE:
+        return jax.tree.map(jnp.asarray, callback.read(records, wanted))
+    b = records.shape[0]
+    spec = jax.tree.map(lambda x: jax.ShapeDtypeStruct((b, *x.shape), x.dtype), callback.spec)
+    return jax.pure_callback(callback, spec, records, wanted, vmap_method="sequential")

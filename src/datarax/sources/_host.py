@@ -6,10 +6,10 @@ from typing import Literal, TypeAlias
 from flax import nnx
 
 from .._order import ORDERS, Blocks, Shuffle
-from .._types import Batch, Mask, Records, Spec, expect, integer
+from .._types import Batch, Records, Spec, expect, integer
 from ..errors import DataraxError, EmptySourceError, ReadError
 from ._base import EagerSourceBase
-from ._callback import call_host, call_host_readable
+from ._callback import call_host
 from ._reader import Reader
 from ._records import reason_of
 
@@ -122,6 +122,3 @@ class HostSource(EagerSourceBase):
 
     def gather(self, records: Records) -> Batch:
         return call_host(self.reader, records)
-
-    def gather_readable(self, records: Records) -> tuple[Batch, Mask]:
-        return call_host_readable(self.reader, records)

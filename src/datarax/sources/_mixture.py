@@ -28,7 +28,6 @@ from .._rows import where_rows
 from .._types import (
     AnyArray,
     Batch,
-    Mask,
     Offsets,
     Records,
     Spec,
@@ -44,7 +43,7 @@ from .._xla import as_one_program
 from ..errors import EmptySourceError, SpecsError
 from ._base import EagerSourceBase
 from ._buffers import empty_rows
-from ._callback import call_host, call_host_readable
+from ._callback import call_host
 from ._reader import Reader
 
 PERIOD = 256
@@ -173,9 +172,6 @@ class MixDataSourcesNode(EagerSourceBase):
     def order(self, order_key: Words | None, epochs: Turns) -> Order:
         own = [None if x.base is None else x.base.get_raw_value() for x in self.sources]
         return as_one_program(_mix_order, order_key, own, epochs, plan=self.plan)
-
-    def gather_readable(self, records: Records) -> tuple[Batch, Mask]:
-        return call_host_readable(self.reader, records)
 
     def gather(self, records: Records) -> Batch:
         if self.reader is not None:
