@@ -1,6 +1,7 @@
 """Several sources mixed by weight, as one source."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import Literal
@@ -44,6 +45,7 @@ from ..errors import EmptySourceError, SpecsError
 from ._base import EagerSourceBase
 from ._buffers import empty_rows
 from ._callback import call_host
+from ._parts import Parts
 from ._reader import Reader
 
 PERIOD = 256
@@ -306,8 +308,12 @@ class MixReader(Reader):
 
     label = "MixDataSourcesNode"
 
+    @functools.cached_property
+    def _parts(self) -> Parts:
+        return Parts(self.plan.lengths)
+
     def __len__(self) -> int:
-        return sum(self.plan.lengths)
+        return len(self._parts)
 
     @property
     def lasting(self) -> bool:
@@ -321,20 +327,15 @@ class MixReader(Reader):
     def read(self, records: np.ndarray) -> Batch:
         spec = self.stored_spec
         batch = jax.tree.map(lambda x: empty_rows(len(records), x.shape, x.dtype), spec)
-        for reader, (begin, end) in zip(self.readers, self.plan.ranges, strict=True):
-            mine = (records >= begin) & (records < end)
-            if mine.any():
-                rows = reader.checked(records[mine] - records.dtype.type(begin), spec)
-                jax.tree.map(lambda to, x, mine=mine: to.__setitem__(mine, x), batch, rows)
+        for i, rows, inside in self._parts.divide(records):
+            part = self.readers[i].checked(inside.astype(records.dtype), spec)
+            jax.tree.map(lambda to, x, rows=rows: to.__setitem__(rows, x), batch, part)
         return batch
 
     def place(self, record: int) -> str:
-        for i, (reader, (begin, end)) in enumerate(
-            zip(self.readers, self.plan.ranges, strict=True)
-        ):
-            if begin <= record < end:
-                return f"{reader.place(record - begin)} (record {record - begin} of source {i})"
-        raise IndexError(record)
+        i = self._parts.part_of(record)
+        inside = record - self.plan.ranges[i][0]
+        return f"{self.readers[i].place(inside)} (record {inside} of source {i})"
 
 
 def multiply_divide(x: Turns, factor: int, divisor: int) -> tuple[Turns, Turns]:
