@@ -7,11 +7,11 @@ from flax import nnx
 
 from .._order import ORDERS, Blocks, Shuffle
 from .._types import Batch, Records, Spec, expect, integer
-from ..errors import DataraxError, EmptySourceError, ReadError
+from ..errors import DataraxError, EmptySourceError
 from ._base import EagerSourceBase
 from ._callback import call_host
 from ._reader import Reader
-from ._records import reason_of
+from ._records import read_error
 
 OnError: TypeAlias = Literal["raise", "mask"]
 
@@ -109,9 +109,9 @@ class HostSource(EagerSourceBase):
         except DataraxError:
             raise
         except Exception as error:
-            place, reason = reader.place(0), reason_of(error)
             way_out = "A record that can be read shows what all of them are, and none was found."
-            raise ReadError(reader.label, place, 0, reason, way_out=way_out, retry=False) from error
+            how = {"way_out": way_out, "retry": False}
+            raise read_error(reader.label, reader.place(0), 0, error, **how) from error
 
     def __len__(self) -> int:
         return len(self.reader)

@@ -21,7 +21,7 @@ from .._types import Batch, Signed, Spec, expect, integer, names
 from ..errors import DataraxError, EmptySourceError, RandomAccessError, ReadError
 from ._base import Fetched
 from ._ending import while_running
-from ._records import Unfit, conform, copier, held_spec, reason_of, spec_of, stack
+from ._records import conform, copier, held_spec, read_error, spec_of, stack
 from ._values import BY_NAME, as_record, is_table
 
 
@@ -273,12 +273,8 @@ class Stream(abc.ABC):
         return here.records
 
     def _read_error(self, record: int, error: Exception) -> ReadError:
-        reason = reason_of(error)
-        if isinstance(error, Unfit):
-            way_out, retry = error.way_out, False
-        else:  # it does not mask
-            way_out, retry = "To go on without such records, leave them out of the stream.", True
-        return ReadError(self.label, self.label, record, reason, way_out=way_out, retry=retry)
+        way_out = "To go on without such records, leave them out of the stream."  # it does not mask
+        return read_error(self.label, self.label, record, error, way_out=way_out)
 
     def __deepcopy__(self, memo: Any) -> "Stream":
         return self

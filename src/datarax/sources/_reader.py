@@ -9,7 +9,7 @@ import numpy as np
 
 from .._types import Batch, Spec
 from ..errors import ReadError
-from ._records import Unfit, conform, held_spec, reason_of
+from ._records import conform, held_spec, read_error
 
 
 class Reader(abc.ABC):
@@ -104,16 +104,10 @@ class Reader(abc.ABC):
             try:
                 self.checked(np.array([record], records.dtype), spec)
             except Exception as single:
-                return self._error_of(record, record, single)
+                return read_error(self.label, self.place(record), record, single)
         first = int(records[0])
         record = first if len(records) == 1 else None
-        return self._error_of(first, record, error)
-
-    def _error_of(self, at: int, record: int | None, error: Exception) -> ReadError:
-        place, reason = self.place(at), reason_of(error)
-        if isinstance(error, Unfit):  # it will be the same when it is read again
-            return ReadError(self.label, place, record, reason, way_out=error.way_out, retry=False)
-        return ReadError(self.label, place, record, reason)
+        return read_error(self.label, self.place(first), record, error)
 
     def __deepcopy__(self, memo: Any) -> "Reader":
         return self

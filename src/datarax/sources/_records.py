@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from .._types import Batch, Spec, escaped, flat_fields, spec_text
-from ..errors import DataraxError, EmptySourceError, FieldTypeError
+from ..errors import DataraxError, EmptySourceError, FieldTypeError, ReadError
 from ._values import as_array, hold, need_held_type
 
 T = TypeVar("T")
@@ -46,9 +46,14 @@ class Unfit(ValueError):
     )
 
 
-def reason_of(error: Exception) -> str:
-    """What is wrong with records, as an error of a source says it."""
-    return str(error) if isinstance(error, Unfit) else f"{type(error).__name__}: {error}"
+def read_error(
+    source: str, file: str, record: int | None, error: Exception, **how: Any
+) -> ReadError:
+    """What a source says of a record that could not be read; `how` is `way_out` and `retry`."""
+    if isinstance(error, Unfit):  # it will be the same when it is read again
+        how = {"way_out": error.way_out, "retry": False}
+        return ReadError(source, file, record, str(error), **how)
+    return ReadError(source, file, record, f"{type(error).__name__}: {error}", **how)
 
 
 def conform(batch: Batch, stored: Spec, held: Spec, records: np.ndarray) -> Batch:
