@@ -95,9 +95,9 @@ def touched(cut: Cut, count: int, length: int | None, last_batch: LastBatch) -> 
     return 1 + -(-(count - 1) // batches_of(cut.size, length, last_batch))
 
 
-def batches_of(size: int, length: int, last_batch: LastBatch) -> int:
-    """Batches of full size in an epoch that is cut anew."""
-    return -(-length // size) if last_batch == "pad" else length // size
+def batches_of(size: Any, length: Any, last_batch: LastBatch) -> Any:
+    """Batches of full size in an epoch that is cut anew; for a rest of one, at least a record."""
+    return (length - 1) // size + 1 if last_batch == "pad" else length // size
 
 
 def batches_of_loop(size: int, length: int, last_batch: LastBatch) -> int:
@@ -105,24 +105,33 @@ def batches_of_loop(size: int, length: int, last_batch: LastBatch) -> int:
     return length // size if last_batch == "drop" else -(-length // size)
 
 
+def start_after(
+    cursor: Cursor, size: int, count: Any, length: int | None, last_batch: LastBatch
+) -> Cursor:
+    """Where the batch after `count` others starts, the first of them at the settled `cursor`.
+
+    `count` is a plain integer, as the cursor's are, or an array in the type of the cursor's.
+    """
+    size = _like(count, size)
+    rows = count * size
+    if length is None:
+        return Cursor(cursor.epoch + 0 * count, cursor.offset + rows)
+    if last_batch == "keep":
+        turn, offset = _onward(cursor.offset, rows, length)
+        return Cursor(cursor.epoch + turn, offset)
+    length = _like(count, length)
+    left, whole = (batches_of(size, x, last_batch) for x in (length - cursor.offset, length))
+    here, later = count < left, count - left  # which is not taken where it left the word
+    turn = _where(here, 0, later // whole + 1)
+    return Cursor(cursor.epoch + turn, _where(here, cursor.offset + rows, later % whole * size))
+
+
 def starts(
     cursor: Cursor, size: int, count: int, length: int | None, last_batch: LastBatch
 ) -> Cursor:
     """Where `count` batches in a row start, the first of them at the settled `cursor`."""
-    i = jnp.arange(count, dtype=cursor.offset.dtype)
-    if length is None:
-        turn, offset = jnp.zeros_like(i), cursor.offset + i * _like(i, size)
-    elif last_batch == "keep":
-        turn, offset = _onward(cursor.offset, i * _like(i, size), length)
-    else:
-        rows, rest = _like(i, size), _like(i, length) - cursor.offset
-        left = rest // rows
-        if last_batch == "pad":
-            left += (rest % rows > 0).astype(rest.dtype)
-        whole = _like(i, batches_of(size, length, last_batch))
-        turn = jnp.where(i < left, 0, (i - left) // whole + 1)
-        offset = jnp.where(i < left, cursor.offset + i * rows, (i - left) % whole * rows)
-    return Cursor(cursor.epoch + turn, offset)
+    each = jnp.arange(count, dtype=cursor.offset.dtype)
+    return start_after(cursor, size, each, length, last_batch)
 
 
 def starts_within(epoch: int, offset: int, size: int, count: int) -> list[Cursor]:
@@ -132,20 +141,6 @@ def starts_within(epoch: int, offset: int, size: int, count: int) -> list[Cursor
 
 
 _CURSOR = functools.partial(tuple.__new__, Cursor)  # what `Cursor._make` comes down to, in C
-
-
-def start_after(
-    cursor: Cursor, size: int, count: int, length: int | None, last_batch: LastBatch
-) -> Cursor:
-    """Where the batch after `count` others starts, in plain integers."""
-    if length is None or last_batch == "keep":
-        return advance(cursor, size * count, length, "keep")
-    left = batches_of(size, length - cursor.offset, last_batch)
-    whole = batches_of(size, length, last_batch)
-    if count < left:
-        return Cursor(cursor.epoch, cursor.offset + count * size)
-    turn, batches = divmod(count - left, whole)
-    return Cursor(cursor.epoch + 1 + turn, batches * size)
 
 
 def _onward(offset: Any, rows: Any, length: int) -> tuple[Any, Any]:
