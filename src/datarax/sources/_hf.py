@@ -102,7 +102,20 @@ class HFStream(Stream):
         self._columns: Spec | None = None  # of the first rows: those of others are alike
 
     def begin(self, epoch: int, skip: int) -> Iterator[dict[str, Any]]:
-        size, passed = ROWS, 0  # rows come one by one until those of a broken chunk have passed
+        for chunk in self._chunks(epoch, skip):
+            if self._columns is None:
+                self._columns = spec_of_columns([columns_of(chunk)])
+            fields, holes = columns_of(chunk, self._columns)
+            for i in range(chunk.num_rows):
+                for name, missing in holes.items():
+                    if missing[i]:
+                        raise hole(name)
+                yield {name: np.array(x[i]) for name, x in fields.items()}
+
+    def _chunks(self, epoch: int, skip: int) -> Iterator[Any]:
+        """The rows of a pass in tables of `ROWS`; one by one until those of a broken table have
+        passed."""
+        size, passed = ROWS, 0
         while True:
             rest = self.dataset.with_format("arrow").skip(skip)
             rest.set_epoch(epoch)  # here: what is derived from a data set forgets its epoch
@@ -122,14 +135,7 @@ class HFStream(Stream):
                     break
                 if chunk is None:
                     return
-                if self._columns is None:
-                    self._columns = spec_of_columns([columns_of(chunk)])
-                fields, holes = columns_of(chunk, self._columns)
-                for i in range(chunk.num_rows):
-                    for name, missing in holes.items():
-                        if missing[i]:
-                            raise hole(name)
-                    yield {name: np.array(x[i]) for name, x in fields.items()}
+                yield chunk
                 skip += chunk.num_rows
             size, passed = (ROWS, 0) if size == 1 else (1, skip + ROWS)
 
