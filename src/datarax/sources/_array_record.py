@@ -114,7 +114,6 @@ class PartsReader(Reader):
     def __len__(self) -> int:
         return len(self._counted)
 
-    # A cached property where the base has a property: it, too, is only ever read.
     @functools.cached_property
     def stored_spec(self) -> Spec:  # pyright: ignore[reportIncompatibleMethodOverride]
         return first_readable(

@@ -141,7 +141,6 @@ class ColumnReader(_ChunkReader):
 
     fill: Fill
 
-    # A cached property where the base has a property: it, too, is only ever read.
     @functools.cached_property
     def stored_spec(self) -> Spec:  # pyright: ignore[reportIncompatibleMethodOverride]
         if not self._chunks:
@@ -190,7 +189,6 @@ class RowReader(_ChunkReader):
 
     decode: Callable[[dict[str, Any]], Any]
 
-    # A cached property where the base has a property: it, too, is only ever read.
     @functools.cached_property
     def stored_spec(self) -> Spec:  # pyright: ignore[reportIncompatibleMethodOverride]
         _check_schemas(self._chunks, None)

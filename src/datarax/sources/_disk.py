@@ -101,7 +101,6 @@ class NpyReader(Reader):
     def _counted(self) -> Parts:
         return Parts([len(next(iter(part.values())).rows) for part in self._columns])
 
-    # A cached property where the base has a property: it, too, is only ever read.
     @functools.cached_property
     def stored_spec(self) -> Spec:  # pyright: ignore[reportIncompatibleMethodOverride]
         return {

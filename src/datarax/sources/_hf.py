@@ -156,7 +156,6 @@ class HFReader(Reader):
         # Not "numpy": that format makes float32 of float64.
         return self.dataset.with_format("arrow")
 
-    # A cached property where the base has a property: it, too, is only ever read.
     @functools.cached_property
     def stored_spec(self) -> Spec:  # pyright: ignore[reportIncompatibleMethodOverride]
         starts = range(0, len(self), ROWS)

@@ -91,7 +91,6 @@ class ObjectReader(Reader):
     def _length(self) -> int:  # a list may grow, an epoch does not
         return len(self.data)
 
-    # A cached property where the base has a property: it, too, is only ever read.
     @functools.cached_property
     def stored_spec(self) -> Spec:  # pyright: ignore[reportIncompatibleMethodOverride]
         return first_readable(

@@ -32,6 +32,7 @@ class Reader(abc.ABC):
     @abc.abstractmethod
     def __len__(self) -> int: ...
 
+    # Readers may have a cached property here, though pyright objects: it, too, is only ever read.
     @property
     @abc.abstractmethod
     def stored_spec(self) -> Spec:
