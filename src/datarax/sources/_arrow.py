@@ -143,8 +143,6 @@ class ColumnReader(_ChunkReader):
 
     @functools.cached_property
     def stored_spec(self) -> Spec:  # pyright: ignore[reportIncompatibleMethodOverride]
-        if not self._chunks:
-            raise EmptySourceError(self.label)
         chunks = self._chunks
         schema = chunks[0].schema
         for name, _ in self.fill:
@@ -162,7 +160,7 @@ class ColumnReader(_ChunkReader):
         first = first_readable(look, len(chunks))
         others = (self._columns(chunk.table(list(first[0]))) for chunk in chunks)
         spec = spec_of_columns(itertools.chain([first], others))
-        _check_schemas(self._chunks, spec)
+        _check_schemas(chunks, spec)
         return spec
 
     def _columns(self, table: Any, spec: Spec | None = None) -> tuple[Fields, Fields]:
