@@ -58,7 +58,7 @@ def read_error(
 
 def conform(batch: Batch, stored: Spec, held: Spec, records: np.ndarray) -> Batch:
     """A batch of the `stored` spec in the types of the `held` one, or what is wrong with it."""
-    if _is_held(batch, stored, held, len(records)):
+    if _needs_nothing(batch, stored, held, len(records)):
         return batch
     if not isinstance(batch, dict):
         raise Unfit(f"it is of type {type(batch).__name__}, and not a dict of arrays")
@@ -81,7 +81,7 @@ def conform(batch: Batch, stored: Spec, held: Spec, records: np.ndarray) -> Batc
     return jax.tree.map(fields.__getitem__, _named(stored))
 
 
-def _is_held(batch: Batch, stored: Spec, held: Spec, count: int) -> bool:
+def _needs_nothing(batch: Batch, stored: Spec, held: Spec, count: int) -> bool:
     """Whether a batch is already what `conform` makes of it, for which no names are needed."""
     leaves, structure = jax.tree.flatten(batch)
     wanted, other = jax.tree.flatten(stored)
