@@ -237,6 +237,8 @@ class BlockShuffle(Order):
         def piece_of(x: Array) -> Array:
             return x // most * number(pieces) + x % most // number(piece)
 
+        # The rounds of the windows are computed on a grid of so many pieces by `piece` rows, and of
+        # what is `found` there each of our rows picks its own.
         first, touched = piece_of(start), -(-(count - 1) // piece) + windows
         each = _row(first, min(touched, windows * pieces))
         inside = (each % number(pieces) * number(piece))[:, None] + _row(number(0), piece)[None]

@@ -254,10 +254,12 @@ class MixOrder(Order):
         plan, turn = self.plan, jnp.zeros_like(offsets) if turn is None else turn
         kind = offsets.dtype.type
         period, slot = offsets // kind(plan.period), offsets % kind(plan.period)
-        turned = threefry2x32(self.keys[turn], *split_word(period))[:, 0] % np.uint32(plan.period)
-        slot = (slot.astype(jnp.uint32) + turned) % np.uint32(plan.period)
-        source, wrapped = self.pattern[turn, slot], slot < turned
-        rank = self.before[turn, slot] - self.before[turn, turned]
+        # A period is the pattern from the slot `shift` on, and then its slots before that one.
+        shift = threefry2x32(self.keys[turn], *split_word(period))[:, 0] % np.uint32(plan.period)
+        slot = (slot.astype(jnp.uint32) + shift) % np.uint32(plan.period)
+        source, wrapped = self.pattern[turn, slot], slot < shift
+        # Behind the end of the pattern this is below 0, modulo the word: a whole quota is missing.
+        rank = self.before[turn, slot] - self.before[turn, shift]
         records = jnp.zeros_like(offsets, dtype=word(max(plan.length, sum(plan.lengths))))
         for i, (quota, (begin, _)) in enumerate(zip(plan.quotas, plan.ranges, strict=True)):
             mine = source == np.uint32(i)
