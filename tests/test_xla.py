@@ -30,6 +30,7 @@ def test_it_gives_what_the_function_gives():
 
 @pytest.mark.parametrize("kind", [np.uint32, np.uint8])
 def test_every_number_but_the_largest_takes_the_branch(kind):
+    @jax.jit
     def run(number):
         return apart(number, lambda: jnp.int32(1))
 
@@ -54,6 +55,10 @@ def test_on_the_cpu_it_is_a_branch_of_its_own():
         .as_text()
     )
     assert " conditional(" in text
+
+
+def test_outside_of_a_program_it_is_run_as_it_is_written():
+    assert apart(jnp.uint32(0), lambda x: float(x) + 1, jnp.ones(())) == 2
 
 
 @pytest.mark.skipif(not SIDE_BY_SIDE or (os.cpu_count() or 1) < 2, reason="nothing runs beside")

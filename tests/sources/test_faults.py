@@ -265,6 +265,26 @@ def test_replay_gives_the_values_of_the_run():
 
 
 @pytest.mark.spec("SRC-034")
+@pytest.mark.parametrize("kind", ["key", "keys"])
+def test_what_is_replayed_has_values(kind):
+    seen = []
+
+    def look(batch, random):
+        if not isinstance(batch["x"], jax.core.Tracer):  # as it is where batches are compiled
+            seen.append((float(batch["x"][0]), int(jax.random.bits(random.reshape(-1)[0]))))
+        return batch
+
+    stage = {
+        "key": lambda batch, *, key: look(batch, key),
+        "keys": lambda batch, *, keys: look(batch, keys),
+    }[kind]
+    source = MemorySource(MemorySourceConfig(), {"x": np.arange(4.0, dtype=np.float32)})
+    pipeline = Pipeline(source=source, stages=[stage], batch_size=2, rngs=nnx.Rngs(0))
+    pipeline.replay(3)
+    assert [x for x, _ in seen] == [3.0]
+
+
+@pytest.mark.spec("SRC-034")
 def test_replay_keeps_why_a_source_of_the_users_own_has_failed():
     failing = False
 

@@ -94,7 +94,7 @@ def run_stages(
             raise MaskNameError(pipeline.mask_name, list(batch))
         batch = zero_outside(batch, mask) | {pipeline.mask_name: mask}
 
-    keys = keyring(pipeline, rows.epoch, rows.record, cursor, cursor.offset)
+    keys = keyring(pipeline, rows.epoch, rows.record, cursor)
     outputs = pipeline._transform(batch, keys, mask)
     if sharding is not None:
         outputs[pipeline._sink] = split(outputs[pipeline._sink], sharding)
@@ -102,20 +102,16 @@ def run_stages(
     return outputs, advance(cursor, cut.size, length, pipeline.last_batch)
 
 
-def keyring(
-    pipeline: "Pipeline", epoch: Any, record: Any, start: Cursor, offset: Scalar | None = None
-) -> Keyring:
+def keyring(pipeline: "Pipeline", epoch: Any, record: Any, start: Cursor) -> Keyring:
     """The keys of the nodes for a batch that starts there, and for rows of these records."""
 
     def keys(name: str, stage: Any, wanted: Wanted) -> jax.Array:
         node = node_key(pipeline._need_words(name, stage), name)
         if wanted == "key":
             return batch_key(node, *start)
-        if offset is None:
-            return record_keys(node, epoch, record)
-        return apart(offset, record_keys, node, epoch, record)
+        return apart(start.offset, record_keys, node, epoch, record)
 
-    return Keyring(keys, offset)
+    return Keyring(keys, start.offset)
 
 
 def run_batch(

@@ -34,12 +34,11 @@ Wanted: TypeAlias = Literal["key", "keys"]
 class Keyring(NamedTuple):
     """What the nodes of one batch draw from.
 
-    `keys(name, stage, wanted)` are those of a node. `offset` is the batch's, which `apart` needs;
-    None where a pipeline is called by hand.
+    `keys(name, stage, wanted)` are those of a node. `offset` is the batch's, which `apart` needs.
     """
 
     keys: Callable[[str, Stage, Wanted], jax.Array]
-    offset: Scalar | None = None
+    offset: Scalar
 
 
 def run_graph(
@@ -130,7 +129,7 @@ def call_stage(
         # Each reader gets dicts of its own: one may write into them, the others do not see it.
         batches = [jax.tree.map(lambda x: x, batch) for _, batch in inputs]
         with jax.named_scope(scope(name)):
-            if wanted and keyring.offset is not None and not keeps_variables(stage):
+            if wanted and not keeps_variables(stage):
                 # Else XLA computes a random crop again for each time that an element is read.
                 copy = copied(stage)
                 output = apart(keyring.offset, lambda *args: run(copy(), *args), batches, keys)
