@@ -99,18 +99,13 @@ class Meter:
 
 
 class Bar:
-    """A progress bar of rich, or of tqdm where rich is not installed; or none at all."""
+    """A progress bar of rich, or none at all."""
 
     def __init__(self, shown: bool, total: int | None, title: str):
         self.shown = shown
         if not shown:
             return
-        try:
-            progress = require("rich.progress", "progress")
-        except ImportError:
-            self._bar = require("tqdm.auto", "progress").tqdm(total=total, desc=title)
-            self._update, self._stop = self._tqdm, self._bar.close
-            return
+        progress = require("rich.progress", "progress")
         of_all = "" if total is None else f" of {total}"
         self._bar = progress.Progress(
             *progress.Progress.get_default_columns(),
@@ -118,22 +113,15 @@ class Bar:
         )
         self._task = self._bar.add_task(title, total=total, note="")
         self._bar.start()
-        self._update, self._stop = self._rich, self._bar.stop
 
     def update(self, batches: int, meter: Meter) -> None:
         if self.shown:
             stats = meter.stats()
             whole = stats.waited + stats.computed
-            self._update(batches, f"waiting {stats.waited / whole:.0%}" if whole else "")
+            note = f"waiting {stats.waited / whole:.0%}" if whole else ""
+            self._bar.update(self._task, advance=batches, note=note)
 
     def close(self) -> None:
         if self.shown:
-            self._stop()
+            self._bar.stop()
             self.shown = False
-
-    def _tqdm(self, batches: int, note: str) -> None:
-        self._bar.set_postfix_str(note, refresh=False)
-        self._bar.update(batches)
-
-    def _rich(self, batches: int, note: str) -> None:
-        self._bar.update(self._task, advance=batches, note=note)
