@@ -1,6 +1,7 @@
 """What is changed from outside between two batches shows in the next, in every mode."""
 
 import dataclasses
+import functools
 import gc
 import weakref
 
@@ -271,19 +272,34 @@ def by_another_function(wide):
     return lambda batch: inner(batch)
 
 
-def by_method(wide):
+def by_object(wide):
     class Adds:
         def __init__(self):
             self.wide = wide
 
-        def run(self, batch):
+        def __call__(self, batch):
             return {**batch, "y": batch["x"] + self.wide[0]}
 
-    return Adds().run
+    return Adds()
+
+
+def by_method(wide):
+    return by_object(wide).__call__
+
+
+def by_partial(wide):
+    return functools.partial(lambda wide, batch: {**batch, "y": batch["x"] + wide[0]}, wide)
+
+
+def by_jit(wide):
+    return jax.jit(by_closure(wide))
+
+
+WAYS = [by_closure, by_default, by_another_function, by_object, by_method, by_partial, by_jit]
 
 
 @pytest.mark.internal
-@pytest.mark.parametrize("way", [by_closure, by_default, by_another_function, by_method])
+@pytest.mark.parametrize("way", WAYS)
 def test_arrays_that_a_stage_reaches_go_with_its_pipeline(way):
     arrays = []
     for i in range(3):
@@ -294,6 +310,22 @@ def test_arrays_that_a_stage_reaches_go_with_its_pipeline(way):
         del wide
     gc.collect()
     assert [array() for array in arrays] == [None] * 3
+
+
+@pytest.mark.internal
+def test_nothing_keeps_a_stage_that_was_replaced():
+    """Neither what looked at a loop's shorter last batch nor a scan with other modules."""
+    stream, model = pipeline([by_closure(np.ones(1, np.float32).view(Wide))], length=6), Count()
+    wide = np.ones(1, np.float32).view(Wide)
+    array = weakref.ref(wide)
+    stream.nodes[next(iter(stream.nodes))] = by_object(wide)
+    del wide
+    list(stream)
+    stream.scan(lambda model, batch: batch["y"].sum(), 1, modules=(model,))
+    stream.nodes[next(iter(stream.nodes))] = by_closure(np.ones(1, np.float32).view(Wide))
+    stream.scan(lambda model, batch: batch["y"].sum(), 1, modules=(Count(),))
+    gc.collect()
+    assert array() is None
 
 
 @pytest.mark.internal

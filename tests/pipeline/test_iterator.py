@@ -347,16 +347,16 @@ def test_what_fails_ahead_fails_when_its_turn_has_come(monkeypatch):
 @pytest.mark.spec("ITER-001", "STEP-003")
 @pytest.mark.parametrize("first", ["step", "next"])
 def test_what_an_interrupt_has_left_behind_is_cut_anew(first, monkeypatch):
-    stream, hand_over = pipeline(length=33, batch_size=2), _runtime.Runtime._hand_over
+    stream, hand_over = pipeline(length=33, batch_size=2), _runtime.Runtime.hand_over
     stream.seek(epoch=0, offset=32)
 
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_runtime.Runtime, "_hand_over", interrupt)
+    monkeypatch.setattr(_runtime.Runtime, "hand_over", interrupt)
     with pytest.raises(KeyboardInterrupt):
         stream.step() if first == "step" else next(iter(stream))
-    monkeypatch.setattr(_runtime.Runtime, "_hand_over", hand_over)
+    monkeypatch.setattr(_runtime.Runtime, "hand_over", hand_over)
     if first == "step":
         assert ids(stream) == [32]
     else:

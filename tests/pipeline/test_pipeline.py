@@ -312,10 +312,34 @@ def test_inside_a_trace_the_cursor_is_traced():
     assert stream.cursor == (3, 6)
 
 
+@pytest.mark.spec("STEP-010", "STEP-015", "SCAN-001")
+def test_inside_a_trace_the_cursor_moves_after_a_scan():
+    def run(stream):
+        scanned = stream.scan(whole, 2)["id"]
+        stream.reset()
+        first = stream.step()["id"]
+        stream.scan(whole, 1)
+        stream.seek(epoch=1)
+        return scanned, first, stream.step()["id"]
+
+    def stream():
+        return pipeline([record_words], length=8, batch_size=4, shuffle=True, seed=3)
+
+    assert_same(nnx.jit(run)(stream()), run(stream()))
+
+
 @pytest.mark.spec("STEP-012", "STEP-015")
 def test_a_pipeline_that_is_no_argument_of_a_trace_cannot_be_moved_in_it():
     stream = pipeline()
-    for consume in (stream.step, lambda: stream.scan(whole, 2), lambda: next(iter(stream))):
+    state = stream.get_state()
+    for consume in (
+        stream.step,
+        lambda: stream.scan(whole, 2),
+        lambda: next(iter(stream)),
+        stream.reset,
+        lambda: stream.seek(epoch=1),
+        lambda: stream.set_state(state),
+    ):
         with pytest.raises(CapturedError) as error:
             jax.jit(consume)()
         assert error.value.names == ["pipeline"]

@@ -6,6 +6,7 @@ what could have changed: the identity of every attribute and of every Variable's
 
 import collections
 import dataclasses
+import enum
 import functools
 import inspect
 import threading
@@ -13,7 +14,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain, compress
 from operator import attrgetter, is_, itemgetter, not_
-from types import FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any, TypeAlias, TypeVar
 
 import jax
@@ -25,7 +26,6 @@ from .._modules import ASSIGNED, SAYS_ALL, Fixed, Watched
 from .._settings import trace
 from .._types import type_text
 from .._variables import flatten, iter_graph
-from ..sources._iterable import Stream
 from ..sources._reader import Reader
 
 Values: TypeAlias = list[Any]
@@ -47,12 +47,12 @@ class Structure:
         self.graphdef = graphdef
         self.arrays = arrays  # what is no Variable: its index and its name
         static = [x.value for _, x in graphdef.attributes if isinstance(x, nnx.graph.Static)]
-        self.lasts = all(map(_lasts, static))
         self._types = tuple(map(types_of, static))
         try:
             self._hash = hash((graphdef, self._types))
         except TypeError:  # a static attribute cannot be hashed: nothing is shared
             self._hash = None
+        self.lasts = self._hash is not None and all(map(_lasts, static))
 
     def __hash__(self) -> int:
         return object.__hash__(self) if self._hash is None else self._hash
@@ -65,15 +65,18 @@ class Structure:
         return self._types == other._types and self.graphdef == other.graphdef
 
 
-LIGHT = (bool, int, float, complex, str, bytes, type, np.dtype, ModuleType, type(None))
-"""What a function may have from outside and be kept for it."""
+LIGHT = (bool, int, float, complex, str, bytes, type, np.dtype, np.ufunc)
+LIGHT = (*LIGHT, enum.Enum, BuiltinFunctionType, ModuleType, type(None))
+"""What holds no arrays, or is kept by whoever made it."""
 
 
-def _lasts(static: Any, depth: int = 4) -> bool:
+def _lasts(static: Any, depth: int = 8) -> bool:
     """Whether what is compiled for this static attribute is kept a while for another pipeline.
 
     Not where that keeps objects of the user's alive, which nothing but themselves is ever equal to.
     """
+    if isinstance(static, LIGHT):
+        return True
     if isinstance(static, Reader):
         return static.lasting
     if isinstance(static, FunctionType):
@@ -83,7 +86,14 @@ def _lasts(static: Any, depth: int = 4) -> bool:
         except ValueError:  # nothing is there yet
             return False
         return all(_is_light(x, depth) for x in chain(outside, *defaults))
-    return not isinstance(static, MethodType | Stream)
+    wrapped = inspect.getattr_static(static, "__wrapped__", None)
+    if callable(wrapped):  # compiled, say
+        return _is_light(wrapped, depth)
+    if dataclasses.is_dataclass(static):  # what is left of an Equinox module without its arrays
+        return all(
+            _is_light(getattr(static, x.name, None), depth) for x in dataclasses.fields(static)
+        )
+    return not (callable(static) or type(static).__eq__ is object.__eq__)
 
 
 def _is_light(x: Any, depth: int) -> bool:
@@ -91,7 +101,7 @@ def _is_light(x: Any, depth: int) -> bool:
         return False
     if isinstance(x, tuple | frozenset):
         return all(_is_light(item, depth - 1) for item in x)
-    return isinstance(x, LIGHT) or (isinstance(x, FunctionType) and _lasts(x, depth - 1))
+    return isinstance(x, LIGHT) or (callable(x) and _lasts(x, depth - 1))
 
 
 class ById:
@@ -224,6 +234,8 @@ class Binding:
         self.is_cursor_shared = any(x is self._cursor for _, x in iter_graph(roots[1:]))
         self._trace = trace()
         self._settable: set[int] = set()
+        self.foreseen: Any = None
+        """How the last batch is cut that was looked at beforehand, see `Runtime.foresee`."""
 
     def is_current(self) -> bool:
         """Whether the graph has the attributes it was bound with, in the trace that it was."""

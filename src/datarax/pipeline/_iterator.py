@@ -4,7 +4,7 @@ import weakref
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from .._rows import Cut, batches_of_loop, check_within, running_on, settle
+from .._rows import Cut, batches_of_loop, check_within, pack, running_on, settle
 from .._types import Batch, Cursor, is_traced
 from . import _ahead
 from ._core import cutting
@@ -40,9 +40,7 @@ class BatchIterator(Iterator[Batch]):
         with runtime.lock:
             first = self._bar is None
             bar = self._bar or self._begin()
-            batch = None
-            if not self._ended:
-                batch = runtime.take_ready(self._pipeline, self._epoch) or self._next(first)
+            batch = None if self._ended else self._next(first)
             if batch is None:
                 self._ended = True
                 runtime.meter.end()
@@ -69,9 +67,11 @@ class BatchIterator(Iterator[Batch]):
         """The next batch of the epoch, None after its last. Only `first` shows where a stream ends:
         before, nobody knew that it had begun the next epoch."""
         pipeline, runtime = self._pipeline, self._runtime
-        runtime.look(pipeline)
+        binding = runtime.look(pipeline)
         if runtime.start.epoch != self._epoch:
             return None
+        if runtime.is_ready():
+            return runtime.hand_over(pipeline, binding) or None
         size, length, last_batch = cutting(pipeline)
         padded = last_batch == "pad"
         if length is None:
@@ -91,10 +91,9 @@ def step(pipeline: "Pipeline") -> Batch:
     """The next `batch_size` rows, across epochs where `last_batch` lets them."""
     runtime = pipeline._runtime
     with runtime.lock:
-        batch = runtime.take_ready(pipeline)
-        if batch is not None:
-            return batch
-        runtime.look(pipeline)
+        binding = runtime.look(pipeline)
+        if runtime.is_ready():
+            return runtime.hand_over(pipeline, binding)
         size, length, last_batch = cutting(pipeline)
         offset = runtime.start.offset
         if length is not None and not is_traced(offset) and offset + size <= length:
@@ -113,4 +112,6 @@ def move(pipeline: "Pipeline", epoch: int, offset: int) -> None:
     check_within("epoch", epoch, 2**32)
     check_within("offset", offset, length or 2**32)
     target = settle(Cursor(int(epoch), int(offset)), size, length, last_batch)
-    pipeline._runtime.put(pipeline, target)
+    pipeline._cursor_state.claim()
+    pipeline._cursor_state.set_raw_value(pack(target, length))
+    pipeline._runtime.moved(pipeline, target)

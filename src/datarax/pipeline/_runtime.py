@@ -79,7 +79,6 @@ class Runtime:
         self._values: Values = []
         self._traced = self._mutable = False
         self.start = Cursor(0, 0)
-        self._foreseen: tuple[Binding, Cut] | None = None
         self._orders: Orders | None = None
         self._ahead = Ahead()
         self._turn = 0  # beside which others the last program runs
@@ -105,7 +104,8 @@ class Runtime:
             refs = [weakref.ref(x, lambda _: self._bindings.pop(ids, None)) for x in roots]
         except TypeError:  # a tuple, say: it cannot be told from a later one at the same address
             return binding
-        self._bindings.pop(ids, None)
+        if ids in self._bindings:  # so that none keeps alive what was replaced
+            self._bindings.clear()
         if len(self._bindings) >= BINDINGS:
             del self._bindings[next(iter(self._bindings))]
         self._bindings[ids] = refs, binding
@@ -117,7 +117,11 @@ class Runtime:
         `start` is the settled cursor: plain integers, unless the user is tracing it.
         """
         binding = self._binding
-        if binding is not None and self._is_unchanged(binding):
+        if (
+            binding is not None
+            and context() == self._context
+            and binding.is_unchanged(self._values)
+        ):
             return binding
         if binding is None or context() != self._context or not binding.is_current():
             pipeline._cursor_state.claim()
@@ -137,48 +141,27 @@ class Runtime:
             if len(changed) > (values[i] is not self._values[i]):
                 self._orders = None  # a key has changed, maybe
         else:
-            changed, self._mutable = values, False
-            self._orders = None
+            changed, self._orders = values, None
         self._binding = None  # nothing is vouched for until all of it is known
         self._ahead.discard()
-        self._traced = has_tracer(changed)
+        self._traced = has_tracer(values if self._traced else changed)
         self._mutable = any(map(_is_mutable, values if self._mutable else changed))
         self.start = settle(found, *cutting(pipeline))
         self._values, self._context = values, context()
         self._binding = binding
         return binding
 
-    def _is_unchanged(self, binding: Binding) -> bool:
-        """Whether all is as it was at the last look: the pipeline, and how JAX is set."""
-        return context() == self._context and binding.is_unchanged(self._values)
+    def moved(self, pipeline: "Pipeline", start: Cursor | None) -> None:
+        """The cursor has been put at the settled `start`, if it is known where that is.
 
-    def put(self, pipeline: "Pipeline", start: Cursor) -> None:
-        """Moves the cursor to the settled `start`. What else is known stays known."""
-        packed = pack(start, length_of(pipeline.source))
-        pipeline._cursor_state.set_raw_value(packed)
-        if self._binding is not None and not self._traced:
+        What else is known stays known; what else has changed is for the next look to notice.
+        """
+        if self._binding is None or self._traced:
+            self._binding = None  # what is known of a trace ends with it: look anew
+        elif start is not None:
             self._ahead.discard()
             self.start = start
-            self._values[self._binding.cursor_index] = packed
-
-    def moved(self, binding: Binding, before: Values, after: Changes, start: Cursor) -> None:
-        """A scan over `binding` has moved the cursor to `start`, and changed these values."""
-        mine = self._binding
-        if mine is None or self._traced:
-            self._binding = None  # what is known of a trace ends with it: look anew
-            return
-        if binding is mine:
-            values, changed = updated(before, after), list(after)
-        else:
-            values = mine.read()
-            changed = list(compress(range(len(values)), map(is_not, values, self._values)))
-        self._ahead.clear()
-        self.start = start
-        if changed not in ([], [mine.cursor_index]):
-            self._orders = None  # a key has changed, maybe
-            self._values = values
-        else:
-            self._values[mine.cursor_index] = values[mine.cursor_index]
+            self._values[self._binding.cursor_index] = pipeline._cursor_state.get_raw_value()
 
     @property
     def values(self) -> Values:
@@ -192,9 +175,9 @@ class Runtime:
             return
         whole, over = divmod(length - self.start.offset, size)
         cut = Cut(over, 1, False)
-        if binding is None or not (whole and over) or self._foreseen == (binding, cut):
+        if binding is None or not (whole and over) or binding.foreseen == cut:
             return
-        self._foreseen = binding, cut
+        binding.foreseen = cut
         reason = refusal(binding.structure, self._values, cut)
         if reason is not None:
             warnings.warn(
@@ -276,25 +259,18 @@ class Runtime:
         try:
             if self._ahead.is_low():
                 self._fill(pipeline, binding, cut, following, loop)
-            return self._hand_over(pipeline, binding) or None
+            return self.hand_over(pipeline, binding) or None
         except BaseException as error:
             if not isinstance(error, Exception):  # who comes next may cut otherwise
                 self._ahead.clear()
             raise
 
-    def take_ready(self, pipeline: "Pipeline", epoch: int | None = None) -> Batch | None:
-        """The next batch, if it is computed, of that epoch, and nothing has changed since."""
-        binding, ahead = self._binding, self._ahead
-        if (
-            binding is not None
-            and len(ahead.ready) > ahead.low
-            and (epoch is None or epoch == self.start.epoch)
-            and self._is_unchanged(binding)
-        ):
-            return self._hand_over(pipeline, binding)
-        return None
+    def is_ready(self) -> bool:
+        """Whether the next batch is computed, as of the last look."""
+        return not self._ahead.is_low()
 
-    def _hand_over(self, pipeline: "Pipeline", binding: Binding) -> Batch:
+    def hand_over(self, pipeline: "Pipeline", binding: Binding) -> Batch:
+        """The next batch, which is computed: the cursor moves behind it."""
         (batch, after), packed, start, fed = self._ahead.ready[0]
         values = self._values
         if fed is not None and fed.failures:

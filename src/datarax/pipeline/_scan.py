@@ -98,8 +98,7 @@ def scan(
             _check_carry(init_carry)
             raise
         binding.write(after, values)
-        if end is not None:
-            runtime.moved(binding, values, after, end)
+        runtime.moved(pipeline, end)
     return (carry, outs) if carried else outs
 
 
