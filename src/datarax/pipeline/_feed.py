@@ -219,8 +219,9 @@ class Feed:
             if start is not None and taken is not None and supply.length is not None:
                 # Whoever is at one epoch may want no other: a small source would be read many times
                 # over. And rows that no cursor counts would fail those that are asked for.
+                is_far = bool(self._queue) and start.epoch > taken.epoch + 1
                 ends = start.epoch + 1 + max(count, count * cut.size // supply.length)
-                if (self._queue and start.epoch > taken.epoch + 1) or ends >= 2**32:
+                if is_far or ends >= 2**32:
                     break
             if start is not None and loop:
                 assert supply.length is not None

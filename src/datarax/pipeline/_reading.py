@@ -122,41 +122,50 @@ class PlannedRows:
 
     def plan(self, start: Cursor, cut: Cut, count: int, stacked: bool) -> Plan:
         """Which rows the batches from the settled `start` on have: `_rows.locate`, in numbers."""
-        length, last_batch = self._length, self.supply.last_batch
-        epoch, offset = after = start
-        kind, rows_in_all = word(length), cut.size * count
+        within = start.offset + cut.size * count <= self._length
+        if not within:
+            return self._plan_across(start, cut, count)
+        return self._plan_within(start, cut, count, stacked or not self.supply.bare)
+
+    def _plan_within(self, start: Cursor, cut: Cut, count: int, wanted: bool) -> Plan:
+        """A plan for batches inside one epoch, with the place of each row if that is `wanted`."""
+        (epoch, offset), kind, rows_in_all = start, word(self._length), cut.size * count
+        starts = starts_within(epoch, offset, cut.size, count)
+        after = advance(starts[-1], cut.size, self._length, self.supply.last_batch)
         masked = self.supply.masks or cut.padded
-        if offset + rows_in_all <= length:
-            starts = starts_within(epoch, offset, cut.size, count)
-            after = advance(starts[-1], cut.size, length, last_batch)
-            # Only what somebody asks for is made: with each array of some size NumPy lets another
-            # thread have the interpreter, and waits to get it back.
-            epochs, offsets = None, None
-            if stacked or masked or not self.supply.bare:
-                epochs = np.full(rows_in_all, epoch, kind)
-                offsets = np.arange(offset, offset + rows_in_all, dtype=kind)
-            rows = Rows(epochs, self._records.at(epoch, offset, rows_in_all), offsets, None)
-            return Plan(rows, np.ones(rows_in_all, bool) if masked else None, starts, after)
-        starts = []
+        # Only what somebody asks for is made: with each array of some size NumPy lets another
+        # thread have the interpreter, and waits to get it back.
+        epochs, offsets = None, None
+        if wanted or masked:
+            epochs = np.full(rows_in_all, epoch, kind)
+            offsets = np.arange(offset, offset + rows_in_all, dtype=kind)
+        rows = Rows(epochs, self._records.at(epoch, offset, rows_in_all), offsets, None)
+        return Plan(rows, np.ones(rows_in_all, bool) if masked else None, starts, after)
+
+    def _plan_across(self, start: Cursor, cut: Cut, count: int) -> Plan:
+        """A plan for batches of which some pass the end of an epoch, or are filled up there."""
+        length, kind, rows_in_all = self._length, word(self._length), cut.size * count
+        starts, after = [], start
         for _ in range(count):
             starts.append(after)
-            after = advance(after, cut.size, length, last_batch)
+            after = advance(after, cut.size, length, self.supply.last_batch)
         check_counted(after, length)
         rows = Rows(*(np.zeros(rows_in_all, kind) for _ in range(3)), mask=None)
         inside = np.ones(rows_in_all, bool)
         for i, (epoch, offset) in enumerate(starts):
-            at, end = i * cut.size, (i + 1) * cut.size
-            while at < end:
-                n = min(end - at, length - offset)
-                rows.epoch[at : at + n] = epoch
-                rows.offset[at : at + n] = np.arange(offset, offset + n, dtype=kind)
-                rows.record[at : at + n] = self._records.at(epoch, offset, n)
-                at += n
-                if cut.padded and at < end:
+            row, end = i * cut.size, (i + 1) * cut.size
+            while row < end:
+                n = min(end - row, length - offset)
+                rows.epoch[row : row + n] = epoch
+                rows.offset[row : row + n] = np.arange(offset, offset + n, dtype=kind)
+                rows.record[row : row + n] = self._records.at(epoch, offset, n)
+                row += n
+                if cut.padded and row < end:
                     # The keys of padded rows are those of the compiled program's.
-                    rows.epoch[at:end], rows.record[at:end] = epoch, self._records.at(epoch, 0, 1)
-                    inside[at:end], at = False, end
+                    rows.epoch[row:end], rows.record[row:end] = epoch, self._records.at(epoch, 0, 1)
+                    inside[row:end], row = False, end
                 epoch, offset = epoch + 1, 0
+        masked = self.supply.masks or cut.padded
         return Plan(rows, inside if masked else None, starts, after)
 
     def read(self, plan: Plan, cut: Cut, stacked: bool) -> Any:
@@ -273,6 +282,11 @@ class StreamRows:
             raise
 
     def _read_batch(self, start: Cursor, cut: Cut, loop: bool) -> Fed:
+        """Reads records until the batch is full, or a pass ends that the batch ends with.
+
+        At the end of a pass a `loop` stops. Without one, "keep" goes on into the next pass, "drop"
+        lets go of what was found and begins there, and "pad" stops if anything was found.
+        """
         stream, size, last_batch = self.supply.reader, self.supply.size, self.supply.last_batch
         assert isinstance(stream, Stream)
         at, found, places = start, [], []

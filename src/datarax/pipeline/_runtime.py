@@ -271,7 +271,7 @@ class Runtime:
 
     def hand_over(self, pipeline: "Pipeline", binding: Binding) -> Batch:
         """The next batch, which is computed: the cursor moves behind it."""
-        (batch, after), packed, start, fed = self._ahead.ready[0]
+        (batch, after), packed, end, fed = self._ahead.ready[0]
         values = self._values
         if fed is not None and fed.failures:
             try:
@@ -293,9 +293,9 @@ class Runtime:
             self._reading.feed.handed_over()
             if fed.fetched is None or fed.first not in (None, fed.start):
                 self.pass_end = fed.start
-            for ended in range(self.start.epoch, start.epoch):
+            for ended in range(self.start.epoch, end.epoch):
                 self.meter.report(ended)
-        self.start = start
+        self.start = end
         if after:
             for i, value in after.items():
                 values[i] = value
