@@ -13,7 +13,7 @@ from flax.errors import TraceContextError
 
 from .._host_memory import keep_memory
 from .._order import word
-from .._rows import Cut, check_counted, pack, running_on, settle, start_after
+from .._rows import Cut, check_counted, pack, running_on, start_after
 from .._types import Cursor, integer, is_traced
 from ..errors import CapturedError, LastBatchError, ScanLengthError
 from ..sources._base import Fetched, length_of
@@ -155,12 +155,11 @@ def _scan_fed(
         stacks.close()  # and not when the last traceback is gone
         meter.end()
         bar.close()
-    size, records, last_batch = cutting(pipeline)
-    after = settle(after, size, records, last_batch)
     for ended in range(epoch, after.epoch):
         meter.report(ended)
     whole = _joined(outs) if len(outs) > 1 else outs[0]
-    return {**changed, binding.cursor_index: pack(after, records)}, carry, whole, after
+    packed = pack(after, length_of(pipeline.source))
+    return {**changed, binding.cursor_index: packed}, carry, whole, after
 
 
 def _no_batches(stream: StreamSource, cut: Cut) -> tuple[Fetched, Cursor, Cursor]:
