@@ -168,7 +168,11 @@ def relied_on(names: Sequence[str], program: Mapping[str, Any], script: Script) 
         if policy in policies:
             used += [loops] if acts & {"for", "next"} else []
             used += [steps] if acts & {"step", "scan"} else []
-    used += ["DAG-001"] if program["nodes"] and acts != {"build"} else []
+    if acts != {"build"}:
+        used += ["DAG-001"] if program["nodes"] else []
+        edges = [x["edges"] for x in (program, *script) if x.get("edges")]
+        named = any("source" in names for one in edges for names in one.values())
+        used += ["DAG-003"] if named else []
     used += ["DAG-007"] if "count" in program["nodes"].values() else []
     used += ["SHUF-001"] if program["seed"] is not None else []
     used += ["STATE-001"] if "save" in acts else []
