@@ -136,6 +136,36 @@ def test_a_loop_that_begins_at_the_end_of_a_pass_gets_the_next_one(size, last_ba
         assert ids(some) == whole
 
 
+@pytest.mark.spec("SRC-027", "ITER-006")
+@pytest.mark.parametrize("size, last_batch", [(5, "keep"), (5, "pad"), (4, "drop")])
+def test_a_loop_gets_the_next_pass_where_one_is_known_to_end(size, last_batch):
+    source = stream(lambda: iter({"id": i} for i in range(10)))
+    pipeline = Pipeline(source=source, batch_size=size, last_batch=last_batch)
+    whole = ids(pipeline)
+    end = 0, len(whole) * size
+
+    def steps():
+        pipeline.reset()
+        for _ in whole:
+            pipeline.step()
+
+    steps()
+    state = pipeline.get_state()
+    ways = {
+        "step": steps,
+        "scan": lambda: (pipeline.reset(), pipeline.scan(lambda batch: batch["id"], len(whole))),
+        "seek": lambda: pipeline.seek(epoch=end[0], offset=end[1]),
+        "set_state": lambda: pipeline.set_state(state),
+    }
+    for way, go_there in ways.items():
+        pipeline.reset()
+        list(pipeline)  # now it is known
+        go_there()
+        assert pipeline.cursor == end, way
+        assert ids(pipeline) == whole and pipeline.cursor == (2, 0), way
+        assert ids(pipeline) == whole and pipeline.cursor == (3, 0), way
+
+
 @pytest.mark.spec("SRC-027")
 @pytest.mark.parametrize("last_batch", ["keep", "drop", "pad"])
 def test_step_and_scan_run_on_into_the_next_pass(last_batch):

@@ -64,20 +64,24 @@ class BatchIterator(Iterator[Batch]):
         return self._bar
 
     def _next(self, first: bool) -> Batch | None:
-        """The next batch of the epoch, None after its last. Only `first` shows where a stream ends:
-        before, nobody knew that it had begun the next epoch."""
+        """The next batch of the epoch, None after its last.
+
+        Where a pass of a stream ends is also where the next epoch starts. A loop that begins there
+        is of that epoch: known to be, or found to be by `first`, which shows that the pass ends.
+        """
         pipeline, runtime = self._pipeline, self._runtime
-        binding = runtime.look(pipeline)
-        if runtime.start.epoch != self._epoch:
+        binding, here = runtime.look(pipeline), runtime.start
+        at_start = here == runtime.pass_end and here.epoch + 1 == self._epoch
+        if here.epoch != self._epoch and not at_start:
             return None
         if runtime.is_ready():
             return runtime.hand_over(pipeline, binding) or None
         size, length, last_batch = cutting(pipeline)
         padded = last_batch == "pad"
         if length is None:
-            cut, here = Cut(size, 1, padded), runtime.start
+            cut = Cut(size, 1, padded)
             batch = runtime.take(pipeline, cut, _ahead.AHEAD, loop=True)
-            if batch is None and first and here == self._began:
+            if batch is None and (at_start or (first and here == self._began)):
                 self._epoch = runtime.start.epoch
                 batch = runtime.take(pipeline, cut, _ahead.AHEAD, loop=True)
             return batch
