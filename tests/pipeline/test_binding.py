@@ -295,7 +295,20 @@ def by_jit(wide):
     return jax.jit(by_closure(wide))
 
 
+class First(nnx.Module):
+    def __init__(self, functions):
+        self.functions = functions
+
+    def __call__(self, batch):
+        return self.functions[0](batch)
+
+
+def by_tuple(wide):
+    return First((by_closure(wide),))
+
+
 WAYS = [by_closure, by_default, by_another_function, by_object, by_method, by_partial, by_jit]
+WAYS += [by_tuple]
 
 
 @pytest.mark.internal

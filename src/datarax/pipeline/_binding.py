@@ -77,6 +77,8 @@ def _lasts(static: Any, depth: int = 8) -> bool:
     """
     if isinstance(static, LIGHT):
         return True
+    if isinstance(static, tuple | frozenset):
+        return all(_is_light(x, depth) for x in static)
     if isinstance(static, Reader):
         return static.lasting
     if isinstance(static, FunctionType):
