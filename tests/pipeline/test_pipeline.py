@@ -330,7 +330,7 @@ def test_inside_a_trace_the_cursor_moves_after_a_scan():
 
 @pytest.mark.spec("STEP-012", "STEP-015")
 def test_a_pipeline_that_is_no_argument_of_a_trace_cannot_be_moved_in_it():
-    stream = pipeline()
+    stream = pipeline([Count()])
     state = stream.get_state()
     for consume in (
         stream.step,

@@ -59,6 +59,7 @@ def set_state(pipeline: "Pipeline", state: Mapping[str, Any] | str | bytes) -> N
     """See `Pipeline.set_state`: everything is checked before anything is set."""
     if is_traced(pipeline._cursor_state.get_raw_value()):
         raise TypeError("Inside a traced function a pipeline takes no state; set it outside.")
+    pipeline._cursor_state.claim()
     if isinstance(state, str | bytes):
         try:
             state = json.loads(state)
