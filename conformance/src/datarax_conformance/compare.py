@@ -123,7 +123,7 @@ def rows(answer: Any, field: str, padding: bool = False) -> np.ndarray:
     for batch in batches_of(answer):
         values = decode(batch[field])
         mask = decode(batch["mask"]) if "mask" in batch else np.ones(values.shape[:axes], bool)
-        parts.append(values[mask != padding])
+        parts.append(values[~mask if padding else mask])
     return np.concatenate(parts) if parts else np.zeros(0, np.int32)
 
 
