@@ -54,13 +54,13 @@ def _blank(like: jax.ShapeDtypeStruct) -> jax.Array:
 
 
 def apart(number: Scalar, function: Callable[..., T], *args: Any) -> T:
-    """`function(*args)`, in a program for the CPU compiled by itself; `number` is any that is not
-    the largest.
+    """`function(*args)`, of a program for the CPU a part that is compiled by itself.
 
-    That compiler fuses what is computed once a row into the loop over its elements, and computes
-    it again for each of them: an index, a random number. It moves nothing into a branch that it
-    cannot prove to be taken. And where more than a few kernels stand side by side, they are shared
-    out among threads, which takes longer than small ones themselves; a branch counts as one.
+    `number` is any of its type but the largest. XLA's compiler for the CPU fuses what is computed
+    once a row into the loop over its elements, and computes it again for each of them: an index, a
+    random number. It moves nothing into a branch that it cannot prove to be taken. And where more
+    than a few kernels stand side by side, they are shared out among threads, which takes longer
+    than small ones themselves; a branch counts as one.
     """
     if not on_cpu() or trace() == NO_TRACE:  # outside of a program it is run as it is written
         return function(*args)
