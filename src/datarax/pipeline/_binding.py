@@ -203,13 +203,13 @@ class Attributes:
     def __init__(self, nodes: Iterable[Any]):
         rows = [x if isinstance(x, list) else _attributes(x) for x in nodes]
         rows = [dict.values(x) if isinstance(x, dict) else x for x in rows if x is not None]
-        self._rows = [*rows, [END]] if rows else []
-        self._seen = list(chain.from_iterable(self._rows))
+        self.rows = [*rows, [END]] if rows else []
+        self._seen = list(chain.from_iterable(self.rows))
 
     def are_same(self) -> bool:
         """Whether every one still is the object that it was."""
         # `END` stands elsewhere if there is one more, or one less.
-        return not self._rows or all(map(is_, chain.from_iterable(self._rows), self._seen))
+        return all(map(is_, chain.from_iterable(self.rows), self._seen))
 
 
 class Binding:
@@ -247,11 +247,11 @@ class Binding:
         """Whether the graph is as it was bound, and holds these values. The trace has to be known
         as that in which it was bound.
         """
-        same = all(map(is_, map(_RAW_VALUE, self._variables), self._at_variables(values)))
-        return same and self._has_its_attributes()
+        held = self._at_variables(values) if self._arrays else values
+        return all(map(is_, map(_RAW_VALUE, self._variables), held)) and self._has_its_attributes()
 
     def _has_its_attributes(self) -> bool:
-        if not self._attributes.are_same():
+        if self._attributes.rows and not self._attributes.are_same():
             return False
         if (assigned := ASSIGNED[0]) is not self._assigned:
             if not self._watched.are_same():

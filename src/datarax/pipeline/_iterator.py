@@ -25,14 +25,13 @@ class BatchIterator(Iterator[Batch]):
         with self._runtime.lock:
             self._runtime.look(pipeline)
             self._began = self._runtime.start
-            self._epoch = self._began.epoch
+            self._epoch: int | None = self._began.epoch
             if is_traced(self._epoch):
                 raise TypeError(
                     "Inside a traced function the end of an epoch is not known. "
                     "Use `step()` there, or `scan(step_fn, length)`."
                 )
             self._runtime.foresee(pipeline)
-        self._ended = False
         self._bar: Bar | None = None
 
     def __next__(self) -> Batch:
@@ -40,14 +39,21 @@ class BatchIterator(Iterator[Batch]):
         with runtime.lock:
             first = self._bar is None
             bar = self._bar or self._begin()
-            batch = None if self._ended else self._next(first)
-            if batch is None:
-                self._ended = True
+            if self._epoch is None:
+                raise StopIteration
+            binding = runtime.look(self._pipeline)
+            if runtime.start.epoch == self._epoch and runtime.is_ready():
+                batch = runtime.hand_over(self._pipeline, binding)
+            else:
+                batch = self._next(first)
+            if not batch:
+                self._epoch = None
                 runtime.meter.end()
                 bar.close()
                 raise StopIteration
             runtime.meter.lap(1)
-            bar.update(1, runtime.meter)
+            if bar.shown:
+                bar.update(1, runtime.meter)
             return batch
 
     def _begin(self) -> Bar:
@@ -70,12 +76,10 @@ class BatchIterator(Iterator[Batch]):
         is of that epoch: known to be, or found to be by `first`, which shows that the pass ends.
         """
         pipeline, runtime = self._pipeline, self._runtime
-        binding, here = runtime.look(pipeline), runtime.start
+        here = runtime.start
         at_start = here == runtime.pass_end and here.epoch + 1 == self._epoch
         if here.epoch != self._epoch and not at_start:
             return None
-        if runtime.is_ready():
-            return runtime.hand_over(pipeline, binding) or None
         size, length, last_batch = cutting(pipeline)
         padded = last_batch == "pad"
         if length is None:

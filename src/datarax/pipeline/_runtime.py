@@ -267,7 +267,7 @@ class Runtime:
 
     def is_ready(self) -> bool:
         """Whether the next batch is computed, as of the last look."""
-        return not self._ahead.is_low()
+        return len(self._ahead.ready) > self._ahead.low
 
     def hand_over(self, pipeline: "Pipeline", binding: Binding) -> Batch:
         """The next batch, which is computed: the cursor moves behind it."""
