@@ -92,10 +92,10 @@ def results(names: list[str]) -> int:
 PAGE = """\
 # Results
 
-What the suite found in each engine: a row for each requirement, the worst outcome of its cases in
-each cell, and how many of them failed, passed and were not judged. A cell opens: each failure has
-its reason and the line that replays it, in the folder `conformance/`, once `make engines` has made
-the environments of the engines. Made by `make results`; not edited by hand.
+What the suite found in each engine: a row for each profile, then one for each requirement, in each
+cell the worst outcome of its cases and how many of them passed. A cell of a requirement opens: each
+failure has its reason and the line that replays it, in the folder `conformance/`, once `make
+engines` has made the environments of the engines. Made by `make results`; not edited by hand.
 
 | cell | means |
 |---|---|

@@ -7,6 +7,7 @@ import json
 import pathlib
 import re
 import sys
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -293,7 +294,7 @@ def test_what_was_not_judged_says_why():
     result = run_conformance(NoEpochs(), only=["STEP-001", "STEP-003"])
     assert re.search("BLOCKED, needs STEP-001: .*STEP-003-", report.to_text(result))
     cell = report.to_html([result]).partition('<tr id="STEP-003">')[2].partition("</tr>")[0]
-    assert "<summary>BLOCKED; needs STEP-001: " in cell
+    assert "<summary>BLOCKED 0/" in cell
     assert "<li>BLOCKED, needs STEP-001: STEP-003-" in cell
     result = run_conformance(Limited(), only=["ITER-005-filled"])
     assert "UNSUPPORTED, last_batch pad: it has no mask: ITER-005-filled" in report.to_text(result)
@@ -312,19 +313,24 @@ def entry_of(outcome, number):
 
 
 @pytest.mark.parametrize(
-    "outcomes, said",
+    "outcomes, said, counts",
     [
-        (["FAIL", "PASS", "PASS", "PASS"], "FAIL: 1 failed, 3 passed"),
-        (["FAIL", "BLOCKED", "PASS", "UNSUPPORTED"], "FAIL: 1 failed, 1 passed, 2 not judged"),
-        (["UNSUPPORTED", "PASS"], "UNSUPPORTED: 1 passed, 1 not judged"),
+        (["FAIL", "PASS", "PASS", "PASS"], "FAIL 3/4", "1 failed, 3 passed"),
+        (
+            ["FAIL", "BLOCKED", "PASS", "UNSUPPORTED"],
+            "FAIL 1/4",
+            "1 failed, 1 passed, 2 not judged",
+        ),
+        (["UNSUPPORTED", "PASS"], "UNSUPPORTED 1/2", "1 passed, 1 not judged"),
     ],
 )
-def test_a_cell_of_the_matrix_counts_what_failed_passed_and_was_not_judged(outcomes, said):
+def test_a_cell_of_the_matrix_counts_what_failed_passed_and_was_not_judged(outcomes, said, counts):
     verdicts = [entry_of(outcome, number) for number, outcome in enumerate(outcomes)]
     engine = {"name": "e", "version": "1"}
-    assert f"<summary>{said}</summary>" in report.to_html(
-        [{"engine": engine, "verdicts": verdicts}]
-    )
+    profiles = {"iter": Counter(outcomes)}
+    page = report.to_html([{"engine": engine, "verdicts": verdicts, "profiles": profiles}])
+    assert f'<tr><th>iter</th>\n<td class="{outcomes[0].lower()}">{said}</td>' in page
+    assert f"<summary>{said}</summary><ul><li>{counts}</li>" in page
 
 
 class Narrowing(Adapter):

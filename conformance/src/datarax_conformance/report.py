@@ -202,13 +202,17 @@ def worst(outcomes: Sequence[str]) -> str:
 
 
 def to_html(reports: Sequence[Report], link: str = "../../spec/") -> str:
-    """Requirement by engine; a cell shows its worst case, on demand each with its replay line."""
-    out = ['<div class="conformance">', "<table>", "<thead><tr><th>requirement</th>"]
-    out += [
-        f"<th>{html.escape(r['engine']['name'])}<br>{html.escape(r['engine']['version'])}</th>"
-        for r in reports
-    ]
-    out.append("</tr></thead>\n<tbody>")
+    """Profile by engine, then requirement by engine.
+
+    A cell shows its worst case and how many passed; of a requirement, on demand each with its
+    replay line.
+    """
+    out = ['<div class="conformance">', *_head("profile", reports)]
+    for profile in (p for p in PROFILES if any(p in r["profiles"] for r in reports)):
+        out.append(f"<tr><th>{profile}</th>")
+        out += [_total(report["profiles"].get(profile, {})) for report in reports]
+        out.append("</tr>")
+    out += ["</tbody></table>\n", *_head("requirement", reports)]
     cells: list[dict[str, list[Mapping[str, Any]]]] = []
     for report in reports:
         rows: dict[str, list[Mapping[str, Any]]] = {}
@@ -227,17 +231,38 @@ def to_html(reports: Sequence[Report], link: str = "../../spec/") -> str:
     return "\n".join(out)
 
 
+def _head(corner: str, reports: Sequence[Report]) -> list[str]:
+    engines = [
+        f"<th>{html.escape(r['engine']['name'])}<br>{html.escape(r['engine']['version'])}</th>"
+        for r in reports
+    ]
+    return ["<table>", f"<thead><tr><th>{corner}</th>", *engines, "</tr></thead>\n<tbody>"]
+
+
+def _class(outcome: str) -> str:
+    return outcome.lower().replace("/", "").replace("-", "")
+
+
+def _total(counts: Mapping[str, int]) -> str:
+    """The worst outcome of many cases, and how many passed."""
+    if not counts:
+        return "<td></td>"
+    outcome = worst(list(counts))
+    passed = f"{counts.get('PASS', 0)}/{sum(counts.values())}"
+    return f'<td class="{_class(outcome)}">{outcome} {passed}</td>'
+
+
 def _cell(entries: Sequence[Mapping[str, Any]]) -> str:
-    """The worst outcome, how many cases ended how, and the reason of each that did not pass."""
+    """The worst outcome and how many cases passed; on demand, how each of the others ended."""
     if not entries:
         return "<td></td>"
     outcome = worst([entry["outcome"] for entry in entries])
-    css = outcome.lower().replace("/", "").replace("-", "")
     if outcome == "PASS":
-        return f'<td class="{css}">{outcome}</td>'
+        return f'<td class="{_class(outcome)}">{outcome}</td>'
     ends = Counter(KINDS.get(entry["outcome"], "failed") for entry in entries)
     counts = ", ".join(f"{ends[kind]} {kind}" for kind in KINDS_SHOWN if ends[kind])
-    items = "".join(
+    items = f"<li>{counts}</li>"
+    items += "".join(
         f"<li><b>{html.escape(entry['case'])}</b>: {html.escape(entry['reason'])}"
         f"<br><code>{html.escape(entry['replay'])}</code></li>"
         for entry in entries
@@ -247,10 +272,8 @@ def _cell(entries: Sequence[Mapping[str, Any]]) -> str:
         f"<li>{kind}, {html.escape(reason)}: {html.escape(', '.join(cases))}</li>"
         for (kind, reason), cases in not_judged(entries).items()
     )
-    blockers = [reason for kind, reason in not_judged(entries) if kind == outcome == "BLOCKED"]
-    said = "; ".join([outcome, *blockers]) if blockers else outcome
-    summary = f"<summary>{html.escape(said)}: {counts}</summary>"
-    return f'<td class="{css}"><details>{summary}<ul>{items}</ul></details></td>'
+    summary = f"<summary>{html.escape(outcome)} {ends['passed']}/{len(entries)}</summary>"
+    return f'<td class="{_class(outcome)}"><details>{summary}<ul>{items}</ul></details></td>'
 
 
 def to_json(report: Report) -> str:
