@@ -55,6 +55,7 @@ from datarax.sources import (
     TFDSEagerSourceConfig,
     TFDSStreamingSource,
     TFDSStreamingSourceConfig,
+    _ending,
     encode,
 )
 
@@ -505,6 +506,191 @@ def test_a_file_that_is_cut_while_it_is_mapped_does_not_kill_the_process(tmp_pat
     assert pipeline.cursor == (0, 90_000)
 
 
+@pytest.mark.spec("SRC-036")
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_data_set_that_is_cut_while_it_is_mapped_does_not_kill_the_process(streaming, tmp_path):
+    datasets = pytest.importorskip("datasets", reason="needs the extra 'hf'")
+    data = datasets.Dataset.from_dict({"id": np.arange(100_000, dtype=np.int32)})
+    data.save_to_disk(tmp_path)
+    if streaming:
+        source = HFStreamingSource(HFStreamingSourceConfig(path=tmp_path))
+    else:
+        source = HFEagerSource(HFEagerSourceConfig(path=tmp_path))
+    pipeline = Pipeline(source=source, batch_size=10, num_threads=1)
+    pipeline.step()
+    (path,) = tmp_path.glob("*.arrow")
+    whole = os.stat(path).st_size
+    os.truncate(path, 4096)
+    with pytest.raises(ReadError, match=rf"{path} was cut to 4096 bytes and needs {whole}"):
+        pipeline.scan(lambda batch: batch["id"].sum(), 9_000)
+
+
+@pytest.mark.spec("SRC-036")
+def test_what_is_written_into_a_mapped_file_is_looked_at_again(tmp_path):
+    pa = pytest.importorskip("pyarrow", reason="needs the extra 'arrow'")
+    table = pa.table({"word": ["abc", "de", "f"] * 100})
+    path = written(table, tmp_path / "a.arrow", 300)
+    config = ArrowSourceConfig(paths=path, decode=lambda row: {"size": np.int32(len(row["word"]))})
+    source = ArrowSource(config)
+    assert source.get_batch_at(0, 3)["size"].tolist() == [3, 2, 1]
+    os.utime(path, (1, 1))  # it may have been touched without being changed
+    assert source.get_batch_at(0, 3)["size"].tolist() == [3, 2, 1]
+    offsets = path.read_bytes().find(np.array([0, 3, 5, 6], "<i4").tobytes())
+    with open(path, "r+b") as file:
+        file.seek(offsets + 4)
+        file.write(np.array([2**30, 2**30 + 5], "<i4").tobytes())
+    with pytest.raises(ReadError, match=r"ArrowInvalid: .*out of bounds"):
+        source.get_batch_at(0, 3)
+
+
+@pytest.mark.spec("SRC-036")
+def test_a_stream_of_arrow_that_ends_too_soon_is_refused(tmp_path):
+    pa = pytest.importorskip("pyarrow", reason="needs the extra 'arrow'")
+    table, path = pa.table({"id": np.arange(20)}), tmp_path / "a.arrow"
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table.slice(0, 10))
+        between = file.tell()
+        writer.write_table(table.slice(10))
+    assert len(ArrowSource(ArrowSourceConfig(paths=path))) == 20
+    os.truncate(path, between)
+    with pytest.raises(FileError, match="ends without the mark of an Arrow stream's end: it is cu"):
+        ArrowSource(ArrowSourceConfig(paths=path))
+
+
+@pytest.mark.spec("SRC-036")
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_saved_data_set_that_ends_too_soon_is_refused(streaming, tmp_path):
+    pa = pytest.importorskip("pyarrow", reason="needs the extra 'arrow'")
+    datasets = pytest.importorskip("datasets", reason="needs the extra 'hf'")
+    datasets.Dataset.from_dict({"id": list(range(3000))}).save_to_disk(tmp_path)
+    (path,) = tmp_path.glob("*.arrow")
+    stream = pa.BufferReader(path.read_bytes())
+    pa.ipc.open_stream(stream).read_next_batch()
+    os.truncate(path, stream.tell())
+    with pytest.raises(FileError, match=rf"{path}' ends without the mark of an Arrow stream's end"):
+        if streaming:
+            HFStreamingSource(HFStreamingSourceConfig(path=tmp_path))
+        else:
+            HFEagerSource(HFEagerSourceConfig(path=tmp_path))
+
+
+@pytest.mark.spec("SRC-036")
+def test_no_flipped_bit_of_the_metadata_of_parquet_loses_a_row(tmp_path):
+    pa = pytest.importorskip("pyarrow", reason="needs the extra 'arrow'")
+    table = pa.table({"id": pa.array(range(30), pa.int32())})
+    whole = written(table, tmp_path / "a.parquet", 10).read_bytes()
+    start = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    refused = set()
+    for place in range(start, len(whole) - 8):
+        for bit in range(8):
+            damaged, path = bytearray(whole), tmp_path / f"{place}.{bit}.parquet"
+            damaged[place] ^= 1 << bit
+            path.write_bytes(damaged)
+            try:
+                source = ArrowSource(ArrowSourceConfig(paths=path))
+                rows = source.get_batch_at(0, len(source))
+            except (FileError, FieldTypeError, ReadError) as error:
+                refused.add(error.code)
+            else:
+                assert len(next(iter(rows.values()))) == 30
+    assert refused >= {"file", "read"}
+
+
+@pytest.mark.spec("SRC-033", "SRC-036")
+def test_a_damaged_chunk_is_decoded_once_for_a_batch_of_masked_rows(tmp_path, monkeypatch):
+    path = cases.parquet(tmp_path / "x.parquet", n=4000, group=1000)
+    data = bytearray(path.read_bytes())
+    data[200] ^= 0x10
+    path.write_bytes(data)
+    config = ArrowSourceConfig(paths=path, on_error="mask", max_errors=1000)
+    reader = ArrowSource(config).reader
+    chunk = type(reader._chunks[0])
+    tried, table = [], chunk.table
+    monkeypatch.setattr(chunk, "table", lambda self, names: tried.append(0) or table(self, names))
+    _, readable, errors = reader.rows_and_holes(np.arange(300), reader.element_spec)
+    assert len(errors) == 300 and not readable.any()
+    assert len(tried) == 1
+    reader.rows_and_holes(np.arange(300), reader.element_spec)  # a retry reads again
+    assert len(tried) == 2
+
+
+@pytest.mark.internal
+@pytest.mark.parametrize("on_error", ["raise", "mask"])
+def test_no_record_is_looked_at_on_its_own_once_the_program_ends(on_error, monkeypatch):
+    reader = over(Broken(range(5, N))).source.reader
+    ending = threading.Event()
+    monkeypatch.setattr(_ending, "ENDING", ending)
+    checked = type(reader).checked
+
+    def last(self, records, spec):
+        try:
+            return checked(self, records, spec)
+        finally:
+            ending.set()  # after the batch, before its records
+
+    monkeypatch.setattr(type(reader), "checked", last)
+    read = reader.rows if on_error == "raise" else reader.rows_and_holes
+    with pytest.raises(_ending.EndingError):
+        read(np.arange(10), reader.element_spec)
+
+
+@pytest.mark.spec("SRC-031")
+@pytest.mark.parametrize("kind", ["string_view", "binary_view", "list"])
+def test_columns_of_views_are_decoded(kind, tmp_path):
+    pa = pytest.importorskip("pyarrow", reason="needs the extra 'arrow'")
+    words, types = ["a", "bc", "def"], {"list": pa.list_(pa.string_view())}
+    rows = [[x] for x in words] if kind == "list" else [x.encode() for x in words]
+    rows = words if kind == "string_view" else rows
+    column = pa.array(rows, types.get(kind) or getattr(pa, kind)())
+    path = written(pa.table({"x": column}), tmp_path / "a.parquet", 2)
+
+    def decode(row):
+        return {"size": np.int32(len(row["x"][0] if kind == "list" else row["x"]))}
+
+    source = ArrowSource(ArrowSourceConfig(paths=path, decode=decode))
+    assert source.get_batch_at(0, 3)["size"].tolist() == [1, 2, 3]
+
+
+@pytest.mark.spec("SRC-033")
+def test_a_damaged_chunk_says_nothing_of_the_shape_of_others(tmp_path):
+    pa = pytest.importorskip("pyarrow", reason="needs the extra 'arrow'")
+    import pyarrow.parquet as pq
+
+    lists = pa.array([None] * 5 + [[1, 2]] * 10, pa.list_(pa.int32()))
+    path = tmp_path / "x.parquet"
+    how = {"row_group_size": 5, "compression": "none", "use_dictionary": False}
+    pq.write_table(pa.table({"v": lists}), path, write_page_checksum=True, **how)
+    place = pq.read_metadata(path).row_group(1).column(0).data_page_offset
+    data = bytearray(path.read_bytes())
+    for i in range(20, 40):
+        data[place + i] ^= 255
+    path.write_bytes(data)
+    source = ArrowSource(ArrowSourceConfig(paths=path, on_error="mask", max_errors=10))
+    batch = Pipeline(source=source, batch_size=15).step()
+    assert batch["mask"].tolist() == [False] * 10 + [True] * 5
+    assert batch["v"].tolist() == [[0, 0]] * 10 + [[1, 2]] * 5
+
+
+@pytest.mark.spec("SRC-006")
+def test_readers_that_fill_with_zeros_of_other_signs_are_not_equal(tmp_path):
+    pa = pytest.importorskip("pyarrow", reason="needs the extra 'arrow'")
+    path = written(pa.table({"x": [1.0, None]}), tmp_path / "a.parquet", 2)
+    one, same, other = (
+        ArrowSource(ArrowSourceConfig(paths=path, fill={"x": x})).reader for x in (0.0, 0.0, -0.0)
+    )
+    assert one == same and hash(one) == hash(same) and one != other
+    assert pickle.loads(pickle.dumps(other)) == other
+
+
+@pytest.mark.spec("SRC-019")
+def test_a_column_with_a_dot_in_its_name_is_no_part_of_another(tmp_path):
+    pa = pytest.importorskip("pyarrow", reason="needs the extra 'arrow'")
+    table = pa.table({"a": [{"b": "x"}, {"b": "y"}], "a.b": [1, 2]})
+    path = written(table, tmp_path / "a.parquet", 2)
+    source = ArrowSource(ArrowSourceConfig(paths=path, columns=["a.b"]))
+    assert source.get_batch_at(0, 2)["a.b"].tolist() == [1, 2]
+
+
 @pytest.mark.spec("SRC-035")
 def test_nothing_is_unpickled(tmp_path):
     np.save(tmp_path / "x.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
@@ -924,7 +1110,7 @@ def test_what_the_first_record_holds_is_masked_as_in_any_other(form, bad, tmp_pa
     [
         (
             {"fill": {"y": 0}},
-            "a.parquet' has no column 'y', for which `fill` has a value, only ['x'].",
+            "a.parquet' has no column 'y', for which `fill` has a value, only ['x', 'id'].",
         ),
         (
             {"fill": {"x": 1.5}},
@@ -934,6 +1120,15 @@ def test_what_the_first_record_holds_is_masked_as_in_any_other(form, bad, tmp_pa
         ({"fill": {"x": 2**70}}, "cannot hold `fill`: 1180591620717411303424."),
         ({"fill": {"x": 1j}}, "`fill` has 1j for 'x', which is no number."),
         ({"fill": {"x": 2**40}}, "Arrow type int32, which cannot hold `fill`: 1099511627776."),
+        (
+            {"fill": {"id": 2**40}},
+            "Field 'id' has type int64 and JAX would hold it as int32, which cannot hold `fill`: "
+            "1099511627776. Fill with another value, or turn on jax_enable_x64.",
+        ),
+        (
+            {"fill": {"id": 1}, "columns": ["x"]},
+            "`fill` has a value for 'id', which `columns` leaves out.",
+        ),
         ({"fill": {"x": "a"}}, "`fill` has 'a' for 'x', which is no number."),
         ({"fill": {"x": [1]}}, "`fill` has [1] for 'x', which is no number."),
         ({"fill": 0}, "`fill` is a dict of values by column, got 0."),
@@ -945,7 +1140,8 @@ def test_what_the_first_record_holds_is_masked_as_in_any_other(form, bad, tmp_pa
 )
 def test_what_cannot_fill_a_null_is_told_so(unchecked, options, words, tmp_path):
     pa = pytest.importorskip("pyarrow", reason="needs the extra 'arrow'")
-    path = written(pa.table({"x": pa.array([1, 2], pa.int32())}), tmp_path / "a.parquet", 2)
+    columns = {"x": pa.array([1, 2], pa.int32()), "id": [1, 2]}
+    path = written(pa.table(columns), tmp_path / "a.parquet", 2)
     with pytest.raises(ValueError, match=re.escape(words)):
         ArrowSource(ArrowSourceConfig(paths=path, **options))
 
@@ -962,7 +1158,8 @@ def test_what_cannot_fill_a_null_is_told_so(unchecked, options, words, tmp_path)
             r"b\.{form}' has the column x float64\[\], which in the first file is x int64",
         ),
         ({"x": [[1]]}, "has the column x int64\\[0\\], which in"),
-        ({"x": ["a"]}, "Field 'x' has the Arrow type string.*or decode it"),
+        ({"x": ["a"]}, r"b\.{form}' has the column x of the Arrow type string, which in the first"),
+        ({"x": [None]}, r"b\.{form}' has the column x of the Arrow type null, which in the first"),
     ],
 )
 def test_files_with_other_columns_than_the_first_are_refused(form, other, words, tmp_path):

@@ -2,6 +2,7 @@
 
 import abc
 import collections
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -18,15 +19,15 @@ from flax import nnx
 
 from .._extras import require
 from .._types import Batch, Spec, expect, integer, names, spec_text
-from ..errors import EmptySourceError, FieldTypeError, FileError
+from ..errors import EmptySourceError, FieldTypeError, FileError, ReadError
 from ._buffers import empty_rows
 from ._ending import while_running
-from ._files import Stamp, paths_of, stamp, unopened
+from ._files import Stamp, check_uncut, paths_of, stamp, unopened
 from ._host import HostSource, HostSourceConfig
 from ._parts import Parts
 from ._reader import Reader
 from ._records import first_readable, spec_of, stack
-from ._values import as_record
+from ._values import as_record, need_held_type
 
 Fields: TypeAlias = dict[str, np.ndarray]
 
@@ -93,6 +94,11 @@ class ArrowSource(HostSource):
         stamps = tuple(map(stamp, paths))
         if config.decode is None:
             fill = tuple(dict(config.fill).items())
+            for name, _ in fill:
+                if columns is not None and name not in columns:
+                    raise ValueError(
+                        f"`fill` has a value for {name!r}, which `columns` leaves out."
+                    )
             reader = ColumnReader(paths, stamps, columns, config.cached_chunks, fill)
         else:
             reader = RowReader(paths, stamps, columns, config.cached_chunks, config.decode)
@@ -126,6 +132,12 @@ class _ChunkReader(Reader):
     def __len__(self) -> int:
         return len(self._parts)
 
+    def rows_and_holes(
+        self, records: np.ndarray, spec: Spec
+    ) -> tuple[Batch, np.ndarray, list[ReadError]]:
+        with self._cache.failing_once():  # and not for each row of a chunk that is damaged
+            return super().rows_and_holes(records, spec)
+
     def place(self, record: int) -> str:
         return self._chunks[self._parts.part_of(record)].path
 
@@ -139,7 +151,11 @@ class _ChunkReader(Reader):
 class ColumnReader(_ChunkReader):
     """Columns of numbers, which become the fields as they are."""
 
-    fill: Fill
+    fill: Fill = dataclasses.field(compare=False)
+    _fill_text: str = dataclasses.field(init=False)  # since 0.0 equals -0.0
+
+    def __post_init__(self):
+        object.__setattr__(self, "_fill_text", repr(self.fill))
 
     @functools.cached_property
     def stored_spec(self) -> Spec:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -152,14 +168,22 @@ class ColumnReader(_ChunkReader):
                     f"has no column {name!r}, for which `fill` has a value, only {schema.names}.",
                 )
         for field in schema:  # a type that JAX cannot hold needs no row to be seen
-            _array(field.name, _no_rows(field.type), (), dict(self.fill).get(field.name))
+            fill = dict(self.fill).get(field.name)
+            values, _ = _array(field.name, _no_rows(field.type), (), fill)
+            if fill is not None:
+                _check_held(field.name, fill, values.dtype)
 
         def look(i: int) -> tuple[Fields, Fields]:
             return self._cache.get(chunks[i], lambda chunk: self._columns(chunk.table(None)))
 
         first = first_readable(look, len(chunks))
-        others = (self._columns(chunk.table(list(first[0]))) for chunk in chunks)
-        spec = spec_of_columns(itertools.chain([first], others))
+
+        def others() -> Iterator[tuple[Fields, Fields]]:
+            for chunk in chunks:
+                with contextlib.suppress(Exception):  # one that cannot be read says nothing
+                    yield self._columns(chunk.table(list(first[0])))
+
+        spec = spec_of_columns(itertools.chain([first], others()))
         _check_schemas(chunks, spec)
         return spec
 
@@ -199,10 +223,17 @@ class RowReader(_ChunkReader):
         found: list[dict[str, Any]] = [{}] * len(records)
         for chunk, rows, inside in self._by_chunk(records):
             table = self._cache.get(chunk, lambda chunk: chunk.table(self.columns))
-            taken = zip(rows, table.take(inside).to_pylist(), strict=True)
+            taken = zip(rows, _python_rows(table, inside), strict=True)
             for row, values in while_running(taken):
                 found[row] = as_record(self.decode(values), None)
         return found
+
+
+def _python_rows(table: Any, inside: np.ndarray) -> list[dict[str, Any]]:
+    try:
+        return table.take(inside).to_pylist()
+    except require("pyarrow", "arrow").ArrowNotImplementedError:  # of views, say
+        return [row for i in inside.tolist() for row in table.slice(i, 1).to_pylist()]
 
 
 class _Chunk(abc.ABC):
@@ -219,6 +250,11 @@ class _Chunk(abc.ABC):
     @abc.abstractmethod
     def table(self, columns: Sequence[str] | None) -> Any:
         """These columns of them, by default all that are to be read."""
+
+    @property
+    def version(self) -> Stamp:
+        """What tells its bytes from others that were written in their place since."""
+        return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,7 +277,11 @@ class _RowGroup(_Chunk):
             raise OSError(f"{self.path} was replaced or changed after it was opened")
         # A ParquetFile is not for several threads; to open one with known metadata is cheap.
         with _parquet(self.path, self.metadata) as file:
-            return file.read_row_group(self.group, columns=names, use_threads=False)
+            table = file.read_row_group(self.group, columns=names, use_threads=False)
+        if table.num_rows != self.rows:
+            raise OSError(f"a row group of {self.path} has {table.num_rows} rows, not {self.rows}")
+        # A name with a dot also reads the parts of a column of that path.
+        return table if names is None else table.select(names)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,6 +290,7 @@ class _RecordBatch(_Chunk):
     rows: int
     map: mmap.mmap
     end: int
+    inode: int
     batch: Any
 
     @property
@@ -260,29 +301,51 @@ class _RecordBatch(_Chunk):
         self.batch.validate(full=True)
         return self.batch if columns is None else self.batch.select(list(columns))
 
+    @property
+    def version(self) -> Stamp:
+        check_uncut(self.path, self.map.size(), self.end)
+        found = stamp(self.path)
+        return found if found is not None and found[0] == self.inode else None
+
 
 class _Cache:
     """The chunks used last. Two threads may load one chunk twice: that costs less than to wait."""
 
     def __init__(self, size: int):
         self._size, self._lock = size, threading.Lock()
-        self._kept: collections.OrderedDict[int, Any] = collections.OrderedDict()
+        self._kept: collections.OrderedDict[int, tuple[Stamp, Any]] = collections.OrderedDict()
+        self._local = threading.local()
 
     def get(self, chunk: _Chunk, load: Callable[[_Chunk], T]) -> T:
-        if isinstance(chunk, _RecordBatch):
-            size = chunk.map.size()
-            if size < chunk.end:  # to look into the map would kill the process
-                raise OSError(f"{chunk.path} was cut to {size} bytes and needs {chunk.end}")
+        version = chunk.version
         with self._lock:
-            if id(chunk) in self._kept:
+            known, found = self._kept.get(id(chunk), (None, None))
+            if found is not None and known == version:
                 self._kept.move_to_end(id(chunk))
-                return self._kept[id(chunk)]
-        found = load(chunk)
+                return found
+        failed = getattr(self._local, "failed", {})
+        if id(chunk) in failed:
+            error, traceback = failed[id(chunk)]
+            raise error.with_traceback(traceback)  # which would grow each time
+        try:
+            found = load(chunk)
+        except Exception as error:
+            failed[id(chunk)] = error, error.__traceback__
+            raise
         with self._lock:
-            self._kept[id(chunk)] = found
+            self._kept[id(chunk)] = version, found
             while len(self._kept) > self._size:
                 self._kept.popitem(last=False)
         return found
+
+    @contextlib.contextmanager
+    def failing_once(self) -> Iterator[None]:
+        """In this thread a chunk that cannot be loaded is not tried again meanwhile."""
+        self._local.failed = {}
+        try:
+            yield
+        finally:
+            del self._local.failed
 
 
 def _paths(given: Any) -> tuple[str, ...]:
@@ -302,12 +365,17 @@ def _chunks(path: str, columns: tuple[str, ...] | None) -> list[_Chunk]:
             with _parquet(path, None) as file:
                 metadata = file.metadata
                 _check_columns(path, columns, file.schema_arrow.names)
-                return [
-                    _RowGroup(path, metadata.row_group(i).num_rows, i, columns, metadata, found)
-                    for i in range(metadata.num_row_groups)
-                ]
+                rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+                if min(rows, default=0) < 0 or sum(rows) != metadata.num_rows:
+                    raise FileError(
+                        path,
+                        f"is damaged: it says that it has {metadata.num_rows} rows, and row groups "
+                        f"of {sum(rows)} together.",
+                    )
+                return [_RowGroup(path, n, i, columns, metadata, found) for i, n in enumerate(rows)]
         with open(path, "rb") as file:
             view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            inode = os.fstat(file.fileno()).st_ino
         source = pa.BufferReader(pa.py_buffer(view))
         try:
             reader = pa.ipc.open_file(source)
@@ -316,16 +384,35 @@ def _chunks(path: str, columns: tuple[str, ...] | None) -> list[_Chunk]:
             source.seek(0)
             reader = pa.ipc.open_stream(source)
             batches = list(reader)
+            check_ended(path)
         _check_columns(path, columns, reader.schema.names)
         if columns is not None:
             batches = [batch.select(list(columns)) for batch in batches]
-        return [_RecordBatch(path, x.num_rows, view, len(view), x) for x in batches]
+        return [_RecordBatch(path, x.num_rows, view, len(view), inode, x) for x in batches]
     except FileError:  # of a column that is missing
         raise
     except OSError as error:  # pa.ArrowInvalid is one of ValueError
         raise unopened(path, error) from error
     except (pa.ArrowException, ValueError) as error:
         raise FileError(path, f"is no file of its kind, or a damaged one: {error}") from error
+
+
+def check_ended(path: str) -> None:
+    """Raises for a file of Arrow's that may be cut: one that ends neither as a stream nor as a file
+    with an index does."""
+    with open(path, "rb") as file:
+        file.seek(-min(8, os.fstat(file.fileno()).st_size), os.SEEK_END)
+        end = file.read()
+    if end != END_OF_STREAM and not end.endswith(END_OF_FILE):
+        raise FileError(
+            path,
+            "ends without the mark of an Arrow stream's end: it is cut, or its writer was not "
+            "closed. Write it again.",
+        )
+
+
+END_OF_STREAM, END_OF_FILE = b"\xff\xff\xff\xff\0\0\0\0", b"ARROW1"
+"""See "IPC Streaming Format" and "IPC File Format" in the specification of Arrow's columns."""
 
 
 def _parquet(path: str, metadata: Any) -> Any:
@@ -368,7 +455,15 @@ def _check_schemas(chunks: Sequence[_Chunk], spec: Spec | None) -> None:
                 )
             if spec is None:
                 continue
-            values, _ = _array(name, _no_rows(schema.field(name).type), spec[name].shape)
+            kind = schema.field(name).type
+            try:
+                values, _ = _array(name, _no_rows(kind), spec[name].shape)
+            except FieldTypeError as error:
+                raise FileError(
+                    path,
+                    f"has the column {name} of the Arrow type {kind}, which in the first file is "
+                    f"{spec_text({name: spec[name]})}.",
+                ) from error
             found = jax.ShapeDtypeStruct(values.shape[1:], values.dtype)
             if found != spec[name]:
                 raise FileError(
@@ -487,15 +582,30 @@ def _no_rows(kind: Any) -> Any:
 
 def _scalar(name: str, value: Number, kind: Any) -> Any:
     """A value for nulls as one of Arrow's, or an error if the column has none such."""
-    given, target = np.asarray(value), np.dtype(kind.to_pandas_dtype())
-    held, same = given, False
-    if given.dtype != object:  # an integer that no type of NumPy's holds
-        with np.errstate(all="ignore"):
-            held = given.astype(target)
-        # A float is rounded.
-        same = np.isfinite(held) == np.isfinite(given) if target.kind == "f" else held == given
-    if not same:
+    held = _as_type(value, np.dtype(kind.to_pandas_dtype()))
+    if held is None:
         raise FieldTypeError(
             name, f"has the Arrow type {kind}, which cannot hold `fill`: {value!r}."
         )
-    return require("pyarrow", "arrow").scalar(held[()], kind)
+    return require("pyarrow", "arrow").scalar(held, kind)
+
+
+def _check_held(name: str, value: Number, dtype: np.dtype) -> None:
+    target = need_held_type(name, dtype)
+    if _as_type(value, target) is None:
+        raise FieldTypeError(
+            name,
+            f"has type {dtype} and JAX would hold it as {target}, which cannot hold `fill`: "
+            f"{value!r}. Fill with another value, or turn on jax_enable_x64.",
+        )
+
+
+def _as_type(value: Number, target: np.dtype) -> Any:
+    """The value in this type, a float rounded; None if the type has none such."""
+    given = np.asarray(value)
+    if given.dtype == object:  # an integer that no type of NumPy's holds
+        return None
+    with np.errstate(all="ignore"):
+        held = given.astype(target)
+    same = np.isfinite(held) == np.isfinite(given) if target.kind == "f" else held == given
+    return held[()] if same else None

@@ -16,7 +16,7 @@ from flax import nnx
 from .._types import Batch, Spec, expect, spec_text
 from ..errors import EmptySourceError, FileError, UnequalLengthsError
 from ._buffers import empty_rows
-from ._files import Stamp, paths_of, stamp, unopened
+from ._files import Stamp, check_uncut, paths_of, stamp, unopened
 from ._host import HostSource, HostSourceConfig
 from ._parts import Parts
 from ._reader import Reader
@@ -147,9 +147,8 @@ def _copy(column: _Column, records: np.ndarray, to: np.ndarray) -> None:
     """Copies rows of a file."""
     file, view, rows, end = column
     first, count = int(records[0]), len(records)
-    # Reading a map past the end of a file that was cut kills the process.
-    if view is not None and view.size() < end:
-        raise OSError(f"{file} was cut to {view.size()} bytes and needs {end}")
+    if view is not None:
+        check_uncut(file, view.size(), end)
     if not (rows.flags.c_contiguous and rows.flags.aligned):
         # `take` would copy the whole file first.
         to[...] = rows[records]

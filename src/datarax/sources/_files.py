@@ -31,6 +31,27 @@ def stamp(path: str) -> Stamp:
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
+def check_uncut(path: str, size: int, needed: int) -> None:
+    """Raises for a mapped file that is too small by now: to look behind its end would kill the
+    process."""
+    if size < needed:
+        raise OSError(f"{path} was cut to {size} bytes and needs {needed}")
+
+
+class MappedFiles:
+    """Files that another library has mapped, as far as they still lie where they did."""
+
+    def __init__(self, paths: Iterable[str]):
+        self._were = {path: found for path in paths if (found := stamp(path)) is not None}
+
+    def check(self) -> None:
+        """Raises if one has been cut."""
+        for path, (inode, size, _) in self._were.items():
+            found = stamp(path)
+            if found is not None and found[0] == inode:
+                check_uncut(path, found[1], size)
+
+
 def unopened(path: str, error: OSError) -> FileError:
     """What is wrong with a file that cannot be opened."""
     reason = f"cannot be opened: {error.strerror or error}."

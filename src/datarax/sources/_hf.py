@@ -13,7 +13,8 @@ from flax import nnx
 from .._extras import require
 from .._types import Batch, Spec, expect, names
 from ..errors import EmptySourceError, FileError
-from ._arrow import columns_of, hole, spec_of_columns
+from ._arrow import check_ended, columns_of, hole, spec_of_columns
+from ._files import MappedFiles
 from ._host import HostSource, HostSourceConfig
 from ._iterable import Stream, StreamSource, StreamSourceConfig
 from ._reader import Reader
@@ -85,11 +86,12 @@ class HFStreamingSource(StreamSource):
     ):
         expect("config", config, HFStreamingSourceConfig)
         dataset = load(config, dataset, streaming=True)
+        files = files_of(dataset)
         if hasattr(dataset, "to_iterable_dataset"):
             if len(dataset) == 0:  # which would have no shards
                 raise EmptySourceError("HFStreamingSource")
             dataset = dataset.to_iterable_dataset()
-        super().__init__(HFStream(dataset), config, rngs=rngs)
+        super().__init__(HFStream(dataset, files), config, rngs=rngs)
 
 
 class HFStream(Stream):
@@ -97,8 +99,9 @@ class HFStream(Stream):
 
     label = "HFStreamingSource"
 
-    def __init__(self, dataset: Any):
+    def __init__(self, dataset: Any, files: Sequence[str]):
         self.dataset = dataset
+        self._files = MappedFiles(files)
         self._columns: Spec | None = None  # of the first rows: those of others are alike
 
     def begin(self, epoch: int, skip: int) -> Iterator[dict[str, Any]]:
@@ -122,6 +125,7 @@ class HFStream(Stream):
             chunks = rest.iter(batch_size=size)
             while size > 1 or skip < passed:
                 try:
+                    self._files.check()
                     chunk = next(chunks, None)
                 except Exception as error:
                     # A pool of threads is closed when the program ends, before anything else is.
@@ -157,20 +161,33 @@ class HFReader(Reader):
         return self.dataset.with_format("arrow")
 
     @functools.cached_property
+    def _files(self) -> MappedFiles:
+        return MappedFiles(files_of(self.dataset))
+
+    @functools.cached_property
     def stored_spec(self) -> Spec:  # pyright: ignore[reportIncompatibleMethodOverride]
         starts = range(0, len(self), ROWS)
-        return spec_of_columns(columns_of(self._arrow[i : i + ROWS]) for i in starts)
+        return spec_of_columns(columns_of(self._rows(slice(i, i + ROWS))) for i in starts)
+
+    def _rows(self, which: Any) -> Any:
+        self._files.check()
+        return self._arrow[which]
 
     def read(self, records: np.ndarray) -> Batch:
-        fields, holes = columns_of(self._arrow[records.astype(np.int64)], self.stored_spec)
+        fields, holes = columns_of(self._rows(records.astype(np.int64)), self.stored_spec)
         for name in holes:
             raise hole(name)
         # Copies: a view into a mapped file must not outlive this call.
         return {name: np.array(x) for name, x in fields.items()}
 
     def place(self, record: int) -> str:
-        files = [x["filename"] for x in self.dataset.cache_files]
-        return ", ".join(files) or "a data set in memory"
+        del record
+        return ", ".join(files_of(self.dataset)) or "a data set in memory"
+
+
+def files_of(dataset: Any) -> list[str]:
+    """The files that a data set has mapped, if it has any."""
+    return [x["filename"] for x in getattr(dataset, "cache_files", ())]
 
 
 def load(config: Any, dataset: Any, streaming: bool) -> Any:
@@ -206,6 +223,9 @@ def load(config: Any, dataset: Any, streaming: bool) -> Any:
             "Leave `split` out."
         )
     chosen = names("fields", config.fields)
+    for path in files_of(dataset):
+        if os.path.exists(path):
+            check_ended(path)
     if isinstance(dataset, datasets.Dataset):
         if dataset.format["type"] == "custom":
             raise ValueError(

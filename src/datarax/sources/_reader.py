@@ -9,6 +9,7 @@ import numpy as np
 
 from .._types import Batch, Spec
 from ..errors import ReadError
+from ._ending import while_running
 from ._records import conform, held_spec, read_error
 
 
@@ -78,7 +79,7 @@ class Reader(abc.ABC):
         except Exception:
             batch = jax.tree.map(lambda x: np.zeros((len(records), *x.shape), x.dtype), spec)
         errors = []
-        for i in range(len(records)):
+        for i in while_running(range(len(records))):
             try:
                 row = self.checked(records[i : i + 1], spec)
             except Exception as error:
@@ -101,7 +102,7 @@ class Reader(abc.ABC):
 
     def _read_error(self, records: np.ndarray, spec: Spec, error: Exception) -> ReadError:
         """The error with the first record that cannot be read on its own."""
-        for record in map(int, records) if len(records) > 1 else ():
+        for record in while_running(map(int, records) if len(records) > 1 else ()):
             try:
                 self.checked(np.array([record], records.dtype), spec)
             except Exception as single:
