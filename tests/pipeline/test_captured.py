@@ -472,6 +472,45 @@ def test_what_is_changed_is_seen_too():
             pipeline(step)
 
 
+class Transforming:
+    """Trains its model in the ways of NNX. Only one of its two models is used."""
+
+    def __init__(self):
+        self.unused, self.model = Model(), Model()
+
+    def grad(self, batch):
+        return nnx.grad(lambda model: model(batch)["x"].sum())(self.model).w[...] + batch["x"]
+
+    def jit(self, batch):
+        return nnx.jit(lambda model, batch: model(batch)["x"])(self.model, batch)
+
+    def vmap(self, batch):
+        return nnx.vmap(lambda model, x: model({"x": x})["x"], in_axes=(None, 0))(
+            self.model, batch["x"]
+        )
+
+    def remat(self, batch):
+        return nnx.remat(lambda model, batch: model(batch)["x"])(self.model, batch)
+
+    def count(self, batch):
+        self.model.w[...] += 1
+        return batch["x"]
+
+    def helped(self, batch):
+        return self.count(batch)
+
+
+@pytest.mark.spec("SCAN-018", "ERR-032")
+@pytest.mark.parametrize("how", ["grad", "jit", "vmap", "remat", "count", "helped"])
+def test_what_fails_in_a_transform_of_nnx_is_named(how):
+    step = getattr(Transforming(), how)
+    with pytest.raises(CapturedError, match=r"reaches \['self.model'\]"):
+        pipeline().scan(step, 2)
+    step = getattr(Transforming(), how)  # NNX has taken the attributes off the model
+    with pytest.raises(StageError, match=r"takes \['self.model'\] from outside"):
+        pipeline(lambda batch: {"x": step(batch)})
+
+
 class Anchored:
     """Keeps the arrays that a model, a source and a state began with."""
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.errors import TraceContextError
 
 from .._host_memory import keep_memory
 from .._order import word
@@ -20,7 +19,7 @@ from ..sources._base import Fetched, length_of
 from ..sources._iterable import StreamSource
 from ._binding import Binding, ById, Changes, has_tracer, types_of
 from ._blame import blame, by_hand
-from ._captured import reached
+from ._captured import is_foreign, reached
 from ._core import cutting, max_errors
 from ._feed import Feed, stack_counts
 from ._meter import Bar
@@ -90,12 +89,11 @@ def scan(
                     raise
                 if known is not None and end is not None:
                     after[known] = pack(end, length_of(pipeline.source))
-        except TraceContextError as error:  # the function changes what it was not given
-            if names := reached(step_fn, modules):
-                raise CapturedError(names) from error
-            raise
-        except TypeError:
-            _check_carry(init_carry)
+        except Exception as error:
+            if is_foreign(error) and (names := reached(step_fn, modules)):
+                raise CapturedError(names) from error  # it changes what it was not given
+            if isinstance(error, TypeError):
+                _check_carry(init_carry)
             raise
         binding.write(after, values)
         runtime.moved(pipeline, end)
