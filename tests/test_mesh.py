@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import mesh_laws
 import pytest
 from flax import nnx
@@ -124,6 +125,24 @@ def test_a_sharding_may_be_given_later():
         stream.step()
     stream.sharding = None
     assert stream.step()["id"].tolist() == [8, 9, 10, 11]
+
+
+@pytest.mark.spec("MESH-004")
+def test_a_mesh_with_explicit_axes_that_is_set_meanwhile_is_refused():
+    explicit = sharding_of("data", kind=AxisType.Explicit)
+    split, alone = (pipeline(length=12, batch_size=4, sharding=x) for x in (sharding_of(), None))
+    split.step()
+    with jax.set_mesh(explicit.mesh):
+        for use in (
+            split.step,
+            lambda: next(iter(split)),
+            lambda: split.scan(lambda batch: batch["id"], 2),
+            lambda: pipeline(length=12, batch_size=4, sharding=sharding_of()),
+        ):
+            with pytest.raises(ShardingError, match=r"`jax\.set_mesh` has set one with Explicit"):
+                use()
+        assert [x["id"].tolist() for x in alone] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+    assert split.step()["id"].tolist() == [4, 5, 6, 7]
 
 
 @pytest.mark.spec("MESH-002")

@@ -48,6 +48,12 @@ def check_sharding(sharding: Any, batch_size: int) -> None:
             f"needs a mesh whose axes are all Auto, got {mesh.axis_types}: make it with "
             "jax.make_mesh(shape, names, axis_types=(AxisType.Auto,) * len(names))"
         )
+    if AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types:
+        raise ShardingError(
+            "has a mesh of its own, which no program can run over while `jax.set_mesh` has set one "
+            "with Explicit axes. Use the pipeline outside of that, or build it without `sharding` "
+            "and place each batch with `jax.sharding.reshard`"
+        )
     if batch_size % (parts := _parts(sharding)):
         raise ShardingError(
             f"splits a batch into {parts} equal parts, but a `batch_size` of {batch_size}, which "

@@ -6,6 +6,7 @@ import xml.etree.ElementTree as ElementTree
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from helpers import Affine, Count, Endless, EqxScale, double, pipeline, sub
 
 from datarax import Pipeline
@@ -38,6 +39,17 @@ def test_it_prints_a_table_of_its_nodes(stream):
         "less    sub           scale, source  id int32[4], x float32[4,2]\n"
         "n       Count         less           count int32[4], id int32[4], x float32[4,2]"
     ).replace("-" * 37, "-" * 43)
+
+
+@pytest.mark.spec("DAG-023")
+def test_an_abstract_one_shows_no_cursor():
+    abstract = nnx.eval_shape(lambda: pipeline(length=8, batch_size=4))
+    assert str(abstract).startswith(
+        "Pipeline: 8 records, batch_size=4, last_batch='keep', abstract\nnode "
+    )
+    for use in (abstract.step, abstract.get_state, lambda: abstract.cursor):
+        with pytest.raises(TypeError, match=r"as `nnx\.eval_shape` makes it, and has no cursor"):
+            use()
 
 
 @pytest.mark.spec("DAG-023")

@@ -243,6 +243,11 @@ def cursor(pipeline: "Pipeline") -> Cursor:
     raw = pipeline._cursor_state.get_raw_value()
     if is_traced(raw):
         return Cursor(raw[0], raw[1])
+    if isinstance(raw, jax.ShapeDtypeStruct):
+        raise TypeError(
+            "This pipeline is an abstract one, as `nnx.eval_shape` makes it, and has no cursor: "
+            "restore a checkpoint into it."
+        )
     found, length = Cursor(*map(int, np.asarray(raw))), length_of(pipeline.source)
     if found.epoch < 0 or not 0 <= found.offset < (length or 2**32):
         raise SeekError(

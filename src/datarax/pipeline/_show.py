@@ -3,6 +3,8 @@
 from html import escape
 from typing import TYPE_CHECKING
 
+import jax
+
 from .._keys import SOURCE
 from .._types import Spec, field_texts, spec_text
 from ..sources._base import length_of
@@ -29,9 +31,11 @@ def title(pipeline: "Pipeline") -> str:
     records = "endless" if length is None else f"{length} records"
     sharding = pipeline.sharding
     devices = "" if sharding is None else f", {sharding.spec} over {sharding.num_devices} devices"
+    abstract = isinstance(pipeline._cursor_state.get_raw_value(), jax.ShapeDtypeStruct)
+    where = "abstract" if abstract else f"cursor={tuple(pipeline.cursor)}"
     return (
         f"{type(pipeline).__name__}: {records}, batch_size={pipeline.batch_size}, "
-        f"last_batch={pipeline.last_batch!r}, cursor={tuple(pipeline.cursor)}{devices}"
+        f"last_batch={pipeline.last_batch!r}, {where}{devices}"
     )
 
 
