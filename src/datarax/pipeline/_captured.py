@@ -16,9 +16,9 @@ import dis
 import functools
 import inspect
 import itertools
-import re
+import traceback
 import types
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -54,48 +54,37 @@ def captured(function: Callable[..., Any], constants: Iterable[Any] = ()) -> lis
     })  # fmt: skip
 
 
-def is_foreign(error: Exception) -> bool:
-    """Whether Flax says of an NNX object that it is none of the trace in which it is used."""
-    if type(error) is ValueError:  # of `nnx.grad` and `nnx.vmap`
-        return "different trace level" in str(error)
-    return isinstance(error, TraceContextError)
+def blamed(function: Callable[..., Any], error: Exception) -> list[str]:
+    """The names under which `function` comes to what Flax finds to be of another trace, if that is
+    what the error is about."""
+    # `nnx.grad` and `nnx.vmap` raise the other kind.
+    if not isinstance(error, TraceContextError) and type(error) is not ValueError:
+        return []
+    # It is in the frames where Flax has failed: that of a function of the user's may have a copy.
+    frames = [x for link in _chain(error) for x, _ in traceback.walk_tb(link.__traceback__)]
+    flax = (x for x in frames if x.f_globals.get("__name__", "").partition(".")[0] == "flax")
+    held = {id(x) for frame in flax for x in frame.f_locals.values() if isinstance(x, NNX)}
+    return sorted({
+        path or "step_fn"
+        for path, x, _ in (_reached(function, True) if held else ())
+        if isinstance(x, NNX) and held & {id(x), *(id(part) for _, part in iter_graph(x))}
+    })  # fmt: skip
 
 
-def reached(function: Callable[..., Any], given: Sequence[Any] = ()) -> list[str]:
-    """The names of the NNX objects that `function` comes to, but for what it is `given`, after it
-    has failed for one of them: those that its code mentions, if it mentions any."""
-    known = {id(variable) for x in given for variable in _variables(x)}
-    found = list(_reached(function, True))
-    objects = [(path or "step_fn", x) for path, x, _ in found if isinstance(x, NNX)]
-    # `nnx.jit` and its like take the attributes off a module before they fail to set them.
-    emptied = {path for path, x in objects if isinstance(x, nnx.Pytree) and not _stored(x)}
-    others = {path for path, x in objects if {id(variable) for variable in _variables(x)} - known}
-    names = _mentioned(found)
-    mentioned = {path for path in others if set(ATTRIBUTE.findall(path)) <= names}
-    return sorted(emptied or mentioned or others)
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and those that it came of."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
 
 
-ATTRIBUTE = re.compile(r"\.(\w+)")
-"""A part of a path that is the name of an attribute."""
-
-
-def _mentioned(found: Sequence["_Found"]) -> set[str]:
-    """The names and words in the code of the functions that are loaded, and of their methods."""
-    functions = [x for x in found if type(x.x) is types.FunctionType]
-    names: set[str] = set()
-    while used := [x for x in functions if x.loaded or x.x.__name__ in names]:
-        functions = [x for x in functions if x not in used]
-        for code in itertools.chain.from_iterable(_codes(x.x) for x in used):
-            names |= {*code.co_names, *(x for x in code.co_consts if isinstance(x, str))}
-    return names
-
-
-def _codes(function: types.FunctionType) -> list[types.CodeType]:
-    """The code of a function, and of the functions in it."""
-    codes = [function.__code__]
-    for code in codes:
-        codes += [x for x in code.co_consts if isinstance(x, types.CodeType)]
-    return codes
+def reached(function: Callable[..., Any]) -> list[str]:
+    """The names of all NNX objects that `function` comes to."""
+    return sorted({
+        path or "step_fn" for path, x, _ in _reached(function, True) if isinstance(x, NNX)
+    })  # fmt: skip
 
 
 def own(x: Any, name: str, default: Any = None) -> Any:
@@ -113,16 +102,14 @@ class _Found(NamedTuple):
 
 
 def _reached(function: Any, through: bool) -> Iterator[_Found]:
-    """The NNX objects, arrays and functions that a function comes to by name, or `through` any
-    objects, nearest first."""
+    """The NNX objects and arrays that a function comes to by name, or `through` any objects,
+    nearest first."""
     looked, seen, left = [_Found("", function, True)], {id(function)}, MOST
     for found in looked:
         kind = type(found.x)  # `isinstance` may ask the object
         if issubclass(kind, (*NNX, jax.Array)):
             yield found
             continue
-        if kind is types.FunctionType:
-            yield found
         try:
             parts = list(itertools.islice(_parts(found), left))
         except Exception:  # of an object that does not let itself be looked at
@@ -187,7 +174,9 @@ def _names_of(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
             yield name, cell.cell_contents
     if known.get("__name__", "").partition(".")[0] in LIBRARIES:
         return
-    for each in _codes(function):
+    codes = [code]
+    for each in codes:
+        codes += [x for x in each.co_consts if isinstance(x, types.CodeType)]
         for step in dis.get_instructions(each):
             if step.opname != "LOAD_GLOBAL" or step.argval not in known:
                 continue

@@ -19,7 +19,7 @@ from ..sources._base import Fetched, length_of
 from ..sources._iterable import StreamSource
 from ._binding import Binding, ById, Changes, has_tracer, types_of
 from ._blame import blame, by_hand
-from ._captured import is_foreign, reached
+from ._captured import blamed
 from ._core import cutting, max_errors
 from ._feed import Feed, stack_counts
 from ._meter import Bar
@@ -90,8 +90,8 @@ def scan(
                 if known is not None and end is not None:
                     after[known] = pack(end, length_of(pipeline.source))
         except Exception as error:
-            if is_foreign(error) and (names := reached(step_fn, modules)):
-                raise CapturedError(names) from error  # it changes what it was not given
+            if names := blamed(step_fn, error):
+                raise CapturedError(names) from error
             if isinstance(error, TypeError):
                 _check_carry(init_carry)
             raise

@@ -21,7 +21,7 @@ from .._variables import MethodStage, PytreeStage, flatten, iter_graph, method_o
 from .._xla import apart
 from ..errors import DataraxError, StageError
 from ..operators import ElementOperator, OperatorModule
-from ._captured import NNX, captured, is_foreign, own, reached
+from ._captured import NNX, blamed, captured, own, reached
 from ._graph import Graph
 from ._hints import Hint, first_misfit, hints_of
 
@@ -190,8 +190,8 @@ def advice(stage: Stage, error: Exception) -> str:
         )
     elif isinstance(error, NEEDS_VALUES):
         found.append("A stage is compiled: write it in jax.numpy, or do this in the source.")
-    function = _function_of(stage) if is_foreign(error) else None
-    if function is not None and (names := reached(function)):
+    function = _function_of(stage)
+    if function is not None and (names := blamed(function, error)):
         found.append(_outside(names))
     return "".join(f"\n{sentence}" for sentence in found)
 
