@@ -9,12 +9,15 @@ from pathlib import Path
 
 import jax
 import mesh_laws
+import numpy as np
 import pytest
 from flax import nnx
 from helpers import pipeline, sharding_of
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from datarax import Pipeline
 from datarax.errors import ShardingError
+from datarax.sources import RandomAccessSource, RandomAccessSourceConfig
 
 LAWS = str(Path(mesh_laws.__file__))
 
@@ -132,16 +135,20 @@ def test_a_mesh_with_explicit_axes_that_is_set_meanwhile_is_refused():
     explicit = sharding_of("data", kind=AxisType.Explicit)
     split, alone = (pipeline(length=12, batch_size=4, sharding=x) for x in (sharding_of(), None))
     split.step()
+    read = RandomAccessSource(RandomAccessSourceConfig(), [{"id": np.int32(i)} for i in range(12)])
+    bare = Pipeline(source=read, batch_size=4, sharding=sharding_of())
     with jax.set_mesh(explicit.mesh):
         for use in (
             split.step,
             lambda: next(iter(split)),
             lambda: split.scan(lambda batch: batch["id"], 2),
             lambda: pipeline(length=12, batch_size=4, sharding=sharding_of()),
+            lambda: Pipeline(source=read, stages=[dict], batch_size=4, sharding=sharding_of()),
         ):
             with pytest.raises(ShardingError, match=r"`jax\.set_mesh` has set one with Explicit"):
                 use()
-        assert [x["id"].tolist() for x in alone] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+        for given in (alone, bare):  # which is read on the host, and needs no program
+            assert [x["id"].tolist() for x in given] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
     assert split.step()["id"].tolist() == [4, 5, 6, 7]
 
 

@@ -48,12 +48,6 @@ def check_sharding(sharding: Any, batch_size: int) -> None:
             f"needs a mesh whose axes are all Auto, got {mesh.axis_types}: make it with "
             "jax.make_mesh(shape, names, axis_types=(AxisType.Auto,) * len(names))"
         )
-    if AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types:
-        raise ShardingError(
-            "has a mesh of its own, which no program can run over while `jax.set_mesh` has set one "
-            "with Explicit axes. Use the pipeline outside of that, or build it without `sharding` "
-            "and place each batch with `jax.sharding.reshard`"
-        )
     if batch_size % (parts := _parts(sharding)):
         raise ShardingError(
             f"splits a batch into {parts} equal parts, but a `batch_size` of {batch_size}, which "
@@ -81,6 +75,16 @@ def _row_sharding(sharding: NamedSharding, rows: int, axis: int) -> NamedShardin
     evenly = rows % _parts(sharding) == 0
     spec = PartitionSpec(*[None] * axis, *sharding.spec[:1]) if evenly else PartitionSpec()
     return NamedSharding(sharding.mesh, spec)
+
+
+def check_mesh(sharding: NamedSharding | None) -> None:
+    """Raises in a program over one mesh that is traced under another which JAX puts before it."""
+    if sharding is not None and AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types:
+        raise ShardingError(
+            "has a mesh of its own, which no program can run over while `jax.set_mesh` has set one "
+            "with Explicit axes. Use the pipeline outside of that, or build it without `sharding` "
+            "and place each batch with `jax.sharding.reshard`"
+        )
 
 
 def split(tree: Any, sharding: NamedSharding) -> Any:

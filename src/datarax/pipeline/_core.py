@@ -9,7 +9,7 @@ from flax import nnx
 from flax.errors import TraceContextError
 
 from .._keys import SOURCE, batch_key, node_key, record_keys
-from .._mesh import split
+from .._mesh import check_mesh, split
 from .._order import word
 from .._rows import Cut, LastBatch, advance, settle, zero_outside
 from .._settings import settings
@@ -70,6 +70,7 @@ def fetched_from(
     whole: bool = False,
 ) -> Fetched:
     """The rows of the next `count` batches, in the named scope of the source."""
+    check_mesh(pipeline.sharding)
     source = pipeline.source
     with jax.named_scope(scope(SOURCE)):
         return fetch(source, order, cursor, cut, count, pipeline.last_batch, whole)
@@ -82,6 +83,7 @@ def run_stages(
 
     Of the pipeline, only Variables of its stages change.
     """
+    check_mesh(pipeline.sharding)
     batch, rows = fetched
     check_source_batch(batch, cut.size)
     # What has passed a branch or a loop has its fields sorted: so that no stage can tell, all have.
