@@ -267,7 +267,7 @@ class Runtime:
 
     def is_ready(self) -> bool:
         """Whether the next batch is computed, as of the last look."""
-        return len(self._ahead.ready) > self._ahead.low
+        return len(self._ahead.ready) > self._ahead.low  # `is_low`, but for a call each batch
 
     def hand_over(self, pipeline: "Pipeline", binding: Binding) -> Batch:
         """The next batch, which is computed: the cursor moves behind it."""

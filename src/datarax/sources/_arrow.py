@@ -135,16 +135,22 @@ class _ChunkReader(Reader):
     def rows_and_holes(
         self, records: np.ndarray, spec: Spec
     ) -> tuple[Batch, np.ndarray, list[ReadError]]:
-        with self._cache.failing_once():  # and not for each row of a chunk that is damaged
+        with self._cache.giving_up():  # and not once for each row of a chunk that is damaged
             return super().rows_and_holes(records, spec)
 
     def place(self, record: int) -> str:
         return self._chunks[self._parts.part_of(record)].path
 
-    def _by_chunk(self, records: np.ndarray) -> Iterator[tuple["_Chunk", np.ndarray, np.ndarray]]:
-        """Chunks, for which of the records each is needed, and their places in it."""
+    def _by_chunk(
+        self, records: np.ndarray, load: Callable[["_Chunk"], T]
+    ) -> Iterator[tuple[T, np.ndarray, np.ndarray]]:
+        """What is loaded of chunks, for which of the records each is, and their places in it."""
+        versions: dict[str, Stamp] = {}  # a file is looked at once
         for i, rows, inside in self._parts.divide(records):
-            yield self._chunks[i], rows, inside
+            chunk = self._chunks[i]
+            if chunk.path not in versions:
+                versions[chunk.path] = chunk.version
+            yield self._cache.get(chunk, versions[chunk.path], load), rows, inside
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,16 +180,25 @@ class ColumnReader(_ChunkReader):
                 _check_held(field.name, fill, values.dtype)
 
         def look(i: int) -> tuple[Fields, Fields]:
-            return self._cache.get(chunks[i], lambda chunk: self._columns(chunk.table(None)))
+            version = chunks[i].version
+            return self._cache.get(chunks[i], version, lambda x: self._columns(x.table(None)))
 
         first = first_readable(look, len(chunks))
 
+        errors = []
+
         def others() -> Iterator[tuple[Fields, Fields]]:
             for chunk in chunks:
-                with contextlib.suppress(Exception):  # one that cannot be read says nothing
-                    yield self._columns(chunk.table(list(first[0])))
+                try:
+                    columns = self._columns(chunk.table(list(first[0])))
+                except Exception as error:  # which says nothing, unless no other chunk does
+                    errors.append(error)
+                else:
+                    yield columns
 
         spec = spec_of_columns(itertools.chain([first], others()))
+        if errors and any(0 in x.shape for x in spec.values()):
+            raise errors[0]
         _check_schemas(chunks, spec)
         return spec
 
@@ -193,11 +208,12 @@ class ColumnReader(_ChunkReader):
     def read(self, records: np.ndarray) -> Batch:
         spec = self.stored_spec
         batch = {name: empty_rows(len(records), x.shape, x.dtype) for name, x in spec.items()}
-        for chunk, rows, inside in self._by_chunk(records):
+
+        def load(chunk: _Chunk) -> tuple[Fields, Fields]:
             # Only what the first file has: another may hold more, and not what JAX can.
-            fields, holes = self._cache.get(
-                chunk, lambda chunk: self._columns(chunk.table(list(spec)), spec)
-            )
+            return self._columns(chunk.table(list(spec)), spec)
+
+        for (fields, holes), rows, inside in self._by_chunk(records, load):
             for name, target in batch.items():
                 if name in holes and holes[name][inside].any():
                     raise hole(name)
@@ -221,8 +237,7 @@ class RowReader(_ChunkReader):
 
     def _decoded(self, records: np.ndarray) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = [{}] * len(records)
-        for chunk, rows, inside in self._by_chunk(records):
-            table = self._cache.get(chunk, lambda chunk: chunk.table(self.columns))
+        for table, rows, inside in self._by_chunk(records, lambda x: x.table(self.columns)):
             taken = zip(rows, _python_rows(table, inside), strict=True)
             for row, values in while_running(taken):
                 found[row] = as_record(self.decode(values), None)
@@ -316,21 +331,21 @@ class _Cache:
         self._kept: collections.OrderedDict[int, tuple[Stamp, Any]] = collections.OrderedDict()
         self._local = threading.local()
 
-    def get(self, chunk: _Chunk, load: Callable[[_Chunk], T]) -> T:
-        version = chunk.version
+    def get(self, chunk: _Chunk, version: Stamp, load: Callable[[_Chunk], T]) -> T:
         with self._lock:
             known, found = self._kept.get(id(chunk), (None, None))
             if found is not None and known == version:
                 self._kept.move_to_end(id(chunk))
                 return found
-        failed = getattr(self._local, "failed", {})
-        if id(chunk) in failed:
-            error, traceback = failed[id(chunk)]
+        failed = getattr(self._local, "failed", None)
+        times, error, traceback = (failed or {}).get(id(chunk), (0, None, None))
+        if error is not None and times > 1:
             raise error.with_traceback(traceback)  # which would grow each time
         try:
             found = load(chunk)
         except Exception as error:
-            failed[id(chunk)] = error, error.__traceback__
+            if failed is not None:
+                failed[id(chunk)] = times + 1, error, error.__traceback__
             raise
         with self._lock:
             self._kept[id(chunk)] = version, found
@@ -339,13 +354,14 @@ class _Cache:
         return found
 
     @contextlib.contextmanager
-    def failing_once(self) -> Iterator[None]:
-        """In this thread a chunk that cannot be loaded is not tried again meanwhile."""
+    def giving_up(self) -> Iterator[None]:
+        """In this thread a chunk that twice could not be loaded is not tried again meanwhile."""
+        before = getattr(self._local, "failed", None)
         self._local.failed = {}
         try:
             yield
         finally:
-            del self._local.failed
+            self._local.failed = before
 
 
 def _paths(given: Any) -> tuple[str, ...]:
@@ -401,9 +417,11 @@ def check_ended(path: str) -> None:
     """Raises for a file of Arrow's that may be cut: one that ends neither as a stream nor as a file
     with an index does."""
     with open(path, "rb") as file:
+        begin = file.read(4)
         file.seek(-min(8, os.fstat(file.fileno()).st_size), os.SEEK_END)
         end = file.read()
-    if end != END_OF_STREAM and not end.endswith(END_OF_FILE):
+    mark = END_OF_STREAM if begin == END_OF_STREAM[:4] else END_OF_STREAM[4:]  # before Arrow 0.15
+    if not end.endswith((mark, END_OF_FILE)):
         raise FileError(
             path,
             "ends without the mark of an Arrow stream's end: it is cut, or its writer was not "
@@ -596,7 +614,7 @@ def _check_held(name: str, value: Number, dtype: np.dtype) -> None:
         raise FieldTypeError(
             name,
             f"has type {dtype} and JAX would hold it as {target}, which cannot hold `fill`: "
-            f"{value!r}. Fill with another value, or turn on jax_enable_x64.",
+            f"{value!r}. Fill with another value, or turn on jax_enable_x64 before.",
         )
 
 
