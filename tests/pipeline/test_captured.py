@@ -559,6 +559,9 @@ class PerExample:
             batch["x"]
         )
 
+    def misfit(self, model, batch):
+        return self.attend(batch["x"][:, None])
+
     def refuse(self, model, batch):
         raise ValueError("a different trace level of logging")
 
@@ -566,7 +569,9 @@ class PerExample:
 @pytest.mark.spec("SCAN-018")
 def test_who_fails_over_what_was_given_blames_nothing_else():
     trainer = PerExample()
+    trainer.attend = nnx.MultiHeadAttention(2, in_features=4, decode=False, rngs=nnx.Rngs(0))
     for step, words in (
+        (trainer.misfit, "Incompatible input dimension"),
         (trainer.step, "Cannot extract graph node"),
         (trainer.refuse, "of logging"),
     ):

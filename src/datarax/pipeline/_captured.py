@@ -57,8 +57,8 @@ def captured(function: Callable[..., Any], constants: Iterable[Any] = ()) -> lis
 def blamed(function: Callable[..., Any], error: Exception) -> list[str]:
     """The names under which `function` comes to what Flax finds to be of another trace, if that is
     what the error is about."""
-    # `nnx.grad` and `nnx.vmap` raise the other kind.
-    if not isinstance(error, TraceContextError) and type(error) is not ValueError:
+    plain = type(error) is ValueError and "different trace level" in str(error)  # of `nnx.grad`
+    if not plain and not isinstance(error, TraceContextError):
         return []
     # It is in the frames where Flax has failed: that of a function of the user's may have a copy.
     frames = [x for link in _chain(error) for x, _ in traceback.walk_tb(link.__traceback__)]
