@@ -275,15 +275,15 @@ def ahead(batches: int, sides: int = 1) -> Iterator[None]:
 
     On several `sides` as if each were so large that it had better have a processor of its own.
     """
-    from datarax.pipeline import _ahead, _program, _runtime
+    from datarax.pipeline import _compute_ahead, _program
 
     with pytest.MonkeyPatch.context() as patch:
         if sides > 1:
             patch.setattr(_program, "ONE_THREAD_BYTES", 0)
-            patch.setattr(_runtime, "processors", lambda: sides)
-        patch.setattr(_ahead, "AHEAD", batches)
-        patch.setattr(_ahead, "AHEAD_COMPILE", 1e9)
-        patch.setattr(_ahead, "PATIENCE", 0)
+            patch.setattr(_compute_ahead, "processors", lambda: sides)
+        patch.setattr(_compute_ahead, "AHEAD", batches)
+        patch.setattr(_compute_ahead, "AHEAD_COMPILE", 1e9)
+        patch.setattr(_compute_ahead, "PATIENCE", 0)
         yield
 
 

@@ -374,7 +374,7 @@ def check_nothing_is_ahead():
     pipeline = build("memory", by_rows())
     for _ in range(4):
         for _ in pipeline:
-            assert not pipeline._runtime._ahead.ready
+            assert not pipeline._runtime._computed.ready
 
 
 def main(devices, port=0, process=0, processes=1):

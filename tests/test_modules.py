@@ -142,7 +142,7 @@ def test_an_attribute_of_a_module_of_ours_is_seen_however_it_is_assigned(what, h
             del stage.more
     with ahead(8):
         batches = iter(pipeline)
-        while not pipeline._runtime._ahead.ready:
+        while not pipeline._runtime._computed.ready:
             next(batches)
         offset = pipeline.cursor.offset
         change(target)
@@ -178,13 +178,13 @@ def test_an_attribute_of_another_pipeline_discards_nothing():
     pipeline, other = numbers(stages=[Add()]), numbers(stages=[Add()])
     with ahead(8):
         batches = iter(pipeline)
-        while not pipeline._runtime._ahead.ready:
+        while not pipeline._runtime._computed.ready:
             next(batches)
-        before = len(pipeline._runtime._ahead.ready)
+        before = len(pipeline._runtime._computed.ready)
         other.nodes[next(iter(other.nodes))].by = 2
         other.batch_size = 2
         next(batches)
-        assert len(pipeline._runtime._ahead.ready) == before - 1
+        assert len(pipeline._runtime._computed.ready) == before - 1
 
 
 def numbers(**stages):

@@ -35,7 +35,7 @@ from hypothesis import given, settings, strategies as st
 
 from datarax import Pipeline
 from datarax.errors import StageError
-from datarax.pipeline import _ahead, _reading, _runtime
+from datarax.pipeline import _compute_ahead, _read_batches, _runtime
 from datarax.pipeline._program import Program
 from datarax.sources import (
     IterableSource,
@@ -327,19 +327,19 @@ def test_a_stage_may_count_in_whole_batches_alone(on_host, count, sides):
 def test_what_fails_ahead_fails_when_its_turn_has_come(monkeypatch):
     stream = pipeline([words_beside], length=40, batch_size=2, seed=1)
     expected = ids(pipeline([record_words], length=40, batch_size=2, seed=1))
-    call = _runtime.Runtime._call
+    call = _compute_ahead.call
 
     def fail(*_):
         raise MemoryError("no room for another")
 
     with ahead(4, 2):
         got = ids(by_step(stream, 3))  # and two more are ready
-        monkeypatch.setattr(_runtime.Runtime, "_call", fail)
+        monkeypatch.setattr(_compute_ahead, "call", fail)
         got += ids(by_step(stream, 2))
         for _ in range(2):
             with pytest.raises(MemoryError, match="no room for another"):
                 stream.step()
-        monkeypatch.setattr(_runtime.Runtime, "_call", call)
+        monkeypatch.setattr(_compute_ahead, "call", call)
         got += ids(by_step(stream, 15))
     assert got == expected
 
@@ -366,7 +366,7 @@ def test_what_an_interrupt_has_left_behind_is_cut_anew(first, monkeypatch):
 @pytest.mark.internal
 @pytest.mark.parametrize("on_host", [False, True])
 def test_while_batches_are_handed_over_others_are_computed_side_by_side(on_host, monkeypatch):
-    turns, beside = [], _runtime.beside
+    turns, beside = [], _compute_ahead.beside
 
     def counting(side):
         turns.append(side)
@@ -375,7 +375,7 @@ def test_while_batches_are_handed_over_others_are_computed_side_by_side(on_host,
     def words(batch, *, keys):  # of which no other test knows what it does
         return record_words(batch, keys=keys)
 
-    monkeypatch.setattr(_runtime, "beside", counting)
+    monkeypatch.setattr(_compute_ahead, "beside", counting)
     source = None
     if on_host:
         data = columns(33)
@@ -410,7 +410,7 @@ STEPS_AND_LOOPS = [
 )
 @pytest.mark.parametrize("storage", ["records", "stream"])
 def test_reading_ahead_is_not_seen(storage, staged, last_batch, monkeypatch):
-    monkeypatch.setattr(_reading, "BLOCK", 10)
+    monkeypatch.setattr(_read_batches, "BLOCK", 10)
     data = columns(33)
     records = [{name: x[i] for name, x in data.items()} for i in range(33)]
 
@@ -508,13 +508,13 @@ def test_what_a_stage_prints_is_of_batches_that_were_handed_out(capfd):
 @pytest.mark.internal
 def test_what_was_computed_ahead_for_one_device_is_not_handed_out_on_another(monkeypatch):
     calls = []
-    original = _runtime.batch_program
+    original = _compute_ahead.batch_program
 
     def counting(*how):
         calls.append(how)
         return original(*how)
 
-    monkeypatch.setattr(_runtime, "batch_program", counting)
+    monkeypatch.setattr(_compute_ahead, "batch_program", counting)
     stream = pipeline(length=60, batch_size=2)
     with ahead(8):
         assert ids(by_step(stream, 3)) == [0, 1, 2, 3, 4, 5]
@@ -571,20 +571,20 @@ def test_a_cursor_of_numpys_is_not_looked_at_before_every_batch():
     assert ids(by_step(stream, 1)) == [2, 3]
     with ahead(3):
         assert ids(by_step(stream, 2)) == [4, 5, 6, 7]
-        assert len(stream._runtime._ahead.ready) > 0
+        assert len(stream._runtime._computed.ready) > 0
 
 
 @pytest.mark.internal
 @pytest.mark.parametrize("stages, calls_for_four", [([], 4), ([Count()], 3)])
 def test_looking_ahead_computes_several_batches_in_one_call(monkeypatch, stages, calls_for_four):
     calls = []
-    original = _runtime.batch_program
+    original = _compute_ahead.batch_program
 
     def counting(structure, cut, count, *how):
         calls.append(count)
         return original(structure, cut, count, *how)
 
-    monkeypatch.setattr(_runtime, "batch_program", counting)
+    monkeypatch.setattr(_compute_ahead, "batch_program", counting)
     stream = pipeline(stages, length=33, batch_size=2)
     with ahead(4):
         assert ids(stream) == list(range(33))
@@ -604,9 +604,9 @@ def test_who_changes_a_stage_at_every_batch_does_not_pay_for_looking_ahead(monke
         return call(program, *args)
 
     monkeypatch.setattr(Program, "__call__", counting)
-    monkeypatch.setattr(_ahead, "PATIENCE", 2)
-    monkeypatch.setattr(_ahead, "AHEAD", count)
-    monkeypatch.setattr(_ahead, "AHEAD_COMPILE", 1e9)
+    monkeypatch.setattr(_compute_ahead, "PATIENCE", 2)
+    monkeypatch.setattr(_compute_ahead, "AHEAD", count)
+    monkeypatch.setattr(_compute_ahead, "AHEAD_COMPILE", 1e9)
     stage = Count()
     for _, batch in zip(range(200), pipeline([stage], length=800, batch_size=2), strict=False):
         assert len(batch["id"]) == 2
@@ -621,13 +621,13 @@ def test_who_changes_a_stage_at_every_batch_does_not_pay_for_looking_ahead(monke
 def test_nor_does_who_has_batches_computed_side_by_side(
     monkeypatch, sides, every, most, devices, beside
 ):
-    computed, call = [], _runtime.Runtime._call
+    computed, call = [], _compute_ahead.call
 
-    def counting(runtime, pipeline, binding, cut, count, asked, side, args):
+    def counting(pipeline, binding, cut, count, asked, side, args):
         computed.append((count, side))
-        return call(runtime, pipeline, binding, cut, count, asked, side, args)
+        return call(pipeline, binding, cut, count, asked, side, args)
 
-    monkeypatch.setattr(_runtime.Runtime, "_call", counting)
+    monkeypatch.setattr(_compute_ahead, "call", counting)
     monkeypatch.setattr(jax, "local_device_count", lambda: devices)
     with ahead(8, sides):
         stream = pipeline([words_beside, Affine(1, 0)], length=800, batch_size=2, seed=1)
@@ -743,9 +743,9 @@ def test_threads_that_come_first_at_once_meet_one_lock(monkeypatch):
     assert sorted(ids(batches)) == list(range(64))
 
 
-def wait_for_the_end_of(feeds):
+def wait_for_the_end_of(reads):
     give_up = time.monotonic() + 30
-    while any(feed() for feed in feeds):  # a thread may still be at its last read
+    while any(read() for read in reads):  # a thread may still be at its last read
         assert time.monotonic() < give_up
         gc.collect()
 
@@ -753,23 +753,23 @@ def wait_for_the_end_of(feeds):
 @pytest.mark.internal
 def test_who_changes_the_cut_keeps_nothing_of_what_read_for_the_old_one():
     stream = pipeline(source=RandomAccessSource(RandomAccessSourceConfig(), columns(64)["x"]))
-    feeds = []
+    reads = []
     for size in (2, 4, 8):
         stream.batch_size = size
         stream.step()
-        feeds.append(weakref.ref(stream._runtime._reading.feed))
-    wait_for_the_end_of(feeds[:2])
-    assert feeds[2]() is not None
+        reads.append(weakref.ref(stream._runtime.reads.ahead))
+    wait_for_the_end_of(reads[:2])
+    assert reads[2]() is not None
 
 
 @pytest.mark.internal
 def test_who_takes_a_source_in_memory_instead_keeps_nothing_of_what_read_the_old_one():
     stream = pipeline(source=RandomAccessSource(RandomAccessSourceConfig(), columns(64)["x"]))
     stream.step()
-    feed = weakref.ref(stream._runtime._reading.feed)
+    read = weakref.ref(stream._runtime.reads.ahead)
     stream.source = MemorySource(MemorySourceConfig(), columns(64))
     assert list(stream.step())
-    wait_for_the_end_of([feed])
+    wait_for_the_end_of([read])
 
 
 @pytest.mark.spec("ITER-013")

@@ -10,7 +10,7 @@ from flax import nnx
 from helpers import ahead, ids
 
 from datarax import Pipeline
-from datarax.pipeline import _feed, _iterator, _runtime, _scan
+from datarax.pipeline import _iterator, _read_ahead, _runtime, _scan
 from datarax.sources import (
     MemorySource,
     MemorySourceConfig,
@@ -140,7 +140,7 @@ WAYS = [
 @pytest.mark.spec("STEP-003", "STEP-017")
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(
-    "source, modules", [(in_memory, (_iterator, _runtime, _scan)), (on_host, (_feed,))]
+    "source, modules", [(in_memory, (_iterator, _runtime, _scan)), (on_host, (_read_ahead,))]
 )
 def test_after_an_interrupt_before_any_line_a_stream_goes_on_from_its_cursor(source, modules, way):
     def begun():

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from ._pipeline import Pipeline
 
 
-def by_hand(binding: Binding, cut: Cut, values: Values, order: Any, fed: Any = None) -> None:
+def by_hand(binding: Binding, cut: Cut, values: Values, order: Any, read: Any = None) -> None:
     """Makes batches stage by stage, so that the stage that fails is known."""
     copy, *_ = merge(binding.structure, values)
     start = start_of(copy, cut)
-    if order is None and not fed:
+    if order is None and not read:
         order = order_at(copy, start.epoch, cut.epochs)
-    for fetched, at in fed or [(fetched_from(copy, order, start, cut), start)]:
+    for fetched, at in read or [(fetched_from(copy, order, start, cut), start)]:
         run_stages(copy, jax.device_put(fetched), at, cut)  # as a stage sees it in a program
 
 

@@ -19,17 +19,10 @@ from .._xla import apart
 from ..errors import CapturedError, MaskNameError, SeekError, StageError
 from ..sources._base import EagerSourceBase, Fetched, fetch, length_of, order_of
 from ..sources._iterable import StreamSource
-from ._binding import (
-    Changes,
-    Structure,
-    Values,
-    VariableTypeError,
-    cached_per_structure,
-    changes,
-    merge,
-)
+from ._binding import Changes, Values, VariableTypeError, changes, merge
 from ._jaxpr import constants
 from ._stages import Keyring, Wanted, check_source_batch, key_wanted, scope
+from ._structure import Structure, cached_per_structure
 
 if TYPE_CHECKING:
     from ._pipeline import Pipeline

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from .._rows import Cut, batches_of_loop, check_within, pack, running_on, settle
 from .._types import Batch, Cursor, is_traced
-from . import _ahead
+from . import _compute_ahead
 from ._core import cutting
 from ._meter import Bar
 
@@ -58,7 +58,7 @@ class BatchIterator(Iterator[Batch]):
 
     def _begin(self) -> Bar:
         pipeline, runtime = self._pipeline, self._runtime
-        if self._began == runtime.pass_end:
+        if self._began == runtime.reads.pass_end:
             self._epoch = self._began.epoch + 1
         size, length, last_batch = cutting(pipeline)
         left = None if length is None else length - self._began.offset
@@ -77,17 +77,17 @@ class BatchIterator(Iterator[Batch]):
         """
         pipeline, runtime = self._pipeline, self._runtime
         here = runtime.start
-        at_start = here == runtime.pass_end and here.epoch + 1 == self._epoch
+        at_start = here == runtime.reads.pass_end and here.epoch + 1 == self._epoch
         if here.epoch != self._epoch and not at_start:
             return None
         size, length, last_batch = cutting(pipeline)
         padded = last_batch == "pad"
         if length is None:
             cut = Cut(size, 1, padded)
-            batch = runtime.take(pipeline, cut, _ahead.AHEAD, loop=True)
+            batch = runtime.take(pipeline, cut, _compute_ahead.AHEAD, loop=True)
             if batch is None and (at_start or (first and here == self._began)):
                 self._epoch = runtime.start.epoch
-                batch = runtime.take(pipeline, cut, _ahead.AHEAD, loop=True)
+                batch = runtime.take(pipeline, cut, _compute_ahead.AHEAD, loop=True)
             return batch
         left = length - runtime.start.offset
         if last_batch == "keep":

@@ -15,9 +15,10 @@ from .._settings import transferring
 from .._types import Cursor, Words
 from ..sources._base import EagerSourceBase, length_of
 from ..sources._iterable import StreamSource
-from ._binding import Structure, Values, cached_per_structure, merge
+from ._binding import Values, merge
 from ._core import CUTS, order_at
 from ._program import Program
+from ._structure import Structure, cached_per_structure
 
 if TYPE_CHECKING:
     from ._pipeline import Pipeline

@@ -1,32 +1,50 @@
 """`scan`: many batches in one compiled loop."""
 
-import contextlib
+import dataclasses
 import functools
+import math
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from types import MethodType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from .._host_memory import keep_memory
 from .._order import word
-from .._rows import Cut, check_counted, pack, running_on, start_after
-from .._types import Cursor, integer, is_traced
-from ..errors import CapturedError, LastBatchError, ScanLengthError
-from ..sources._base import Fetched, length_of
+from .._rows import Cut, check_counted, pack, running_on, start_after, touched
+from .._settings import on_cpu
+from .._types import Cursor, integer, is_traced, spec_text
+from .._variables import iter_graph
+from ..errors import CapturedError, LastBatchError, RandomAccessError, ScanLengthError
+from ..sources._base import EagerSourceBase, Fetched, length_of
 from ..sources._iterable import StreamSource
-from ._binding import Binding, ById, Changes, has_tracer, types_of
+from ._binding import Binding, Changes, Values, changes, has_tracer, is_same, merge, type_change
 from ._blame import blame, by_hand
-from ._captured import blamed
-from ._core import cutting, max_errors
-from ._feed import Feed, stack_counts
+from ._captured import blamed, captured
+from ._core import cutting, fetched_from, max_errors, order_at, run_batch, start_of, updated
 from ._meter import Bar
-from ._program import Loop, scan_program
+from ._program import Program
+from ._read_ahead import ReadAhead, stack_counts
+from ._stages import NEEDS_VALUES
+from ._structure import ById, Structure, cached_per_structure
 
 if TYPE_CHECKING:
     from ._pipeline import Pipeline
+
+
+FETCHED_BYTES = 2**18
+"""How many bytes of rows a scan fetches together, if they are of several batches: what stays in the
+cache of a CPU."""
+
+FETCHED_BYTES_ELSEWHERE = 2**24
+"""The same on an accelerator, where every turn of a loop costs microseconds."""
+
+SCANS = 16
+"""How many scans a structure keeps, by function and length."""
 
 
 def scan(
@@ -45,18 +63,17 @@ def scan(
     if not callable(step_fn):
         raise TypeError(f"`step_fn` must be a function, got {type(step_fn).__name__}.")
     runtime, asked, carried = pipeline._runtime, length, init_carry is not None
-    with runtime.lock, contextlib.ExitStack() as settings:
+    # A method is a new object each time that it is looked up.
+    function = step_fn if isinstance(step_fn, MethodType) else ById(step_fn)
+    with runtime.lock:
         binding = runtime.look(pipeline)
         length = _rest_of_epoch(pipeline) if length is None else integer(length, -1)
         if length < 0:
             raise ScanLengthError(asked)
-        if not length:  # of a loop without a turn JAX learns by tracing it alone
-            settings.enter_context(jax.disable_jit(False))
-            binding = runtime.look(pipeline)
         if not isinstance(modules, Sequence):
             got = type(modules).__name__  # all of a model would fill the screen
             raise TypeError(f"`modules` must be a list or tuple of NNX objects, got {got}.")
-        feed = runtime.feed(pipeline)
+        read_ahead = runtime.read_ahead(pipeline)
         values = runtime.values
         if len(modules) > 0:
             binding = runtime.bind(pipeline, tuple(modules))
@@ -65,20 +82,19 @@ def scan(
         # What was read ahead cannot follow a cursor that `step_fn` moves; a stream has no choice.
         streams = isinstance(pipeline.source, StreamSource)
         reads = streams or (end is not None and length > 0)
-        if feed is not None and (not reads or has_tracer([*values, init_carry])):
-            feed = None
+        if read_ahead is not None and (not reads or has_tracer([*values, init_carry])):
+            read_ahead = None
         try:
-            if feed is not None:
+            if read_ahead is not None:
                 # Where a stream's pass ends shows when it is read: `end` becomes what was reached.
-                after, carry, outs, end = _scan_fed(
-                    pipeline, feed, binding, _Function(step_fn), length, init_carry, unroll
+                after, carry, outs, end = _scan_in_chunks(
+                    pipeline, read_ahead, binding, function, length, init_carry, unroll
                 )
             else:
                 keep_memory()
-                known = None if end is None else binding.cursor_index
                 cut = running_on(*cutting(pipeline))
-                loop = Loop(length, cut, carried, unroll, fetch, known)
-                program = scan_program(binding.structure, _Function(step_fn), loop)
+                loop = Loop(length, cut, carried, unroll, fetch)
+                program = scan_program(binding.structure, function, loop)
                 try:
                     after, carry, outs = program(values, init_carry)
                 except Exception as error:
@@ -87,8 +103,8 @@ def scan(
                     )
                     blame(pipeline, program, error, again)
                     raise
-                if known is not None and end is not None:
-                    after[known] = pack(end, length_of(pipeline.source))
+                if end is not None:
+                    after[binding.cursor_index] = pack(end, length_of(pipeline.source))
         except Exception as error:
             if names := blamed(step_fn, error):
                 raise CapturedError(names) from error
@@ -100,11 +116,11 @@ def scan(
     return (carry, outs) if carried else outs
 
 
-def _scan_fed(
+def _scan_in_chunks(
     pipeline: "Pipeline",
-    feed: Feed,
+    read_ahead: ReadAhead,
     binding: Binding,
-    step_fn: Callable[..., Any],
+    function: ById | MethodType,
     length: int,
     carry: Any,
     unroll: int,
@@ -117,14 +133,14 @@ def _scan_fed(
     cut = running_on(*cutting(pipeline))
     if not length:
         assert isinstance(pipeline.source, StreamSource)
-        program = scan_program(binding.structure, step_fn, Loop(0, cut, carried, unroll))
+        program = scan_program(binding.structure, function, Loop(0, cut, carried, unroll))
         _, carry, outs = program(binding.read(), carry, _no_batches(pipeline.source, cut))
         return {}, carry, outs, runtime.start
     meter, epoch = runtime.meter, runtime.start.epoch
-    counts = stack_counts(length, feed.batch_bytes, pipeline.num_threads)
+    counts = stack_counts(length, read_ahead.batch_bytes, pipeline.num_threads)
     values, changed, outs, after = binding.read(), {}, [], runtime.start
     bar = Bar(pipeline.progress, length, f"scan from epoch {epoch}")
-    stacks = feed.stacks(runtime.start, cut, counts)
+    stacks = read_ahead.stacks(runtime.start, cut, counts)
     meter.begin()
     try:
         for count in counts:
@@ -132,11 +148,11 @@ def _scan_fed(
             stack = next(stacks)
             meter.waited_since(started)
             meter.fail(stack.failures, max_errors(pipeline))
-            program = scan_program(binding.structure, step_fn, Loop(count, cut, carried, unroll))
+            program = scan_program(binding.structure, function, Loop(count, cut, carried, unroll))
             before = [values, carry]
             try:
-                fed = stack.fetched, stack.starts, stack.ends
-                new, carry, out = program(values, carry, fed)
+                read = stack.fetched, stack.starts, stack.ends
+                new, carry, out = program(values, carry, read)
                 # One chunk is computed while the next is read, and no more than that are alive.
                 jax.block_until_ready(before)
             except Exception as error:
@@ -209,28 +225,6 @@ def _check_carry(carry: Any) -> None:
             ) from error
 
 
-class _Function:
-    """A function of a scan as a key: known by itself, or by its value if that is all it holds."""
-
-    def __init__(self, function: Callable[..., Any]):
-        self.__wrapped__, self._types = function, types_of(function)
-        try:
-            self._hash = hash(function)
-        except TypeError:
-            self._types, self._hash = ById(function), id(function)
-
-    def __call__(self, *args: Any) -> Any:
-        return self.__wrapped__(*args)
-
-    def __hash__(self) -> int:
-        return self._hash
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, _Function) or self._types != other._types:
-            return False
-        return isinstance(self._types, ById) or self.__wrapped__ == other.__wrapped__
-
-
 def _end(pipeline: "Pipeline", length: int) -> Cursor | None:
     """Where a scan ends that nothing else moves; None if the user is tracing where it starts.
 
@@ -243,3 +237,175 @@ def _end(pipeline: "Pipeline", length: int) -> Cursor | None:
     end = start_after(start, size, length, records, last_batch)
     check_counted(end, records)
     return end
+
+
+class Loop(NamedTuple):
+    """How a scan runs: `length` batches of that `cut`, with a carry or without.
+
+    Rows are gathered for up to `fetch` batches at a time, in a loop around that.
+    """
+
+    length: int
+    cut: Cut
+    carried: bool
+    unroll: int
+    fetch: int | None = None
+
+
+@cached_per_structure(SCANS)
+def scan_program(structure: Structure, function: ById | MethodType, loop: Loop) -> Program:
+    """A scan, compiled; `function` is known by identity, or as a method by its object's."""
+    step_fn: Callable[..., Any] = function.held if isinstance(function, ById) else function
+
+    def check(constants: Sequence[Any]) -> None:
+        if names := captured(step_fn, constants):
+            raise CapturedError(names)
+
+    check([])  # before a trace that may fail for what it reaches
+    return Program(_Scan(structure, step_fn, loop).run, check=check)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Scan:
+    """Batches, each handed to `step_fn`, as one compiled loop."""
+
+    structure: Structure
+    step_fn: Callable[..., Any]
+    loop: Loop
+
+    def run(self, values: Values, carry: Any, read: Any = None) -> tuple[Changes, Any, Any]:
+        """The values that have changed, the carry, the outs.
+
+        `read` are batches that the host has read, with the cursors before and after each.
+        """
+        if read is None:
+            now, carry, outs = self._gathering(values, carry)
+        else:
+            (now, carry), outs = self._over(values, carry, read, self.loop.length)
+        pairs = enumerate(zip(now, values, strict=True))
+        after = {i: x for i, (x, old) in pairs if not is_same(x, old)}
+        return after, carry, outs
+
+    def _gathering(self, values: Values, carry: Any) -> tuple[Values, Any, Any]:
+        """The loop that gathers rows, and hands them to the loop over their batches."""
+        cut, structure = self.loop.cut, self.structure
+        pipeline, *modules = merge(structure, values)
+        count = fetched_at_once(pipeline, modules, self.loop.length, cut, self.loop.fetch)
+        epochs = touched(cut, count, length_of(pipeline.source), pipeline.last_batch)
+        first = start_of(pipeline, cut).epoch
+        # Computed in the first turn of the loop, so that it is compiled in one place.
+        specs = jax.eval_shape(lambda epoch: order_at(pipeline, epoch, epochs), first)
+        order = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), specs)
+
+        def batches(state: Any, _: None) -> tuple[Any, Any]:
+            now, order, ordered, carry = state
+            pipeline = merge(structure, now)[0]
+            start = start_of(pipeline, cut)
+            if jax.tree.leaves(order):
+                order = jax.lax.cond(
+                    start.epoch == ordered,
+                    lambda _: order,
+                    lambda epoch: order_at(pipeline, epoch, epochs),
+                    start.epoch,
+                )
+            fetched = fetched_from(pipeline, order, start, cut, count)
+            each = jax.tree.map(lambda x: x.reshape(count, cut.size, *x.shape[1:]), fetched)
+            (now, carry), outs = self._over(now, carry, (each, None, None), count)
+            return (now, order, start.epoch, carry), outs
+
+        state = (values, order, first - first.dtype.type(1), carry)
+        unroll = (
+            self.loop.unroll if count == 1 else 1
+        )  # else it is the loop within that counts batches
+        (now, _, _, carry), outs = jax.lax.scan(
+            batches, state, length=self.loop.length // count, unroll=unroll
+        )
+        return now, carry, jax.tree.map(lambda x: x.reshape(self.loop.length, *x.shape[2:]), outs)
+
+    def _over(
+        self, now: Values, carry: Any, read: Any, count: int
+    ) -> tuple[tuple[Values, Any], Any]:
+        if count != 1:
+            return jax.lax.scan(
+                self._one, (now, carry), read, length=count, unroll=self.loop.unroll
+            )
+        state, out = self._one((now, carry), jax.tree.map(lambda x: x[0], read))
+        return state, jax.tree.map(lambda x: jnp.asarray(x)[None], out)  # a number of Python, too
+
+    def _one(self, state: tuple[Values, Any], read: Any) -> tuple[tuple[Values, Any], Any]:
+        (now, carry), (fetched, start, end) = state, read
+        start = start or start_of(merge(self.structure, now)[0], self.loop.cut)
+        batch, moved, new = run_batch(self.structure, now, fetched, start, self.loop.cut)
+        now = updated(now, new)
+        roots = merge(self.structure, now)
+        pipeline, *modules = roots
+        # Before the call, since the pipeline itself may be among the modules.
+        packed = jnp.stack(end or moved)
+        pipeline._cursor_state.set_raw_value(packed)
+        carry, out = self._called(carry, *modules, batch)
+        if end is not None and pipeline._cursor_state.get_raw_value() is not packed:
+            raise RandomAccessError(
+                "The function of a scan moves the cursor of its own pipeline, whose source is "
+                "a stream and gives its records in order. Use a source with a length."
+            )
+        return (updated(now, changes(self.structure, roots, now)), carry), out
+
+    def _called(self, carry: Any, *args: Any) -> tuple[Any, Any]:
+        given = (carry, *args) if self.loop.carried else args
+        try:
+            pair = self.step_fn(*given)
+        except NEEDS_VALUES as error:
+            error.add_note("The function of a scan is compiled: write it in jax.numpy.")
+            raise
+        except KeyError as error:
+            error.add_note(f"The batch has {spec_text(args[-1])}.")
+            raise
+        except TypeError as error:
+            if "positional argument" in str(error):
+                first = "carry, " if self.loop.carried else ""
+                error.add_note(
+                    f"The function of a scan is called as `step_fn({first}*modules, batch)`, here "
+                    f"with {len(args) - 1} of `modules`."
+                )
+            raise
+        if not self.loop.carried:
+            return carry, pair
+        if not (isinstance(pair, tuple) and len(pair) == 2):
+            raise TypeError(
+                "With `init_carry`, the function of a scan must return the next carry and an "
+                f"output as `(carry, out)`; it returned {pair!r}."
+            )
+        if change := type_change(carry, pair[0]):
+            within, was, is_now = change
+            raise TypeError(
+                f"A scan must keep the type and shape of its carry, but `carry{within}` was {was} "
+                f"and became {is_now}; let `init_carry` begin as what it becomes."
+            )
+        return pair
+
+
+def fetched_at_once(
+    pipeline: "Pipeline", modules: Sequence[Any], length: int, cut: Cut, most: int | None
+) -> int:
+    """For how many batches a scan fetches the rows together: a divisor of `length`.
+
+    One kernel for the rows of several small batches is faster than one for each, and the order is
+    best computed for many rows.
+    """
+    source = pipeline.source
+    if not isinstance(source, EagerSourceBase) or length < 1:
+        return 1
+    # What `step_fn` may move or seed anew has to be looked at before every batch.
+    parts = pipeline.source, pipeline._base, pipeline._cursor_state
+    held = {id(x) for _, x in iter_graph(parts) if isinstance(x, nnx.Variable)}
+    if any(id(x) in held for _, x in iter_graph(modules)):
+        return 1
+    if most is None and pipeline.sharding is not None:
+        most = 1  # else every device would gather the rows of all
+    if most is None:
+        record = jax.tree.leaves(source.element_spec)
+        row_bytes = sum(math.prod(x.shape) * x.dtype.itemsize for x in record)
+        most = FETCHED_BYTES if on_cpu() else FETCHED_BYTES_ELSEWHERE
+        most //= max(row_bytes * cut.size, 1)
+        most = most if most > 3 else 1  # to gather two or three together gains nothing
+    return next(count for count in range(min(max(most, 1), length), 0, -1) if length % count == 0)

@@ -17,7 +17,7 @@ from .._settings import processors
 from .._types import Cursor
 from ..sources._iterable import Stream
 from ..sources._reader import Reader
-from ._reading import Fed, PlannedRows, Stack, StreamRows, Supply, as_asked
+from ._read_batches import PlannedRows, ReadBatch, ReadSettings, Stack, StreamRows, as_asked
 from ._threads import Outcome, Threads
 
 BUFFER_BYTES = 64 * 2**20
@@ -38,39 +38,39 @@ RESERVED, REST = 5e-3, 1e-3
 seconds for which a thread sleeps before it looks for a slot again."""
 
 
-class Feed:
+class ReadAhead:
     """Batches in the order of the stream, read before they are asked for.
 
     Asked for another place than the end of the last batch, it begins anew there. A read that
     fails fails the batch that it is for and no earlier one; asked again, it is tried again.
     """
 
-    def __init__(self, supply: Supply, threads: int):
-        self.supply = supply
-        sequential = isinstance(supply.reader, Stream)
+    def __init__(self, settings: ReadSettings, threads: int):
+        self.settings = settings
+        sequential = isinstance(settings.reader, Stream)
         self._at_once = 1 if sequential else threads
         self._lock, self._reading = threading.Lock(), 0  # for the number of reads, whoever reads
         # Among more threads than processors, a consumer that is woken to take a chunk may wait for
         # as long as it takes to copy some. So it copies, too, while it waits, and a thread rests.
-        copies = isinstance(supply.reader, Reader) and supply.reader.only_copies
+        copies = isinstance(settings.reader, Reader) and settings.reader.only_copies
         self._shares = copies and 1 < self._at_once >= processors()
         self._reserved_until = -math.inf
         self._pending: collections.deque[tuple[_Chunk, Callable[[], Any]]] = collections.deque()
-        self._rows = StreamRows(supply) if supply.length is None else PlannedRows(supply)
+        self._rows = StreamRows(settings) if settings.length is None else PlannedRows(settings)
         self._queue: collections.deque[_Chunk] = collections.deque()
-        self._ready: collections.deque[Fed] = collections.deque()
+        self._ready: collections.deque[ReadBatch] = collections.deque()
         self._asked: tuple[Cut, bool] | None = None
         self._singly = 1
         self._seconds = 0.0  # what a batch takes to read, as far as is known
-        leaves = jax.tree.leaves(supply.spec)
+        leaves = jax.tree.leaves(settings.spec)
         row = sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
-        self.batch_bytes = max(1, row * supply.size)
+        self.batch_bytes = max(1, row * settings.size)
         self.count = min(max(CHUNK_BYTES // self.batch_bytes, 1), CHUNK_BATCHES)
         room = BUFFER_BYTES // (self.batch_bytes * self.count)
         self._depth = min(max(room, 1), 2 * threads + 2)
         self._threads = Threads(self._at_once, "datarax-read")
 
-    def take(self, start: Cursor, cut: Cut, loop: bool, several: int) -> list[Fed]:
+    def take(self, start: Cursor, cut: Cut, loop: bool, several: int) -> list[ReadBatch]:
         """The next batch from `start` on, and of those read with it up to `several` in all.
 
         `loop` cuts what follows as `for` does; what comes along with the next batch every loop
@@ -101,10 +101,10 @@ class Feed:
         first = self._ready[0]
         return first.start == start and (first.is_cut(cut) or self._asked == (cut, loop))
 
-    def _is_inside(self, fed: Fed) -> bool:
+    def _is_inside(self, batch: ReadBatch) -> bool:
         """Whether the batch is a whole one of one epoch, and another can follow."""
-        whole = fed.cut.size == self.supply.size
-        return whole and fed.ends_inside and fed.after.epoch < 2**32
+        whole = batch.cut.size == self.settings.size
+        return whole and batch.ends_inside and batch.after.epoch < 2**32
 
     def handed_over(self) -> None:
         """The first batch of the last `take` is used."""
@@ -210,24 +210,24 @@ class Feed:
 
     def _top_up(self, last: "_Chunk", loop: bool) -> None:
         """Asks for what follows the chunk that was just taken, as far as there is room."""
-        supply, taken = self.supply, last.start
+        settings, taken = self.settings, last.start
         while sum(chunk.count for chunk in self._queue) < self._depth * self.count:
             last = self._queue[-1] if self._queue else last
             slow = self._seconds * self.count > CHUNK_SECONDS
             cut, count = last.cut, 1 if self._singly or slow else self.count
             start = last.after
-            if start is not None and taken is not None and supply.length is not None:
+            if start is not None and taken is not None and settings.length is not None:
                 # Whoever is at one epoch may want no other: a small source would be read many times
                 # over. And rows that no cursor counts would fail those that are asked for.
                 is_far = bool(self._queue) and start.epoch > taken.epoch + 1
-                ends = start.epoch + 1 + max(count, count * cut.size // supply.length)
+                ends = start.epoch + 1 + max(count, count * cut.size // settings.length)
                 if is_far or ends >= 2**32:
                     break
             if start is not None and loop:
-                assert supply.length is not None
-                left = supply.length - start.offset
-                keeps = supply.last_batch == "keep"
-                cut = cut._replace(size=min(supply.size, left) if keeps else supply.size)
+                assert settings.length is not None
+                left = settings.length - start.offset
+                keeps = settings.last_batch == "keep"
+                cut = cut._replace(size=min(settings.size, left) if keeps else settings.size)
                 count = min(count, max(1, left // cut.size))
             self._queue.append(self._submit(start, cut, count, loop, last))
 
@@ -250,7 +250,7 @@ class Feed:
             plan = self._rows.plan(start, cut, count, stacked)
             job = self._rows.read, plan, cut, stacked
             start, after = plan.starts[0], plan.after
-        read = functools.partial(as_asked, self.supply, *job)
+        read = functools.partial(as_asked, self.settings, *job)
         chunk = _Chunk(start, cut, count, loop, after)
         self._pending.append((chunk, read))
         self._threads.submit(self._read_in_thread)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from datarax.pipeline import _ahead
+from datarax.pipeline import _compute_ahead
 from datarax.pipeline._program import Program
 
 
@@ -28,20 +28,20 @@ from datarax.pipeline._program import Program
     ],
 )
 def test_as_many_batches_are_computed_together_as_are_worth_it(monkeypatch, known, epoch, count):
-    monkeypatch.setattr(_ahead, "AHEAD", 8)
-    monkeypatch.setattr(_ahead, "AHEAD_COMPILE", 2)
-    monkeypatch.setattr(_ahead, "AHEAD_BYTES", 3 * 2**20)
+    monkeypatch.setattr(_compute_ahead, "AHEAD", 8)
+    monkeypatch.setattr(_compute_ahead, "AHEAD_COMPILE", 2)
+    monkeypatch.setattr(_compute_ahead, "AHEAD_BYTES", 3 * 2**20)
     program = Program(lambda values: values)
     for name, value in known.items():
         setattr(program, name, value)
-    assert _ahead.at_once(program, 1, epoch) == count
+    assert _compute_ahead.at_once(program, 1, epoch) == count
 
 
 @pytest.mark.internal
 @pytest.mark.parametrize("seconds, count", [(0.1, 8), (0.7, 4), (2, 2), (9, 1)])
 def test_of_several_programs_side_by_side_one_is_compiled(monkeypatch, seconds, count):
-    monkeypatch.setattr(_ahead, "AHEAD", 8)
-    monkeypatch.setattr(_ahead, "AHEAD_COMPILE", 2)
+    monkeypatch.setattr(_compute_ahead, "AHEAD", 8)
+    monkeypatch.setattr(_compute_ahead, "AHEAD_COMPILE", 2)
     program = Program(lambda values: values)
     program.seconds = seconds
-    assert _ahead.at_once(program, 2, 16) == count
+    assert _compute_ahead.at_once(program, 2, 16) == count

@@ -5,7 +5,7 @@ import pytest
 from flax import nnx
 
 from datarax import Pipeline
-from datarax.pipeline import _reading
+from datarax.pipeline import _read_batches
 from datarax.sources import RandomAccessSource, RandomAccessSourceConfig
 
 
@@ -15,9 +15,9 @@ def records_of(length, shuffle):
     source = RandomAccessSource(config, list(np.arange(length)))
     pipeline = Pipeline(source=source, batch_size=1, rngs=nnx.Rngs(0))
     pipeline._runtime.look(pipeline)
-    feed = pipeline._runtime.feed(pipeline)
-    assert feed is not None
-    return feed._rows._records
+    ahead = pipeline._runtime.read_ahead(pipeline)
+    assert ahead is not None
+    return ahead._rows._records
 
 
 @pytest.mark.internal
@@ -25,7 +25,7 @@ def records_of(length, shuffle):
 def test_blocks_of_an_order_join_to_the_whole(shuffle, monkeypatch):
     whole = records_of(35, shuffle).at(0, 0, 35)
     assert sorted(whole) == list(range(35))
-    monkeypatch.setattr(_reading, "BLOCK", 10)
+    monkeypatch.setattr(_read_batches, "BLOCK", 10)
     records = records_of(35, shuffle)
     for offset in range(35):
         for count in (1, 3, 35):
@@ -41,9 +41,9 @@ def test_the_order_of_what_follows_is_computed_before_it_is_needed(monkeypatch):
         started.append(int(first))
         return compute(order, first, count)
 
-    compute = _reading._records_of
-    monkeypatch.setattr(_reading, "BLOCK", 10)
-    monkeypatch.setattr(_reading, "_records_of", records_from)
+    compute = _read_batches._records_of
+    monkeypatch.setattr(_read_batches, "BLOCK", 10)
+    monkeypatch.setattr(_read_batches, "_records_of", records_from)
     records = records_of(35, True)
     records.at(0, 0, 5)
     assert started == [0]  # a single batch needs no more

@@ -18,7 +18,7 @@ from helpers import MODES
 
 from datarax import Pipeline
 from datarax.errors import ReadError
-from datarax.pipeline import _feed, _runtime, _scan
+from datarax.pipeline import _compute_ahead, _read_ahead, _scan
 from datarax.sources import (
     HostSource,
     HostSourceConfig,
@@ -90,7 +90,7 @@ class Sizes(Reader):
 def test_several_batches_are_read_together_only_if_none_of_them_waits_for_long(
     seconds, together, monkeypatch
 ):
-    monkeypatch.setattr(_feed, "CHUNK_SECONDS", seconds)
+    monkeypatch.setattr(_read_ahead, "CHUNK_SECONDS", seconds)
     reader = Sizes([])
     stream = Pipeline(source=HostSource(reader, HostSourceConfig()), batch_size=5)
     assert np.ravel([batch["data"] for batch in stream]).tolist() == [*range(400)]
@@ -100,12 +100,12 @@ def test_several_batches_are_read_together_only_if_none_of_them_waits_for_long(
 @pytest.mark.internal
 @pytest.mark.parametrize("seconds", [1e9, 0.0], ids=["fast", "slow"])
 def test_as_many_batches_are_read_ahead_whatever_is_read_together(seconds, monkeypatch):
-    monkeypatch.setattr(_feed, "CHUNK_SECONDS", seconds)
+    monkeypatch.setattr(_read_ahead, "CHUNK_SECONDS", seconds)
     reader = Sizes([])
     stream = Pipeline(source=HostSource(reader, HostSourceConfig()), batch_size=2)
     for _ in range(3):
         stream.step()
-    until, ahead = time.monotonic() + 20, 6 * _feed.CHUNK_BATCHES
+    until, ahead = time.monotonic() + 20, 6 * _read_ahead.CHUNK_BATCHES
     while sum(reader.asked) < 2 * ahead and time.monotonic() < until:
         time.sleep(0.01)
     assert sum(reader.asked) >= 2 * ahead
@@ -113,7 +113,7 @@ def test_as_many_batches_are_read_ahead_whatever_is_read_together(seconds, monke
 
 @pytest.mark.internal
 def test_after_a_pause_batches_are_read_together_again(monkeypatch):
-    monkeypatch.setattr(_feed, "CHUNK_SECONDS", 0.1)
+    monkeypatch.setattr(_read_ahead, "CHUNK_SECONDS", 0.1)
 
     def records():
         for i in range(1000):
@@ -124,15 +124,15 @@ def test_after_a_pause_batches_are_read_together_again(monkeypatch):
     stream = Pipeline(source=IterableSource(IterableSourceConfig(), records), batch_size=5)
     counts = []
     for _ in stream:
-        feed = stream._runtime._reading.feed
-        counts.append(feed._queue[-1].count)  # of what was asked for last
+        ahead = stream._runtime.reads.ahead
+        counts.append(ahead._queue[-1].count)  # of what was asked for last
     slow = [i for i, count in enumerate(counts) if i > 2 and count == 1]
-    assert slow and _feed.CHUNK_BATCHES in counts[slow[0] :]
+    assert slow and _read_ahead.CHUNK_BATCHES in counts[slow[0] :]
 
 
 @pytest.mark.internal
 def test_a_batch_of_a_slow_stream_does_not_wait_for_the_next(monkeypatch):
-    monkeypatch.setattr(_feed, "CHUNK_SECONDS", 0.0)
+    monkeypatch.setattr(_read_ahead, "CHUNK_SECONDS", 0.0)
     go_on = threading.Event()
 
     def records():
@@ -481,8 +481,10 @@ def by_scan(pipeline):
 @pytest.mark.parametrize("mode", [ids, by_scan])
 @pytest.mark.parametrize("processors", [1, 2, 3])
 def test_who_waits_reads_where_threads_have_no_processor_left(processors, mode, monkeypatch):
-    monkeypatch.setattr(_feed, "processors", lambda: processors)
-    monkeypatch.setattr(_feed, "RESERVED", 0.1)  # a slow machine may be away for some milliseconds
+    monkeypatch.setattr(_read_ahead, "processors", lambda: processors)
+    monkeypatch.setattr(
+        _read_ahead, "RESERVED", 0.1
+    )  # a slow machine may be away for some milliseconds
     reader = Watched()
     pipeline = pipeline_over(reader)
     reader.threads.clear()
@@ -498,8 +500,8 @@ def test_who_waits_reads_where_threads_have_no_processor_left(processors, mode, 
 
 @pytest.mark.spec("SRC-030")
 def test_what_does_more_than_to_copy_is_read_by_threads_alone(monkeypatch):
-    monkeypatch.setattr(_feed, "processors", lambda: 1)
-    monkeypatch.setattr(_feed, "RESERVED", 0.1)
+    monkeypatch.setattr(_read_ahead, "processors", lambda: 1)
+    monkeypatch.setattr(_read_ahead, "RESERVED", 0.1)
     reader = type("Decoder", (Watched,), {"only_copies": False})()
     pipeline = pipeline_over(reader)
     reader.threads.clear()
@@ -510,7 +512,7 @@ def test_what_does_more_than_to_copy_is_read_by_threads_alone(monkeypatch):
 
 @pytest.mark.spec("SRC-030")
 def test_a_single_thread_reads_alone(monkeypatch):
-    monkeypatch.setattr(_feed, "processors", lambda: 1)
+    monkeypatch.setattr(_read_ahead, "processors", lambda: 1)
     reader = Watched()
     pipeline = pipeline_over(reader, threads=1)
     reader.threads.clear()
@@ -521,9 +523,9 @@ def test_a_single_thread_reads_alone(monkeypatch):
 
 @pytest.mark.internal
 def test_a_thread_that_made_way_reads_on_while_nobody_waits(monkeypatch):
-    monkeypatch.setattr(_feed, "processors", lambda: 1)
-    monkeypatch.setattr(_feed, "RESERVED", 0.1)
-    monkeypatch.setattr(_feed, "CHUNK_BATCHES", 1)
+    monkeypatch.setattr(_read_ahead, "processors", lambda: 1)
+    monkeypatch.setattr(_read_ahead, "RESERVED", 0.1)
+    monkeypatch.setattr(_read_ahead, "CHUNK_BATCHES", 1)
     reader = Watched()
     batches = iter(pipeline_over(reader))
     assert ids(itertools.islice(batches, 8)) == [*range(8)]
@@ -538,7 +540,7 @@ def test_a_thread_that_made_way_reads_on_while_nobody_waits(monkeypatch):
 
 @pytest.mark.spec("SRC-030")
 def test_a_seek_spares_the_reads_that_nobody_has_begun(monkeypatch):
-    monkeypatch.setattr(_feed, "CHUNK_BATCHES", 1)
+    monkeypatch.setattr(_read_ahead, "CHUNK_BATCHES", 1)
     reader = Watched()
     pipeline = pipeline_over(reader, threads=1)
     assert ids([next(iter(pipeline))]) == [0]
@@ -550,8 +552,10 @@ def test_a_seek_spares_the_reads_that_nobody_has_begun(monkeypatch):
 @pytest.mark.spec("SRC-030")
 @pytest.mark.parametrize("mode", [ids, by_scan])
 def test_all_threads_read_in_every_mode(mode, monkeypatch):
-    monkeypatch.setattr(_feed, "processors", lambda: 99)  # so that who waits leaves it to them
-    monkeypatch.setattr(_feed, "CHUNK_SECONDS", 0.0)
+    monkeypatch.setattr(
+        _read_ahead, "processors", lambda: 99
+    )  # so that who waits leaves it to them
+    monkeypatch.setattr(_read_ahead, "CHUNK_SECONDS", 0.0)
     reader = Watched(seconds=dict.fromkeys(range(64), 0.1))
     assert mode(pipeline_over(reader, threads=12)) == list(range(64))
     assert 8 <= max(reader.at_once) <= 12
@@ -576,8 +580,8 @@ def test_a_scan_that_fails_spares_the_reads_that_nobody_has_begun():
 
 @pytest.mark.internal
 def test_what_is_waited_for_is_not_left_to_a_thread_that_is_busy(monkeypatch):
-    monkeypatch.setattr(_feed, "processors", lambda: 1)
-    monkeypatch.setattr(_feed, "CHUNK_BATCHES", 1)
+    monkeypatch.setattr(_read_ahead, "processors", lambda: 1)
+    monkeypatch.setattr(_read_ahead, "CHUNK_BATCHES", 1)
     reader = Watched(seconds={1: 0.1, 2: 2.0})
     pipeline = pipeline_over(reader)
     assert ids([next(iter(pipeline))]) == [0]
@@ -590,9 +594,9 @@ def test_what_is_waited_for_is_not_left_to_a_thread_that_is_busy(monkeypatch):
 @pytest.mark.spec("SRC-032")
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("no such row")])
 def test_a_read_that_fails_where_it_is_waited_for_loses_nothing(error, monkeypatch):
-    monkeypatch.setattr(_feed, "processors", lambda: 1)
-    monkeypatch.setattr(_feed, "RESERVED", 0.1)
-    monkeypatch.setattr(_feed, "CHUNK_BATCHES", 1)
+    monkeypatch.setattr(_read_ahead, "processors", lambda: 1)
+    monkeypatch.setattr(_read_ahead, "RESERVED", 0.1)
+    monkeypatch.setattr(_read_ahead, "CHUNK_BATCHES", 1)
     reader = Watched(fails=[error])
     pipeline = pipeline_over(reader)
     found = []
@@ -611,9 +615,9 @@ def test_a_read_that_fails_where_it_is_waited_for_loses_nothing(error, monkeypat
 
 @pytest.mark.spec("SRC-032")
 def test_what_an_interrupt_has_left_unread_is_read_when_it_is_asked_for(monkeypatch):
-    monkeypatch.setattr(_feed, "processors", lambda: 1)
-    monkeypatch.setattr(_feed, "RESERVED", 0.1)
-    monkeypatch.setattr(_feed, "CHUNK_BATCHES", 1)
+    monkeypatch.setattr(_read_ahead, "processors", lambda: 1)
+    monkeypatch.setattr(_read_ahead, "RESERVED", 0.1)
+    monkeypatch.setattr(_read_ahead, "CHUNK_BATCHES", 1)
     reader = Watched(fails=[KeyboardInterrupt()])
     pipeline = pipeline_over(reader)
     with pytest.raises(KeyboardInterrupt):
@@ -629,7 +633,7 @@ def test_what_an_interrupt_has_left_unread_is_read_when_it_is_asked_for(monkeypa
 @pytest.mark.parametrize("where", ["host", "memory"])
 def test_memory_is_kept_for_data_in_memory_alone(where, mode, monkeypatch):
     asked = []
-    for module in (_runtime, _scan):
+    for module in (_compute_ahead, _scan):
         monkeypatch.setattr(module, "keep_memory", lambda: asked.append(mode))
     if where == "host":
         source = RandomAccessSource(RandomAccessSourceConfig(), list(np.arange(12)))

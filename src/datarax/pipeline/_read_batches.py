@@ -1,4 +1,4 @@
-"""Rows of a source on the host, read and made into batches: what the threads of a `Feed` do."""
+"""Batches read from a source on the host: what the threads of a `ReadAhead` do."""
 
 import contextlib
 import dataclasses
@@ -37,7 +37,7 @@ Failures: TypeAlias = Sequence[tuple[int, ReadError]]
 """Rows that are masked: their epochs, and why."""
 
 
-class Fed(NamedTuple):
+class ReadBatch(NamedTuple):
     """A batch as it was read, where it starts, and where the next one does.
 
     Without rows it is the end of a stream's pass. `first` is where its first row stands, if not at
@@ -73,7 +73,7 @@ class Stack(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Supply:
+class ReadSettings:
     """Where rows come from and how they are cut. `order(epoch)` is for a source with a length, and
     for a stream that is shuffled in windows of so many records.
 
@@ -112,10 +112,10 @@ class Plan(NamedTuple):
 class PlannedRows:
     """Batches of a source with a length: which rows they have is known before any is read."""
 
-    def __init__(self, supply: Supply):
-        assert supply.length is not None
-        self.supply, self._length = supply, supply.length
-        self._records = _Records(supply.order, supply.length)
+    def __init__(self, settings: ReadSettings):
+        assert settings.length is not None
+        self.settings, self._length = settings, settings.length
+        self._records = _Records(settings.order, settings.length)
 
     def retry(self) -> None:
         """Nothing that has failed is known: whatever is asked for is read."""
@@ -125,14 +125,14 @@ class PlannedRows:
         within = start.offset + cut.size * count <= self._length
         if not within:
             return self._plan_across(start, cut, count)
-        return self._plan_within(start, cut, count, stacked or not self.supply.bare)
+        return self._plan_within(start, cut, count, stacked or not self.settings.bare)
 
     def _plan_within(self, start: Cursor, cut: Cut, count: int, wanted: bool) -> Plan:
         """A plan for batches inside one epoch, with the place of each row if that is `wanted`."""
         (epoch, offset), kind, rows_in_all = start, word(self._length), cut.size * count
         starts = starts_within(epoch, offset, cut.size, count)
-        after = advance(starts[-1], cut.size, self._length, self.supply.last_batch)
-        masked = self.supply.masks or cut.padded
+        after = advance(starts[-1], cut.size, self._length, self.settings.last_batch)
+        masked = self.settings.masks or cut.padded
         # Only what somebody asks for is made: with each array of some size NumPy lets another
         # thread have the interpreter, and waits to get it back.
         epochs, offsets = None, None
@@ -148,7 +148,7 @@ class PlannedRows:
         starts, after = [], start
         for _ in range(count):
             starts.append(after)
-            after = advance(after, cut.size, length, self.supply.last_batch)
+            after = advance(after, cut.size, length, self.settings.last_batch)
         check_counted(after, length)
         rows = Rows(*(np.zeros(rows_in_all, kind) for _ in range(3)), mask=None)
         inside = np.ones(rows_in_all, bool)
@@ -165,29 +165,27 @@ class PlannedRows:
                     rows.epoch[row:end], rows.record[row:end] = epoch, self._records.at(epoch, 0, 1)
                     inside[row:end], row = False, end
                 epoch, offset = epoch + 1, 0
-        masked = self.supply.masks or cut.padded
+        masked = self.settings.masks or cut.padded
         return Plan(rows, inside if masked else None, starts, after)
 
     def read(self, plan: Plan, cut: Cut, stacked: bool) -> Any:
         """Reads, and places on the device."""
-        sharding, starts = self.supply.sharding, plan.starts
+        sharding, starts = self.settings.sharding, plan.starts
         own = None if sharding is None else own_rows(sharding, cut.size)
         whole, failures = self._read_rows(plan, cut, own)
         ends = [*starts[1:], plan.after]
         if stacked:
             broken = [x for some in failures for x in some]
-            return _stack(self.supply, whole, own, starts, ends, broken)
-        if self.supply.bare:
+            return _stack(self.settings, whole, own, starts, ends, broken)
+        if self.settings.bare:
             whole = whole._replace(rows=whole.rows._replace(record=None))  # no stage asks for them
-        batches = _split_chunk(whole, len(starts))
-        if not _stays(self.supply, whole, len(starts)):
-            batches = _placed(self.supply, batches, own)
-        return [Fed(*x) for x in zip(batches, repeat(cut), starts, ends, failures)]
+        batches = _placed(self.settings, _split_chunk(whole, len(starts)), own)
+        return [ReadBatch(*x) for x in zip(batches, repeat(cut), starts, ends, failures)]
 
     def _read_rows(self, plan: Plan, cut: Cut, own: Own) -> tuple[Fetched, list[Failures]]:
         """All rows that are this process's `own`, and what could not be read of each batch."""
         rows, inside, starts, _ = plan
-        reader, spec = self.supply.reader, self.supply.spec
+        reader, spec = self.settings.reader, self.settings.spec
         assert isinstance(reader, Reader)
         failures: list[list[tuple[int, ReadError]]] = [[] for _ in starts]
         here: Any = slice(None)
@@ -208,12 +206,12 @@ class PlannedRows:
         self, records: np.ndarray, inside: np.ndarray
     ) -> tuple[Batch, np.ndarray, list[ReadError]]:
         """`Reader.rows_and_holes` where only the rows `inside` exist."""
-        reader, spec, wanted = self.supply.reader, self.supply.spec, records[inside]
+        reader, spec, wanted = self.settings.reader, self.settings.spec, records[inside]
         assert isinstance(reader, Reader)
         if not len(wanted):  # where all rows of this process are padding
             shapes = jax.tree.map(lambda x: empty_rows(0, x.shape, x.dtype), spec)
             batch, readable, errors = shapes, True, []
-        elif self.supply.masks:
+        elif self.settings.masks:
             batch, readable, errors = reader.rows_and_holes(wanted, spec)
         else:
             batch, readable, errors = reader.rows(wanted, spec), True, []
@@ -227,12 +225,12 @@ class PlannedRows:
 class StreamRows:
     """Batches of a stream, whose end shows only when it is read. One thread may read."""
 
-    def __init__(self, supply: Supply):
-        self.supply = supply
+    def __init__(self, settings: ReadSettings):
+        self.settings = settings
         self._failed: tuple[Cursor, BaseException] | None = None
         self._windows = None
-        if isinstance(supply.reader, Stream) and supply.window is not None:
-            self._windows = Windows(supply.reader, supply.window, supply.order)
+        if isinstance(settings.reader, Stream) and settings.window is not None:
+            self._windows = Windows(settings.reader, settings.window, settings.order)
 
     def retry(self) -> None:
         """Reads again what has failed, if it is asked for again."""
@@ -253,23 +251,24 @@ class StreamRows:
             done = earlier.result()
             start = done.after if isinstance(done, Stack) else done[-1].after
         assert start is not None
-        fed: list[Fed] = []
-        while len(fed) < count and not (loop and fed and fed[-1].after.epoch != start.epoch):
+        batches: list[ReadBatch] = []
+        at = start
+        while len(batches) < count and not (loop and at.epoch > start.epoch):
             try:
-                fed.append(self._next(fed[-1].after if fed else start, cut, loop))
+                batches.append(self._next(at, cut, loop))
             except BaseException:
-                if stacked or not fed:
+                if stacked or not batches:
                     raise
-                break  # whoever wants what follows meets it again
+                break  # the batch that fails is read again when it is asked for
+            at = batches[-1].after
         if not stacked:
-            batches = [x.fetched for x in fed if x.fetched is not None]
-            placed = iter(_placed(self.supply, batches))
-            return [x._replace(fetched=x.fetched and next(placed)) for x in fed]
-        whole = jax.tree.map(lambda *x: np.concatenate(x), *(x.fetched for x in fed))
-        starts, ends = [x.first or x.start for x in fed], [x.after for x in fed]
-        return _stack(self.supply, whole, None, starts, ends, ())
+            placed = iter(_placed(self.settings, [x.fetched for x in batches if x.fetched]))
+            return [x._replace(fetched=x.fetched and next(placed)) for x in batches]
+        whole = jax.tree.map(lambda *x: np.concatenate(x), *(x.fetched for x in batches))
+        starts, ends = [x.first or x.start for x in batches], [x.after for x in batches]
+        return _stack(self.settings, whole, None, starts, ends, ())
 
-    def _next(self, start: Cursor, cut: Cut, loop: bool) -> Fed:
+    def _next(self, start: Cursor, cut: Cut, loop: bool) -> ReadBatch:
         """The batch from `start` on. Its error is kept until it is known to who wants the batch:
         what has raised may, if it is begun again, go on as if nothing was amiss."""
         if self._failed is not None and self._failed[0] == start:
@@ -281,18 +280,19 @@ class StreamRows:
             self._failed = start, error
             raise
 
-    def _read_batch(self, start: Cursor, cut: Cut, loop: bool) -> Fed:
+    def _read_batch(self, start: Cursor, cut: Cut, loop: bool) -> ReadBatch:
         """Reads records until the batch is full, or a pass ends that the batch ends with.
 
         At the end of a pass a `loop` stops. Without one, "keep" goes on into the next pass, "drop"
         lets go of what was found and begins there, and "pad" stops if anything was found.
         """
-        stream, size, last_batch = self.supply.reader, self.supply.size, self.supply.last_batch
+        settings = self.settings
+        stream, size, last_batch = settings.reader, settings.size, settings.last_batch
         assert isinstance(stream, Stream)
         at, found, places = start, [], []
         while len(found) < size:
             wanted = size - len(found)
-            there = at.epoch, at.offset, wanted, self.supply.spec
+            there = at.epoch, at.offset, wanted, settings.spec
             if self._windows is None:
                 records = stream.read(*there)
                 numbers = range(at.offset, at.offset + len(records))
@@ -314,11 +314,11 @@ class StreamRows:
             if loop or (found and last_batch == "pad"):
                 break
         if not found:
-            return Fed(None, cut._replace(size=0), start, at)
+            return ReadBatch(None, cut._replace(size=0), start, at)
         # A window may hold records behind the place that is reached.
         check_counted(Cursor(at.epoch, max(at.offset, *(n for _, n, _ in places))), None)
         epoch, record, offset = np.array(places, np.uint32).T
-        batch = conform(stack(found), stream.stored_spec, self.supply.spec, record)
+        batch = conform(stack(found), stream.stored_spec, settings.spec, record)
         rows = Rows(epoch, record, offset, None)
         if cut.padded:
             inside = np.arange(size) < len(found)
@@ -327,28 +327,20 @@ class StreamRows:
             rows = Rows(epoch, record, offset, inside)
         cut = cut._replace(size=len(rows.epoch))
         first = Cursor(places[0][0], places[0][2])
-        return Fed(Fetched(batch, rows), cut, start, at, first=first)
-
-
-def _stays(supply: Supply, fetched: Fetched, count: int) -> bool:
-    """Whether all that a stage may ask for is left to who takes it, in `count` equal parts."""
-    if supply.sharding is not None:
-        return False
-    wanted = jax.tree.leaves((fetched.batch, fetched.rows.mask))
-    return supply.on_cpu and all(_is_readable(x, count) for x in wanted)
+        return ReadBatch(Fetched(batch, rows), cut, start, at, first=first)
 
 
 def _placed(
-    supply: Supply, fetched: Sequence[Fetched], own: Own = None, axis: int = 0
+    settings: ReadSettings, fetched: Sequence[Fetched], own: Own = None, axis: int = 0
 ) -> list[Fetched]:
     """Batches on the device. For a CPU, what can be read in place is left to who takes it.
 
     What says which rows they have goes to the device if a stage asks for it.
     """
     wanted = [(batch, rows.mask) for batch, rows in fetched]
-    if (sharding := supply.sharding) is not None:
+    if (sharding := settings.sharding) is not None:
         placed = jax.tree.map(lambda x: assemble(x, sharding, own, axis), wanted)
-    elif supply.on_cpu:
+    elif settings.on_cpu:
         placed = jax.tree.map(lambda x: x if _is_readable(x) else jax.device_put(x), wanted)
     else:
         placed = jax.device_put(wanted)  # in one call, which costs less than one for each
@@ -359,7 +351,7 @@ def _placed(
 
 
 def _stack(
-    supply: Supply,
+    settings: ReadSettings,
     whole: Fetched,
     own: Own,
     starts: list[Cursor],
@@ -373,13 +365,13 @@ def _stack(
         Cursor(*(np.array(x, kind) for x in zip(*cursors, strict=True)))
         for cursors in (starts, ends)
     )
-    (placed,) = _placed(supply, [fetched], own, axis=1)
+    (placed,) = _placed(settings, [fetched], own, axis=1)
     return Stack(placed, before, behind, ends[-1], failures)
 
 
-def as_asked(supply: Supply, read: Callable[..., Any], *args: Any) -> Any:
+def as_asked(settings: ReadSettings, read: Callable[..., Any], *args: Any) -> Any:
     """`read`, in whatever thread, under the settings of whoever wants the rows."""
-    with jax.enable_x64(supply.x64), jax.default_device(supply.device), transferring():
+    with jax.enable_x64(settings.x64), jax.default_device(settings.device), transferring():
         return read(*args)
 
 
@@ -435,23 +427,17 @@ def on_host() -> Any:
 
 def _split_chunk(whole: Fetched, count: int) -> list[Fetched]:
     """A chunk in `count` batches, of as many rows each."""
-    leaves, structure = jax.tree.flatten(whole)
-    sizes = [len(x) // count for x in leaves]
-    return [
-        jax.tree.unflatten(
-            structure, [x[i * n : (i + 1) * n] for x, n in zip(leaves, sizes, strict=True)]
-        )
-        for i in range(count)
-    ]
+
+    def part(i: int, x: np.ndarray) -> np.ndarray:
+        size = len(x) // count
+        return x[i * size : (i + 1) * size]
+
+    return [jax.tree.map(functools.partial(part, i), whole) for i in range(count)]
 
 
-def _is_readable(x: np.ndarray, count: int = 1) -> bool:
-    """Whether a program on a CPU reads each of `count` equal parts of the array in its place, or
-    copies it in next to no time.
-    """
-    size = x.nbytes // count
-    evenly = count == 1 or size % ALIGNMENT == 0
-    return size < COPIED_FROM or (evenly and x.ctypes.data % ALIGNMENT == 0)
+def _is_readable(x: np.ndarray) -> bool:
+    """Whether a program on a CPU reads the array in place, or copies it in next to no time."""
+    return x.nbytes < COPIED_FROM or x.ctypes.data % ALIGNMENT == 0
 
 
 def _scattered(x: np.ndarray, inside: np.ndarray) -> np.ndarray:
