@@ -1,7 +1,8 @@
-"""NNX objects as compiled code sees them: a flat list of values, read without a traversal.
+"""NNX objects as a flat list of values, read without traversing the graph.
 
-Splitting an NNX graph costs 0.3 to 1 ms. A `Binding` does it once, and after that looks only at
-what could have changed: the identity of every attribute and of every Variable's value.
+Splitting an NNX graph costs 0.3 to 1 ms. A `Binding` does it once. Afterwards it compares the
+identity of every attribute and of every Variable's value, which takes microseconds. `values[i]`
+belongs to `binding.variables[i]`, or is an array that an attribute holds without a Variable.
 """
 
 import inspect
@@ -24,15 +25,15 @@ Values: TypeAlias = list[Any]
 """The value of every leaf, in NNX's order."""
 
 Changes: TypeAlias = dict[int, Any]
-"""New values by their index in the list; the indices are part of a compiled program's output."""
+"""New values by their index. The indices are part of a compiled program's output tree."""
 
 
 END = object()
-"""What stands behind the last attribute."""
+"""Marks the end of a row of attributes."""
 
 
 class Attributes:
-    """All that can be assigned to, in NNX objects: looked at as one row of objects, in C."""
+    """The attributes of NNX objects, compared by identity in one pass in C."""
 
     def __init__(self, nodes: Iterable[Any]):
         rows = [x if isinstance(x, list) else _attributes(x) for x in nodes]
@@ -41,16 +42,17 @@ class Attributes:
         self._seen = list(chain.from_iterable(self.rows))
 
     def are_same(self) -> bool:
-        """Whether every one still is the object that it was."""
-        # `END` stands elsewhere if there is one more, or one less.
+        """Whether every attribute still is the object it was."""
+        # An attribute more or less shifts `END`.
         return all(map(is_, chain.from_iterable(self.rows), self._seen))
 
 
 class Binding:
-    """The leaves of `roots`, in NNX's own order; that at `cursor_index` is the cursor."""
+    """The leaves of `roots` in NNX's order. `roots[0]` is a pipeline, its cursor the leaf at
+    `cursor_index`."""
 
     def __init__(self, roots: tuple[Any, ...]):
-        # Before the rest: what is assigned meanwhile then shows as a change.
+        # First, so that an assignment by another thread meanwhile shows as a change.
         self._assigned = ASSIGNED[0]
         nodes = [x for _, x in iter_graph(roots) if not isinstance(x, Fixed)]
         watched = [isinstance(x, Watched) and SAYS_ALL for x in nodes]
@@ -71,15 +73,15 @@ class Binding:
         self._trace = trace()
         self._settable: set[int] = set()
         self.foreseen: Any = None
-        """How the last batch is cut that was looked at beforehand, see `Runtime.foresee`."""
+        """The cut that `Runtime.foresee` has checked last."""
 
     def is_current(self) -> bool:
-        """Whether the graph has the attributes it was bound with, in the trace that it was."""
+        """Whether the graph has the attributes it was bound with, in the trace it was bound in."""
         return self._trace == trace() and self._has_its_attributes()
 
     def is_unchanged(self, values: Values) -> bool:
-        """Whether the graph is as it was bound, and holds these values. The trace has to be known
-        as that in which it was bound.
+        """Whether the graph is as it was bound and holds these values. The caller has checked that
+        the open trace is the same.
         """
         held = self._at_variables(values) if self._arrays else values
         return all(map(is_, map(_RAW_VALUE, self._variables), held)) and self._has_its_attributes()
@@ -90,29 +92,29 @@ class Binding:
         if (assigned := ASSIGNED[0]) is not self._assigned:
             if not self._watched.are_same():
                 return False
-            self._assigned = assigned  # to an attribute of another object, as a rule
+            self._assigned = assigned  # it was an attribute of another object
         return True
 
     def read(self) -> Values:
         """The value of every leaf, as it is now."""
         values = list(map(_RAW_VALUE, self._variables))
-        for i, array in self._arrays:  # in ascending order, so that each finds its own
+        for i, array in self._arrays:  # ascending, as `insert` requires
             values.insert(i, array)
         return values
 
     def leaves(self) -> Iterable[tuple[int, Any]]:
-        """The Variables, and the arrays that are none, with their places."""
+        """The Variables, and the arrays without one, by index."""
         return (*self.variables.items(), *self._arrays)
 
     def move(self, packed: Any) -> None:
-        """Puts the cursor there. It is one step, and as a rule all that a batch changes."""
+        """Moves the cursor, which is all that most batches change."""
         if self.cursor_index in self._settable:
             _SET_RAW_VALUE(self._cursor, packed)
         else:
             self.write({self.cursor_index: packed}, self.read())
 
     def write(self, changes: Changes, before: Values) -> None:
-        """Puts new values into the Variables they belong to: all, or on an interrupt none."""
+        """Writes new values to their Variables: all of them or, on an interrupt, none."""
         try:
             for i, value in changes.items():
                 if i in self._settable:
@@ -127,13 +129,13 @@ class Binding:
 
 
 def _taker(places: Sequence[int]) -> Callable[[Values], tuple[Any, ...]]:
-    """What takes those of the values that stand at these places, as a tuple."""
-    if len(places) == 1:  # `itemgetter` of one gives no tuple
+    """A function that takes the values at these places, as a tuple."""
+    if len(places) == 1:  # `itemgetter` of one place returns the bare value
         return lambda values: (values[places[0]],)
     return itemgetter(*places)
 
 
-# To set a Variable takes 2 us, and to read it a call; what both come down to is a slot.
+# `set_raw_value` takes 2 us, `get_raw_value` a Python call; both end in access to a slot.
 _SLOT = vars(nnx.Variable).get("_raw_value")
 if inspect.ismemberdescriptor(_SLOT):
     _RAW_VALUE, _SET_RAW_VALUE = attrgetter("_raw_value"), _SLOT.__set__
@@ -142,21 +144,21 @@ else:
 
 
 def _attributes(node: Any) -> dict[Any, Any] | None:
-    """What of a node can be assigned to from outside, by name."""
+    """The attributes of a node that user code can assign to, by name."""
     if isinstance(node, dict):
         return node
-    if isinstance(node, nnx.Variable):  # which would answer with those of its value
+    if isinstance(node, nnx.Variable):  # it forwards attributes to its value
         return None
-    # Of NNX or another kind of tree, a dataclass say; what is static is no tree.
+    # An NNX object or another pytree, such as a dataclass. Static objects are compared by identity.
     tree = isinstance(node, nnx.Pytree) or is_container(node)
     found = getattr(node, "__dict__", None) if tree else None
     return found if isinstance(found, dict) else None
 
 
 def merge(structure: Structure, values: Sequence[Any]) -> Any:
-    """A copy of the bound objects that holds `values`: for use inside a trace.
+    """A copy of the bound objects that holds `values`, for use inside a trace.
 
-    Containers are copied, since a Variable that holds one may be written to in its place.
+    A Variable may hold a container, which a stage may write to in place; so containers are copied.
     """
     copied = [jax.tree.map(lambda leaf: leaf, x) if is_container(x) else x for x in values]
     return nnx.graph.unflatten(structure.graphdef, copied)
@@ -168,7 +170,7 @@ def is_container(value: Any) -> bool:
 
 
 def is_same(value: Any, old: Any) -> bool:
-    """Whether a value is the one it was; of a container, whether all that it holds is."""
+    """Whether a value, or every leaf of a container, is the same object as before."""
     if value is old or not is_container(old):
         return value is old
     (new, tree), (before, was) = jax.tree.flatten(value), jax.tree.flatten(old)
@@ -176,7 +178,8 @@ def is_same(value: Any, old: Any) -> bool:
 
 
 def changes(structure: Structure, roots: Any, before: Sequence[Any]) -> Changes:
-    """Which values of `roots` are no longer those they were merged with."""
+    """The values of `roots` that have changed since `merge`. Raises for other changes of the graph,
+    and for a value of another type or shape."""
     now, after = flatten(roots, with_paths=False)
     if now != structure.graphdef:
         which = _first_changed(merge(structure, before), roots)
@@ -199,7 +202,7 @@ def changes(structure: Structure, roots: Any, before: Sequence[Any]) -> Changes:
 
 
 class VariableTypeError(TypeError):
-    """A Variable, at `path`, that is given a value of another type than it had."""
+    """The Variable at `path` was given a value of another type or shape."""
 
     def __init__(self, path: tuple[Any, ...], within: str, was: str, is_now: str):
         self.path = path
@@ -211,9 +214,9 @@ class VariableTypeError(TypeError):
 
 
 def type_change(before: Any, after: Any) -> tuple[str, str, str] | None:
-    """Where in a tree of arrays a type or shape has changed, what it was and what it became.
+    """The path in a tree of arrays where a type or shape has changed, and the two types.
 
-    A weak type may become another of that shape, as Python's numbers become what they meet.
+    A weak type may change: Python's numbers adopt the type of what they meet.
     """
     was, now = jax.tree.structure(before), jax.tree.structure(after)
     if was != now:
@@ -234,7 +237,7 @@ def _tree_text(tree: Any) -> str:
 
 
 def _path_text(path: Sequence[Any]) -> str:
-    """Where in a pipeline, or in the `modules` of a scan, something is."""
+    """A path in a pipeline, or in the `modules` of a scan, as the user writes it."""
     root, *rest = path
     if root == 0:
         return ".".join(map(str, rest[1:] if rest[0] == "_nodes" else rest))
@@ -242,7 +245,7 @@ def _path_text(path: Sequence[Any]) -> str:
 
 
 def _first_changed(was: Any, now: Any) -> str:
-    """The path of an attribute that one of two versions of some objects has, or has otherwise."""
+    """The path of the first attribute that differs between two versions of the same objects."""
     old, new = (
         {path: _attributes(x) or {} for path, x in iter_graph(roots)} for roots in (was, now)
     )
@@ -250,7 +253,8 @@ def _first_changed(was: Any, now: Any) -> str:
         before = old.get(path, {})
         for name in (*attributes, *(x for x in before if x not in attributes)):
             pair = attributes.get(name, END), before.get(name, END)
-            nodes = all(isinstance(x, nnx.Pytree | nnx.Variable) for x in pair)  # looked at apart
+            # Nodes of the graph come up under paths of their own.
+            nodes = all(isinstance(x, nnx.Pytree | nnx.Variable) for x in pair)
             if not (nodes or str(name).startswith("_pytree__") or _equal(*pair)):
                 return _path_text((*path, name))
     return "one"
@@ -259,11 +263,11 @@ def _first_changed(was: Any, now: Any) -> str:
 def _equal(one: Any, other: Any) -> bool:
     try:
         return one is other or (type(one) is type(other) and bool(one == other))
-    except Exception:  # arrays, say, which are compared elsewhere
+    except Exception:  # arrays have no truth value; `changes` compares them as leaves
         return True
 
 
 def has_tracer(values: Sequence[Any]) -> bool:
     """Whether any value belongs to a trace that the user has opened."""
-    kinds = set(map(type, jax.tree.leaves(list(values))))  # few, of however many values
+    kinds = set(map(type, jax.tree.leaves(list(values))))  # few kinds, however many values
     return any(issubclass(kind, Tracer) for kind in kinds)

@@ -1,4 +1,4 @@
-"""Which `ReadAhead` serves a pipeline: a new one where something has changed that it depends on."""
+"""Which `ReadAhead` serves a pipeline: a new one when anything changes that it depends on."""
 
 import weakref
 from collections.abc import Callable
@@ -60,8 +60,8 @@ class HostReads:
     ) -> ReadAhead | None:
         """The one that serves the pipeline as of the last look; None for a source in memory.
 
-        None, too, without a `binding`, where the user traces: nothing can be read there. `values`
-        is another list after each look that has noticed a change.
+        Without a `binding` the user is tracing, where no row can be read: None, too. `values` is a
+        new list after every look that has noticed a change: the same list means no change.
         """
         if self._checked is values:
             return self.ahead
@@ -80,9 +80,9 @@ class HostReads:
         indices = self._depends.indices
         read = [values[i] for i in indices]
         if not (self.ahead and static == self._static and all(map(is_, read, self._read))):
-            self.ahead = None  # until another one stands: what follows may fail
+            self.ahead = None  # what follows may fail
             self._close()
-            # Stages may be replaced while this one lives, which should not keep their values.
+            # `order` must not keep the values of stages alive, which may be replaced meanwhile.
             kept = {*indices, binding.cursor_index}
             own = [x if i in kept else np.uint32(0) for i, x in enumerate(values)]
             order = _order_on_host(orders(), own)
@@ -138,8 +138,8 @@ def _order_on_host(orders: Orders, values: Values) -> Callable[[int], Any]:
 
 
 def _depends(pipeline: "Pipeline", binding: Binding) -> _Depends:
-    """No stage has a part in it: else a stream would be read again from its start whenever one of
-    their Variables changes."""
+    """Stages are no part of it: a stream would be read again from its start whenever one of their
+    Variables changes."""
     graphdef, flat = flatten((pipeline.source, pipeline._base))
     own = set(map(id, flat.leaves))
     indices = [i for i, x in binding.leaves() if id(x) in own]

@@ -1,4 +1,4 @@
-"""`step` and `for`: batches handed out one at a time, under one lock and one cursor."""
+"""`step` and `for`: batches handed out one at a time, under the pipeline's lock and cursor."""
 
 import weakref
 from collections.abc import Iterator
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 class BatchIterator(Iterator[Batch]):
-    """The batches left in the epoch that the cursor is in when this is made.
+    """The batches left in the epoch in which the cursor stands when the iterator is made.
 
-    It has no position of its own: each batch goes to one of the iterators over a pipeline.
+    All iterators over a pipeline share its cursor: each batch goes to one of them.
     """
 
     def __init__(self, pipeline: "Pipeline"):
@@ -65,15 +65,16 @@ class BatchIterator(Iterator[Batch]):
         total = None if left is None else batches_of_loop(size, left, last_batch)
         self._bar = Bar(pipeline.progress, total, f"epoch {self._epoch}")
         if self._bar.shown:
-            weakref.finalize(self, self._bar.close)  # for a loop that is left before its end
+            weakref.finalize(self, self._bar.close)  # if the loop is left before its end
         runtime.meter.begin()
         return self._bar
 
     def _next(self, first: bool) -> Batch | None:
         """The next batch of the epoch, None after its last.
 
-        Where a pass of a stream ends is also where the next epoch starts. A loop that begins there
-        is of that epoch: known to be, or found to be by `first`, which shows that the pass ends.
+        The end of a stream's pass is the same place as the start of the next epoch. A loop that
+        begins there belongs to that epoch. Either the end is known (`reads.pass_end`), or the
+        `first` request of the loop finds it.
         """
         pipeline, runtime = self._pipeline, self._runtime
         here = runtime.start
@@ -96,7 +97,7 @@ class BatchIterator(Iterator[Batch]):
 
 
 def step(pipeline: "Pipeline") -> Batch:
-    """The next `batch_size` rows, across epochs where `last_batch` lets them."""
+    """The next `batch_size` rows, which cross the end of an epoch if `last_batch` is "keep"."""
     runtime = pipeline._runtime
     with runtime.lock:
         binding = runtime.look(pipeline)
@@ -105,7 +106,7 @@ def step(pipeline: "Pipeline") -> Batch:
         size, length, last_batch = cutting(pipeline)
         offset = runtime.start.offset
         if length is not None and not is_traced(offset) and offset + size <= length:
-            # Inside an epoch it is what `for` does.
+            # Inside an epoch `step` cuts as `for` does, and can be computed ahead.
             cut, following = Cut(size, 1, last_batch == "pad"), (length - offset) // size - 1
         else:
             cut, following = running_on(size, length, last_batch), 0
@@ -115,7 +116,7 @@ def step(pipeline: "Pipeline") -> Batch:
 
 
 def move(pipeline: "Pipeline", epoch: int, offset: int) -> None:
-    """Puts the cursor there, or where `last_batch` lets the next batch start from there."""
+    """Moves the cursor; under "drop" to the next epoch if no whole batch is left in this one."""
     size, length, last_batch = cutting(pipeline)
     check_within("epoch", epoch, 2**32)
     check_within("offset", offset, length or 2**32)

@@ -1,4 +1,4 @@
-"""Rows of a source on the host, read ahead of the device by threads."""
+"""Threads that read the rows of a source on the host before they are asked for."""
 
 import collections
 import dataclasses
@@ -21,37 +21,38 @@ from ._read_batches import PlannedRows, ReadBatch, ReadSettings, Stack, StreamRo
 from ._threads import Outcome, Threads
 
 BUFFER_BYTES = 64 * 2**20
-"""The most that rows read ahead weigh together, unless a single chunk weighs more."""
+"""The most bytes of rows that are read ahead, unless a single chunk has more."""
 
 CHUNK_BYTES = 8 * 2**20
-"""What a thread reads in one go: to wake it costs as much as to read some hundred kilobytes."""
+"""What a thread reads in one go: waking it costs as much as reading some hundred kilobytes."""
 
 CHUNK_BATCHES, CHUNK_SECONDS = 8, 0.05
-"""The most batches of a chunk for `for`, which come one by one; and how long reading several may
-take, for none of them comes before all are read."""
+"""The most batches of a chunk for `for`, and the most seconds that reading them may take: the first
+is handed out only when all are read."""
 
 FORGIVEN = 0.8
-"""What a slow read still counts for at the next one: a stream that has paused may do so again."""
+"""By how much the memory of a slow read fades with each read: a stream may pause again."""
 
 RESERVED, REST = 5e-3, 1e-3
-"""Seconds for which a slot to read in stays reserved for a consumer that has just read itself; and
-seconds for which a thread sleeps before it looks for a slot again."""
+"""Seconds for which a slot stays reserved for a consumer that has just read a chunk itself, and
+seconds for which a thread without a slot sleeps before it looks again."""
 
 
 class ReadAhead:
-    """Batches in the order of the stream, read before they are asked for.
+    """Reads the batches of a stream, in its order, before they are asked for.
 
-    Asked for another place than the end of the last batch, it begins anew there. A read that
-    fails fails the batch that it is for and no earlier one; asked again, it is tried again.
+    A request for another place than the end of the last batch restarts it there. A failed read
+    raises when its batch is asked for, not earlier; asking again reads again.
     """
 
     def __init__(self, settings: ReadSettings, threads: int):
         self.settings = settings
         sequential = isinstance(settings.reader, Stream)
         self._at_once = 1 if sequential else threads
-        self._lock, self._reading = threading.Lock(), 0  # for the number of reads, whoever reads
-        # Among more threads than processors, a consumer that is woken to take a chunk may wait for
-        # as long as it takes to copy some. So it copies, too, while it waits, and a thread rests.
+        self._lock, self._reading = threading.Lock(), 0  # guards the number of running reads
+        # With as many threads as processors, a consumer that is woken waits for a processor as long
+        # as a thread needs to copy a chunk. So it reads chunks itself while it waits, and one
+        # thread pauses.
         copies = isinstance(settings.reader, Reader) and settings.reader.only_copies
         self._shares = copies and 1 < self._at_once >= processors()
         self._reserved_until = -math.inf
@@ -61,7 +62,7 @@ class ReadAhead:
         self._ready: collections.deque[ReadBatch] = collections.deque()
         self._asked: tuple[Cut, bool] | None = None
         self._singly = 1
-        self._seconds = 0.0  # what a batch takes to read, as far as is known
+        self._seconds = 0.0  # estimate of what reading one batch takes
         leaves = jax.tree.leaves(settings.spec)
         row = sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
         self.batch_bytes = max(1, row * settings.size)
@@ -71,50 +72,50 @@ class ReadAhead:
         self._threads = Threads(self._at_once, "datarax-read")
 
     def take(self, start: Cursor, cut: Cut, loop: bool, several: int) -> list[ReadBatch]:
-        """The next batch from `start` on, and of those read with it up to `several` in all.
+        """The batch at `start`, with those read in the same chunk, at most `several` in all.
 
-        `loop` cuts what follows as `for` does; what comes along with the next batch every loop
-        cuts alike. Call `handed_over` for each batch that is used.
+        With `loop`, what follows is cut as `for` cuts it. The batches that come along are cut alike
+        in every mode. Call `handed_over` for each batch that is used.
         """
         if not (self._ready and self._is_next(start, cut, loop)):
             self._ready.clear()
             chunk = self._next_chunk(start, cut, loop)
-            self._asked = chunk.cut, chunk.loop  # before anything is ready that is cut so
+            self._asked = chunk.cut, chunk.loop  # set before `_ready` holds batches of this cut
             try:
                 self._ready.extend(self._result(chunk))
             except BaseException as error:
                 self.forget()
-                self._rows.retry()  # it is known now: asked again, the stream is read again
-                # An interrupt is the consumer's, unless a thread has raised it where the consumer
-                # reads nothing itself.
+                self._rows.retry()  # the consumer knows the error now: asking again reads again
+                # A KeyboardInterrupt is the consumer's own and is raised, unless a thread has
+                # found it while reading for a consumer that does not read itself.
                 read = not self._shares and chunk.outcome.known and error is chunk.outcome.error()
                 if chunk.count == 1 or not (read or isinstance(error, Exception)):
                     raise
-                self._singly = chunk.count  # so that the batches before the broken one come
+                self._singly = chunk.count  # hands out the batches before the broken one
                 return self.take(start, cut, loop, several)
             self._singly = max(0, self._singly - chunk.count)
             self._top_up(chunk, loop)
         return [*islice(takewhile(self._is_inside, self._ready), several)] or [self._ready[0]]
 
     def _is_next(self, start: Cursor, cut: Cut, loop: bool) -> bool:
-        """Whether the first batch that is ready is the one wanted, for whomever it was read."""
+        """Whether the first batch that is ready is the one asked for."""
         first = self._ready[0]
         return first.start == start and (first.is_cut(cut) or self._asked == (cut, loop))
 
     def _is_inside(self, batch: ReadBatch) -> bool:
-        """Whether the batch is a whole one of one epoch, and another can follow."""
+        """Whether it is a full batch inside one epoch, and not the last that a cursor can count."""
         whole = batch.cut.size == self.settings.size
         return whole and batch.ends_inside and batch.after.epoch < 2**32
 
     def handed_over(self) -> None:
-        """The first batch of the last `take` is used."""
-        if self._ready:  # unless what was read ahead has been dropped since
+        """Removes the first batch of the last `take`, which is used now."""
+        if self._ready:  # else `forget` was called since
             self._ready.popleft()
 
     def stacks(
         self, start: Cursor, cut: Cut, counts: Sequence[int]
     ) -> Generator[Stack, None, None]:
-        """Chunks of so many batches, in the cut of `scan`; later ones are read meanwhile."""
+        """Chunks of `counts` batches for `scan`; threads read the next while one is computed."""
         self.forget()
         room = BUFFER_BYTES // (self.batch_bytes * max(counts))
         depth = min(max(room, 2), self._at_once + 2)
@@ -134,24 +135,25 @@ class ReadAhead:
 
     def forget(self) -> None:
         """Drops what was read ahead."""
-        # Were the last to come first, an interrupt could leave chunks that nobody will read.
+        # In this order: an interrupt after clearing `_pending` first would leave chunks in the
+        # queue that no thread will ever read.
         self._queue.clear()
         self._ready.clear()
         self._pending.clear()
 
     def close(self) -> None:
-        """Ends the threads, without waiting for them."""
+        """Tells the threads to end; does not wait for them."""
         self.forget()
         self._threads.close()
 
     def _result(self, chunk: "_Chunk") -> Any:
-        """What was read of a chunk, once it is read: here, if there is nothing else to do."""
+        """The content of a chunk. Waits for it, and reads chunks meanwhile if that is faster."""
         if chunk.outcome.known:
             return chunk.outcome.result()
         self._threads.check_open()
         try:
             while self._shares and not chunk.outcome.known:
-                self._reserved_until = -math.inf  # the place is taken now, or not needed
+                self._reserved_until = -math.inf  # the consumer uses its slot now
                 if not self._read_next(self._at_once):
                     break
                 self._reserved_until = time.monotonic() + RESERVED
@@ -161,7 +163,7 @@ class ReadAhead:
                 self._reserved_until = time.monotonic() + RESERVED
 
     def _read_in_thread(self) -> None:
-        """Reads all that is pending, but leaves a place for who will wait for it in a moment."""
+        """Reads what is pending, but leaves a slot to a consumer that is about to wait."""
         while self._pending and not self._threads.closed:
             reserved = time.monotonic() < self._reserved_until
             try:
@@ -169,12 +171,12 @@ class ReadAhead:
             except BaseException as error:
                 if isinstance(error, Exception):
                     raise
-                continue  # no interrupt, since this thread gets none: who waits has been told
+                continue  # raised by the user's code, not a signal; the consumer has been told
             if rests:
                 time.sleep(REST)
 
     def _read_next(self, places: int) -> bool:
-        """Reads the next chunk, if there is one and fewer than so many are being read."""
+        """Reads the next pending chunk, if fewer than `places` are being read."""
         counted = False
         try:
             with self._lock:
@@ -185,7 +187,7 @@ class ReadAhead:
                 except IndexError:
                     return False
                 self._reading += 1
-                counted = True  # no interrupt comes between the two
+                counted = True  # Python handles no signal between these two lines
             started = time.perf_counter()
             try:
                 found = read()
@@ -209,7 +211,7 @@ class ReadAhead:
         return self._submit(start, cut, 1, loop)
 
     def _top_up(self, last: "_Chunk", loop: bool) -> None:
-        """Asks for what follows the chunk that was just taken, as far as there is room."""
+        """Submits reads of what follows the chunk just taken, as far as there is room."""
         settings, taken = self.settings, last.start
         while sum(chunk.count for chunk in self._queue) < self._depth * self.count:
             last = self._queue[-1] if self._queue else last
@@ -217,8 +219,9 @@ class ReadAhead:
             cut, count = last.cut, 1 if self._singly or slow else self.count
             start = last.after
             if start is not None and taken is not None and settings.length is not None:
-                # Whoever is at one epoch may want no other: a small source would be read many times
-                # over. And rows that no cursor counts would fail those that are asked for.
+                # At most one epoch ahead: the consumer may stop at the end of this one, and a
+                # small source would be read many times over. And no further than a cursor counts:
+                # that error would fail the whole chunk.
                 is_far = bool(self._queue) and start.epoch > taken.epoch + 1
                 ends = start.epoch + 1 + max(count, count * cut.size // settings.length)
                 if is_far or ends >= 2**32:
@@ -259,7 +262,8 @@ class ReadAhead:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Chunk:
-    """Batches that are read in one go. Where a stream's end is known once it is read."""
+    """Batches that are read in one go. `start` and `after` are None for a chunk of a stream whose
+    place is not known before the one ahead of it is read."""
 
     start: Cursor | None
     cut: Cut
@@ -269,7 +273,7 @@ class _Chunk:
     outcome: Outcome = dataclasses.field(default_factory=Outcome)
 
     def begins(self, start: Cursor, cut: Cut, loop: bool) -> bool:
-        """Whether its first batch is the one wanted now; what could not be read is not."""
+        """Whether its first batch is the one asked for; False if reading it failed."""
         if self.cut != cut:
             return False
         if self.start is not None:
@@ -281,10 +285,10 @@ class _Chunk:
 
 
 def stack_counts(length: int, batch_bytes: int, threads: int) -> list[int]:
-    """How a scan of `length` batches is cut into chunks, of one size but the last: at least 8, and
-    some for each thread."""
+    """How many batches each chunk of a scan has: at least 8 chunks, and two for each thread, of one
+    size but the last."""
     count = min(max(CHUNK_BYTES // batch_bytes, 1), -(-length // max(8, 2 * threads)))
-    # With a divisor there is one program to compile, and not a second one for what is left.
+    # A divisor of `length` needs no second program for the remainder.
     count = next((c for c in range(count, count // 2, -1) if length % c == 0), count)
     whole, rest = divmod(length, count)
     return [count] * whole + [rest] * (rest > 0)

@@ -28,20 +28,20 @@ from ..sources._records import conform, stack
 from ._threads import Outcome
 
 COPIED_FROM = 2**18
-"""Bytes from which it costs more to copy rows than to place them on the device."""
+"""Bytes from which a program that copies an unaligned array costs more than `jax.device_put`."""
 
 BLOCK = 2**15
-"""Records whose order is computed in one call."""
+"""How many records of an epoch have their order computed in one call."""
 
 Failures: TypeAlias = Sequence[tuple[int, ReadError]]
-"""Rows that are masked: their epochs, and why."""
+"""The epoch of each masked row, and its error."""
 
 
 class ReadBatch(NamedTuple):
-    """A batch as it was read, where it starts, and where the next one does.
+    """The rows of a batch with the cursors before and after it.
 
-    Without rows it is the end of a stream's pass. `first` is where its first row stands, if not at
-    `start`: that may have been the end of a pass.
+    `fetched` is None at the end of a stream's pass. `first` is the cursor of its first row, which
+    is not `start` if that was the end of a pass.
     """
 
     fetched: Fetched | None
@@ -58,12 +58,13 @@ class ReadBatch(NamedTuple):
         return self.after.epoch == epoch or self.after == (epoch + 1, 0)
 
     def is_cut(self, cut: Cut) -> bool:
-        """Whether `for` and `step` alike get it from that cut: no end of a pass is on the way."""
+        """Whether it is what both `for` and `step` get for that cut: no pass ends within it."""
         return self.cut == cut and self.first in (None, self.start) and self.ends_inside
 
 
 class Stack(NamedTuple):
-    """Several batches with a leading axis, and their cursors, for a compiled loop over them."""
+    """Several batches stacked on a leading axis, with the cursors before and after each, for a
+    compiled loop over them."""
 
     fetched: Fetched
     starts: Cursor
@@ -74,13 +75,13 @@ class Stack(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ReadSettings:
-    """Where rows come from and how they are cut. `order(epoch)` is for a source with a length, and
-    for a stream that is shuffled in windows of so many records.
+    """Where rows come from, how they are cut, and where they go.
 
-    `bare` says that no stage stands between reading and handing out, `on_cpu` that programs run on
-    a CPU; `x64` and `device` are settings of the thread that asks, and no other knows them. With a
-    `sharding` the rows are placed as it says, and rows that lie on no device of this process are
-    not read.
+    `order(epoch)` serves a source with a length, and a stream that is shuffled in windows of
+    `window` records. `bare` is True for a pipeline without stages, `on_cpu` if programs run on a
+    CPU. `x64` and `device` are JAX settings of the consumer's thread, which the reading threads
+    must adopt. With a `sharding`, rows are placed as it says, and this process reads only the rows
+    that lie on its own devices.
     """
 
     reader: Reader | Stream
@@ -99,8 +100,9 @@ class ReadSettings:
 
 
 class Plan(NamedTuple):
-    """The rows of some batches, which of them exist (None: all, and each is read or an error), and
-    the cursors before each and after all.
+    """The rows of some batches, and the cursors before each and after all.
+
+    `inside` is False for padding. None means that all rows exist and none may be masked.
     """
 
     rows: Rows
@@ -110,7 +112,7 @@ class Plan(NamedTuple):
 
 
 class PlannedRows:
-    """Batches of a source with a length: which rows they have is known before any is read."""
+    """Batches of a source with a length: their rows are planned before any is read."""
 
     def __init__(self, settings: ReadSettings):
         assert settings.length is not None
@@ -118,23 +120,23 @@ class PlannedRows:
         self._records = _Records(settings.order, settings.length)
 
     def retry(self) -> None:
-        """Nothing that has failed is known: whatever is asked for is read."""
+        """Does nothing: no error is remembered."""
 
     def plan(self, start: Cursor, cut: Cut, count: int, stacked: bool) -> Plan:
-        """Which rows the batches from the settled `start` on have: `_rows.locate`, in numbers."""
+        """The rows of `count` batches from the settled `start` on: `_rows.locate` in NumPy."""
         within = start.offset + cut.size * count <= self._length
         if not within:
             return self._plan_across(start, cut, count)
         return self._plan_within(start, cut, count, stacked or not self.settings.bare)
 
     def _plan_within(self, start: Cursor, cut: Cut, count: int, wanted: bool) -> Plan:
-        """A plan for batches inside one epoch, with the place of each row if that is `wanted`."""
+        """A plan for batches inside one epoch, with epoch and offset of each row if `wanted`."""
         (epoch, offset), kind, rows_in_all = start, word(self._length), cut.size * count
         starts = starts_within(epoch, offset, cut.size, count)
         after = advance(starts[-1], cut.size, self._length, self.settings.last_batch)
         masked = self.settings.masks or cut.padded
-        # Only what somebody asks for is made: with each array of some size NumPy lets another
-        # thread have the interpreter, and waits to get it back.
+        # Arrays that nobody asks for are not made: for each larger one NumPy releases the GIL, and
+        # then waits for other threads to get it back.
         epochs, offsets = None, None
         if wanted or masked:
             epochs = np.full(rows_in_all, epoch, kind)
@@ -143,7 +145,7 @@ class PlannedRows:
         return Plan(rows, np.ones(rows_in_all, bool) if masked else None, starts, after)
 
     def _plan_across(self, start: Cursor, cut: Cut, count: int) -> Plan:
-        """A plan for batches of which some pass the end of an epoch, or are filled up there."""
+        """A plan for batches that cross the end of an epoch, or are padded there."""
         length, kind, rows_in_all = self._length, word(self._length), cut.size * count
         starts, after = [], start
         for _ in range(count):
@@ -161,7 +163,8 @@ class PlannedRows:
                 rows.record[row : row + n] = self._records.at(epoch, offset, n)
                 row += n
                 if cut.padded and row < end:
-                    # The keys of padded rows are those of the compiled program's.
+                    # Padded rows get the record that the compiled program gives them, so that
+                    # their keys are the same.
                     rows.epoch[row:end], rows.record[row:end] = epoch, self._records.at(epoch, 0, 1)
                     inside[row:end], row = False, end
                 epoch, offset = epoch + 1, 0
@@ -169,7 +172,7 @@ class PlannedRows:
         return Plan(rows, inside if masked else None, starts, after)
 
     def read(self, plan: Plan, cut: Cut, stacked: bool) -> Any:
-        """Reads, and places on the device."""
+        """Reads the rows and places them on the device: a `Stack`, or a list of `ReadBatch`."""
         sharding, starts = self.settings.sharding, plan.starts
         own = None if sharding is None else own_rows(sharding, cut.size)
         whole, failures = self._read_rows(plan, cut, own)
@@ -178,12 +181,12 @@ class PlannedRows:
             broken = [x for some in failures for x in some]
             return _stack(self.settings, whole, own, starts, ends, broken)
         if self.settings.bare:
-            whole = whole._replace(rows=whole.rows._replace(record=None))  # no stage asks for them
+            whole = whole._replace(rows=whole.rows._replace(record=None))  # only stages use it
         batches = _placed(self.settings, _split_chunk(whole, len(starts)), own)
         return [ReadBatch(*x) for x in zip(batches, repeat(cut), starts, ends, failures)]
 
     def _read_rows(self, plan: Plan, cut: Cut, own: Own) -> tuple[Fetched, list[Failures]]:
-        """All rows that are this process's `own`, and what could not be read of each batch."""
+        """The rows that this process reads, and for each batch the errors of its masked rows."""
         rows, inside, starts, _ = plan
         reader, spec = self.settings.reader, self.settings.spec
         assert isinstance(reader, Reader)
@@ -205,10 +208,10 @@ class PlannedRows:
     def _masked_rows(
         self, records: np.ndarray, inside: np.ndarray
     ) -> tuple[Batch, np.ndarray, list[ReadError]]:
-        """`Reader.rows_and_holes` where only the rows `inside` exist."""
+        """As `Reader.rows_and_holes`; rows not `inside` are zero and masked."""
         reader, spec, wanted = self.settings.reader, self.settings.spec, records[inside]
         assert isinstance(reader, Reader)
-        if not len(wanted):  # where all rows of this process are padding
+        if not len(wanted):  # all rows of this process are padding
             shapes = jax.tree.map(lambda x: empty_rows(0, x.shape, x.dtype), spec)
             batch, readable, errors = shapes, True, []
         elif self.settings.masks:
@@ -223,7 +226,7 @@ class PlannedRows:
 
 
 class StreamRows:
-    """Batches of a stream, whose end shows only when it is read. One thread may read."""
+    """Batches of a stream, which ends where reading finds no more. Only one thread may read."""
 
     def __init__(self, settings: ReadSettings):
         self.settings = settings
@@ -233,7 +236,7 @@ class StreamRows:
             self._windows = Windows(settings.reader, settings.window, settings.order)
 
     def retry(self) -> None:
-        """Reads again what has failed, if it is asked for again."""
+        """Forgets the last error, so that the next request for that batch reads again."""
         self._failed = None
 
     def read(
@@ -245,9 +248,9 @@ class StreamRows:
         loop: bool,
         stacked: bool,
     ) -> Any:
-        """Runs in the one thread of a stream; stops where a pass ends that a loop ends with, and
-        before a batch that fails."""
-        if earlier is not None:  # it is done: there is one thread, and it came first
+        """Reads up to `count` batches. Stops at the end of a pass if a `loop` asks, and before a
+        batch that fails; a failing first batch raises."""
+        if earlier is not None:  # never waits: the same thread has read that chunk before
             done = earlier.result()
             start = done.after if isinstance(done, Stack) else done[-1].after
         assert start is not None
@@ -269,8 +272,8 @@ class StreamRows:
         return _stack(self.settings, whole, None, starts, ends, ())
 
     def _next(self, start: Cursor, cut: Cut, loop: bool) -> ReadBatch:
-        """The batch from `start` on. Its error is kept until it is known to who wants the batch:
-        what has raised may, if it is begun again, go on as if nothing was amiss."""
+        """The batch at `start`. Its error is kept until the consumer has got it: a generator that
+        has raised ends, and reading it again would silently lose the rest of the pass."""
         if self._failed is not None and self._failed[0] == start:
             raise self._failed[1]
         self._failed = None
@@ -281,10 +284,10 @@ class StreamRows:
             raise
 
     def _read_batch(self, start: Cursor, cut: Cut, loop: bool) -> ReadBatch:
-        """Reads records until the batch is full, or a pass ends that the batch ends with.
+        """Reads records until the batch is full or ends with the pass.
 
-        At the end of a pass a `loop` stops. Without one, "keep" goes on into the next pass, "drop"
-        lets go of what was found and begins there, and "pad" stops if anything was found.
+        In a `loop` it ends with the pass. Otherwise "keep" goes on into the next pass, "drop"
+        discards the incomplete batch and starts there, and "pad" ends if it holds any record.
         """
         settings = self.settings
         stream, size, last_batch = settings.reader, settings.size, settings.last_batch
@@ -308,14 +311,14 @@ class StreamRows:
                 raise EmptySourceError(f"pass {at.epoch} over {stream.label}{again}")
             if last_batch == "drop" and at.offset < size:
                 raise EmptySourceError.batch(stream.label, at.offset, size)
-            at = Cursor(at.epoch + 1, 0)  # the pass has no more
+            at = Cursor(at.epoch + 1, 0)  # the pass has ended
             if last_batch == "drop":
                 found, places = [], []
             if loop or (found and last_batch == "pad"):
                 break
         if not found:
             return ReadBatch(None, cut._replace(size=0), start, at)
-        # A window may hold records behind the place that is reached.
+        # A window can hand out records whose numbers are larger than the offset reached.
         check_counted(Cursor(at.epoch, max(at.offset, *(n for _, n, _ in places))), None)
         epoch, record, offset = np.array(places, np.uint32).T
         batch = conform(stack(found), stream.stored_spec, settings.spec, record)
@@ -333,9 +336,9 @@ class StreamRows:
 def _placed(
     settings: ReadSettings, fetched: Sequence[Fetched], own: Own = None, axis: int = 0
 ) -> list[Fetched]:
-    """Batches on the device. For a CPU, what can be read in place is left to who takes it.
+    """Batches on the device. On a CPU, arrays that a program can read in place stay in NumPy.
 
-    What says which rows they have goes to the device if a stage asks for it.
+    Epochs, records and offsets stay in NumPy, too: a program that uses them transfers them.
     """
     wanted = [(batch, rows.mask) for batch, rows in fetched]
     if (sharding := settings.sharding) is not None:
@@ -343,7 +346,7 @@ def _placed(
     elif settings.on_cpu:
         placed = jax.tree.map(lambda x: x if _is_readable(x) else jax.device_put(x), wanted)
     else:
-        placed = jax.device_put(wanted)  # in one call, which costs less than one for each
+        placed = jax.device_put(wanted)  # one call for all arrays is cheaper
     return [
         Fetched(batch, x.rows._replace(mask=mask))
         for x, (batch, mask) in zip(fetched, placed, strict=True)
@@ -358,7 +361,7 @@ def _stack(
     ends: list[Cursor],
     failures: Failures,
 ) -> Stack:
-    count = len(starts)  # and no -1 for the rows: a field may have no items to count them by
+    count = len(starts)  # `reshape(-1)` fails for fields without elements
     fetched = jax.tree.map(lambda x: x.reshape(count, len(x) // count, *x.shape[1:]), whole)
     kind = whole.rows.epoch.dtype
     before, behind = (
@@ -370,13 +373,13 @@ def _stack(
 
 
 def as_asked(settings: ReadSettings, read: Callable[..., Any], *args: Any) -> Any:
-    """`read`, in whatever thread, under the settings of whoever wants the rows."""
+    """Calls `read(*args)` under the consumer's JAX settings, which are local to its thread."""
     with jax.enable_x64(settings.x64), jax.default_device(settings.device), transferring():
         return read(*args)
 
 
 class _Records:
-    """Which records stand in any stretch of an epoch; their order is computed block by block."""
+    """The records at any offsets of an epoch; their order is computed block by block."""
 
     def __init__(self, order: Callable[[int], Order], length: int):
         self._order, self._length = order, length
@@ -384,7 +387,7 @@ class _Records:
         self._blocks: dict[tuple[int, int], tuple[int, Any]] = {}
 
     def at(self, epoch: int, offset: int, count: int) -> np.ndarray:
-        """The records at `count` offsets from `offset` on, all of them in the epoch."""
+        """The records at `count` offsets from `offset` on, which must be in the epoch."""
         order = _cached(self._orders, epoch, lambda: self._order(epoch))
         parts, end = [], offset + count
         while offset < end:
@@ -398,12 +401,12 @@ class _Records:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def _started(self, order: Order, epoch: int, i: int) -> tuple[int, Any]:
-        """Where a block begins, and its records, which XLA may still be computing."""
+        """The offset where a block begins, and its records, which XLA may still compute."""
         return _cached(self._blocks, (epoch, i), lambda: self._block(order, i))
 
     def _block(self, order: Order, i: int) -> tuple[int, Any]:
         kind = word(self._length)
-        # The last block begins earlier, so that it is as long as the others: all share one program.
+        # The last block overlaps the one before, so that all have one length and share a program.
         count = min(BLOCK, self._length)
         first = min(i * BLOCK, self._length - count)
         if isinstance(order, StoredOrder):
@@ -418,7 +421,7 @@ def _records_of(order: Order, start: Any, count: int) -> Any:
 
 
 def on_host() -> Any:
-    """Computes on the CPU: a read must not wait behind what an accelerator has in its queue."""
+    """A context that computes on the CPU: a read must not wait for the queue of an accelerator."""
     try:
         return jax.default_device(jax.local_devices(backend="cpu")[0])
     except RuntimeError:  # JAX was told to leave the CPU alone
@@ -426,7 +429,7 @@ def on_host() -> Any:
 
 
 def _split_chunk(whole: Fetched, count: int) -> list[Fetched]:
-    """A chunk in `count` batches, of as many rows each."""
+    """Splits a chunk into `count` batches of equal size."""
 
     def part(i: int, x: np.ndarray) -> np.ndarray:
         size = len(x) // count
@@ -436,19 +439,19 @@ def _split_chunk(whole: Fetched, count: int) -> list[Fetched]:
 
 
 def _is_readable(x: np.ndarray) -> bool:
-    """Whether a program on a CPU reads the array in place, or copies it in next to no time."""
+    """Whether a program on a CPU reads the array in place, or copies it at negligible cost."""
     return x.nbytes < COPIED_FROM or x.ctypes.data % ALIGNMENT == 0
 
 
 def _scattered(x: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """Rows put where `inside` is True, zero elsewhere."""
+    """The rows of `x` at the places where `inside` is True, zero elsewhere."""
     wide = empty_rows(len(inside), x.shape[1:], x.dtype)
     wide[inside], wide[~inside] = x, 0
     return wide
 
 
 def _cached(cache: dict[Any, Any], key: Any, make: Callable[[], Any]) -> Any:
-    """The value of a key, made if need be; of older ones a few are kept."""
+    """The value of a key, made if missing; the last four are kept."""
     if key not in cache:
         while len(cache) >= 4:
             del cache[next(iter(cache))]

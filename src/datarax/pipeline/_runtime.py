@@ -1,4 +1,9 @@
-"""What a live pipeline has seen and made ready: the batches of `step` and `for` come from here."""
+"""The hot path of `step` and `for`: notices what has changed, hands out the next batch.
+
+The way of a batch: if the source is on the host, a `ReadAhead` reads its rows. A compiled program
+computes it, together with those that follow (`ComputedAhead`). `Runtime.hand_over` returns it and
+moves the cursor.
+"""
 
 import functools
 import threading
@@ -37,17 +42,17 @@ BINDINGS = 4
 
 
 class Runtime:
-    """What a live pipeline needs to hand out batches fast; nothing that a copy of it would miss.
+    """What a pipeline caches between batches. All of it is derived: a copy starts without it.
 
-    All of it is derived from the pipeline's attributes, and checked against them at every batch.
-    `_values` are what is checked, and vouch for all else: they are assigned last, so that the next
-    look notices what an interrupt has left half done.
+    Every batch begins with `look`, which compares `_values` with the pipeline's present values; as
+    long as they are the same, so is all else here. Whoever recomputes must assign `_values` and
+    `_binding` last, so that the next look notices what an interrupt has left half done.
     """
 
     def __init__(self):
         self.lock = threading.RLock()
         self._bindings: dict[tuple[int, ...], tuple[list[weakref.ref], Binding]] = {}
-        # As of the last look at the pipeline: its values, and what follows from them.
+        # As of the last look at the pipeline.
         self._binding: Binding | None = None
         self._context = context()
         self._values: Values = []
@@ -59,7 +64,7 @@ class Runtime:
         self.meter = Meter()
 
     def bind(self, pipeline: "Pipeline", modules: Sequence[Any] = ()) -> Binding:
-        """The leaves of the pipeline and `modules`, bound anew if an attribute has changed."""
+        """The binding of the pipeline and `modules`, made anew if an attribute has changed."""
         roots = (pipeline, *modules)
         ids = tuple(map(id, roots))
         if ids in self._bindings:
@@ -70,9 +75,9 @@ class Runtime:
         binding = Binding(roots)
         try:
             refs = [weakref.ref(x, lambda _: self._bindings.pop(ids, None)) for x in roots]
-        except TypeError:  # a tuple, say: it cannot be told from a later one at the same address
+        except TypeError:  # no weak reference to a tuple, say: do not cache it by its id
             return binding
-        if ids in self._bindings:  # so that none keeps alive what was replaced
+        if ids in self._bindings:  # outdated; others may hold what was replaced, too
             self._bindings.clear()
         if len(self._bindings) >= BINDINGS:
             del self._bindings[next(iter(self._bindings))]
@@ -80,9 +85,9 @@ class Runtime:
         return binding
 
     def look(self, pipeline: "Pipeline") -> Binding:
-        """Notices whatever the user has changed since the last batch: `start` is right after it.
+        """Notices what the user has changed since the last batch. Call it before all else.
 
-        `start` is the settled cursor: plain integers, unless the user is tracing it.
+        After it `start` is the settled cursor: plain integers, unless the user is tracing.
         """
         binding = self._binding
         if (
@@ -100,17 +105,17 @@ class Runtime:
         pipeline._cursor_state.hold_as(word(length_of(pipeline.source) or 1))
         values = binding.read()
         if pipeline.sharding is not None and not _are_placed(binding, values, pipeline.sharding):
-            pipeline._put_on_mesh()  # what was given another value since
+            pipeline._put_on_mesh()  # values that were assigned since
             binding = self.bind(pipeline)
             values = binding.read()
         if binding is self._binding:
             changed = list(compress(values, map(is_not, values, self._values)))
             i = binding.cursor_index
             if len(changed) > (values[i] is not self._values[i]):
-                self._orders = None  # a key has changed, maybe
+                self._orders = None  # among them may be the key of the order
         else:
             changed, self._orders = values, None
-        self._binding = None  # nothing is vouched for until all of it is known
+        self._binding = None  # until all below is computed
         self._computed.discard()
         self._traced = has_tracer(values if self._traced else changed)
         self._mutable = any(map(_is_mutable, values if self._mutable else changed))
@@ -120,12 +125,12 @@ class Runtime:
         return binding
 
     def moved(self, pipeline: "Pipeline", start: Cursor | None) -> None:
-        """The cursor has been put at the settled `start`, if it is known where that is.
+        """Takes note that the cursor was moved to the settled `start`; None if that is traced.
 
-        What else is known stays known; what else has changed is for the next look to notice.
+        What is cached stays valid; other changes are for the next look to notice.
         """
         if self._binding is None or self._traced:
-            self._binding = None  # what is known of a trace ends with it: look anew
+            self._binding = None  # do not keep tracers
         elif start is not None:
             self._computed.discard()
             self.start = start
@@ -137,7 +142,7 @@ class Runtime:
         return self._values.copy()
 
     def foresee(self, pipeline: "Pipeline") -> None:
-        """Warns of a stage that will refuse the shorter batch at the end of a loop that begins."""
+        """Warns, as a loop begins, of a stage that will refuse its shorter last batch."""
         binding, (size, length, last_batch) = self._binding, cutting(pipeline)
         if length is None or last_batch != "keep" or pipeline._sink == SOURCE:
             return
@@ -164,11 +169,10 @@ class Runtime:
     def take(
         self, pipeline: "Pipeline", cut: Cut, following: int = 0, loop: bool = False
     ) -> Batch | None:
-        """The next batch. Call it after `look`. None is the end of a stream's pass.
+        """The next batch; None at the end of a stream's pass. Call it after `look`.
 
-        `following` batches of that cut are left in the epoch: they may be computed along with
-        it. What is computed ahead counts only as long as no value of the pipeline has changed, so
-        it can never be seen. `loop` says that they are cut as `for` cuts them.
+        `following` batches of that cut are left in the epoch, and may be computed along with it.
+        `loop` says that what follows is cut as `for` cuts it.
         """
         binding = self._binding
         assert binding is not None
@@ -177,7 +181,7 @@ class Runtime:
                 self._fill(pipeline, cut, following, loop)
             return self.hand_over(pipeline, binding) or None
         except BaseException as error:
-            if not isinstance(error, Exception):  # who comes next may cut otherwise
+            if not isinstance(error, Exception):  # interrupted: the next call may cut otherwise
                 self._computed.clear()
             raise
 
@@ -186,7 +190,7 @@ class Runtime:
         return len(self._computed.ready) > self._computed.low  # `is_low`, but for a call each batch
 
     def hand_over(self, pipeline: "Pipeline", binding: Binding) -> Batch:
-        """The next batch, which is computed: the cursor moves behind it."""
+        """Hands out the next batch, which is ready, and moves the cursor behind it."""
         batch, after, packed, end, read = self._computed.ready[0]
         values = self._values
         if read is not None and read.failures:
@@ -194,14 +198,14 @@ class Runtime:
                 self.meter.fail(read.failures, max_errors(pipeline))
             except ReadError:
                 assert self.reads.ahead is not None
-                self.reads.ahead.forget()  # so that a retry reads again
+                self.reads.ahead.forget()  # asking again must read again
                 self._computed.discard()
                 raise
         if after and packed is not None:
             after = {**after, binding.cursor_index: packed}
         if after:
             binding.write(after, values)
-        else:  # as a rule
+        else:  # nearly always
             binding.move(packed)
         self._computed.ready.popleft()
         if read is not None:
@@ -218,11 +222,11 @@ class Runtime:
         else:
             values[binding.cursor_index] = packed
         if self._traced:
-            self._binding = None  # what is known of a trace ends with it: look anew
+            self._binding = None  # do not keep tracers
         return batch
 
     def _fill(self, pipeline: "Pipeline", cut: Cut, following: int, loop: bool) -> None:
-        """Sees to it that the next batch is in `_computed`."""
+        """Puts the next batch into `_computed`, and others with it if that pays."""
         assert self._binding is not None
         seen = Seen(self._binding, self._values, self.start, self._traced, self._mutable)
         ahead = self.read_ahead(pipeline)
@@ -237,7 +241,7 @@ class Runtime:
         self._computed.fill_from(pipeline, seen, batches, ahead.count)
 
     def _order(self, pipeline: "Pipeline", start: Cursor, cut: Cut, count: int) -> Any:
-        """The order of the epochs that these batches are in, as far as it has to be known."""
+        """The order of the epochs in which `count` batches from `start` on lie."""
         if not self._traced:
             orders = self._orders_of(pipeline)
             return orders.along(self._values, start, cut.size * count, cut.epochs)
@@ -256,13 +260,13 @@ class Runtime:
 
 
 def _are_placed(binding: Binding, values: Values, sharding: Any) -> bool:
-    """Whether values lie on the mesh, but for keys, which are left to the host."""
+    """Whether all values but the keys, which stay on the host, lie on the mesh."""
     keys = {i for i, x in binding.variables.items() if isinstance(x, BaseKey)}
     return are_placed([x for i, x in enumerate(values) if i not in keys], sharding)
 
 
 def _is_mutable(value: Any) -> bool:
-    """Whether a value can change and stay the same object, so that no look can notice."""
+    """Whether a value can change in place, which no look would notice."""
     if isinstance(value, tuple):
         return any(map(_is_mutable, value))
     if isinstance(value, np.ndarray):

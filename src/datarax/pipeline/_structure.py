@@ -1,4 +1,8 @@
-"""What NNX objects are apart from their values, and the programs compiled for that."""
+"""The structure of NNX objects, apart from their values: the key that programs are cached by.
+
+Pipelines of equal structure share what is compiled. It is kept as long as one of them lives, and
+for the last few structures longer, if that keeps nothing of the user's alive.
+"""
 
 import collections
 import dataclasses
@@ -19,21 +23,21 @@ from ..sources._reader import Reader
 
 
 class Structure:
-    """What NNX objects are apart from their values: hashed once, and by identity if need be.
+    """An NNX graph without its values. It is hashed once; by identity if it is not hashable.
 
-    Equal structures are one object, see `canonical`. Python calls 1, 1.0 and True equal, a
-    compiled program does not, so the types of static attributes count too.
+    `canonical` makes equal structures one object. To Python 1, 1.0 and True are equal, but they
+    compile to different programs; so the types of static attributes are part of the key.
     """
 
     def __init__(self, graphdef: Any, arrays: Mapping[int, str]):
         self.programs: dict[Any, Any] = {}  # see `cached_per_structure`
         self.graphdef = graphdef
-        self.arrays = arrays  # what is no Variable: its index and its name
+        self.arrays = arrays  # arrays that are held without a Variable: their names by index
         static = [x.value for _, x in graphdef.attributes if isinstance(x, nnx.graph.Static)]
         self._types = tuple(map(types_of, static))
         try:
             self._hash = hash((graphdef, self._types))
-        except TypeError:  # a static attribute cannot be hashed: nothing is shared
+        except TypeError:  # a static attribute is not hashable: nothing is shared
             self._hash = None
         self.lasts = self._hash is not None and all(map(_lasts, static))
 
@@ -50,13 +54,14 @@ class Structure:
 
 LIGHT = (bool, int, float, complex, str, bytes, type, np.dtype, np.ufunc)
 LIGHT = (*LIGHT, enum.Enum, BuiltinFunctionType, ModuleType, type(None))
-"""What holds no arrays, or is kept by whoever made it."""
+"""Types of objects that hold no arrays, or that live as long as the process."""
 
 
 def _lasts(static: Any, depth: int = 8) -> bool:
-    """Whether what is compiled for this static attribute is kept a while for another pipeline.
+    """Whether programs with this static attribute are kept for a later pipeline.
 
-    Not where that keeps objects of the user's alive, which nothing but themselves is ever equal to.
+    False if that kept alive an object of the user's that is equal to itself alone: no later
+    pipeline could share the program, and the object may hold large arrays.
     """
     if isinstance(static, LIGHT):
         return True
@@ -68,13 +73,13 @@ def _lasts(static: Any, depth: int = 8) -> bool:
         defaults = static.__defaults__ or (), (static.__kwdefaults__ or {}).values()
         try:
             outside = [x.cell_contents for x in static.__closure__ or ()]
-        except ValueError:  # nothing is there yet
+        except ValueError:  # a closure variable that is not assigned yet
             return False
         return all(_is_light(x, depth) for x in chain(outside, *defaults))
     wrapped = inspect.getattr_static(static, "__wrapped__", None)
-    if callable(wrapped):  # compiled, say
+    if callable(wrapped):  # by `jax.jit`, say
         return _is_light(wrapped, depth)
-    if dataclasses.is_dataclass(static):  # what is left of an Equinox module without its arrays
+    if dataclasses.is_dataclass(static):  # the static part of an Equinox module, say
         return all(
             _is_light(getattr(static, x.name, None), depth) for x in dataclasses.fields(static)
         )
@@ -90,7 +95,8 @@ def _is_light(x: Any, depth: int) -> bool:
 
 
 class ById:
-    """An object as a key: equal to itself alone, which lives as long as this."""
+    """Makes an object a key that compares by identity. It keeps the object alive, so that no other
+    can get its id."""
 
     def __init__(self, held: Any):
         self.held = held
@@ -103,14 +109,15 @@ class ById:
 
 
 def types_of(static: Any) -> Any:
-    """A static attribute as what tells equal values of different types apart.
+    """A key that differs for static attributes which Python calls equal but which compile to
+    different programs.
 
-    Of a callable the equality may leave out what it computes with. Only that of a method, and of a
-    dataclass of which all fields count, is taken for that of the function.
+    The `__eq__` of a callable may ignore what it computes with. It is trusted only for methods, and
+    for dataclasses that compare all fields; other callables are compared by identity.
     """
-    if isinstance(static, FunctionType):  # nearly always
+    if isinstance(static, FunctionType):  # the most frequent case
         return ById(static)
-    if isinstance(static, bool | int | float | complex | np.generic):  # 0.0 equals -0.0, too
+    if isinstance(static, bool | int | float | complex | np.generic):  # 0.0 == -0.0, too
         return type(static), repr(static)
     if isinstance(static, tuple | frozenset):
         return type(static), *map(types_of, static)
@@ -125,17 +132,14 @@ def types_of(static: Any) -> Any:
 
 
 _STRUCTURES: weakref.WeakKeyDictionary[Structure, weakref.ref[Structure]]
-# Keys and values are the same objects: a dictionary with weak values would keep its keys alive.
+# Weak keys and weak values: key and value are the same object.
 _STRUCTURES = weakref.WeakKeyDictionary()
 _RECENT: collections.deque[Structure] = collections.deque(maxlen=8)
 _LOCK = threading.Lock()
 
 
 def canonical(structure: Structure) -> Structure:
-    """The one object that stands for all structures equal to this one.
-
-    It lives, and all that was compiled for it, as long as a pipeline has it; the last few longer.
-    """
+    """The one object that stands for all structures equal to this one."""
     with _LOCK:
         known = _STRUCTURES.get(structure)
         found = known and known()
@@ -151,9 +155,9 @@ P = TypeVar("P")
 
 
 def cached_per_structure(most: int) -> Callable[[Callable[..., P]], Callable[..., P]]:
-    """Keeps what a function of a structure and more makes: the `most` last used for each structure.
+    """An LRU cache of `most` results for each structure, stored in the structure itself.
 
-    The arguments are kept along, so that a dead function's identity can never be mistaken.
+    It holds its keys: the id of a function that was freed could otherwise hit the entry of another.
     """
 
     def decorate(make: Callable[..., P]) -> Callable[..., P]:
