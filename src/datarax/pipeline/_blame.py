@@ -19,24 +19,24 @@ if TYPE_CHECKING:
 
 
 def by_hand(binding: Binding, cut: Cut, values: Values, order: Any, read: Any = None) -> None:
-    """Makes batches stage by stage, so that the stage that fails is known."""
+    """Runs batches op by op, outside of a program, so that a failing stage is named."""
     copy, *_ = merge(binding.structure, values)
     start = start_of(copy, cut)
     if order is None and not read:
         order = order_at(copy, start.epoch, cut.epochs)
     for fetched, at in read or [(fetched_from(copy, order, start, cut), start)]:
-        run_stages(copy, jax.device_put(fetched), at, cut)  # as a stage sees it in a program
+        run_stages(copy, jax.device_put(fetched), at, cut)  # stages get JAX arrays, as in a program
 
 
 def blame(
     pipeline: "Pipeline", program: Program, error: Exception, again: Callable[[], None] | None
 ) -> None:
-    """Raises a `StageError` for an error at run time, where the stage can be known, or the error of
-    the source that was read meanwhile.
+    """Raises a `StageError` for an error at run time if its stage can be found, or the error of a
+    source that is read by a callback. Returns if neither is known.
 
-    Only stages that call the host fail at run time. Where there are several, the batch is made
-    `again`, by hand; if it then goes well, all of them are named. The same is done for a program
-    that does not compile, as some operations do not on some device.
+    At run time only nodes with callbacks fail. If several have some, `again` computes the batch op
+    by op; if that succeeds, the error names all of them. `again` also finds the stage of a program
+    that does not compile, because the device lacks an operation.
     """
     if SOURCE in program.host_nodes and (read := raised_in(error)) is not None:
         raise read
@@ -53,7 +53,7 @@ def blame(
         except Exception:
             return
         if not stages or len(stages) < len(program.host_nodes):
-            return  # it may as well have been the source, or the function of a scan
+            return  # it may have been the source, or the function of a scan
     specs, graph = pipeline.node_specs, pipeline._graph
     came = {p: spec_text(specs[p]) for stage in stages for p in graph.reads(stage)}
     raise StageError(" or ".join(stages), came, f"{type(error).__name__}: {error}") from error

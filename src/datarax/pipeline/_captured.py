@@ -1,13 +1,13 @@
 """NNX objects that a function uses without being given them.
 
-Compiled code would hold their values as constants: what the user changes later would not be seen,
-what the function changes would be lost, and gradients would be zero. So they are refused.
+Compiled code would hold their values as constants. Later changes by the user would not be seen,
+changes by the function would be lost, and gradients would be zero. So they are refused.
 
-A function that loads an NNX object by its name uses it. Of an object that has one among other
-things, say a trainer with a model, a function may use the rest: it uses the model if a value of
-that is a constant of the traced program. It is not seen where such a value becomes a number of
-Python or an array of NumPy before the program meets it, where the array is also held by itself, and
-where a function of `jax.jit` has kept an older value, as it then does for its user, too.
+A function uses an NNX object if its code loads it by name. An object may hold one among other
+things, as a trainer holds a model, and the function may use only the rest. It uses the model if one
+of the model's values is a constant of the traced program. That check misses a value that is turned
+into a Python number or a NumPy array before it meets the program, an array that is also held
+outside of the model, and a value that an inner `jax.jit` has cached.
 """
 
 import collections
@@ -29,24 +29,25 @@ from flax.errors import TraceContextError
 from .._variables import iter_graph
 
 FIRST, MOST = 1_000, 10_000
-"""How many elements of a container are looked at, and how many objects in all, the nearest first: a
-vocabulary of millions costs no time."""
+"""The most elements of a container, and the most objects in all, that are looked at, nearest first:
+a vocabulary of millions must cost no time."""
 
 NNX = (nnx.Pytree, nnx.Variable)
-"""What holds values that may change."""
+"""Types of objects whose values may change."""
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None), np.ndarray)
-"""What holds no other object."""
+"""Types of objects that hold no other object."""
 
 LIBRARIES = {"jax", "jaxlib", "numpy", "flax", "optax", "equinox", "datarax", "builtins"}
-"""Whose code loads no object of the user's by name."""
+"""Packages whose code loads no object of the user's by name."""
 
 
 def captured(function: Callable[..., Any], constants: Iterable[Any] = ()) -> list[str]:
     """The names under which `function` uses NNX objects; `constants` are those of its program."""
     held = {id(x) for x in constants if isinstance(x, jax.Array)}
     found = list(_reached(function, bool(held)))
-    held -= {id(x) for _, x, _ in found if isinstance(x, jax.Array)}  # which may be what it uses
+    # An array that is also reachable by itself may be what the function uses.
+    held -= {id(x) for _, x, _ in found if isinstance(x, jax.Array)}
     return sorted({
         path or "step_fn"
         for path, x, loaded in found
@@ -55,12 +56,12 @@ def captured(function: Callable[..., Any], constants: Iterable[Any] = ()) -> lis
 
 
 def blamed(function: Callable[..., Any], error: Exception) -> list[str]:
-    """The names under which `function` comes to what Flax finds to be of another trace, if that is
-    what the error is about."""
-    plain = type(error) is ValueError and "different trace level" in str(error)  # of `nnx.grad`
+    """The names under which `function` reaches the NNX object that Flax refuses to change since it
+    belongs to another trace; none for any other error."""
+    plain = type(error) is ValueError and "different trace level" in str(error)  # by `nnx.grad`
     if not plain and not isinstance(error, TraceContextError):
         return []
-    # It is in the frames where Flax has failed: that of a function of the user's may have a copy.
+    # Flax's frames of the traceback hold the object; the user's may hold copies of it.
     frames = [x for link in _chain(error) for x, _ in traceback.walk_tb(link.__traceback__)]
     flax = (x for x in frames if x.f_globals.get("__name__", "").partition(".")[0] == "flax")
     held = {id(x) for frame in flax for x in frame.f_locals.values() if isinstance(x, NNX)}
@@ -72,7 +73,7 @@ def blamed(function: Callable[..., Any], error: Exception) -> list[str]:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, and those that it came of."""
+    """An error, and its causes."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -88,13 +89,13 @@ def reached(function: Callable[..., Any]) -> list[str]:
 
 
 def own(x: Any, name: str, default: Any = None) -> Any:
-    """`getattr`, but not from a `__getattr__` of the user's: that may make it up, or raise."""
+    """`getattr`, but without calling a `__getattr__` of the user's, which may return anything."""
     made_up = hasattr(type(x), "__getattr__") and inspect.getattr_static(x, name, None) is None
     return default if made_up else getattr(x, name, default)
 
 
 class _Found(NamedTuple):
-    """An object, and how the function comes to it: `loaded` by name, or through other objects."""
+    """An object that a function reaches: `loaded` by name, or through another object."""
 
     path: str
     x: Any
@@ -102,17 +103,17 @@ class _Found(NamedTuple):
 
 
 def _reached(function: Any, through: bool) -> Iterator[_Found]:
-    """The NNX objects and arrays that a function comes to by name, or `through` any objects,
-    nearest first."""
+    """The NNX objects and arrays that a function loads by name or, with `through`, reaches through
+    other objects; nearest first."""
     looked, seen, left = [_Found("", function, True)], {id(function)}, MOST
     for found in looked:
-        kind = type(found.x)  # `isinstance` may ask the object
+        kind = type(found.x)  # `isinstance` may run the object's own code
         if issubclass(kind, (*NNX, jax.Array)):
             yield found
             continue
         try:
             parts = list(itertools.islice(_parts(found), left))
-        except Exception:  # of an object that does not let itself be looked at
+        except Exception:  # an object that refuses to be inspected
             continue
         left -= len(parts)
         for part in parts:
@@ -123,7 +124,7 @@ def _reached(function: Any, through: bool) -> Iterator[_Found]:
 
 
 def _variables(x: Any) -> list[Any]:
-    """The Variables of an NNX object, and its arrays that are none."""
+    """The Variables of an NNX object, and the arrays that it holds without one."""
     if isinstance(x, nnx.Variable):
         return [x]
     leaves = (leaf for _, leaf in iter_graph(x))
@@ -137,7 +138,7 @@ def _values(x: Any) -> list[Any]:
 
 
 def _parts(found: _Found) -> Iterator[_Found]:
-    """What an object holds or, if it is a function, loads. None of the user's code is run."""
+    """What an object holds or, if it is a function, loads. Runs none of the user's code."""
     path, x, loaded = found
     kind, stored = type(x), _stored(x)
     if "__wrapped__" in stored:
@@ -163,7 +164,7 @@ def _parts(found: _Found) -> Iterator[_Found]:
 
 
 def _names_of(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
-    """What stands for the names in a function's code that are none of its own variables."""
+    """The names in a function's code that are not its local variables, and their values."""
     code, known = function.__code__, function.__globals__
     defaults = function.__defaults__ or ()
     positional = code.co_varnames[: code.co_argcount]
@@ -183,7 +184,7 @@ def _names_of(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
             reads = [(step.argval, known[step.argval])]
             for name, value in reads:
                 if type(value) is types.ModuleType:
-                    read = vars(value).keys() & each.co_names  # all attributes in the code
+                    read = vars(value).keys() & each.co_names  # superset of what it loads
                     others = [(f"{name}.{x}", vars(value)[x]) for x in read]
                     reads += [x for x in others if len(reads) + len(others) < FIRST]
                 else:
@@ -193,12 +194,12 @@ def _names_of(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
 def _parameters(function: Callable[..., Any]) -> list[str]:
     try:
         return list(inspect.signature(function).parameters)
-    except (TypeError, ValueError):  # of one that is written in C
+    except (TypeError, ValueError):  # written in C
         return []
 
 
 def _stored(x: Any) -> dict[Any, Any]:
-    """What is stored in an object under names, at this moment: another thread may write to it."""
+    """A copy of an object's `__dict__`, which another thread may change."""
     try:
         return dict(object.__getattribute__(x, "__dict__"))
     except (AttributeError, TypeError):
@@ -206,24 +207,25 @@ def _stored(x: Any) -> dict[Any, Any]:
 
 
 def _of_class(x: Any) -> Iterator[tuple[str, Any]]:
-    """What is in the slots of an object, and in its class if that is the user's."""
+    """The values in the slots of an object, and in its class if that is the user's."""
     if issubclass(type(x), type | types.ModuleType):
         return
     for kind in type(x).__mro__:
         for name, value in vars(kind).items() if _package(kind) not in LIBRARIES else ():
             if isinstance(value, types.MemberDescriptorType):
-                with contextlib.suppress(AttributeError):  # a slot that is empty
+                with contextlib.suppress(AttributeError):  # an empty slot
                     yield name, value.__get__(x)
             else:
                 yield name, value
 
 
 def _items(x: Any) -> list[tuple[Any, Any]]:
-    """The first elements of a container with their keys, None where it has none."""
+    """The first elements of a container with their keys or indices; None for a set, say."""
     kinds: tuple[Any, ...] = (dict, list, tuple, set, frozenset, collections.deque)
     for kind in kinds:
         if issubclass(type(x), kind):
-            # By the type's own method and all at once, whatever is the user's or is written to.
+            # With the built-in's own method, not one that a subclass overrides, and in one call,
+            # since another thread may change the container.
             if kind is dict:
                 return list(itertools.islice(dict.items(x), FIRST))
             elements = list(itertools.islice(kind.__iter__(x), FIRST))

@@ -65,6 +65,9 @@ class Ready(NamedTuple):
     read: ReadBatch | None
 
 
+_READY = functools.partial(tuple.__new__, Ready)  # `Ready._make` without a call in Python
+
+
 class Seen(NamedTuple):
     """A pipeline as of the last look at it, see `Runtime`."""
 
@@ -278,7 +281,8 @@ def with_cursors(
     epoch, offset = start
     ends = starts_within(epoch, offset + size, size, len(found))
     ends[-1] = advance(Cursor(epoch, ends[-1].offset - size), size, length, last_batch)
-    return map(Ready, *zip(*found, strict=True), pack_each(ends, length), ends, repeat(None))
+    fields = *zip(*found, strict=True), pack_each(ends, length), ends, repeat(None)
+    return map(_READY, zip(*fields, strict=False))
 
 
 def at_once(single: Program, sides: int, in_epoch: int | None = None) -> int:

@@ -1,4 +1,4 @@
-"""One batch, as a pure function of a pipeline's values: what `step`, `for` and `scan` all drive."""
+"""One batch as a pure function of a pipeline's values. `step`, `for` and `scan` all drive it."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
     from ._pipeline import Pipeline
 
 CUTS = 8
-"""How many ways to cut batches a structure keeps programs for."""
+"""How many programs for batches of different cuts are kept for each structure."""
 
 
 class CursorVariable(nnx.Variable):
     """The cursor of a pipeline: an array of its epoch and its offset."""
 
     def hold_as(self, kind: Any) -> None:
-        """Takes what was stored elsewhere for its own: casts another integer type, and copies what
-        somebody might write to, which would have to be looked at before every batch."""
+        """Normalises a value that was assigned from outside: casts another integer type, and copies
+        a writable NumPy array, whose changes in place nobody would notice."""
         raw = self.get_raw_value()
         if raw.dtype != kind and jnp.issubdtype(raw.dtype, jnp.integer):
             raw = raw.astype(kind)
@@ -47,7 +47,7 @@ class CursorVariable(nnx.Variable):
             self.set_raw_value(raw)
 
     def claim(self) -> None:
-        """Raises, before anything is computed, in a trace that the pipeline is no argument of."""
+        """Raises, before any work is done, in a user's trace that closes over the pipeline."""
         try:
             self.set_raw_value(self.get_raw_value())
         except TraceContextError as error:
@@ -62,7 +62,8 @@ def fetched_from(
     count: int = 1,
     whole: bool = False,
 ) -> Fetched:
-    """The rows of the next `count` batches, in the named scope of the source."""
+    """The rows of the next `count` batches, gathered in the named scope of the source. With `whole`
+    all of them are in the epoch of the cursor."""
     check_mesh(pipeline.sharding)
     source = pipeline.source
     with jax.named_scope(scope(SOURCE)):
@@ -72,14 +73,15 @@ def fetched_from(
 def run_stages(
     pipeline: "Pipeline", fetched: Fetched, cursor: Cursor, cut: Cut
 ) -> tuple[dict[str, Batch], Cursor]:
-    """What every node gives for the rows from the settled `cursor` on, and the cursor after them.
+    """The output of every node for the rows from the settled `cursor` on, and the cursor after.
 
-    Of the pipeline, only Variables of its stages change.
+    It changes no more of the pipeline than Variables of its stages.
     """
     check_mesh(pipeline.sharding)
     batch, rows = fetched
     check_source_batch(batch, cut.size)
-    # What has passed a branch or a loop has its fields sorted: so that no stage can tell, all have.
+    # `lax.cond` and `lax.scan` sort the fields of dicts. Sort them here, too, so that a stage sees
+    # one order in every mode.
     batch = jax.tree.map(lambda x: x, batch)
     if (sharding := pipeline.sharding) is not None:
         batch, rows = split((batch, rows), sharding)
@@ -98,7 +100,7 @@ def run_stages(
 
 
 def keyring(pipeline: "Pipeline", epoch: Any, record: Any, start: Cursor) -> Keyring:
-    """The keys of the nodes for a batch that starts there, and for rows of these records."""
+    """The keys of the nodes for a batch that starts at `start` and has these rows."""
 
     def keys(name: str, stage: Any, wanted: Wanted) -> jax.Array:
         node = node_key(pipeline._need_words(name, stage), name)
@@ -118,7 +120,7 @@ def run_batch(
 ) -> tuple[Batch, Cursor, Changes]:
     """`run_stages` as a function of a pipeline's values: a batch, the cursor after it, new values.
 
-    It is compiled by itself where stages draw random numbers.
+    With random stages it is a branch of its own in the program, see `apart`.
     """
 
     def run(values: Values, fetched: Fetched, cursor: Cursor) -> tuple[Batch, Cursor, Changes]:
@@ -133,11 +135,13 @@ def run_batch(
 
 
 def outputs_of(structure: Structure, values: Values, cut: Cut) -> tuple[dict[str, Any], list[Any]]:
-    """The specs of what every node gives for a batch of that cut, from an abstract run, and the
-    constants of that program. Pipelines that can share programs share the run."""
+    """The spec of every node's output for a batch of that cut, and the constants of the program.
+
+    From an abstract run, which is cached for all pipelines of equal structure.
+    """
     leaves, tree = jax.tree.flatten(values)
     types = tuple(map(jax.typeof, leaves))
-    if any(any(x.sharding.spec) for x in types):  # over an explicit mesh, which no spec tells of
+    if any(any(x.sharding.spec) for x in types):  # an explicit mesh: the specs carry shardings
         return _run_abstractly(structure, values, cut)
     specs, found = _shared_outputs(structure, cut, (tree, types), settings())
     return jax.tree.map(lambda x: x, specs), found
@@ -168,20 +172,21 @@ def _run_abstractly(
             fetched = _fetched_purely(copy, order, start, cut)
         found, _ = run_stages(copy, fetched, start, cut)
         try:
-            changes(structure, (copy,), values)  # raises for what may not change
+            changes(structure, (copy,), values)  # raises for changes that are not allowed
         except TypeError as error:
-            node = copy._sink  # of a subclass, unless the stages of the pipeline have the Variable
+            node = copy._sink  # a subclass's `__call__`, unless the Variable belongs to a stage
             if isinstance(error, VariableTypeError) and error.path[1] == "_nodes":
                 node = copy._nodes.name_of(error.path[2])
             raise StageError(node, {}, f"TypeError: {error}") from error
         return found
 
     traced = jax.jit(outputs).trace(values)
-    return traced.out_info, list(constants(traced.jaxpr))  # the specs sorted by name
+    return traced.out_info, list(constants(traced.jaxpr))  # JAX sorts the nodes by name
 
 
 def _fetched_purely(copy: "Pipeline", order: Any, start: Cursor, cut: Cut) -> Fetched:
-    """`fetched_from`, or an error if the source draws from its own streams: they would not move."""
+    """`fetched_from`, or an error if the source draws from an `nnx.Rngs` of its own, which would
+    not advance."""
     streams = [x for _, x in iter_graph(copy.source) if isinstance(x, nnx.RngState)]
     before = [x.get_raw_value() for x in streams]
     cause = None
@@ -189,7 +194,7 @@ def _fetched_purely(copy: "Pipeline", order: Any, start: Cursor, cut: Cut) -> Fe
         fetched = fetched_from(copy, order, start, cut)
         if all(x.get_raw_value() is y for x, y in zip(streams, before, strict=True)):
             return fetched
-    except TraceContextError as error:  # in a trace of ours
+    except TraceContextError as error:  # it changes a Variable within our trace
         cause = error
     raise StageError(
         SOURCE,
@@ -201,7 +206,7 @@ def _fetched_purely(copy: "Pipeline", order: Any, start: Cursor, cut: Cut) -> Fe
 
 
 def refusal(structure: Structure, values: Values, cut: Cut) -> str | None:
-    """What a stage says that does not take a batch of that cut."""
+    """The error of a stage that does not take a batch of that cut; None if all do."""
     try:
         outputs_of(structure, values, cut)
     except StageError as error:
@@ -210,7 +215,7 @@ def refusal(structure: Structure, values: Values, cut: Cut) -> str | None:
 
 
 def updated(values: Values, new: Changes) -> Values:
-    """The values after these changes."""
+    """A copy of the values with these changes."""
     values = values.copy()
     for i, value in new.items():
         values[i] = value
@@ -218,7 +223,7 @@ def updated(values: Values, new: Changes) -> Values:
 
 
 def order_at(pipeline: "Pipeline", epoch: Scalar, epochs: int) -> Any:
-    """What fixes the order of `epochs` epochs from `epoch` on."""
+    """The order of `epochs` epochs from `epoch` on, as the source computes it."""
     base = pipeline._words_of(pipeline.source)
     return order_of(
         pipeline.source, None if base is None else node_key(base, SOURCE), epoch, epochs
@@ -226,15 +231,15 @@ def order_at(pipeline: "Pipeline", epoch: Scalar, epochs: int) -> Any:
 
 
 def start_of(pipeline: "Pipeline", cut: Cut) -> Cursor:
-    """The cursor from which the next batch really starts."""
+    """The settled cursor, inside a trace."""
     length = length_of(pipeline.source)
-    # Cast, since specs may be asked for before `CursorVariable.hold_as` has seen it.
+    # Specs may be asked for before `CursorVariable.hold_as` has cast the cursor.
     cursor = Cursor(*jnp.asarray(pipeline._cursor_state[...]).astype(word(length or 1)))
     return settle(cursor, cut.size, length, pipeline.last_batch)
 
 
 def cursor(pipeline: "Pipeline") -> Cursor:
-    """Epoch and offset, as integers unless the user is tracing. Waits for a running `scan`."""
+    """Epoch and offset: integers, unless the user is tracing. Waits for a running `scan`."""
     raw = pipeline._cursor_state.get_raw_value()
     if is_traced(raw):
         return Cursor(raw[0], raw[1])
@@ -253,11 +258,11 @@ def cursor(pipeline: "Pipeline") -> Cursor:
 
 
 def cutting(pipeline: "Pipeline") -> tuple[int, int | None, LastBatch]:
-    """How the stream is cut into batches: their size, the epoch's length, what ends it."""
+    """How the stream is cut into batches: `batch_size`, the epoch's length, `last_batch`."""
     return pipeline.batch_size, length_of(pipeline.source), pipeline.last_batch
 
 
 def max_errors(pipeline: "Pipeline") -> int:
-    """How many rows of an epoch may be masked because they cannot be read."""
+    """How many unreadable rows of an epoch may be masked."""
     source = pipeline.source
     return source.max_errors if isinstance(source, EagerSourceBase) else 0

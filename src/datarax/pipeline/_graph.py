@@ -77,12 +77,12 @@ class Graph:
         return tuple(name for name, _ in self.predecessors)
 
     def reads(self, name: str) -> tuple[str, ...]:
-        """What a node is called with; a subclass's own `__call__`, which is no node, the source."""
+        """The predecessors of a node; those of a subclass's own `__call__` are the source alone."""
         return dict(self.predecessors).get(name, (SOURCE,))
 
 
 def check_names(names: Sequence[object]) -> None:
-    """Raises for what cannot be the name of a node, and for two that would share their keys."""
+    """Raises for an invalid name of a node, and for two names that would get the same keys."""
     numbers = {node_number(SOURCE): SOURCE}
     for name in names:
         if not isinstance(name, str) or not name or name == SOURCE or name.startswith("_"):
@@ -96,7 +96,7 @@ def check_names(names: Sequence[object]) -> None:
 
 
 def _topological(reads: Mapping[str, Sequence[str]]) -> list[str]:
-    """Nodes after all their predecessors; of several that could come next, the first declared."""
+    """The nodes in topological order; among those that could come next, in declared order."""
     declared = {name: i for i, name in enumerate(reads)}
     sorter = graphlib.TopologicalSorter(
         {name: [p for p in before if p != SOURCE] for name, before in reads.items()}

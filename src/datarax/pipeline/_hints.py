@@ -10,7 +10,7 @@ from jaxtyping import AbstractArray, PyTree, jaxtyped
 
 
 class Hint(NamedTuple):
-    """An annotation and the value it speaks of."""
+    """An annotation, and the value that it describes."""
 
     node: str
     where: str
@@ -19,13 +19,13 @@ class Hint(NamedTuple):
 
 
 def hints_of(node: str, stage: Any, inputs: Sequence[Any], output: Any) -> list[Hint]:
-    """What the annotations of a stage say of one call of it."""
+    """The annotations of a stage, with the values of one call of it."""
     plain = stage.func if isinstance(stage, functools.partial) else stage
     function = plain if inspect.isroutine(plain) else type(plain).__call__
     annotations = _type_hints(function)
     try:
         parameters = list(inspect.signature(stage).parameters.values())
-    except Exception:  # what is not written in Python has none, or worse
+    except Exception:  # written in C, or with a broken `__signature__`
         return []
     values = [
         (f"argument `{parameter.name}`", annotations.get(parameter.name), batch)
@@ -43,7 +43,7 @@ def first_misfit(hints: Sequence[Hint]) -> Hint | None:
         for hint in hints:
             try:
                 fits = isinstance(hint.value, hint.annotation)
-            except Exception:  # a size that is computed from what the stage alone knows
+            except Exception:  # a size that refers to attributes of the stage, say
                 continue
             if not fits:
                 return hint
@@ -51,7 +51,7 @@ def first_misfit(hints: Sequence[Hint]) -> Hint | None:
 
 
 def _spread(parameters: list[inspect.Parameter], count: int) -> list[inspect.Parameter]:
-    """The parameters that positional arguments land in, `*args` as often as needed."""
+    """The parameters that `count` positional arguments bind to; `*args` repeats."""
     for i, parameter in enumerate(parameters):
         if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
             return parameters[:i] + [parameter] * (count - i)
@@ -59,7 +59,7 @@ def _spread(parameters: list[inspect.Parameter], count: int) -> list[inspect.Par
 
 
 def _leaves(where: str, hint: Any, value: Any) -> Iterator[tuple[str, Any, Any]]:
-    """The array annotations inside one of a batch, each with the array it is for."""
+    """The array annotations inside the annotation of a batch, each with its array."""
     if isinstance(hint, type) and issubclass(hint, AbstractArray | PyTree):
         yield where, hint, value
     elif isinstance(hint, type) and typing.is_typeddict(hint):

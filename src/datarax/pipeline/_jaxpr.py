@@ -1,4 +1,4 @@
-"""What a traced program shows of itself before it is compiled."""
+"""What the jaxpr of a program tells before it is compiled."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -9,14 +9,14 @@ import jax
 from ._stages import scoped
 
 CACHED_BYTES, MISS_BYTES = 2**24, 2**10
-"""A row that is picked from an array of more than so many bytes, which no cache may hold, weighs so
-many more: what could have been written while it was waited for."""
+"""Each row gathered from an array of more than `CACHED_BYTES`, which does not fit into a cache,
+counts `MISS_BYTES` more: what could have been written while waiting for it."""
 
 
 def callers(jaxpr: Any, outer: str | None) -> Iterator[str | None]:
-    """The nodes whose operations call the host, those of inner programs included."""
+    """The nodes whose operations call back to the host, inner jaxprs included."""
     for equation, programs in _equations(jaxpr):
-        # Under the name of `jax.debug.print` stands no callback, but its effect.
+        # The primitive of `jax.debug.print` is not named a callback.
         calls = "callback" in equation.primitive.name or "debug" in equation.primitive.name
         if calls or programs:
             node = scoped(str(equation.source_info.name_stack)) or outer
@@ -27,8 +27,8 @@ def callers(jaxpr: Any, outer: str | None) -> Iterator[str | None]:
 
 
 def weight(jaxpr: Any) -> int:
-    """Bytes of all arrays that are made, those of one turn of each loop, and what stands for rows
-    that no cache holds."""
+    """Bytes of all arrays that a program makes, of a loop those of one iteration, and `MISS_BYTES`
+    for each gathered row that no cache holds."""
     total, made = 0, []
     for equation, programs in _equations(jaxpr):
         total += sum(map(weight, programs))
@@ -42,7 +42,7 @@ def weight(jaxpr: Any) -> int:
 
 
 def constants(jaxpr: Any) -> Iterator[Any]:
-    """What a program holds, those in it included; scalars are written into its operations."""
+    """The constants of a program and of its inner jaxprs, scalar literals included."""
     yield from getattr(jaxpr, "consts", ())
     for equation, programs in _equations(jaxpr):
         yield from (x.val for x in equation.invars if hasattr(x, "val"))
@@ -55,7 +55,7 @@ def _bytes(avals: Iterable[Any]) -> int:
 
 
 def _equations(jaxpr: Any) -> Iterator[tuple[Any, list[Any]]]:
-    """The operations of a program, and the programs that each runs: branches, a loop's body."""
+    """The equations of a jaxpr, each with its inner jaxprs: branches, the body of a loop."""
     for equation in jaxpr.eqns:
         leaves = jax.tree.leaves(equation.params, is_leaf=lambda x: hasattr(x, "eqns"))
         yield equation, [x for x in leaves if hasattr(x, "eqns")]

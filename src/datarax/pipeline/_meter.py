@@ -1,4 +1,4 @@
-"""Where the time went, which records could not be read, and the bar that shows it."""
+"""Times of loops and scans, records that could not be read, and the progress bar."""
 
 import logging
 import time
@@ -18,9 +18,9 @@ LISTED = 20
 class Stats(NamedTuple):
     """What `for` and `scan` have cost since the pipeline was built, in seconds of the wall clock.
 
-    `waited` is how long the consumer stood still for rows that were not read yet, `computed` the
-    rest of the time spent in loops and scans, compiling included. `masked` counts the records that
-    could not be read, each once an epoch.
+    `waited` is how long the consumer waited for rows that were not read yet, `computed` the rest of
+    the time spent in loops and scans, compiling included. `masked` counts the records that could
+    not be read, each once an epoch.
     """
 
     batches: int
@@ -30,7 +30,7 @@ class Stats(NamedTuple):
 
     @property
     def limit(self) -> Literal["reading", "computing"]:
-        """What a faster run would have to change."""
+        """What took longer, and so limits the speed."""
         return "reading" if self.waited > self.computed else "computing"
 
 
@@ -43,11 +43,11 @@ class Meter:
         self._failures: dict[int, dict[int | None, ReadError]] = {}
 
     def begin(self) -> None:
-        """The clock runs from here: a loop or a scan has begun."""
+        """Starts the clock of a loop or a scan."""
         self._since = time.perf_counter()
 
     def waited_since(self, start: float) -> None:
-        """The consumer has stood still since `start`."""
+        """The consumer has waited for rows since `start`."""
         self.waited += time.perf_counter() - start
 
     def lap(self, batches: int) -> None:
@@ -59,12 +59,12 @@ class Meter:
         self.batches += batches
 
     def end(self) -> None:
-        """The clock stops: what the user does next is no part of a loop."""
+        """Stops the clock."""
         self.lap(0)
         self._since = None
 
     def fail(self, failures: Sequence[tuple[int, ReadError]], most: int) -> None:
-        """Counts masked rows; raises where an epoch has more of them than it may."""
+        """Counts masked rows; raises if an epoch has more than `most`."""
         for epoch, error in failures:
             known = self._failures.setdefault(epoch, {})
             if error.record not in known and len(known) >= most:
@@ -80,7 +80,7 @@ class Meter:
             known[error.record] = error
 
     def report(self, epoch: int) -> None:
-        """Says at the end of an epoch what was masked in it."""
+        """Logs, at the end of an epoch, the records that were masked in it."""
         known = self._failures.pop(epoch, {})
         if known:
             reasons = [
@@ -99,7 +99,7 @@ class Meter:
 
 
 class Bar:
-    """A progress bar of rich, or none at all."""
+    """A progress bar by rich; nothing if not `shown`."""
 
     def __init__(self, shown: bool, total: int | None, title: str):
         self.shown = shown

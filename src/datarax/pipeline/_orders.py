@@ -1,4 +1,4 @@
-"""The orders of a pipeline's epochs, made before the programs that take them are called."""
+"""The orders of a pipeline's epochs, computed once per epoch and passed to the programs."""
 
 import functools
 from collections.abc import Callable
@@ -24,23 +24,24 @@ if TYPE_CHECKING:
     from ._pipeline import Pipeline
 
 STRETCH = 2**13
-"""Rows whose order is computed together: the rounds of a few cost as much as those of many."""
+"""How many rows have their order computed in one call: the rounds of the shuffle have a fixed
+cost."""
 
 STRETCHES = 32
-"""How many kinds of orders programs are kept for, whatever pipelines they are of."""
+"""How many programs for stretches of orders are kept, shared by all pipelines."""
 
 EPOCHS = 16
-"""Epochs in a row whose orders are counted together: NumPy takes hardly longer than for one."""
+"""Epochs in a row whose round keys are computed in one call, which takes hardly longer than one."""
 
 SPAN = 4
-"""The most epochs of one batch whose orders are counted on the host: more are better compiled."""
+"""The most epochs that one batch may touch for their keys to be computed on the host."""
 
 
 class Orders:
-    """The orders that the source and the keys of a pipeline give; if these change, make another.
+    """The orders of the epochs under a pipeline's source and keys. If these change, make another.
 
-    What fixes an order is as a rule a few words an epoch. They are counted on the host, where no
-    program has to be compiled for them before the first batch.
+    Most orders are fixed by a few words an epoch. NumPy computes those on the host, so that no
+    program has to be compiled before the first batch.
     """
 
     def __init__(self, pipeline: "Pipeline", structure: Structure, kind: Any):
@@ -48,20 +49,20 @@ class Orders:
         self._structure, self._kind = structure, kind
         self._length, self._sharding = length_of(source), pipeline.sharding
         self._count: Callable[[np.ndarray], Any] | None = None
-        # Over several devices each would have to be given the words, which takes longer. Those of a
-        # stream stay on the host.
+        # With a sharding, words from the host would have to be copied to every device, which takes
+        # longer than computing them there. A stream uses its words on the host.
         if isinstance(source, StreamSource) or (self._sharding is None and _is_words(source)):
             with transferring():
                 key = None if base is None else node_key(np.asarray(base), SOURCE)
             eager = isinstance(source, EagerSourceBase)
             how = source.order if eager else _keys_of
             self._count = functools.partial(how, key)
-        self._ahead: tuple[int, int, Any] = 0, 0, None  # from which epoch on, how many, the orders
-        self._known: dict[int, tuple[int, Any]] = {}  # by span, the epoch and the order
+        self._ahead: tuple[int, int, Any] = 0, 0, None  # first epoch, how many, their orders
+        self._known: dict[int, tuple[int, Any]] = {}  # by span: the last epoch and its order
         self._stretch: tuple[Any, int, int, Any] = None, 0, 0, None
 
     def at(self, values: Values, epoch: int, span: int) -> Any:
-        """The order of `span` epochs from `epoch` on; for one without an `order`, their keys."""
+        """The order of `span` epochs from `epoch` on; for a stream, their keys."""
         known, order = self._known.get(span, (None, None))
         if known != epoch:
             counted = self._count is not None and span <= SPAN
@@ -73,7 +74,7 @@ class Orders:
         assert self._count is not None
         first, count, orders = self._ahead
         if not first <= epoch <= first + count - span:
-            # Who goes on from one epoch to the next will do so again.
+            # A consumer that went on from one epoch to the next will do so again.
             count = EPOCHS if first <= epoch <= first + count else span
             orders = self._count(self._kind.type(epoch) + np.arange(count, dtype=self._kind))
             self._ahead = first, count, orders = epoch, count, orders
@@ -89,7 +90,7 @@ class Orders:
         return order
 
     def along(self, values: Values, start: Cursor, rows: int, span: int) -> Any:
-        """The same for so many rows from `start` on: computed, where that can be done at once."""
+        """The order for `rows` rows from `start` on: if possible with their records computed."""
         order = self.at(values, start.epoch, span)
         computed = isinstance(order, Order) and not isinstance(order, StoredOrder | Permutation)
         length = self._length or 0
@@ -105,7 +106,7 @@ class Orders:
 
 
 def _is_words(source: Any) -> bool:
-    """Whether its order takes no more than to count a few words an epoch."""
+    """Whether an order of the source is fixed by a few words an epoch."""
     if not isinstance(source, EagerSourceBase):
         return True
     return type(source).order is EagerSourceBase.order and isinstance(source.shuffle, bool)
@@ -127,8 +128,8 @@ def order_program(structure: Structure, epochs: int) -> Program:
 
 @functools.lru_cache(STRETCHES)
 def stretch_program(kind: Any, count: int) -> Program:
-    """An order of that `kind`, the structure of a tree, computed for `count` places in a row."""
-    del kind  # a program of its own for each, so that this many are kept at most
+    """A program that computes `count` places in a row of an order. `kind` is its tree structure."""
+    del kind  # part of the cache key, so that the cache bounds the number of compiled programs
 
     def run(order: Order, start: Any) -> Stretch:
         return Stretch(order, jnp.asarray(start), count)

@@ -1,4 +1,4 @@
-"""`Pipeline`: a source, a graph of stages, and a cursor; the only thing that remembers."""
+"""`Pipeline`: a source, a graph of stages, and a cursor. No other object keeps a position."""
 
 import pickle
 import threading
@@ -61,14 +61,14 @@ from ._stages import (
 )
 
 _MAKING = threading.Lock()
-"""Two threads that meet a pipeline first must find one and the same runtime."""
+"""Guards the making of a pipeline's runtime, which two threads must not both make."""
 
 OVERRIDE = "__call__"
 """The name under which a subclass's own `__call__` is the one node of the graph."""
 
 
 class _Hidden:
-    """Where an object keeps what NNX must not see: not in its graph, a copy or a pickle."""
+    """Slots for what must not be part of the NNX graph, of a copy or of a pickle."""
 
     __slots__ = ("_keyring", "_made_runtime", "_specs")
 
@@ -78,7 +78,7 @@ class _Hidden:
 
 
 class _CheckedOnceBuilt(Signed):
-    """Checks a pipeline after the last line of its `__init__`, that of a subclass included."""
+    """Checks a pipeline after its whole `__init__` has run, also that of a subclass."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         pipeline = super().__call__(*args, **kwargs)
@@ -453,11 +453,11 @@ class Pipeline(_Hidden, Watched, metaclass=_CheckedOnceBuilt):
     def _repr_html_(self) -> str:
         return _show.html(self)
 
-    # For the other rooms of the house.
+    # For other modules of the library.
 
     @property
     def _runtime(self) -> Runtime:
-        """What drives this object; a copy or a traced pipeline has its own."""
+        """The caches of this very object; a copy or a traced pipeline has its own."""
         if not hasattr(self, "_made_runtime"):
             with _MAKING:
                 if not hasattr(self, "_made_runtime"):
@@ -478,9 +478,9 @@ class Pipeline(_Hidden, Watched, metaclass=_CheckedOnceBuilt):
         return None if stream is None else self._base.get(stream).get_raw_value()
 
     def _transform(self, batch: Batch, keyring: Keyring, mask: Mask | None) -> dict[str, Batch]:
-        """What every node gives for a batch from the source, and "source" itself.
+        """The output of every node for a batch of the source, which is "source" itself.
 
-        The output of the sink keeps the mask, also where a stage dropped the field.
+        The mask is put back into the output of the sink if a stage dropped it.
         """
         if type(self).__call__ is Pipeline.__call__:
             outputs = run_graph(self._graph, self.nodes, batch, keyring)
@@ -509,7 +509,7 @@ class Pipeline(_Hidden, Watched, metaclass=_CheckedOnceBuilt):
             _state.check_same(self, self.sharding)
 
     def _put_on_mesh(self) -> None:
-        """Puts what it holds on the mesh, if there is one; data, in a source of its own."""
+        """Places all that it holds on the mesh, if it has one; data by a source of its own."""
         if self.sharding is None:
             return
         source = spread(self.source, self.sharding)
@@ -556,7 +556,7 @@ class Pipeline(_Hidden, Watched, metaclass=_CheckedOnceBuilt):
                     "its batches in the loop, or in the function of a scan that is given it in "
                     "`modules`.",
                 )
-            # It changes without a look at the Variable showing it, and no program returns it.
+            # A `jax.Ref` changes in place, which `look` would not notice.
             if isinstance(x, nnx.Variable) and isinstance(x.get_raw_value(), jax.Ref):
                 raise TypeError(
                     "A pipeline holds its Variables' values as arrays, but "
@@ -567,10 +567,10 @@ class Pipeline(_Hidden, Watched, metaclass=_CheckedOnceBuilt):
         """The specs of all outputs, from an abstract run on a copy: no state moves."""
         cut = running_on(self.batch_size, length_of(self.source), self.last_batch)
         if isinstance(self.source, StreamSource):
-            _ = self.source.element_spec  # the user's code is asked for a record outside of a trace
+            _ = self.source.element_spec  # runs the user's code, which must not be traced
         numpy_state = pickle.dumps(np.random.get_state())
         specs, constants = outputs_of(binding.structure, values, cut)
-        # At first: later on threads may read, which are not asked what they draw from.
+        # Only the first time: later, reading threads may draw from `np.random`, too.
         if not hasattr(self, "_specs") and pickle.dumps(np.random.get_state()) != numpy_state:
             warnings.warn(
                 f"One of the stages {list(self.nodes)} draws from `np.random`, which is done once, "

@@ -1,7 +1,4 @@
-"""What is compiled: the batches of `step` and `for`, and whole scans.
-
-Programs are compiled once for pipelines of equal structure, and kept with that.
-"""
+"""Compiled programs, and those that make the batches of `step` and `for`."""
 
 import math
 import time
@@ -27,21 +24,25 @@ if TYPE_CHECKING:
     pass
 
 ONE_THREAD_BYTES = 2**20
-"""A CPU computes a batch on one thread if all arrays that it makes for it weigh no more: to share
-out their kernels would take longer than to run them."""
+"""A batch whose arrays weigh no more together is computed on one thread of a CPU: to share out the
+kernels among threads would take longer than to run them."""
 
 
 class Program:
     """A compiled function, and what its first call has shown of it.
 
-    `seconds` that the first call took (tracing, compiling), by the clock or by the processors'
-    time, whichever is less, since others may have held it up; `bytes` of what it returned; and
-    `host_nodes`: the nodes that call back to the host while it runs, None for a function of the
-    user's that does. `batches` is how many of these the function is written out for, one after the
-    other. On a CPU its kernels are `shared` out among threads where that is worth it, unless it is
-    to run on `one_thread`. It is `traced` before it is compiled, when `check` may refuse the
-    constants that it has, and `called` once a first call went well. One for a batch `keeps_state`
-    if that changes more than the cursor; None: it was not called.
+    `seconds`: what the first call took to trace, compile and run; of wall clock and processor time
+        the smaller, since other processes may have held it up.
+    `bytes`: the size of its results.
+    `host_nodes`: the nodes that call back to the host while it runs; None stands for a function of
+        the user's, outside of any node.
+    `shared`: whether XLA may share out its kernels among the threads of a CPU. It may if a batch
+        weighs more than `ONE_THREAD_BYTES`, and `one_thread` is False.
+    `keeps_state`: whether a batch changes more than the cursor; None before the first call.
+    `traced`, `called`: whether it was traced, and whether a call has succeeded.
+
+    `batches` is how many batches the function computes one after the other. `check` is given the
+    constants of the traced program, and raises to refuse them before anything is compiled.
     """
 
     seconds = math.inf
@@ -59,12 +60,12 @@ class Program:
     ):
         self._batches, self._one_thread, self._check = batches, one_thread, check
         self.traced = False
-        self._inner: Any = jax.jit(function)  # for a call inside a trace
-        self._outer = self._inner  # and outside
+        self._inner: Any = jax.jit(function)  # for calls inside a trace
+        self._outer = self._inner  # for all other calls
         self.called = False
 
     def __call__(self, values: Any, *args: Any) -> Any:
-        with transferring(), checking_values():  # a cursor is transferred, say
+        with transferring(), checking_values():  # NumPy arguments are transferred, the cursor say
             if self.called:
                 result = self._compiled(values, *args)
             else:
@@ -74,7 +75,7 @@ class Program:
                 end = time.perf_counter(), time.process_time()
                 self.seconds = min(map(sub, end, start))
                 self.called = True
-        # Only a call to the host fails at run time; whoever makes none is not waited for.
+        # Only a callback can fail at run time. Wait for it, so that the error is raised here.
         if self.host_nodes and not has_tracer([result]):
             jax.block_until_ready(result)
         return result
@@ -90,7 +91,7 @@ class Program:
         arrays = jax.tree.leaves(out)
         self.host_nodes = frozenset(callers(jaxpr, None))
         self.bytes = sum(x.size * x.dtype.itemsize for x in arrays)
-        if not arrays and not self.host_nodes:  # records in stored order, say
+        if not arrays and not self.host_nodes:  # nothing to compute: stored order, say
             self._inner = self._outer = lambda *_: out
             return
         if not on_cpu():
@@ -108,11 +109,11 @@ def batch_program(
     cursor_index: int | None,
     one_thread: bool,
 ) -> Program:
-    """`count` batches one after the other, each with the values that have changed by then.
+    """A program for `count` batches in a row: each batch, and the values that have changed by then.
 
-    Several are whole: all rows of each are in the epoch of the first. The cursor is not among what
-    changes, unless `cursor_index` says which value it is: on the host it is known without asking
-    the device. `read` are the batches with their cursors, where the host has read them.
+    If `count` is more than 1, all rows must lie in the epoch of the first. The changes include the
+    cursor only if `cursor_index` says which value it is; otherwise the host computes it, without
+    asking the device. `read` are rows that the host has read, with the cursors of their batches.
     """
 
     def one(
@@ -128,7 +129,8 @@ def batch_program(
         results, after = [], {}
         for fetched, start in read or [(None, None)] * count:
             now = updated(values, after), order, fetched, start or cursor
-            # A branch that hangs on the cursor of the batch before: a chain stays in one thread.
+            # The branch depends on the cursor of the batch before. XLA runs such a chain in one
+            # thread, independent branches in several.
             batch, cursor, new = apart(cursor.offset, one, *now) if count > 1 else one(*now)
             after = after | new
             moved = {} if cursor_index is None else {cursor_index: jnp.stack(cursor)}

@@ -37,14 +37,14 @@ if TYPE_CHECKING:
 
 
 FETCHED_BYTES = 2**18
-"""How many bytes of rows a scan fetches together, if they are of several batches: what stays in the
-cache of a CPU."""
+"""The most bytes of rows that a scan gathers at once for several batches: they stay in the cache of
+a CPU until they are used."""
 
 FETCHED_BYTES_ELSEWHERE = 2**24
-"""The same on an accelerator, where every turn of a loop costs microseconds."""
+"""The same on an accelerator, where every iteration of a loop costs microseconds."""
 
 SCANS = 16
-"""How many scans a structure keeps, by function and length."""
+"""How many compiled scans are kept for each structure, by function and length."""
 
 
 def scan(
@@ -63,7 +63,7 @@ def scan(
     if not callable(step_fn):
         raise TypeError(f"`step_fn` must be a function, got {type(step_fn).__name__}.")
     runtime, asked, carried = pipeline._runtime, length, init_carry is not None
-    # A method is a new object each time that it is looked up.
+    # `trainer.step` is a new object at every access, and equal to the last one.
     function = step_fn if isinstance(step_fn, MethodType) else ById(step_fn)
     with runtime.lock:
         binding = runtime.look(pipeline)
@@ -79,14 +79,15 @@ def scan(
             binding = runtime.bind(pipeline, tuple(modules))
             values = binding.read()
         end = None if binding.is_cursor_shared else _end(pipeline, length)
-        # What was read ahead cannot follow a cursor that `step_fn` moves; a stream has no choice.
+        # If `step_fn` may move the cursor, rows cannot be read ahead: callbacks of the program read
+        # them. A stream can only be read ahead.
         streams = isinstance(pipeline.source, StreamSource)
         reads = streams or (end is not None and length > 0)
         if read_ahead is not None and (not reads or has_tracer([*values, init_carry])):
             read_ahead = None
         try:
             if read_ahead is not None:
-                # Where a stream's pass ends shows when it is read: `end` becomes what was reached.
+                # Only reading shows where a stream's pass ends, so this computes `end` anew.
                 after, carry, outs, end = _scan_in_chunks(
                     pipeline, read_ahead, binding, function, length, init_carry, unroll
                 )
@@ -125,9 +126,9 @@ def _scan_in_chunks(
     carry: Any,
     unroll: int,
 ) -> tuple[Changes, Any, Any, Cursor]:
-    """A scan in compiled chunks, while threads read the rows of the next; as if it were one.
+    """A scan as several compiled chunks, while threads read the rows of the next.
 
-    Nothing is written before the last chunk is through, so an error leaves all as it was.
+    Nothing is written before the last chunk has run, so an error leaves the pipeline as it was.
     """
     runtime, carried = pipeline._runtime, carry is not None
     cut = running_on(*cutting(pipeline))
@@ -153,7 +154,7 @@ def _scan_in_chunks(
             try:
                 read = stack.fetched, stack.starts, stack.ends
                 new, carry, out = program(values, carry, read)
-                # One chunk is computed while the next is read, and no more than that are alive.
+                # Wait for the chunk before: no more than two are in memory.
                 jax.block_until_ready(before)
             except Exception as error:
                 blame(pipeline, program, error, None)
@@ -166,7 +167,7 @@ def _scan_in_chunks(
             bar.update(count, meter)
         jax.block_until_ready((carry, outs))
     finally:
-        stacks.close()  # and not when the last traceback is gone
+        stacks.close()  # now, not when the garbage collector finds the generator
         meter.end()
         bar.close()
     for ended in range(epoch, after.epoch):
@@ -177,19 +178,19 @@ def _scan_in_chunks(
 
 
 def _no_batches(stream: StreamSource, cut: Cut) -> tuple[Fetched, Cursor, Cursor]:
-    """What a scan reads of a stream that is to give none: arrays without a row."""
+    """What a scan of no batches reads of a stream: arrays without rows."""
     cursors = Cursor(*(np.zeros(0, word(1)) for _ in Cursor._fields))
     fetched = jax.tree.map(lambda x: jnp.zeros((0, *x.shape), x.dtype), stream.blank(cut))
     return fetched, cursors, cursors
 
 
-@jax.jit  # one operation by one it takes 70 us for each chunk
+@jax.jit  # op by op it takes 70 us for each chunk
 def _joined(outs: list[Any]) -> Any:
     return jax.tree.map(lambda *x: jnp.concatenate(x), *outs)
 
 
 def _rest_of_epoch(pipeline: "Pipeline") -> int:
-    """How many batches are left in the cursor's epoch."""
+    """The number of batches left in the cursor's epoch."""
     records = length_of(pipeline.source)
     if records is None:
         raise LastBatchError(
@@ -226,9 +227,9 @@ def _check_carry(carry: Any) -> None:
 
 
 def _end(pipeline: "Pipeline", length: int) -> Cursor | None:
-    """Where a scan ends that nothing else moves; None if the user is tracing where it starts.
+    """The cursor after a scan whose function does not move it; None if the start is traced.
 
-    Raises before a scan that would pass the last place that a cursor can count.
+    Raises if that is behind the last place that a cursor can count.
     """
     start = pipeline._runtime.start
     if is_traced(start.epoch):
@@ -240,9 +241,9 @@ def _end(pipeline: "Pipeline", length: int) -> Cursor | None:
 
 
 class Loop(NamedTuple):
-    """How a scan runs: `length` batches of that `cut`, with a carry or without.
+    """How a scan runs: over `length` batches of that `cut`, with or without a carry.
 
-    Rows are gathered for up to `fetch` batches at a time, in a loop around that.
+    If rows are gathered for several batches at once (at most `fetch`), an outer loop does that.
     """
 
     length: int
@@ -254,29 +255,30 @@ class Loop(NamedTuple):
 
 @cached_per_structure(SCANS)
 def scan_program(structure: Structure, function: ById | MethodType, loop: Loop) -> Program:
-    """A scan, compiled; `function` is known by identity, or as a method by its object's."""
+    """The compiled scan. `function` is compared by identity, a method by that of its object."""
     step_fn: Callable[..., Any] = function.held if isinstance(function, ById) else function
 
     def check(constants: Sequence[Any]) -> None:
         if names := captured(step_fn, constants):
             raise CapturedError(names)
 
-    check([])  # before a trace that may fail for what it reaches
+    check([])  # first, since a trace with foreign NNX objects may fail with a worse error
     return Program(_Scan(structure, step_fn, loop).run, check=check)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Scan:
-    """Batches, each handed to `step_fn`, as one compiled loop."""
+    """The loop: makes batches and hands each to `step_fn`."""
 
     structure: Structure
     step_fn: Callable[..., Any]
     loop: Loop
 
     def run(self, values: Values, carry: Any, read: Any = None) -> tuple[Changes, Any, Any]:
-        """The values that have changed, the carry, the outs.
+        """Returns the values that have changed, the carry, and the stacked outputs.
 
-        `read` are batches that the host has read, with the cursors before and after each.
+        `read` are rows that the host has read, stacked, with the cursors before and after each
+        batch.
         """
         if read is None:
             now, carry, outs = self._gathering(values, carry)
@@ -287,13 +289,13 @@ class _Scan:
         return after, carry, outs
 
     def _gathering(self, values: Values, carry: Any) -> tuple[Values, Any, Any]:
-        """The loop that gathers rows, and hands them to the loop over their batches."""
+        """The outer loop: gathers rows of several batches, and runs the inner loop over them."""
         cut, structure = self.loop.cut, self.structure
         pipeline, *modules = merge(structure, values)
         count = fetched_at_once(pipeline, modules, self.loop.length, cut, self.loop.fetch)
         epochs = touched(cut, count, length_of(pipeline.source), pipeline.last_batch)
         first = start_of(pipeline, cut).epoch
-        # Computed in the first turn of the loop, so that it is compiled in one place.
+        # The first iteration computes it: before the loop, its code would be compiled twice.
         specs = jax.eval_shape(lambda epoch: order_at(pipeline, epoch, epochs), first)
         order = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), specs)
 
@@ -314,9 +316,7 @@ class _Scan:
             return (now, order, start.epoch, carry), outs
 
         state = (values, order, first - first.dtype.type(1), carry)
-        unroll = (
-            self.loop.unroll if count == 1 else 1
-        )  # else it is the loop within that counts batches
+        unroll = self.loop.unroll if count == 1 else 1  # else the inner loop is unrolled
         (now, _, _, carry), outs = jax.lax.scan(
             batches, state, length=self.loop.length // count, unroll=unroll
         )
@@ -330,7 +330,7 @@ class _Scan:
                 self._one, (now, carry), read, length=count, unroll=self.loop.unroll
             )
         state, out = self._one((now, carry), jax.tree.map(lambda x: x[0], read))
-        return state, jax.tree.map(lambda x: jnp.asarray(x)[None], out)  # a number of Python, too
+        return state, jax.tree.map(lambda x: jnp.asarray(x)[None], out)  # or a Python number
 
     def _one(self, state: tuple[Values, Any], read: Any) -> tuple[tuple[Values, Any], Any]:
         (now, carry), (fetched, start, end) = state, read
@@ -339,7 +339,7 @@ class _Scan:
         now = updated(now, new)
         roots = merge(self.structure, now)
         pipeline, *modules = roots
-        # Before the call, since the pipeline itself may be among the modules.
+        # Before the call, since `modules` may hold the pipeline itself.
         packed = jnp.stack(end or moved)
         pipeline._cursor_state.set_raw_value(packed)
         carry, out = self._called(carry, *modules, batch)
@@ -387,25 +387,25 @@ class _Scan:
 def fetched_at_once(
     pipeline: "Pipeline", modules: Sequence[Any], length: int, cut: Cut, most: int | None
 ) -> int:
-    """For how many batches a scan fetches the rows together: a divisor of `length`.
+    """How many batches have their rows gathered at once: a divisor of `length`.
 
-    One kernel for the rows of several small batches is faster than one for each, and the order is
-    best computed for many rows.
+    One gather for several small batches is faster than one for each, and computing the order has a
+    fixed cost.
     """
     source = pipeline.source
     if not isinstance(source, EagerSourceBase) or length < 1:
         return 1
-    # What `step_fn` may move or seed anew has to be looked at before every batch.
+    # If `step_fn` is given the cursor, a key or the source, any of them may change at every batch.
     parts = pipeline.source, pipeline._base, pipeline._cursor_state
     held = {id(x) for _, x in iter_graph(parts) if isinstance(x, nnx.Variable)}
     if any(id(x) in held for _, x in iter_graph(modules)):
         return 1
     if most is None and pipeline.sharding is not None:
-        most = 1  # else every device would gather the rows of all
+        most = 1  # else every device would gather all rows
     if most is None:
         record = jax.tree.leaves(source.element_spec)
         row_bytes = sum(math.prod(x.shape) * x.dtype.itemsize for x in record)
         most = FETCHED_BYTES if on_cpu() else FETCHED_BYTES_ELSEWHERE
         most //= max(row_bytes * cut.size, 1)
-        most = most if most > 3 else 1  # to gather two or three together gains nothing
+        most = most if most > 3 else 1  # gathering two or three at once gains nothing
     return next(count for count in range(min(max(most, 1), length), 0, -1) if length % count == 0)

@@ -32,9 +32,10 @@ Wanted: TypeAlias = Literal["key", "keys"]
 
 
 class Keyring(NamedTuple):
-    """What the nodes of one batch draw from.
+    """The random keys of one batch.
 
-    `keys(name, stage, wanted)` are those of a node. `offset` is the batch's, which `apart` needs.
+    `keys(name, stage, wanted)` gives those of a node. `offset` is that of the batch; `apart` needs
+    a traced number to branch on.
     """
 
     keys: Callable[[str, Stage, Wanted], jax.Array]
@@ -44,7 +45,7 @@ class Keyring(NamedTuple):
 def run_graph(
     graph: Graph, stages: Mapping[str, Stage], batch: Batch, keyring: Keyring
 ) -> dict[str, Batch]:
-    """Every node's output, and the source's batch under its own name."""
+    """Runs the stages in order. Returns the output of every node, and the batch as "source"."""
     outputs, hints = {SOURCE: batch}, []
     for name, predecessors in graph.predecessors:
         inputs = [(p, outputs[p]) for p in predecessors]
@@ -61,7 +62,7 @@ def run_graph(
 def chain_names(stages: Sequence[Stage]) -> list[str]:
     """Names for the stages of a chain: that of the function or class, or the first free `name_k`.
 
-    Names and not numbers: keys are counted from them, and outlive the insertion of a stage.
+    A node's keys are derived from its name. Numbers would change when a stage is inserted.
     """
     names, taken, counts = [], {SOURCE}, collections.defaultdict(itertools.count)
     for stage in stages:
@@ -75,7 +76,7 @@ def chain_names(stages: Sequence[Stage]) -> list[str]:
 
 
 def key_wanted(stage: Stage) -> Wanted | None:
-    """Which keys a stage takes: it declares a keyword of that name. At most one of the two."""
+    """Which keys a stage takes: "key" or "keys", if it declares a parameter of that name."""
     if isinstance(stage, OperatorModule):
         return "keys" if stage.stochastic else None
     try:
@@ -111,7 +112,7 @@ _EITHER = inspect.Parameter.POSITIONAL_OR_KEYWORD
 def call_stage(
     name: str, stage: Stage, inputs: Sequence[tuple[str, Batch]], keyring: Keyring
 ) -> Batch:
-    """One node's output: the one place where a stage is called, and named if it fails."""
+    """The output of one node. Stages are called here alone, and an error names its node here."""
     came = {p: spec_text(batch) for p, batch in inputs}
 
     def run(stage: Stage, batches: Sequence[Batch], keys: Mapping[str, jax.Array]) -> Batch:
@@ -126,17 +127,17 @@ def call_stage(
             raise TypeError(f"a stage is an object, got the class {kind.__name__} itself")
         wanted = key_wanted(stage)
         keys = {wanted: keyring.keys(name, stage, wanted)} if wanted else {}
-        # Each reader gets dicts of its own: one may write into them, the others do not see it.
+        # Each stage gets dicts of its own, so that no other sees what it writes into them.
         batches = [jax.tree.map(lambda x: x, batch) for _, batch in inputs]
         with jax.named_scope(scope(name)):
             if wanted and not keeps_variables(stage):
-                # Else XLA computes a random crop again for each time that an element is read.
+                # Else XLA fuses a random crop into its consumers, and computes it again in each.
                 copy = copied(stage)
                 output = apart(keyring.offset, lambda *args: run(copy(), *args), batches, keys)
             else:
                 output = run(stage, batches, keys)
         if not any(map(is_traced, jax.tree.leaves(output))):
-            jax.block_until_ready(output)  # run by hand: what fails on the device fails here
+            jax.block_until_ready(output)  # outside of a trace: raise errors of the device here
     except DataraxError:
         raise
     except Exception as error:
@@ -147,7 +148,7 @@ def call_stage(
 
 
 OUR_WORDS = "An operator must", "a stage must", "every field of a batch", "all fields of a batch"
-"""How our own errors begin about what has come out of a stage: they need no other explanation."""
+"""How our own errors about the output of a stage begin: they need no further explanation."""
 
 
 NEEDS_VALUES = (
@@ -155,11 +156,11 @@ NEEDS_VALUES = (
     jax.errors.TracerArrayConversionError,
     jax.errors.TracerIntegerConversionError,
 )
-"""What JAX raises where a program needs the value of an array that it has yet to compute."""
+"""What JAX raises where a traced function needs the value of an array."""
 
 
 def advice(stage: Stage, error: Exception) -> str:
-    """What to do about a failure that its own text does not explain."""
+    """What to do about an error whose own text does not say it; empty if nothing is known."""
     found, text = [], str(error)
     if isinstance(stage, OperatorModule) and not text.startswith(OUR_WORDS):
         if re.search("ax[ei]s|dimension|indexed", text):
@@ -197,7 +198,7 @@ def advice(stage: Stage, error: Exception) -> str:
 
 
 def keeps_variables(stage: Stage) -> bool:
-    """Whether a stage has Variables that a call could change; a seed is not among them."""
+    """Whether a stage has Variables that a call could change. Keys of its own do not count."""
     holder = getattr(stage, "__self__", stage)
     if not isinstance(holder, nnx.Pytree):
         return False
@@ -206,7 +207,8 @@ def keeps_variables(stage: Stage) -> bool:
 
 
 def copied(stage: Stage) -> Callable[[], Stage]:
-    """What makes a copy of a stage in the trace that asks for it: NNX lets no other change it."""
+    """A function that copies the stage in the trace that calls it: NNX lets no other trace change
+    its Variables."""
     if not isinstance(stage, nnx.Pytree):
         return lambda: stage
     graphdef, flat = flatten(stage)
@@ -214,19 +216,19 @@ def copied(stage: Stage) -> Callable[[], Stage]:
 
 
 def scope(name: str) -> str:
-    """What marks a node's operations in a compiled program."""
+    """The named scope that marks the operations of a node."""
     return f"node:{urllib.parse.quote(name, safe='')}:"
 
 
 def scoped(name_stack: str) -> str | None:
-    """The node whose mark is in an operation's name stack."""
+    """The node whose scope is in the name stack of an operation."""
     found = re.search("node:([^:]*):", name_stack)
     return urllib.parse.unquote(found[1]) if found else None
 
 
 @contextlib.contextmanager
 def unchanged_but_variables(stage: Any) -> Iterator[None]:
-    """Raises if a stage changes more of itself than its Variables' values."""
+    """Raises if a stage changes more of itself than the values of its Variables."""
     if not isinstance(stage, nnx.Pytree):
         yield
         return
@@ -247,7 +249,7 @@ def unchanged_but_variables(stage: Any) -> Iterator[None]:
 
 
 def misfit_text(hint: Hint) -> str:
-    """What to say of a value that is not as annotated."""
+    """The error for a value that does not fit its annotation."""
     got = spec_text({"": hint.value}).strip()
     annotation = re.sub(r"[\w.]+\.Array\b", "Array", hint.annotation.__name__)
     return (
@@ -257,7 +259,7 @@ def misfit_text(hint: Hint) -> str:
 
 
 def check_batch(output: Any, what: str = "a stage must return") -> None:
-    """Raises for an output that is no batch: no dict of arrays with equally many rows."""
+    """Raises for what is no batch: a dict of arrays, nested or not, with equally many rows."""
     if not isinstance(output, dict):
         got = "an array" if isinstance(output, jax.Array) else type(output).__name__
         raise TypeError(f"{what} a dict of arrays, got {got}")
@@ -267,7 +269,7 @@ def check_batch(output: Any, what: str = "a stage must return") -> None:
 
 
 def check_source_batch(batch: Any, rows: int) -> None:
-    """Raises for what a source has given if it is no batch of as many rows as were asked for."""
+    """Raises if a source did not return a batch with the `rows` rows it was asked for."""
     try:
         check_batch(batch)
         found = set(dict(_rows_of(batch, "")).values())
@@ -292,18 +294,18 @@ def _rows_of(fields: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, int]
 
 
 def called(stage: Stage) -> Stage:
-    """What runs when a stage is called: its signature and annotations are the stage's."""
+    """The callable whose signature and annotations are those of the stage."""
     if isinstance(stage, PytreeStage):
         return stage.module
     if isinstance(stage, MethodStage):
         return stage.method
     if hasattr(type(stage), "__getattr__") and own(stage, "__wrapped__") is None:
-        return stage.__call__  # of the stage `inspect` would ask its `__getattr__` for more
+        return stage.__call__  # `inspect.signature(stage)` would call its `__getattr__`
     return stage
 
 
 def as_stage(name: str, stage: Any) -> Any:
-    """The stage as a pipeline keeps it: whatever has arrays is a module with Variables."""
+    """The stage as a pipeline keeps it: one that holds arrays becomes a module with Variables."""
     if not isinstance(stage, Callable):
         got = type(stage).__name__
         raise StageError(name, {}, f"TypeError: a stage must be callable, got {got}")
@@ -313,8 +315,8 @@ def as_stage(name: str, stage: Any) -> Any:
 
 
 def check_captured(name: str, stage: Stage, constants: Sequence[Any] = ()) -> None:
-    """Raises for a callable that has NNX objects of its own, or uses some from outside, which shows
-    in the constants of a program."""
+    """Raises for a function that uses NNX objects from outside, or another callable that holds some
+    without being one. `constants` are those of the traced program."""
     if (function := _function_of(stage)) is None:
         return
     parts = jax.tree.leaves(function, is_leaf=lambda x: isinstance(x, NNX))
@@ -324,7 +326,7 @@ def check_captured(name: str, stage: Stage, constants: Sequence[Any] = ()) -> No
 
 
 def _function_of(stage: Stage) -> Callable[..., Any] | None:
-    """What the user gave as a function or another callable; None for an NNX object."""
+    """The function or other callable that the user gave; None for an NNX object."""
     function = stage.fn if isinstance(stage, ElementOperator) else stage
     function = function.static if isinstance(function, PytreeStage) else function
     return None if isinstance(function, nnx.Pytree) else function

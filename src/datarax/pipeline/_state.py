@@ -1,4 +1,4 @@
-"""What a pipeline remembers, as plain JSON types."""
+"""The state of a pipeline as plain JSON types (spec STATE)."""
 
 import base64
 import hashlib
@@ -38,7 +38,7 @@ MEANS = {
     "graph": "the names and classes of the nodes, and their edges",
     "seed": "the seeds of the source and of the nodes",
 }
-"""What each part of a fingerprint is made of: some are digests, which say nothing by themselves."""
+"""What each part of a fingerprint stands for, for errors: some parts are digests."""
 
 
 def get_state(pipeline: "Pipeline") -> dict[str, Any]:
@@ -102,7 +102,7 @@ def set_state(pipeline: "Pipeline", state: Mapping[str, Any] | str | bytes) -> N
 
 
 def _told(pipeline: "Pipeline", field: str) -> str:
-    """What a digest of this pipeline has been made of, for people."""
+    """What a digest of this pipeline was computed from, for errors."""
     if field == "specs":
         rows = _record(pipeline)
         one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), rows)
@@ -117,7 +117,7 @@ def _told(pipeline: "Pipeline", field: str) -> str:
 
 
 def _record(pipeline: "Pipeline") -> dict[str, Any]:
-    """The specs of what the source gives, without the mask, which is of batches."""
+    """The spec of the source's output without the mask, which belongs to batches."""
     record = dict(pipeline.node_specs[SOURCE])
     masks = isinstance(pipeline.source, EagerSourceBase) and pipeline.source.masks
     if masks or pipeline.last_batch == "pad":
@@ -126,10 +126,9 @@ def _record(pipeline: "Pipeline") -> dict[str, Any]:
 
 
 def fingerprint(pipeline: "Pipeline") -> dict[str, Any]:
-    """What must be the same for a state to mean the same records and values.
+    """What must be equal for a state to stand for the same records and values.
 
-    Neither the batch size nor `last_batch` is in it: they cut the stream, they do not change it.
-    Nor is the mask, whatever its name.
+    The batch size, `last_batch` and the mask are no part of it: they only cut the stream.
     """
     source = pipeline.source
     graph = sorted(
@@ -149,13 +148,13 @@ def fingerprint(pipeline: "Pipeline") -> dict[str, Any]:
         "specs": _digest(_row_specs(_record(pipeline))),
         "order": order,
         "graph": _digest([graph, pipeline._sink]),
-        # Last: it differs wherever the graph does, and the first difference is told.
+        # Last: it differs whenever the graph does, and the error names the first difference.
         "seed": _digest(keys),
     }
 
 
 def check_same(pipeline: "Pipeline", sharding: NamedSharding) -> None:
-    """Raises where the processes of a job have not built the same pipeline; all of them ask."""
+    """Raises if the processes of a job have built different pipelines. All of them must call it."""
     own = {
         **fingerprint(pipeline),
         "batch_size": int(pipeline.batch_size),
@@ -183,7 +182,7 @@ def _digest(value: Any) -> str:
 
 
 def _leaves(pipeline: "Pipeline") -> dict[str, tuple[nnx.Variable, Any]]:
-    """The arrays that are remembered: all Variables but the source's, keys and the cursor."""
+    """The arrays of a state: all Variables except those of the source, keys and the cursor."""
     found = {}
     held = {id(x) for _, x in iter_graph(pipeline.source) if isinstance(x, nnx.Variable)}
     for path, x in iter_graph(pipeline):
@@ -199,14 +198,14 @@ def _leaves(pipeline: "Pipeline") -> dict[str, tuple[nnx.Variable, Any]]:
 def _dump(leaf: Any) -> dict[str, Any]:
     kind = _kind(leaf)
     array = to_numpy(jax.random.key_data(leaf) if "key" in kind else leaf)
-    # A plain number is 64 bits before its first batch, and what JAX makes of it after.
+    # A Python number has 64 bits until the first batch makes it a JAX array.
     array = array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
     little = array.astype(array.dtype.newbyteorder("<")) if array.dtype.isbuiltin else array
     return {**kind, "data": base64.b64encode(little.tobytes()).decode()}
 
 
 def _kind(leaf: Any) -> dict[str, Any]:
-    """What an array is apart from its data."""
+    """The type of an array, as a state records it."""
     if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         data = jax.eval_shape(jax.random.key_data, leaf)
         return {"key": str(jax.random.key_impl(leaf)), **_kind_of(data)}
@@ -214,7 +213,7 @@ def _kind(leaf: Any) -> dict[str, Any]:
 
 
 def _kind_of(x: Any) -> dict[str, Any]:
-    # The type of what is computed with it may hang on the last.
+    # A weak type changes the type of results, so a state must record it.
     weakly = {"weak_type": True} if x.weak_type else {}
     return {"dtype": x.dtype.name, "shape": list(x.shape), **weakly}
 
@@ -228,7 +227,7 @@ def _load(name: str, saved: Any, leaf: Any) -> Any:
     if not isinstance(weakly, bool):
         raise StateError(f"variables.{name}.weak_type", f"must be a boolean, got {weakly!r}.")
     for field in ("key", "dtype", "shape"):
-        # What is weakly typed becomes what it meets, and this one or the saved one may have.
+        # A weak type adopts another, and either of the two may have done so already.
         adopts = field == "dtype" and ("weak_type" in mine or weakly)
         if saved.get(field) != mine.get(field) and not adopts:
             raise StateError(

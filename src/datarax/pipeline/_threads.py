@@ -1,7 +1,7 @@
-"""Threads that read ahead: an interrupt cannot wedge them, and no program waits for them to end.
+"""Threads that read ahead: an interrupt cannot block them, and no program waits for them to end.
 
-Who waits for rows waits for a `SimpleQueue`, which is C from end to end. What Python code locks,
-as a `Future` or an executor does, an interrupt between two of its lines can leave locked for good.
+The consumer waits on a `SimpleQueue`, which is written in C. The locks of a `Future` or an executor
+are taken by Python code, and a KeyboardInterrupt between two of its lines can leave them locked.
 """
 
 import atexit
@@ -17,36 +17,36 @@ from ..sources._ending import ENDING, EndingError
 T = TypeVar("T")
 
 GRACE = 3.0
-"""Seconds that a program which ends gives its threads to come to the end of what they read. What
-is in the middle of foreign code when the interpreter goes may take the process down with it; who
-waits for rows that never come would else keep it for ever."""
+"""Seconds that the interpreter waits at exit for threads to finish their reads. A thread in foreign
+code at that moment can crash the process; one that waits for rows that never come would block the
+exit for ever."""
 
 
 class Outcome(Generic[T]):
-    """What a thread will have found: a value, or an error that `result` raises."""
+    """The result of a read by a thread: a value, or an error that `result` raises."""
 
     def __init__(self):
         self.known = False
         self._told: SimpleQueue[None] = SimpleQueue()
 
     def tell(self, value: T | None = None, error: BaseException | None = None) -> None:
-        """Says what it is, once."""
+        """Sets the value or the error, once."""
         self._value, self._error = value, error
         self.known = True
         self._told.put(None)
 
     def error(self) -> BaseException | None:
-        """Waits until it is known. One thread at a time may wait."""
+        """Waits for the outcome; None if it is a value. Only one thread at a time may wait."""
         if not self.known:
             self._told.get()
         return self._error
 
     def result(self) -> T:
-        """Waits for the value, or raises the error. One thread at a time may wait."""
+        """Waits for the value, or raises the error. Only one thread at a time may wait."""
         error = self.error()
         if error is not None:
             raise error
-        # Without an error there is a value, which the types cannot say: T may itself have None.
+        # Without an error there is a value, which the type checker cannot know: T may include None.
         return self._value  # pyright: ignore[reportReturnType]
 
 
@@ -72,7 +72,7 @@ class Threads:
         self._jobs.put(job)
 
     def check_open(self) -> None:
-        """Raises if nobody does anything any more."""
+        """Raises if the threads are closed, or belong to the parent of a forked process."""
         if self._process != os.getpid():
             raise RuntimeError(
                 "This process was forked from the one that reads the rows, and has none of its "
@@ -83,7 +83,7 @@ class Threads:
             raise EndingError()
 
     def close(self) -> None:
-        """Lets the threads end after what they are at. Does not wait for them."""
+        """Tells the threads to end after their current job; does not wait for them."""
         self.closed = True
         for _ in range(self._count):
             self._jobs.put(None)
@@ -93,14 +93,14 @@ class Threads:
         try:
             while (job := self._jobs.get()) is not None:
                 job()
-                del job  # with all that it holds
+                del job  # do not keep what it holds while waiting
         finally:
             del _RUNNING[threading.current_thread()]
 
 
 _RUNNING: dict[threading.Thread, Threads] = {}
-"""Without a lock, which a finalizer that closes some could meet held by its own thread: to add one,
-to take one out and to copy all are one step each of the interpreter."""
+"""The running threads. No lock guards it: a finalizer could run in the thread that holds the lock.
+Adding, removing and copying are atomic under the GIL."""
 
 
 @atexit.register
