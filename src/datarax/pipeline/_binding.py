@@ -26,6 +26,7 @@ from .._modules import ASSIGNED, SAYS_ALL, Fixed, Watched
 from .._settings import trace
 from .._types import type_text
 from .._variables import flatten, iter_graph
+from ..sources._mixture import MixReader
 from ..sources._reader import Reader
 
 Values: TypeAlias = list[Any]
@@ -79,8 +80,10 @@ def _lasts(static: Any, depth: int = 8) -> bool:
         return True
     if isinstance(static, tuple | frozenset):
         return all(_is_light(x, depth) for x in static)
+    if isinstance(static, MixReader):
+        return all(map(_lasts, static.readers))
     if isinstance(static, Reader):
-        return static.lasting
+        return type(static).__eq__ is not object.__eq__
     if isinstance(static, FunctionType):
         defaults = static.__defaults__ or (), (static.__kwdefaults__ or {}).values()
         try:

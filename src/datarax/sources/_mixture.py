@@ -318,10 +318,6 @@ class MixReader(Reader):
         return len(self._parts)
 
     @property
-    def lasting(self) -> bool:
-        return all(reader.lasting for reader in self.readers)
-
-    @property
     def stored_spec(self) -> Spec:
         # Children may store one spec in different types; here they are those that JAX holds.
         return self.readers[0].element_spec

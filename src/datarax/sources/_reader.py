@@ -48,11 +48,6 @@ class Reader(abc.ABC):
         becomes a `ReadError` that names the record.
         """
 
-    @property
-    def lasting(self) -> bool:
-        """Whether another may equal it once it is gone, and use what was compiled for it."""
-        return type(self).__eq__ is not object.__eq__
-
     def place(self, record: int) -> str:
         """Where a record is stored, for an error message."""
         del record
