@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from .._modules import FixedBundle
-from .._types import Batch, Records, Scalar, escaped, expect
+from .._types import Batch, Records, Scalar, escaped, expect, flat_fields
 from ..errors import EmptySourceError, FieldTypeError, UnequalLengthsError
 from ._base import EagerSourceBase
 from ._column import Column
@@ -59,7 +59,7 @@ class MemorySource(EagerSourceBase):
         expect("config", config, MemorySourceConfig)
         super().__init__(shuffle=config.shuffle, rngs=rngs)
         fields = _columns(data)
-        columns = {name: _column(name, x) for name, x in _flat(fields).items()}
+        columns = {name: _column(name, x) for name, x in flat_fields(fields, escaped).items()}
         lengths = {name: len(x) for name, x in columns.items()}
         if len(set(lengths.values())) > 1:
             raise UnequalLengthsError(lengths)
@@ -67,7 +67,7 @@ class MemorySource(EagerSourceBase):
             raise EmptySourceError()
         self.config = config
         self.length = next(iter(lengths.values()))
-        self.names = _nested_names(fields)
+        self.tree = _tree(fields)
         self.data = FixedBundle(
             {name: Column(_fitting(name, x), copy=config.copy) for name, x in columns.items()}
         )
@@ -76,10 +76,18 @@ class MemorySource(EagerSourceBase):
         return self.length
 
     def gather(self, records: Records) -> Batch:
-        return _map(lambda name: self.data.get(name).take(records), self.names)
+        return self._each(lambda column: column.take(records))
 
     def gather_range(self, start: Scalar, size: int) -> Batch:
-        return _map(lambda name: self.data.get(name).take_range(start, size), self.names)
+        return self._each(lambda column: column.take_range(start, size))
+
+    def _each(self, take: Callable[[Column], Any]) -> Batch:
+        return jax.tree.unflatten(self.tree, [take(self.data.get(x)) for x in self.data.names])
+
+
+def _tree(fields: dict[str, Any]) -> Any:
+    """The nesting of fields, whose leaves `flat_fields` lists in this order."""
+    return jax.tree.structure(fields, is_leaf=lambda x: not isinstance(x, dict))
 
 
 def _columns(data: Any) -> dict[str, Any]:
@@ -97,7 +105,9 @@ def _columns(data: Any) -> dict[str, Any]:
                 )
         return {str(i): list(column) for i, column in enumerate(zip(*data, strict=True))}
     if isinstance(data, list | tuple) and data and isinstance(data[0], Mapping):
-        rows = [_flat(_columns(row)) if isinstance(row, Mapping) else row for row in data]
+        rows = [
+            flat_fields(_columns(row), escaped) if isinstance(row, Mapping) else row for row in data
+        ]
         for i, row in enumerate(rows):
             if not isinstance(row, dict) or row.keys() != rows[0].keys():
                 raise FieldTypeError(
@@ -105,38 +115,9 @@ def _columns(data: Any) -> dict[str, Any]:
                     "must be a dict with the fields of the first record, "
                     f"{list(rows[0])}, got {data[i]!r}.",
                 )
-        stacked = {name: [row[name] for row in rows] for name in rows[0]}
-        return _map(lambda name: stacked[name], _nested_names(_columns(data[0])))
+        columns = [[row[name] for row in rows] for name in rows[0]]
+        return jax.tree.unflatten(_tree(_columns(data[0])), columns)
     return {"data": data}
-
-
-def _flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested fields by their dotted names."""
-    flat: dict[str, Any] = {}
-    for name, x in fields.items():
-        path = prefix + escaped(name)
-        flat |= _flat(x, f"{path}.") if isinstance(x, Mapping) else {path: x}
-    return flat
-
-
-def _nested_names(fields: Mapping[str, Any], prefix: str = "") -> tuple[tuple[str, Any], ...]:
-    """The nesting of fields, hashable: pairs of a field and its dotted name, or pairs again."""
-    return tuple(
-        (
-            name,
-            _nested_names(x, f"{prefix}{escaped(name)}.")
-            if isinstance(x, Mapping)
-            else prefix + escaped(name),
-        )
-        for name, x in fields.items()
-    )
-
-
-def _map(function: Callable[[str], Any], names: Any) -> Any:
-    """Nested fields again, each made from its dotted name."""
-    if isinstance(names, str):
-        return function(names)
-    return {field: _map(function, inner) for field, inner in names}
 
 
 def _column(field: str, column: Any) -> Any:
