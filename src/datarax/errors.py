@@ -209,16 +209,6 @@ class CapturedError(DataraxError, code="captured"):
             "before the call."
         )
 
-    @classmethod
-    def pipeline(cls) -> "CapturedError":
-        """For a pipeline that is consumed in a traced function which only closes over it."""
-        return cls(
-            ["pipeline"],
-            text="A pipeline can be consumed in a traced function only as its argument, but this "
-            "one comes from outside: its cursor could not move. Pass it to the function under "
-            "`nnx.jit` or `nnx.grad`, or take the batch before the call.",
-        )
-
 
 class MaskNameError(DataraxError, code="mask-name"):
     """The data has a field with the name of the mask."""
@@ -255,17 +245,8 @@ class SourceTypeError(SourceError, code="source-type"):
 class EmptySourceError(SourceError, code="empty-source"):
     """The source has no records."""
 
-    def __init__(self, what: str = "`data`", *, text: str | None = None):
+    def __init__(self, what: str = "", *, text: str | None = None):
         super().__init__(text or f"A source must hold at least one record, but {what} holds none.")
-
-    @classmethod
-    def batch(cls, stream: str, records: int, size: int) -> "EmptySourceError":
-        """For a stream of so many records, which are fewer than a batch under "drop"."""
-        return cls(
-            text=f'Under last_batch="drop" a pass must hold at least one batch of {size}, but one '
-            f"over {stream} holds {records} records. Choose a smaller `batch_size`, or another "
-            "`last_batch`."
-        )
 
 
 class UnequalLengthsError(SourceError, code="unequal-lengths"):

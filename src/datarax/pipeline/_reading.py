@@ -307,7 +307,11 @@ class StreamRows:
                 again = ", which is begun anew for every epoch," if at.epoch else ""
                 raise EmptySourceError(f"pass {at.epoch} over {stream.label}{again}")
             if last_batch == "drop" and at.offset < size:
-                raise EmptySourceError.batch(stream.label, at.offset, size)
+                raise EmptySourceError(
+                    text=f'Under last_batch="drop" a pass must hold at least one batch of {size}, '
+                    f"but one over {stream.label} holds {at.offset} records. Choose a smaller "
+                    "`batch_size`, or another `last_batch`."
+                )
             at = Cursor(at.epoch + 1, 0)  # the pass has no more
             if last_batch == "drop":
                 found, places = [], []

@@ -64,7 +64,7 @@ class MemorySource(EagerSourceBase):
         if len(set(lengths.values())) > 1:
             raise UnequalLengthsError(lengths)
         if not lengths or 0 in lengths.values():
-            raise EmptySourceError()
+            raise EmptySourceError("`data`")
         self.config = config
         self.length = next(iter(lengths.values()))
         self.tree = _tree(fields)
