@@ -55,7 +55,7 @@ from datarax.sources import (
     TFDSEagerSourceConfig,
     TFDSStreamingSource,
     TFDSStreamingSourceConfig,
-    _ending,
+    _reader,
     encode,
 )
 
@@ -626,7 +626,7 @@ def test_a_damaged_chunk_is_decoded_twice_for_a_batch_of_masked_rows(tmp_path, m
 def test_no_record_is_looked_at_on_its_own_once_the_program_ends(on_error, monkeypatch):
     reader = over(Broken(range(5, N))).source.reader
     ending = threading.Event()
-    monkeypatch.setattr(_ending, "ENDING", ending)
+    monkeypatch.setattr(_reader, "ENDING", ending)
     checked = type(reader).checked
 
     def last(self, records, spec):
@@ -637,7 +637,7 @@ def test_no_record_is_looked_at_on_its_own_once_the_program_ends(on_error, monke
 
     monkeypatch.setattr(type(reader), "checked", last)
     read = reader.rows if on_error == "raise" else reader.rows_and_holes
-    with pytest.raises(_ending.EndingError):
+    with pytest.raises(_reader.EndingError):
         read(np.arange(10), reader.element_spec)
 
 

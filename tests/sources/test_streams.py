@@ -46,7 +46,7 @@ from datarax.sources import (
     StreamSourceConfig,
     TFDSStreamingSource,
     TFDSStreamingSourceConfig,
-    _ending,
+    _reader,
 )
 from datarax.sources._iterable import Windows
 from datarax.sources._records import copier
@@ -611,14 +611,14 @@ def test_what_a_stage_draws_for_a_record_does_not_hang_on_the_shuffle():
 @pytest.mark.internal
 @pytest.mark.parametrize("first", [[], [(0, 2)]], ids=["begun", "read on"])
 def test_a_stream_that_skips_stops_when_the_program_ends(first, monkeypatch):
-    monkeypatch.setattr(_ending, "ENDING", threading.Event())
+    monkeypatch.setattr(_reader, "ENDING", threading.Event())
     seen = []
 
     def rows():
         for i in range(100):
             seen.append(i)
             if i == 5:
-                _ending.ENDING.set()
+                _reader.ENDING.set()
             yield {"id": np.int32(i)}
 
     stream = IterableSource(IterableSourceConfig(), rows).stream

@@ -13,12 +13,10 @@ from .._extras import require
 from .._types import Batch, Spec, expect
 from ..errors import FileError
 from ._codec import DECODERS, Decode
-from ._ending import while_running
-from ._files import Stamp, paths_of, stamp, unopened
 from ._host import HostSource, HostSourceConfig
-from ._parts import Parts
-from ._reader import Reader
+from ._reader import Reader, while_running
 from ._records import first_readable, spec_of, stack
+from ._storage import Parts, Stamp, paths_of, stamp, unopened
 from ._values import as_record
 
 RANDOM_ACCESS = "readahead_buffer_size:0,max_parallelism:0"

@@ -21,12 +21,10 @@ from .._extras import require
 from .._types import Batch, Spec, expect, integer, names, spec_text
 from ..errors import EmptySourceError, FieldTypeError, FileError, ReadError
 from ._buffers import empty_rows
-from ._ending import while_running
-from ._files import Stamp, check_uncut, paths_of, stamp, unopened
 from ._host import HostSource, HostSourceConfig
-from ._parts import Parts
-from ._reader import Reader
+from ._reader import Reader, while_running
 from ._records import first_readable, spec_of, stack
+from ._storage import Parts, Stamp, check_uncut, paths_of, stamp, unopened
 from ._values import as_record, need_held_type
 
 Fields: TypeAlias = dict[str, np.ndarray]

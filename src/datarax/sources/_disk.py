@@ -16,10 +16,9 @@ from flax import nnx
 from .._types import Batch, Spec, expect, spec_text
 from ..errors import EmptySourceError, FileError, UnequalLengthsError
 from ._buffers import empty_rows
-from ._files import Stamp, check_uncut, paths_of, stamp, unopened
 from ._host import HostSource, HostSourceConfig
-from ._parts import Parts
 from ._reader import Reader
+from ._storage import Parts, Stamp, check_uncut, paths_of, stamp, unopened
 from ._values import need_held_type
 
 PAGE = 2**12

@@ -14,10 +14,10 @@ from .._extras import require
 from .._types import Batch, Spec, expect, names
 from ..errors import EmptySourceError, FileError
 from ._arrow import check_ended, columns_of, hole, spec_of_columns
-from ._files import MappedFiles
 from ._host import HostSource, HostSourceConfig
 from ._iterable import Stream, StreamSource, StreamSourceConfig
 from ._reader import Reader
+from ._storage import MappedFiles
 
 LOG = logging.getLogger("datarax")
 

@@ -45,8 +45,8 @@ from ..errors import EmptySourceError, SpecsError
 from ._base import EagerSourceBase
 from ._buffers import empty_rows
 from ._callback import call_host
-from ._parts import Parts
 from ._reader import Reader
+from ._storage import Parts
 
 PERIOD = 256
 """The most rows after which every source has had its exact share."""

@@ -2,15 +2,37 @@
 
 import abc
 import functools
-from typing import Any
+import threading
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
 from .._types import Batch, Spec
 from ..errors import ReadError
-from ._ending import while_running
 from ._records import conform, held_spec, read_error
+
+T = TypeVar("T")
+
+ENDING = threading.Event()
+"""Set when the program ends. What reads record by record then stops between two: a thread that is
+in foreign code when the interpreter goes may take the process down with it."""
+
+
+class EndingError(RuntimeError):
+    """Nobody wants the rows that are being read."""
+
+    def __init__(self):
+        super().__init__("The program is ending, and no rows are read any more.")
+
+
+def while_running(records: Iterable[T]) -> Iterator[T]:
+    """Each of the records, until the program ends."""
+    for record in records:
+        if ENDING.is_set():
+            raise EndingError()
+        yield record
 
 
 class Reader(abc.ABC):

@@ -14,10 +14,10 @@ from .._extras import require
 from .._types import expect, names
 from ..errors import EmptySourceError, FieldTypeError, FileError
 from ._array_record import Part, PartsReader
-from ._files import Stamp, stamp
 from ._host import HostSource, HostSourceConfig
 from ._iterable import Stream, StreamSource, StreamSourceConfig
 from ._reader import Reader
+from ._storage import Stamp, stamp
 from ._values import as_array
 
 ROWS = 256
