@@ -194,7 +194,7 @@ def check_stage(
         each = next((n for n in range(rows // 2, 0, -1) if rows % n == 0), 1)
 
     def make(size: int = each) -> Pipeline:
-        nodes = {name: _Part(name) for name in names} | {"stage": copy.deepcopy(stage)}
+        nodes = {name: _Input(name) for name in names} | {"stage": copy.deepcopy(stage)}
         return Pipeline.from_dag(
             source=source,
             nodes=nodes,
@@ -220,7 +220,7 @@ def check_stage(
         _check_cut(make, each, rows if each < rows else 1, rtol, way_out)
 
 
-class _Part:
+class _Input:
     """A stage that gives what stands under one name in the batches of the source."""
 
     def __init__(self, name: str):

@@ -48,8 +48,8 @@ from datarax.sources import (
     TFDSStreamingSourceConfig,
     _reader,
 )
+from datarax.sources._conform import copier
 from datarax.sources._iterable import Windows
-from datarax.sources._records import copier
 from datarax.testing import check_source
 
 from . import cases

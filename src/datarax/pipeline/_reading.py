@@ -22,9 +22,9 @@ from .._xla import ONE_THREAD
 from ..errors import EmptySourceError, ReadError
 from ..sources._base import Fetched
 from ..sources._buffers import empty_rows
+from ..sources._conform import conform, stack
 from ..sources._iterable import Stream, Windows
 from ..sources._reader import Reader
-from ..sources._records import conform, stack
 from ._threads import Outcome
 
 COPIED_FROM = 2**18

@@ -13,10 +13,10 @@ from .._extras import require
 from .._types import Batch, Spec, expect
 from ..errors import FileError
 from ._codec import DECODERS, Decode
+from ._conform import first_readable, spec_of, stack
 from ._host import HostSource, HostSourceConfig
 from ._reader import Reader, while_running
-from ._records import first_readable, spec_of, stack
-from ._storage import Parts, Stamp, paths_of, stamp, unopened
+from ._storage import Segments, Stamp, paths_of, stamp, unopened
 from ._values import as_record
 
 RANDOM_ACCESS = "readahead_buffer_size:0,max_parallelism:0"
@@ -55,12 +55,12 @@ class ArrayRecordSource(HostSource):
         expect("config", config, ArrayRecordSourceConfig)
         decode = config.decode if callable(config.decode) else DECODERS[config.decode]
         names = [str(path.absolute()) for path in paths_of("paths", config.paths)]
-        parts = tuple(Part(name, stamp(name)) for name in names)
-        super().__init__(PartsReader(parts, decode, "ArrayRecordSource"), config, rngs=rngs)
+        slices = tuple(FileSlice(name, stamp(name)) for name in names)
+        super().__init__(SliceReader(slices, decode, "ArrayRecordSource"), config, rngs=rngs)
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class FileSlice:
     """Records `skip` up to `skip + take` of a file; without `take` all that follow."""
 
     path: str
@@ -98,19 +98,19 @@ class Part:
 
 
 @dataclasses.dataclass(frozen=True)
-class PartsReader(Reader):
+class SliceReader(Reader):
     """Encoded records, counted on through the parts."""
 
-    parts: tuple[Part, ...]
+    slices: tuple[FileSlice, ...]
     decode: Callable[[bytes], Any]
     label: str
 
     @functools.cached_property
-    def _counted(self) -> Parts:
-        return Parts([len(part) for part in self.parts])
+    def _segments(self) -> Segments:
+        return Segments([len(x) for x in self.slices])
 
     def __len__(self) -> int:
-        return len(self._counted)
+        return len(self._segments)
 
     @functools.cached_property
     def stored_spec(self) -> Spec:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -122,7 +122,7 @@ class PartsReader(Reader):
         return stack([self._decoded(raw) for raw in while_running(self._raw(records))])
 
     def place(self, record: int) -> str:
-        return self.parts[self._counted.part_of(record)].path
+        return self.slices[self._segments.segment_of(record)].path
 
     def _decoded(self, raw: bytes) -> dict[str, Any]:
         try:
@@ -138,12 +138,12 @@ class PartsReader(Reader):
 
     def _raw(self, records: np.ndarray) -> list[bytes]:
         found: list[bytes] = [b""] * len(records)
-        for i, rows, inside in self._counted.divide(records):
-            part = self.parts[i]
-            several = part.file.read((inside + part.skip).tolist())
+        for i, rows, inside in self._segments.divide(records):
+            piece = self.slices[i]
+            several = piece.file.read((inside + piece.skip).tolist())
             # Behind the end of a file that was cut, records of no bytes are found.
-            if not all(several) and stamp(part.path) != part.stamp:
-                raise OSError(f"{part.path} was replaced or changed after it was opened")
+            if not all(several) and stamp(piece.path) != piece.stamp:
+                raise OSError(f"{piece.path} was replaced or changed after it was opened")
             for row, raw in zip(rows, several, strict=True):
                 found[row] = raw
         return found

@@ -21,10 +21,10 @@ from .._extras import require
 from .._types import Batch, Spec, expect, integer, names, spec_text
 from ..errors import EmptySourceError, FieldTypeError, FileError, ReadError
 from ._buffers import empty_rows
+from ._conform import first_readable, spec_of, stack
 from ._host import HostSource, HostSourceConfig
 from ._reader import Reader, while_running
-from ._records import first_readable, spec_of, stack
-from ._storage import Parts, Stamp, check_uncut, paths_of, stamp, unopened
+from ._storage import Segments, Stamp, check_uncut, paths_of, stamp, unopened
 from ._values import as_record, need_held_type
 
 Fields: TypeAlias = dict[str, np.ndarray]
@@ -115,20 +115,20 @@ class _ChunkReader(Reader):
     cached_chunks: int
 
     @functools.cached_property
-    def _chunks(self) -> list["_Chunk"]:
+    def _chunks(self) -> list["_FileChunk"]:
         chunks = [chunk for path in self.paths for chunk in _chunks(path, self.columns)]
         return [chunk for chunk in chunks if chunk.rows]
 
     @functools.cached_property
-    def _parts(self) -> Parts:
-        return Parts([chunk.rows for chunk in self._chunks])
+    def _segments(self) -> Segments:
+        return Segments([chunk.rows for chunk in self._chunks])
 
     @functools.cached_property
     def _cache(self) -> "_Cache":
         return _Cache(self.cached_chunks)
 
     def __len__(self) -> int:
-        return len(self._parts)
+        return len(self._segments)
 
     def rows_and_holes(
         self, records: np.ndarray, spec: Spec
@@ -137,14 +137,14 @@ class _ChunkReader(Reader):
             return super().rows_and_holes(records, spec)
 
     def place(self, record: int) -> str:
-        return self._chunks[self._parts.part_of(record)].path
+        return self._chunks[self._segments.segment_of(record)].path
 
     def _by_chunk(
-        self, records: np.ndarray, load: Callable[["_Chunk"], T]
+        self, records: np.ndarray, load: Callable[["_FileChunk"], T]
     ) -> Iterator[tuple[T, np.ndarray, np.ndarray]]:
         """What is loaded of chunks, for which of the records each is, and their places in it."""
         versions: dict[str, Stamp] = {}  # a file is looked at once
-        for i, rows, inside in self._parts.divide(records):
+        for i, rows, inside in self._segments.divide(records):
             chunk = self._chunks[i]
             if chunk.path not in versions:
                 versions[chunk.path] = chunk.version
@@ -207,7 +207,7 @@ class ColumnReader(_ChunkReader):
         spec = self.stored_spec
         batch = {name: empty_rows(len(records), x.shape, x.dtype) for name, x in spec.items()}
 
-        def load(chunk: _Chunk) -> tuple[Fields, Fields]:
+        def load(chunk: _FileChunk) -> tuple[Fields, Fields]:
             # Only what the first file has: another may hold more, and not what JAX can.
             return self._columns(chunk.table(list(spec)), spec)
 
@@ -249,7 +249,7 @@ def _python_rows(table: Any, inside: np.ndarray) -> list[dict[str, Any]]:
         return [row for i in inside.tolist() for row in table.slice(i, 1).to_pylist()]
 
 
-class _Chunk(abc.ABC):
+class _FileChunk(abc.ABC):
     """Rows that are decoded together."""
 
     path: str
@@ -271,7 +271,7 @@ class _Chunk(abc.ABC):
 
 
 @dataclasses.dataclass(frozen=True)
-class _RowGroup(_Chunk):
+class _RowGroup(_FileChunk):
     path: str
     rows: int
     group: int
@@ -298,7 +298,7 @@ class _RowGroup(_Chunk):
 
 
 @dataclasses.dataclass(frozen=True)
-class _RecordBatch(_Chunk):
+class _RecordBatch(_FileChunk):
     path: str
     rows: int
     map: mmap.mmap
@@ -329,7 +329,7 @@ class _Cache:
         self._kept: collections.OrderedDict[int, tuple[Stamp, Any]] = collections.OrderedDict()
         self._local = threading.local()
 
-    def get(self, chunk: _Chunk, version: Stamp, load: Callable[[_Chunk], T]) -> T:
+    def get(self, chunk: _FileChunk, version: Stamp, load: Callable[[_FileChunk], T]) -> T:
         with self._lock:
             known, found = self._kept.get(id(chunk), (None, None))
             if found is not None and known == version:
@@ -371,7 +371,7 @@ def _paths(given: Any) -> tuple[str, ...]:
     return tuple(str(path.absolute()) for path in paths)
 
 
-def _chunks(path: str, columns: tuple[str, ...] | None) -> list[_Chunk]:
+def _chunks(path: str, columns: tuple[str, ...] | None) -> list[_FileChunk]:
     pa = require("pyarrow", "arrow")
     try:
         if path.endswith(".parquet"):
@@ -456,7 +456,7 @@ def _selected(schema: Any, columns: tuple[str, ...] | None) -> Any:
     return require("pyarrow", "arrow").schema([schema.field(name) for name in columns])
 
 
-def _check_schemas(chunks: Sequence[_Chunk], spec: Spec | None) -> None:
+def _check_schemas(chunks: Sequence[_FileChunk], spec: Spec | None) -> None:
     """Raises unless each file has the columns of the first: those of `spec`, in its shapes and
     types, or all, of whatever types."""
     first = chunks[0].schema

@@ -18,7 +18,7 @@ from ..errors import EmptySourceError, FileError, UnequalLengthsError
 from ._buffers import empty_rows
 from ._host import HostSource, HostSourceConfig
 from ._reader import Reader
-from ._storage import Parts, Stamp, check_uncut, paths_of, stamp, unopened
+from ._storage import Segments, Stamp, check_uncut, paths_of, stamp, unopened
 from ._values import need_held_type
 
 PAGE = 2**12
@@ -51,12 +51,12 @@ class StreamingDiskSource(HostSource):
         paths = paths_of("path", config.path)
         if not paths:
             raise EmptySourceError("`path`, an empty list,")
-        parts = tuple(map(_files, paths))
-        stamps = tuple(stamp(file) for part in parts for _, file in part)
-        super().__init__(NpyReader(parts, stamps), config, rngs=rngs)
+        files = tuple(map(_files, paths))
+        stamps = tuple(stamp(file) for named in files for _, file in named)
+        super().__init__(NpyReader(files, stamps), config, rngs=rngs)
 
 
-class _Column(NamedTuple):
+class _MappedArray(NamedTuple):
     """A mapped file: `rows` looks into the map, `end` is the size that the file must keep."""
 
     file: str
@@ -71,34 +71,34 @@ class NpyReader(Reader):
 
     label, only_copies = "StreamingDiskSource", True
 
-    parts: tuple[tuple[tuple[str, str], ...], ...]
+    files: tuple[tuple[tuple[str, str], ...], ...]
     stamps: tuple[Stamp, ...]
 
     def __len__(self) -> int:
-        return len(self._counted)
+        return len(self._segments)
 
     @functools.cached_property
-    def _columns(self) -> list[dict[str, _Column]]:
+    def _columns(self) -> list[dict[str, _MappedArray]]:
         """The fields of each part, which are alike."""
-        opened = [{field: _open(file) for field, file in part} for part in self.parts]
+        opened = [{field: _open(file) for field, file in named} for named in self.files]
         first = opened[0]
-        for files, part in zip(self.parts, opened, strict=True):
-            folder = str(Path(files[0][1]).parent)
-            if part.keys() != first.keys():
-                raise FileError(folder, f"has the fields {list(part)}, and not {list(first)}.")
-            for field, (file, _, rows, _) in part.items():
+        for named, arrays in zip(self.files, opened, strict=True):
+            folder = str(Path(named[0][1]).parent)
+            if arrays.keys() != first.keys():
+                raise FileError(folder, f"has the fields {list(arrays)}, and not {list(first)}.")
+            for field, (file, _, rows, _) in arrays.items():
                 like = first[field].rows
                 if (rows.shape[1:], rows.dtype) != (like.shape[1:], like.dtype):
                     raise FileError(file, f"has {_row_text(rows)}, and not {_row_text(like)}.")
-            names = dict(files) if len(opened) > 1 else {field: field for field in part}
-            lengths = {names[field]: len(x.rows) for field, x in part.items()}
+            names = dict(named) if len(opened) > 1 else {field: field for field in arrays}
+            lengths = {names[field]: len(x.rows) for field, x in arrays.items()}
             if len(set(lengths.values())) > 1:
                 raise UnequalLengthsError(lengths)
         return opened
 
     @functools.cached_property
-    def _counted(self) -> Parts:
-        return Parts([len(next(iter(part.values())).rows) for part in self._columns])
+    def _segments(self) -> Segments:
+        return Segments([len(next(iter(arrays.values())).rows) for arrays in self._columns])
 
     @functools.cached_property
     def stored_spec(self) -> Spec:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -112,8 +112,8 @@ class NpyReader(Reader):
             field: empty_rows(len(records), x.shape, x.dtype)
             for field, x in self.stored_spec.items()
         }
-        for part, where, inside in self._divided(records):
-            for field, column in self._columns[part].items():
+        for i, where, inside in self._divided(records):
+            for field, column in self._columns[i].items():
                 to = batch[field]
                 if isinstance(where, slice):
                     _copy(column, inside, to[where])
@@ -126,23 +126,23 @@ class NpyReader(Reader):
 
     def _divided(self, records: np.ndarray) -> Iterator[tuple[int, slice | np.ndarray, np.ndarray]]:
         """The parts that records are in, with their places in the batch and in the part."""
-        if len(self.parts) == 1:
+        if len(self.files) == 1:
             yield 0, slice(None), records
             return
-        for part, rows, inside in self._counted.divide(records):
+        for i, rows, inside in self._segments.divide(records):
             first, count = int(rows[0]), len(rows)
             in_a_row = int(rows[-1]) == first + count - 1
-            yield part, slice(first, first + count) if in_a_row else rows, inside
+            yield i, slice(first, first + count) if in_a_row else rows, inside
 
     def place(self, record: int) -> str:
-        return ", ".join(file for _, file in self.parts[self._counted.part_of(record)])
+        return ", ".join(file for _, file in self.files[self._segments.segment_of(record)])
 
 
 def _row_text(rows: np.ndarray) -> str:
     return "rows " + spec_text({"": jax.ShapeDtypeStruct(rows.shape[1:], rows.dtype)}).strip()
 
 
-def _copy(column: _Column, records: np.ndarray, to: np.ndarray) -> None:
+def _copy(column: _MappedArray, records: np.ndarray, to: np.ndarray) -> None:
     """Copies rows of a file."""
     file, view, rows, end = column
     first, count = int(records[0]), len(records)
@@ -175,7 +175,7 @@ def _files(path: Path) -> tuple[tuple[str, str], ...]:
     return (("data", str(path.absolute())),)
 
 
-def _open(path: str) -> _Column:
+def _open(path: str) -> _MappedArray:
     """A file mapped and checked; nothing of its content but the header is read."""
     try:
         file = open(path, "rb")  # noqa: SIM115  (the rest is no part of the `try`)
@@ -194,13 +194,13 @@ def _open(path: str) -> _Column:
                 path, f"is cut short: it holds {size} bytes and its header asks for {end}."
             )
         if end == start:
-            return _Column(path, None, np.empty(shape, dtype), end)
+            return _MappedArray(path, None, np.empty(shape, dtype), end)
         try:
             view = mmap.mmap(file.fileno(), end, access=mmap.ACCESS_READ)
         except OSError as error:
             raise unopened(path, error) from error
     flat = np.frombuffer(view, dtype, math.prod(shape), start)
-    return _Column(path, view, flat.reshape(shape, order="F" if fortran else "C"), end)
+    return _MappedArray(path, view, flat.reshape(shape, order="F" if fortran else "C"), end)
 
 
 def _header(file: BinaryIO, path: str) -> tuple[tuple[int, ...], bool, np.dtype]:

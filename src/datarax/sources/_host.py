@@ -10,8 +10,8 @@ from .._types import Batch, Records, Spec, expect, integer
 from ..errors import DataraxError, EmptySourceError
 from ._base import EagerSourceBase
 from ._callback import call_host
+from ._conform import read_error
 from ._reader import Reader
-from ._records import read_error
 
 OnError: TypeAlias = Literal["raise", "mask"]
 

@@ -20,8 +20,8 @@ from .._rows import Cut, Rows
 from .._types import Batch, Signed, Spec, expect, integer, names
 from ..errors import DataraxError, EmptySourceError, RandomAccessError, ReadError
 from ._base import Fetched
+from ._conform import conform, copier, held_spec, read_error, spec_of, stack
 from ._reader import while_running
-from ._records import conform, copier, held_spec, read_error, spec_of, stack
 from ._values import BY_NAME, as_record, is_table
 
 

@@ -46,7 +46,7 @@ from ._base import EagerSourceBase
 from ._buffers import empty_rows
 from ._callback import call_host
 from ._reader import Reader
-from ._storage import Parts
+from ._storage import Segments
 
 PERIOD = 256
 """The most rows after which every source has had its exact share."""
@@ -143,16 +143,16 @@ class MixDataSourcesNode(EagerSourceBase):
         _check(sources)
         self.config = config
         self.sources = nnx.List(sources)
-        self.plan = _plan(config, sources)
+        self.layout = _layout(config, sources)
         readers = [source.reader for source in sources]
         if all(reader is not None for reader in readers):
             # `all` has seen that none of them is None, which pyright cannot.
-            self.reader = MixReader(tuple(readers), self.plan)  # pyright: ignore[reportArgumentType]
+            self.reader = MixReader(tuple(readers), self.layout)  # pyright: ignore[reportArgumentType]
             self.masks = sources[0].masks
             self.max_errors = sum(source.max_errors for source in sources)
 
     def __len__(self) -> int:
-        return self.plan.length
+        return self.layout.length
 
     @property
     def element_spec(self) -> Spec:
@@ -160,26 +160,26 @@ class MixDataSourcesNode(EagerSourceBase):
 
     @property
     def records(self) -> int:
-        return sum(self.plan.lengths)
+        return sum(self.layout.lengths)
 
     @property
     def order_name(self) -> str:
         # A source with a seed of its own has its own order, which the pipeline's does not tell.
         children = ",".join(
             f"{quota}*{source.order_name}/{len(source)}{_seed(source)}"
-            for quota, source in zip(self.plan.quotas, self.sources, strict=True)
+            for quota, source in zip(self.layout.quotas, self.sources, strict=True)
         )
-        return f"mix({children};{self.plan.periods})"
+        return f"mix({children};{self.layout.periods})"
 
     def order(self, order_key: Words | None, epochs: Turns) -> Order:
         own = [None if x.base is None else x.base.get_raw_value() for x in self.sources]
-        return as_one_program(_mix_order, order_key, own, epochs, plan=self.plan)
+        return as_one_program(_mix_order, order_key, own, epochs, layout=self.layout)
 
     def gather(self, records: Records) -> Batch:
         if self.reader is not None:
             return call_host(self.reader, records)
         batch = None
-        for source, (begin, end) in zip(self.sources, self.plan.ranges, strict=True):
+        for source, (begin, end) in zip(self.sources, self.layout.ranges, strict=True):
             kind = records.dtype.type
             mine = (records >= kind(begin)) & (records < kind(end))
             local = jnp.where(mine, records - kind(begin), kind(0)).astype(word(len(source)))
@@ -193,7 +193,7 @@ class MixDataSourcesNode(EagerSourceBase):
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class MixLayout:
     """The counts of a mixture: rows of each source in a period, periods in an epoch."""
 
     quotas: tuple[int, ...]
@@ -229,39 +229,39 @@ class MixOrder(Order):
     pattern: UInt32[Array, "span period"]
     before: UInt32[Array, "span period sources"]
     begun: tuple[tuple[UInt[AnyArray, " span"], UInt[AnyArray, " span"]], ...]
-    plan: Plan = eqx.field(static=True)
+    layout: MixLayout = eqx.field(static=True)
     length: int = eqx.field(static=True)
 
-    def __init__(self, keys: SpanWords, source_keys: Array, epochs: Turns, plan: Plan):
-        self.keys, self.source_keys, self.plan, self.length = keys, source_keys, plan, plan.length
+    def __init__(self, keys: SpanWords, source_keys: Array, epochs: Turns, layout: MixLayout):
+        self.keys, self.source_keys = keys, source_keys
+        self.layout, self.length = layout, layout.length
         zero = jnp.zeros_like(keys[:, 0])
-        places = SwapOrNot(
-            threefry2x32(keys, ~zero, ~zero), plan.period
-        )  # no period has this number
-        slots = jnp.arange(plan.period, dtype=jnp.uint32)
+        # `__call__` uses the numbers of periods as counters, and none is 2**64 - 1.
+        places = SwapOrNot(threefry2x32(keys, ~zero, ~zero), layout.period)
+        slots = jnp.arange(layout.period, dtype=jnp.uint32)
         place = jnp.stack([places(slots, jnp.full_like(slots, i)) for i in range(keys.shape[0])])
-        owner = np.repeat(np.arange(len(plan.quotas), dtype=np.uint32), plan.quotas)
+        owner = np.repeat(np.arange(len(layout.quotas), dtype=np.uint32), layout.quotas)
         self.pattern = jnp.asarray(owner)[place]
-        sources = jnp.arange(len(plan.quotas), dtype=jnp.uint32)
+        sources = jnp.arange(len(layout.quotas), dtype=jnp.uint32)
         here = (self.pattern[:, :, None] == sources[None, None]).astype(jnp.uint32)
         self.before = jnp.cumsum(here, axis=1, dtype=jnp.uint32) - here
         self.begun = tuple(
-            multiply_divide(epochs.astype(word(n)), quota * plan.periods, n)
-            for quota, n in zip(plan.quotas, plan.lengths, strict=True)
+            multiply_divide(epochs.astype(word(n)), quota * layout.periods, n)
+            for quota, n in zip(layout.quotas, layout.lengths, strict=True)
         )
 
     def __call__(self, offsets: Offsets, turn: Turns | None = None) -> Records:
-        plan, turn = self.plan, jnp.zeros_like(offsets) if turn is None else turn
+        layout, turn = self.layout, jnp.zeros_like(offsets) if turn is None else turn
         kind = offsets.dtype.type
-        period, slot = offsets // kind(plan.period), offsets % kind(plan.period)
+        period, slot = offsets // kind(layout.period), offsets % kind(layout.period)
         # A period is the pattern from the slot `shift` on, and then its slots before that one.
-        shift = threefry2x32(self.keys[turn], *split_word(period))[:, 0] % np.uint32(plan.period)
-        slot = (slot.astype(jnp.uint32) + shift) % np.uint32(plan.period)
+        shift = threefry2x32(self.keys[turn], *split_word(period))[:, 0] % np.uint32(layout.period)
+        slot = (slot.astype(jnp.uint32) + shift) % np.uint32(layout.period)
         source, wrapped = self.pattern[turn, slot], slot < shift
         # Behind the end of the pattern this is below 0, modulo the word: a whole quota is missing.
         rank = self.before[turn, slot] - self.before[turn, shift]
-        records = jnp.zeros_like(offsets, dtype=word(max(plan.length, sum(plan.lengths))))
-        for i, (quota, (begin, _)) in enumerate(zip(plan.quotas, plan.ranges, strict=True)):
+        records = jnp.zeros_like(offsets, dtype=word(max(layout.length, sum(layout.lengths))))
+        for i, (quota, (begin, _)) in enumerate(zip(layout.quotas, layout.ranges, strict=True)):
             mine = source == np.uint32(i)
             inside = rank[:, i] + jnp.where(wrapped, np.uint32(quota), np.uint32(0))
             inside = jnp.where(mine, inside, np.uint32(0)).astype(offsets.dtype)
@@ -271,7 +271,7 @@ class MixOrder(Order):
 
     def _record(self, i: int, row: Offsets, turn: Turns) -> Records:
         """The record at row `row` of this epoch's share of source `i`."""
-        length, shuffle = self.plan.lengths[i], self.plan.shuffles[i]
+        length, shuffle = self.layout.lengths[i], self.layout.shuffles[i]
         kind = np.promote_types(row.dtype, word(length))
         n, row = kind.type(length), row.astype(kind)
         passes, start = (x[turn].astype(kind) for x in self.begun[i])
@@ -290,7 +290,7 @@ class MixOrder(Order):
 
 
 def _mix_order(
-    order_key: Words, own: Sequence[Words | None], epochs: Turns, plan: Plan
+    order_key: Words, own: Sequence[Words | None], epochs: Turns, layout: MixLayout
 ) -> MixOrder:
     """The order under that key; `own` are the seeds of sources that have some."""
     order_key = jnp.asarray(order_key)
@@ -298,7 +298,7 @@ def _mix_order(
     numbers = jnp.arange(len(own), dtype=jnp.uint32)
     mine = threefry2x32(order_key[None], jnp.ones_like(numbers), numbers)
     keys = [mine[i] if base is None else node_key(base, SOURCE) for i, base in enumerate(own)]
-    return MixOrder(keys_of(order_key, epochs), jnp.stack(keys), epochs, plan)
+    return MixOrder(keys_of(order_key, epochs), jnp.stack(keys), epochs, layout)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -306,16 +306,16 @@ class MixReader(Reader):
     """The rows of readers counted on from one to the next."""
 
     readers: tuple[Reader, ...]
-    plan: Plan
+    layout: MixLayout
 
     label = "MixDataSourcesNode"
 
     @functools.cached_property
-    def _parts(self) -> Parts:
-        return Parts(self.plan.lengths)
+    def _segments(self) -> Segments:
+        return Segments(self.layout.lengths)
 
     def __len__(self) -> int:
-        return len(self._parts)
+        return len(self._segments)
 
     @property
     def stored_spec(self) -> Spec:
@@ -325,14 +325,14 @@ class MixReader(Reader):
     def read(self, records: np.ndarray) -> Batch:
         spec = self.stored_spec
         batch = jax.tree.map(lambda x: empty_rows(len(records), x.shape, x.dtype), spec)
-        for i, rows, inside in self._parts.divide(records):
-            part = self.readers[i].checked(inside.astype(records.dtype), spec)
-            jax.tree.map(lambda to, x, rows=rows: to.__setitem__(rows, x), batch, part)
+        for i, rows, inside in self._segments.divide(records):
+            read = self.readers[i].checked(inside.astype(records.dtype), spec)
+            jax.tree.map(lambda to, x, rows=rows: to.__setitem__(rows, x), batch, read)
         return batch
 
     def place(self, record: int) -> str:
-        i = self._parts.part_of(record)
-        inside = record - self.plan.ranges[i][0]
+        i = self._segments.segment_of(record)
+        inside = record - self.layout.ranges[i][0]
         return f"{self.readers[i].place(inside)} (record {inside} of source {i})"
 
 
@@ -410,7 +410,7 @@ def _check(sources: Sequence[EagerSourceBase]) -> None:
             )
 
 
-def _plan(config: MixDataSourcesConfig, sources: Sequence[EagerSourceBase]) -> Plan:
+def _layout(config: MixDataSourcesConfig, sources: Sequence[EagerSourceBase]) -> MixLayout:
     lengths = tuple(len(source) for source in sources)
     quotas = config.quotas
     if config.stop == "first":
@@ -422,7 +422,7 @@ def _plan(config: MixDataSourcesConfig, sources: Sequence[EagerSourceBase]) -> P
             f"an epoch that stops with the first of sources of {lengths} records, with shares "
             f"of {quotas} in {sum(quotas)} rows,"
         )
-    return Plan(quotas, periods, lengths, tuple(source.shuffle for source in sources))
+    return MixLayout(quotas, periods, lengths, tuple(source.shuffle for source in sources))
 
 
 def _seed(source: EagerSourceBase) -> str:

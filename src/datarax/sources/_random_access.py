@@ -9,9 +9,9 @@ import numpy as np
 from flax import nnx
 
 from .._types import Batch, Spec, expect, names
+from ._conform import Unfit, first_readable, spec_of, stack
 from ._host import HostSource, HostSourceConfig
 from ._reader import Reader, while_running
-from ._records import Unfit, first_readable, spec_of, stack
 from ._values import BY_NAME, as_record, is_table
 
 

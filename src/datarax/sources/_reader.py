@@ -11,7 +11,7 @@ import numpy as np
 
 from .._types import Batch, Spec
 from ..errors import ReadError
-from ._records import conform, held_spec, read_error
+from ._conform import conform, held_spec, read_error
 
 T = TypeVar("T")
 

@@ -73,8 +73,8 @@ def unopened(path: str, error: OSError) -> FileError:
     return FileError(path, reason)
 
 
-class Parts:
-    """Parts in a row, of so many records each."""
+class Segments:
+    """Segments in a row, of so many records each."""
 
     def __init__(self, lengths: Sequence[int]):
         self._ends = np.cumsum(lengths, dtype=np.int64)
@@ -83,14 +83,14 @@ class Parts:
         """The records of all parts."""
         return int(self._ends[-1]) if len(self._ends) else 0
 
-    def part_of(self, record: int) -> int:
+    def segment_of(self, record: int) -> int:
         return int(np.searchsorted(self._ends, record, "right"))
 
     def divide(self, records: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """The parts that hold some of the records: of each the rows that ask for it, and the places
         of their records in it."""
         records = records.astype(np.int64)
-        part_of = np.searchsorted(self._ends, records, "right")
-        for part in np.unique(part_of).tolist():
-            rows = np.flatnonzero(part_of == part)
-            yield part, rows, records[rows] - (self._ends[part - 1] if part else 0)
+        segment_of = np.searchsorted(self._ends, records, "right")
+        for i in np.unique(segment_of).tolist():
+            rows = np.flatnonzero(segment_of == i)
+            yield i, rows, records[rows] - (self._ends[i - 1] if i else 0)

@@ -13,7 +13,7 @@ from flax import nnx
 from .._extras import require
 from .._types import expect, names
 from ..errors import EmptySourceError, FieldTypeError, FileError
-from ._array_record import Part, PartsReader
+from ._array_record import FileSlice, SliceReader
 from ._host import HostSource, HostSourceConfig
 from ._iterable import Stream, StreamSource, StreamSourceConfig
 from ._reader import Reader
@@ -93,7 +93,7 @@ class ReaderStream(Stream):
                     yield jax.tree.map(lambda x, i=i: x[i], batch)
 
 
-def tfds_reader(config: Any, label: str) -> PartsReader:
+def tfds_reader(config: Any, label: str) -> SliceReader:
     """A reader of the split that `config` names."""
     expect("split", config.split, str)
     path, fields = os.path.abspath(config.path), names("fields", config.fields)
@@ -108,15 +108,15 @@ def tfds_reader(config: Any, label: str) -> PartsReader:
     for name in fields or ():
         if name not in info.features:
             raise FieldTypeError(name, f"is no feature of {path}, only {list(info.features)} are.")
-    chosen, parts = info.splits[config.split], []
-    if chosen.num_examples < 1:  # of a slice that ends before it starts, the parts are nonsense
+    chosen, slices = info.splits[config.split], []
+    if chosen.num_examples < 1:  # TFDS gives nonsense instructions for an empty slice
         raise EmptySourceError(f"the split {config.split!r} of {path}")
     for x in chosen.file_instructions:
         file, take = os.fspath(x.filename), x.take if x.take >= 0 else x.examples_in_shard - x.skip
         if (found := stamp(file)) is None:
             raise FileError(file, "is a shard of a prepared data set, and is missing.")
-        parts.append(Part(file, found, x.skip, take))
-    return PartsReader(tuple(parts), TfdsDecoder(path, stamps, fields), label)
+        slices.append(FileSlice(file, found, x.skip, take))
+    return SliceReader(tuple(slices), TfdsDecoder(path, stamps, fields), label)
 
 
 @dataclasses.dataclass(frozen=True)
