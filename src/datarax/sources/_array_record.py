@@ -1,4 +1,4 @@
-"""Records in ArrayRecord files."""
+"""ArrayRecord files as a source."""
 
 import dataclasses
 import functools
@@ -28,8 +28,8 @@ class ArrayRecordSourceConfig(HostSourceConfig):
 
     Args:
         paths: a file, or several, read as one.
-        decode: how bytes become a record: "msgpack" (what `datarax.sources.encode` writes), "npz",
-            or a function from bytes to a dict of arrays.
+        decode: "msgpack" or "npz" for records written with `datarax.sources.encode`, or a function
+            from the bytes of a record to a dict of arrays.
     """
 
     paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -47,8 +47,11 @@ class ArrayRecordSourceConfig(HostSourceConfig):
 class ArrayRecordSource(HostSource):
     """Records of ArrayRecord files, by random access (extra "array_record").
 
-    Random access is fast for files written with `group_size:1`. The checksums of the format are
-    verified. A file that is missing or cannot be opened is a `FileError`.
+    Write the files with `group_size:1`: the format decodes a group as a whole. Its checksums are
+    verified.
+
+    Raises:
+        FileError: a file is missing or damaged.
     """
 
     def __init__(self, config: ArrayRecordSourceConfig, *, rngs: nnx.Rngs | None = None):
@@ -61,7 +64,7 @@ class ArrayRecordSource(HostSource):
 
 @dataclasses.dataclass(frozen=True)
 class FileSlice:
-    """Records `skip` up to `skip + take` of a file; without `take` all that follow."""
+    """The records `skip` to `skip + take - 1` of a file; without `take`, all from `skip` on."""
 
     path: str
     stamp: Stamp
@@ -74,9 +77,9 @@ class FileSlice:
         try:
             size = os.stat(self.path).st_size
             file = module.ArrayRecordReader(self.path, RANDOM_ACCESS)
-            # A broken file opens: it only says that it is not ok, and seems to be empty.
+            # A damaged file opens without an error and looks empty; only `ok` tells.
             if not file.ok():
-                open(self.path, "rb").close()  # which says so if the system is to blame
+                open(self.path, "rb").close()  # raises if the system cannot open it
                 raise RuntimeError(f"of {size} bytes is no intact ArrayRecord file")
         except OSError as error:
             raise unopened(self.path, error) from error
@@ -99,7 +102,7 @@ class FileSlice:
 
 @dataclasses.dataclass(frozen=True)
 class SliceReader(Reader):
-    """Encoded records, counted on through the parts."""
+    """Reads and decodes the records of several slices, one after another."""
 
     slices: tuple[FileSlice, ...]
     decode: Callable[[bytes], Any]
@@ -141,7 +144,7 @@ class SliceReader(Reader):
         for i, rows, inside in self._segments.divide(records):
             piece = self.slices[i]
             several = piece.file.read((inside + piece.skip).tolist())
-            # Behind the end of a file that was cut, records of no bytes are found.
+            # Behind the end of a truncated file, the reader returns empty records.
             if not all(several) and stamp(piece.path) != piece.stamp:
                 raise OSError(f"{piece.path} was replaced or changed after it was opened")
             for row, raw in zip(rows, several, strict=True):

@@ -1,4 +1,4 @@
-"""Arrays in `.npy` files, read from a memory map."""
+"""Memory-mapped `.npy` files as a source."""
 
 import dataclasses
 import functools
@@ -22,8 +22,8 @@ from ._storage import Segments, Stamp, check_uncut, paths_of, stamp, unopened
 from ._values import need_held_type
 
 PAGE = 2**12
-"""Bytes of a row from which even rows that follow one another are copied one by one: a copy of many
-megabytes in one go takes longer, as it is written past the caches.
+"""Bytes of a row from which consecutive rows are copied one by one. A single large `memcpy` uses
+non-temporal stores, which bypass the CPU caches, and takes longer.
 """
 
 
@@ -32,18 +32,23 @@ class StreamingDiskSourceConfig(HostSourceConfig):
     """Which files a `StreamingDiskSource` reads; `HostSourceConfig` has the other options.
 
     Args:
-        path: a `.npy` file, which becomes the field "data", or a folder of them, one per field; or
-            several such files, or folders, read as one in the order given.
+        path: a `.npy` file, which becomes the field "data", or a folder of them, one per field. A
+            list of such files, or of such folders, is read as one, in its order.
     """
 
     path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
 class StreamingDiskSource(HostSource):
-    """Rows of memory-mapped `.npy` files; only those that a batch needs are read.
+    """Rows of memory-mapped `.npy` files. Reads only the rows that a batch needs.
 
-    Axis 0 counts the records. Files of Python objects are refused: nothing is ever unpickled. A
-    file that is missing, damaged or unlike the others is a `FileError`.
+    Records are on axis 0. Files of Python objects are refused, since nothing is unpickled (spec
+    SRC-035).
+
+    Raises:
+        FileError: a file is missing or damaged, or its rows differ from those of the others.
+        UnequalLengthsError: the files of a folder have different numbers of rows.
+        EmptySourceError: there is no file, or no row.
     """
 
     def __init__(self, config: StreamingDiskSourceConfig, *, rngs: nnx.Rngs | None = None):
@@ -57,7 +62,7 @@ class StreamingDiskSource(HostSource):
 
 
 class _MappedArray(NamedTuple):
-    """A mapped file: `rows` looks into the map, `end` is the size that the file must keep."""
+    """A memory-mapped file. `rows` is a view of the map; the file must keep `end` bytes."""
 
     file: str
     map: mmap.mmap | None
@@ -67,7 +72,7 @@ class _MappedArray(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class NpyReader(Reader):
-    """The parts of the data, each with its fields and their files."""
+    """Reads folders of `.npy` files. `files` has pairs of a field and its file for each folder."""
 
     label, only_copies = "StreamingDiskSource", True
 
@@ -79,7 +84,7 @@ class NpyReader(Reader):
 
     @functools.cached_property
     def _columns(self) -> list[dict[str, _MappedArray]]:
-        """The fields of each part, which are alike."""
+        """The mapped files of each folder by field; the shapes and types of their rows agree."""
         opened = [{field: _open(file) for field, file in named} for named in self.files]
         first = opened[0]
         for named, arrays in zip(self.files, opened, strict=True):
@@ -118,14 +123,14 @@ class NpyReader(Reader):
                 if isinstance(where, slice):
                     _copy(column, inside, to[where])
                 else:
-                    # No buffer that is kept: nearly every read has other sizes of these.
+                    # Not `empty_rows`: these sizes differ at nearly every read.
                     rows = np.empty((len(inside), *to.shape[1:]), to.dtype)
                     _copy(column, inside, rows)
                     to[where] = rows
         return batch
 
     def _divided(self, records: np.ndarray) -> Iterator[tuple[int, slice | np.ndarray, np.ndarray]]:
-        """The parts that records are in, with their places in the batch and in the part."""
+        """`Segments.divide`, with a slice where the positions in the batch are consecutive."""
         if len(self.files) == 1:
             yield 0, slice(None), records
             return
@@ -143,18 +148,18 @@ def _row_text(rows: np.ndarray) -> str:
 
 
 def _copy(column: _MappedArray, records: np.ndarray, to: np.ndarray) -> None:
-    """Copies rows of a file."""
+    """Copies the rows `records` of a mapped file into `to`."""
     file, view, rows, end = column
     first, count = int(records[0]), len(records)
     if view is not None:
         check_uncut(file, view.size(), end)
     if not (rows.flags.c_contiguous and rows.flags.aligned):
-        # `take` would copy the whole file first.
+        # `np.take` would first copy the whole file into a contiguous array.
         to[...] = rows[records]
     elif rows.nbytes < PAGE * len(rows) and _are_in_a_row(records):
         np.copyto(to, rows[first : first + count])
     else:
-        # Every record is in range, and "raise" would fill a second buffer first.
+        # Every record is in range. With mode="raise", `np.take` would fill a second buffer first.
         np.take(rows, records, axis=0, out=to, mode="clip")
 
 
@@ -166,7 +171,7 @@ def _are_in_a_row(records: np.ndarray) -> bool:
 
 
 def _files(path: Path) -> tuple[tuple[str, str], ...]:
-    """The fields that a path holds, in the order of their names."""
+    """The pairs of a field and its file that a path holds, sorted by name."""
     if path.is_dir():
         found = tuple((file.stem, str(file.absolute())) for file in sorted(path.glob("*.npy")))
         if not found:
@@ -176,9 +181,9 @@ def _files(path: Path) -> tuple[tuple[str, str], ...]:
 
 
 def _open(path: str) -> _MappedArray:
-    """A file mapped and checked; nothing of its content but the header is read."""
+    """Maps a file and checks its header and size; reads no row."""
     try:
-        file = open(path, "rb")  # noqa: SIM115  (the rest is no part of the `try`)
+        file = open(path, "rb")  # noqa: SIM115  (only the `open` belongs into the `try`)
     except OSError as error:
         raise unopened(path, error) from error
     with file:
@@ -211,6 +216,6 @@ def _header(file: BinaryIO, path: str) -> tuple[tuple[int, ...], bool, np.dtype]
             return npy.read_array_header_1_0(file)
         if version == (2, 0):
             return npy.read_array_header_2_0(file)
-    except Exception as error:  # whatever a broken header makes NumPy's parser raise
+    except Exception as error:  # NumPy's parser raises many types for a broken header
         raise FileError(path, f"has no header of a .npy file: {error}") from error
     raise FileError(path, f"is of .npy version {version}, which holds only structured arrays.")

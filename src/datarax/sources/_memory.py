@@ -21,9 +21,10 @@ class MemorySourceConfig:
     """How a `MemorySource` orders and holds its data.
 
     Args:
-        shuffle: False for stored order, True for a random order of every epoch in O(1) memory,
-            "permutation" for that of `jax.random.permutation`, in O(n) memory.
-        copy: takes a private copy, so that later writes to the arrays are not seen.
+        shuffle: False: stored order. True: a new random order for every epoch, in O(1) memory.
+            "permutation": the order of `jax.random.permutation`, in O(n) memory.
+        copy: copies the arrays, so that later writes to them do not reach the source (spec
+            SRC-018).
     """
 
     shuffle: Literal[False, True, "permutation"] = False
@@ -38,19 +39,19 @@ class MemorySourceConfig:
 class MemorySource(EagerSourceBase):
     """Records in memory.
 
-    NumPy arrays are shared with JAX where the backend can, and otherwise placed on the device once.
-    64-bit types are held in 32 bits unless `jax_enable_x64` is set.
+    On a CPU, JAX shares the memory of large NumPy arrays. Otherwise the arrays are copied to the
+    device once. 64-bit types become 32-bit ones unless `jax_enable_x64` is set.
 
     Args:
         config: the order, and whether to copy.
-        data: a dict of arrays (nested dicts allowed), a list of records that are dicts, or tuples,
-            whose parts become the fields "0", "1", ..., or one array, which becomes the field
-            "data". Axis 0 counts the records.
-        rngs: a seed of its own for the shuffle; without it the pipeline's is used.
+        data: records on axis 0, in one of these forms (spec SRC-017): a dict of arrays (nested
+            dicts allowed); a list of dicts; a list of tuples, whose items become the fields "0",
+            "1", ...; or one array, which becomes the field "data".
+        rngs: the seed of the shuffle. Without it the source uses the pipeline's seed.
 
     Raises:
-        FieldTypeError: values that JAX cannot hold, though floats may be rounded, or that are no
-            numbers.
+        FieldTypeError: a field that is not numeric, or with a value that its type in JAX cannot
+            hold. Floats may be rounded.
         UnequalLengthsError: fields with different numbers of records.
         EmptySourceError: no records.
     """
@@ -86,12 +87,12 @@ class MemorySource(EagerSourceBase):
 
 
 def _tree(fields: dict[str, Any]) -> Any:
-    """The nesting of fields, whose leaves `flat_fields` lists in this order."""
+    """The nesting of fields, with its leaves in the order of `flat_fields`."""
     return jax.tree.structure(fields, is_leaf=lambda x: not isinstance(x, dict))
 
 
 def _columns(data: Any) -> dict[str, Any]:
-    """Whatever was given, as a dict of columns (nested dicts allowed)."""
+    """`data`, in any of the forms of `MemorySource`, as a (nested) dict of columns."""
     if isinstance(data, Mapping):
         return {
             field_name(k): _columns(v) if isinstance(v, Mapping) else v for k, v in data.items()
@@ -123,7 +124,7 @@ def _columns(data: Any) -> dict[str, Any]:
 def _column(field: str, column: Any) -> Any:
     """The column as an array with one row a record."""
     if isinstance(column, tuple) and any(np.ndim(x) for x in column if hasattr(x, "shape")):
-        # Those of one shape would become one array, of as many records as there are arrays.
+        # NumPy would stack arrays of one shape, and their number would become that of the records.
         raise FieldTypeError(
             field,
             f"is a tuple of {len(column)} arrays. Give each a name, in a dict of arrays; or for "
@@ -138,7 +139,7 @@ def _column(field: str, column: Any) -> Any:
 
 
 def _fitting(field: str, column: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
-    """The column in a type that JAX has, not a value changed; or an error that names the field."""
+    """The column in the type in which JAX holds it."""
     if isinstance(column, jax.Array):
         return column
     return hold(field, column, need_held_type(field, column.dtype))

@@ -13,10 +13,11 @@ import numpy as np
 from ..errors import FileError
 
 Stamp: TypeAlias = tuple[int, int, int] | None
+"""Inode, size and modification time of a file; None if it cannot be looked at."""
 
 
 def paths_of(option: str, given: Any) -> list[Path]:
-    """The paths that an option lists, or the only one."""
+    """A path, or an iterable of paths, as a list."""
     given = [given] if isinstance(given, str | os.PathLike) else given
     paths = list(given) if isinstance(given, Iterable) else [given]
     for path in paths:
@@ -27,30 +28,29 @@ def paths_of(option: str, given: Any) -> list[Path]:
 
 
 def stamp(path: str) -> Stamp:
-    """What tells a file from another that takes its place, so that their readers are not equal."""
+    """The stamp of a file. Readers of a file and of one that replaced it differ by their stamps."""
     try:
         found = os.stat(path)
-    except OSError:  # whoever opens it will say why
+    except OSError:  # the attempt to open it will say why
         return None
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def check_uncut(path: str, size: int, needed: int) -> None:
-    """Raises for a mapped file that is too small by now: to look behind its end would kill the
-    process."""
+    """Raises if a memory-mapped file was truncated: reading past its end kills the process."""
     if size < needed:
         raise OSError(f"{path} was cut to {size} bytes and needs {needed}")
 
 
 class MappedFiles:
-    """Files that another library has mapped, as far as they still lie where they did."""
+    """Files that another library has memory-mapped."""
 
     def __init__(self, paths: Iterable[str]):
         self._were = {path: found for path in paths if (found := stamp(path)) is not None}
         self._rests_until = -math.inf
 
     def check(self) -> None:
-        """Raises if one has been cut. Of many, to look takes a twentieth of the time at most."""
+        """Raises if one was truncated. Spends at most a twentieth of the time on it."""
         started = time.perf_counter()
         if started < self._rests_until:
             return
@@ -61,12 +61,12 @@ class MappedFiles:
     def _check(self) -> None:
         for path, (inode, size, _) in self._were.items():
             found = stamp(path)
-            if found is not None and found[0] == inode:
+            if found is not None and found[0] == inode:  # else the map is of a file now unlinked
                 check_uncut(path, found[1], size)
 
 
 def unopened(path: str, error: OSError) -> FileError:
-    """What is wrong with a file that cannot be opened."""
+    """The error for a file that the system cannot open."""
     reason = f"cannot be opened: {error.strerror or error}."
     if error.errno == errno.EMFILE:
         reason += " A source keeps each of its files open: raise `ulimit -n`, or join some files."
@@ -74,21 +74,23 @@ def unopened(path: str, error: OSError) -> FileError:
 
 
 class Segments:
-    """Segments in a row, of so many records each."""
+    """Maps record numbers that run on through several files, or pieces of files.
+
+    `lengths` are the numbers of records in each segment.
+    """
 
     def __init__(self, lengths: Sequence[int]):
         self._ends = np.cumsum(lengths, dtype=np.int64)
 
     def __len__(self) -> int:
-        """The records of all parts."""
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def segment_of(self, record: int) -> int:
         return int(np.searchsorted(self._ends, record, "right"))
 
     def divide(self, records: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """The parts that hold some of the records: of each the rows that ask for it, and the places
-        of their records in it."""
+        """For each segment that holds some of the records: its index, the positions of those in
+        `records`, and their numbers within the segment."""
         records = records.astype(np.int64)
         segment_of = np.searchsorted(self._ends, records, "right")
         for i in np.unique(segment_of).tolist():
