@@ -719,11 +719,11 @@ def test_a_fault_has_its_class_its_text_and_its_attributes(unchecked, entry, act
         act()
     assert type(error.value) is getattr(errors, entry["class"])
     assert error.value.code == entry["code"]
-    # A blank at the end or a note of JAX's does not belong to the text.
+    # Leave out a trailing blank and the notes that JAX adds.
     assert str(error.value).split("\n-----")[0] == text
     assert {name: getattr(error.value, name) for name in attributes} == attributes
     assert set(entry["names"]) == set(attributes)
-    # From another process, say a worker of a pool, it comes as it was.
+    # A pickle keeps it, as when a worker process raises it.
     again = pickle.loads(pickle.dumps(error.value))
     assert (type(again), str(again)) == (type(error.value), str(error.value))
     assert vars(again) == vars(error.value)

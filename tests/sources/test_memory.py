@@ -1,4 +1,4 @@
-"""Records in memory arrive as they were put in, or are refused by name."""
+"""Records in memory arrive unchanged, or an error names the field."""
 
 import gc
 import itertools
@@ -479,7 +479,7 @@ def chunks(source, sizes, key):
 def test_consecutive_chunks_of_one_key_hold_every_record_once(shuffle):
     source = memory(np.arange(10), shuffle=shuffle)
     key = jax.random.key(5)
-    with jax.disable_jit():  # a shape for each size, and nothing to compile
+    with jax.disable_jit():  # each size has another shape: without jit, none is compiled
         whole = source.get_batch_at(0, 30, key)["data"].tolist()
         for sizes in ([4, 4, 2, 20], [13, 17]):
             parts = [batch["data"] for batch in chunks(source, sizes, key)]
