@@ -2,7 +2,6 @@
 
 import abc
 import collections
-import contextlib
 import dataclasses
 import functools
 import itertools
@@ -136,8 +135,11 @@ class _ChunkReader(Reader):
         self, records: np.ndarray, spec: Spec
     ) -> tuple[Batch, np.ndarray, list[ReadError]]:
         # A damaged chunk is decoded twice for a batch, not once more for each of its rows.
-        with self._cache.giving_up():
+        self._cache.local.failures = collections.defaultdict(list)
+        try:
             return super().rows_and_holes(records, spec)
+        finally:
+            del self._cache.local.failures
 
     def place(self, record: int) -> str:
         return self._chunks[self._segments.segment_of(record)].path
@@ -303,6 +305,12 @@ class _RowGroup(_FileChunk):
 
 @dataclasses.dataclass(frozen=True)
 class _RecordBatch(_FileChunk):
+    """A record batch in a memory map of a file, which must keep `end` bytes.
+
+    Its version is that of the file under the path, if the map is still of that file: bytes that
+    are overwritten in place show in the map.
+    """
+
     path: str
     rows: int
     map: mmap.mmap
@@ -332,7 +340,8 @@ class _Cache:
     def __init__(self, size: int):
         self._size, self._lock = size, threading.Lock()
         self._kept: collections.OrderedDict[int, tuple[Stamp, Any]] = collections.OrderedDict()
-        self._local = threading.local()
+        self.local = threading.local()
+        """In a thread that masks, `failures` lists the errors of each chunk that did not load."""
 
     def get(self, chunk: _FileChunk, version: Stamp, load: Callable[[_FileChunk], T]) -> T:
         with self._lock:
@@ -340,31 +349,20 @@ class _Cache:
             if found is not None and known == version:
                 self._kept.move_to_end(id(chunk))
                 return found
-        failed = getattr(self._local, "failed", None)
-        times, error, traceback = (failed or {}).get(id(chunk), (0, None, None))
-        if error is not None and times > 1:
-            raise error.with_traceback(traceback)  # each `raise` would lengthen its traceback
+        failures = getattr(self.local, "failures", {}).get(id(chunk), ())
+        if len(failures) > 1:
+            raise failures[-1].with_traceback(None)  # each `raise` lengthens the traceback
         try:
             found = load(chunk)
         except Exception as error:
-            if failed is not None:
-                failed[id(chunk)] = times + 1, error, error.__traceback__
+            if hasattr(self.local, "failures"):
+                self.local.failures[id(chunk)].append(error)
             raise
         with self._lock:
             self._kept[id(chunk)] = version, found
             while len(self._kept) > self._size:
                 self._kept.popitem(last=False)
         return found
-
-    @contextlib.contextmanager
-    def giving_up(self) -> Iterator[None]:
-        """Within it, this thread does not try a third time to load a chunk that failed twice."""
-        before = getattr(self._local, "failed", None)
-        self._local.failed = {}
-        try:
-            yield
-        finally:
-            self._local.failed = before
 
 
 def _paths(given: Any) -> tuple[str, ...]:
