@@ -215,9 +215,9 @@ class CapturedError(DataraxError, code="captured"):
         super().__init__(
             text
             or f"`step_fn` must be given the NNX objects that it uses, but reaches {self.names} by "
-            "itself: compiled, it would hold their present values for ever. "
-            "Pass them in `modules=`; they come as its arguments. What is no array can be read "
-            "before the call."
+            "itself: compiled, it would keep their current values for good. "
+            "Pass them in `modules=`, and `step_fn` gets them as arguments. Read what is not an "
+            "array before the call."
         )
 
 

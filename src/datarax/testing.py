@@ -54,12 +54,12 @@ FAR = 10**6
 """A large offset at which a source without an end is also read."""
 
 SINGLE = (
-    "Row `i` is that of offset `start + i`: let nothing else decide it, and draw what is random in "
-    "it from `jax.random.fold_in(key, start + i)`"
+    "Row `i` must depend on the offset `start + i` alone; draw its random numbers from "
+    "`jax.random.fold_in(key, start + i)`"
 )
 CLAMPED = (
-    "Row `i` is that of offset `start + i`; `jax.lax.dynamic_slice` moves a slice that passes the "
-    "end, and with it the rows before"
+    "Row `i` must be the row at offset `start + i`; `jax.lax.dynamic_slice` shifts a slice that "
+    "passes the end, and with it the rows before the end"
 )
 
 
@@ -498,8 +498,8 @@ def _check_order(source: EagerSourceBase, seed: int) -> None:
             raise LawError(
                 "SHUF-001",
                 f"in epoch {epoch} the `order` of the source has record {record} {times[record]} "
-                f"times, and so {wrong.size} of {length} not once. For each epoch it has to be a "
-                "permutation.",
+                f"times; {wrong.size} of {length} records do not come once. In every epoch it has "
+                "to be a permutation.",
             )
 
 
@@ -529,7 +529,7 @@ def _check_reader(reader: Reader, masks: bool) -> None:
                 found = pool.map(lambda i: reader.read(turned[i].copy()), turns)
                 for i, rows in zip(turns, found, strict=True):
                     what = "rows read by several threads at once differ"
-                    way_out = "What threads share, a file's position say, needs a lock"
+                    way_out = "What threads share, such as the position in a file, needs a lock"
                     _compare("SRC-019", what, expected, back(rows, i), 0.0, way_out)
     finally:
         sys.setswitchinterval(interval)

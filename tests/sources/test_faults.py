@@ -1182,7 +1182,7 @@ def test_what_the_first_record_holds_is_masked_as_in_any_other(form, bad, tmp_pa
         ({"fill": 0}, "`fill` is a dict of values by column, got 0."),
         (
             {"fill": {"x": 0}, "decode": dict},
-            "`decode` gets a null as None, and `fill` has no part in it.",
+            "`fill` has no effect on `decode`, which gets a null as None.",
         ),
     ],
 )

@@ -391,10 +391,7 @@ def test_records_without_a_field_are_none(tmp_path):
     ):
         with pytest.raises(EmptySourceError) as error:
             make()
-        assert str(error.value) == (
-            "A source must hold at least one record, but one whose records have no field holds "
-            "none."
-        )
+        assert str(error.value) == "Records must have at least one field, but these have none."
     with pytest.raises(ValueError, match=r"`fields` names at least one, .*, got \(\)"):
         RandomAccessSource(RandomAccessSourceConfig(fields=()), [{"x": 1}] * 5)
     with pytest.raises(ValueError, match=r"`columns` names at least one, .*, got \(\)"):

@@ -534,7 +534,7 @@ def test_lists_of_another_length_are_so_wherever_they_stand():
 @pytest.mark.spec("SRC-019")
 def test_a_table_is_no_stream_of_records(unchecked):
     pandas = pytest.importorskip("pandas")
-    with pytest.raises(TypeError, match="got a DataFrame, which gives none so"):
+    with pytest.raises(TypeError, match="iterate over a DataFrame does not give its records"):
         IterableSource(IterableSourceConfig(), pandas.DataFrame({"x": [1, 2]}))
 
 

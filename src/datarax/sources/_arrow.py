@@ -69,7 +69,7 @@ class ArrowSourceConfig(HostSourceConfig):
         if not isinstance(self.fill, Mapping | tuple):
             raise ValueError(f"`fill` is a dict of values by column, got {self.fill!r}.")
         if self.fill and self.decode is not None:
-            raise ValueError("`decode` gets a null as None, and `fill` has no part in it.")
+            raise ValueError("`fill` has no effect on `decode`, which gets a null as None.")
         for name, value in (fill := dict(self.fill)).items():
             if not isinstance(value, Number):
                 raise ValueError(f"`fill` has {value!r} for {name!r}, which is no number.")

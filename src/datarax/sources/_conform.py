@@ -22,7 +22,7 @@ def held_spec(look: Callable[[], Spec]) -> Spec:
     with jax.ensure_compile_time_eval():  # `look` may run user code in JAX while we trace
         stored = look()
     if not jax.tree.leaves(stored):
-        raise EmptySourceError("one whose records have no field")
+        raise EmptySourceError(text="Records must have at least one field, but these have none.")
     for name, x in flat_fields(stored, escaped).items():
         # A bare `hasattr(x, "shape")` would accept `np.float32` and dtypes, which have one too.
         if not isinstance(getattr(x, "shape", None), tuple) or not hasattr(x, "dtype"):

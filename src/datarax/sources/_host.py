@@ -108,7 +108,7 @@ class HostSource(EagerSourceBase):
         except DataraxError:
             raise
         except Exception as error:
-            way_out = "A record that can be read shows what all of them are, and none was found."
+            way_out = "The first readable record shows the spec of all, and none was found."
             how = {"way_out": way_out, "retry": False}
             raise read_error(reader.label, reader.place(0), 0, error, **how) from error
 

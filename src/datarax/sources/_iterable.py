@@ -147,8 +147,8 @@ class IterableSource(StreamSource):
             )
         if is_table(records):
             raise TypeError(
-                "IterableSource takes records one by one, and got a "
-                f"{type(records).__name__}, which gives none so. Its columns are for "
+                "IterableSource takes records one by one, but to iterate over a "
+                f"{type(records).__name__} does not give its records. Its columns are for "
                 f"MemorySource. {BY_NAME}"
             )
         if isinstance(records, Iterator):

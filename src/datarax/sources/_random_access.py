@@ -68,8 +68,9 @@ class RandomAccessSource(HostSource):
         # `iloc` shows a pandas object, whose `[i]` looks up the label `i`.
         if is_table(data) or hasattr(data, "iloc"):
             raise TypeError(
-                f"RandomAccessSource reads record i as data[i], and got a {type(data).__name__}, "
-                f"which gives no records so. Its columns are for MemorySource. {BY_NAME}"
+                "RandomAccessSource reads record i as data[i], but data[i] of a "
+                f"{type(data).__name__} is not a record. Its columns are for MemorySource. "
+                f"{BY_NAME}"
             )
         super().__init__(ObjectReader(data, names("fields", config.fields)), config, rngs=rngs)
 

@@ -43,7 +43,7 @@ class Reader(abc.ABC):
     A reader must be hashable, since it is a static attribute of compiled programs: make it a frozen
     dataclass of paths and numbers. Equal readers must read the same rows, since they share compiled
     programs. If another file may replace one of the same name, add its modification time to the
-    fields. Open files in a `functools.cached_property`: copies and pickles drop its value. Several
+    fields. Open files in a `functools.cached_property`: a pickle leaves its value out. Several
     threads call `read` at once (spec SRC-019). Error messages call the source by its `label`.
     """
 

@@ -140,8 +140,8 @@ def _check_integers(field: str, values: Any, floats: np.ndarray) -> None:
         if np.asarray(value).dtype.kind in INTEGERS and int(target.type(value)) != int(value):
             raise FieldTypeError(
                 field,
-                f"has the integer {value} beside floats, as which JAX would hold it rounded, as "
-                f"{target}. Give integers and floats as two fields.",
+                f"has the integer {value} beside floats, and as {target} it would be rounded. Give "
+                "integers and floats as two fields.",
             )
 
 
