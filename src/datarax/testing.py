@@ -152,7 +152,7 @@ def check_source(
         return Pipeline(source=source, batch_size=size, **how)
 
     check_pipeline(make, rtol=rtol)
-    _check_cut(make, size, size + 1, rtol, "The cut is not its business")
+    _check_cut(make, size, size + 1, rtol, "A row must not depend on the batch size")
 
 
 def check_stage(
@@ -163,7 +163,7 @@ def check_stage(
     seed: int = 0,
     rtol: float = 1e-5,
 ) -> None:
-    """Raises unless the stage gives the same in every mode, after a resume, and per batch size.
+    """Raises unless the stage gives the same rows in every mode and batch size, also resumed.
 
     Args:
         stage: a function, an NNX module or an Equinox module. The check uses a copy of it.
@@ -214,7 +214,7 @@ def check_stage(
                     "record, or pass `per_record=False`.",
                 )
         way_out = (
-            "Draw what is random from `keys`, one for each record; pass `per_record=False` if the "
+            "Draw random numbers from `keys`, one for each record; pass `per_record=False` if the "
             "stage is to mix rows or to count batches"
         )
         _check_cut(make, each, rows if each < rows else 1, rtol, way_out)
@@ -271,7 +271,7 @@ def _check_at(make: Callable[[], Pipeline], place: Cursor, rtol: float) -> None:
         random.setstate(drawn[0])
         np.random.set_state(drawn[1])
         what = f"of two pipelines that were built alike, batches {where}"
-        way_out = "Build all of it anew, and draw from no generator but one with a fixed seed"
+        way_out = "Build all of it anew, and draw only from generators with a fixed seed"
         _same("SRC-011", what, stepped, at(_by_step), rtol, way_out)
         random.seed(1)
         np.random.seed(1)
