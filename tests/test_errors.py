@@ -473,9 +473,9 @@ CASES = {
         (
             lambda: pipeline().scan(reaching(), 2),
             "`step_fn` must be given the NNX objects that it uses, but reaches ['model', 'other'] "
-            "by itself: compiled, it would hold their present values for ever. "
-            "Pass them in `modules=`; they come as its arguments. "
-            "What is no array can be read before the call.",
+            "by itself: compiled, it would keep their current values for good. "
+            "Pass them in `modules=`, and `step_fn` gets them as arguments. "
+            "Read what is not an array before the call.",
             {"names": ["model", "other"]},
         ),
     ],
@@ -499,7 +499,7 @@ CASES = {
             lambda: indexed([{"x": 0.5}] * 3, fields=["y"], on_error="mask", max_errors=1),
             "Stage 'source': RandomAccessSource could not read record 0 of list: KeyError: "
             "\"'y' is not among the fields of the record, ['x']\"\n"
-            "A record that can be read shows what all of them are, and none was found.",
+            "The first readable record shows the spec of all, and none was found.",
             {"source": "RandomAccessSource", "file": "list", "record": 0, "stage": "source"},
         ),
     ],
@@ -719,11 +719,11 @@ def test_a_fault_has_its_class_its_text_and_its_attributes(unchecked, entry, act
         act()
     assert type(error.value) is getattr(errors, entry["class"])
     assert error.value.code == entry["code"]
-    # A blank at the end or a note of JAX's does not belong to the text.
+    # Leave out a trailing blank and the notes that JAX adds.
     assert str(error.value).split("\n-----")[0] == text
     assert {name: getattr(error.value, name) for name in attributes} == attributes
     assert set(entry["names"]) == set(attributes)
-    # From another process, say a worker of a pool, it comes as it was.
+    # A pickle keeps it, as when a worker process raises it.
     again = pickle.loads(pickle.dumps(error.value))
     assert (type(again), str(again)) == (type(error.value), str(error.value))
     assert vars(again) == vars(error.value)

@@ -1,4 +1,4 @@
-"""The laws for parts of one's own: good parts pass, and each law has a part that breaks it."""
+"""`datarax.testing`: good parts pass, and for each law there is a part that breaks it."""
 
 import dataclasses
 import functools
@@ -128,7 +128,7 @@ def test_the_stage_that_is_checked_stays_as_it_is():
 
 
 class Offset(nnx.Module):
-    """It reads a Variable that holds a number, and no array."""
+    """It reads a Variable that holds a Python number."""
 
     def __init__(self):
         self.by = nnx.Variable(3.5)
@@ -195,7 +195,7 @@ class Missing(Numbers):
 
 
 class Eager(Numbers):
-    """Gives something else where it is compiled."""
+    """Gives other rows when it is compiled."""
 
     def gather(self, records):
         traced = isinstance(records, jax.core.Tracer)
@@ -221,7 +221,7 @@ class Halved(Numbers):
 
 
 class Clamped(nnx.Module):
-    """Slices past the end, which moves the slice."""
+    """Slices past the end; `dynamic_slice` clamps the start."""
 
     def __len__(self):
         return N
@@ -248,7 +248,7 @@ class Good(Reader):
 
 
 class Stepping(nnx.Module):
-    """Ends where its data do, though it has no end."""
+    """Ends with its data, though it has no length."""
 
     def get_batch_at(self, start, batch_size, key):
         del key
@@ -265,7 +265,7 @@ class OneBuffer(Good):
 
 
 class OnePosition(Good):
-    """Seeks and then reads, in one open file."""
+    """Seeks and then reads in one open file, without a lock."""
 
     @functools.cached_property
     def file(self):
@@ -284,7 +284,7 @@ class OnePosition(Good):
 
 
 class Forgetful(Good):
-    """A pickle of it reads something else."""
+    """A pickled copy of it reads other rows."""
 
     def read(self, records):
         return {"id": np.int32(records + self.seed)}
@@ -302,7 +302,7 @@ def drawn_elsewhere():
 
 
 class Rewound(Stream):
-    """Begins at the front, wherever it is to go on."""
+    """Ignores `skip`."""
 
     def begin(self, epoch, skip):
         del epoch, skip
@@ -454,7 +454,7 @@ class Longer(Pipeline):
 
 
 class Reused(Pipeline):
-    """Hands out one buffer again and again."""
+    """Returns the same buffer at every read."""
 
     def step(self):
         found = jax.tree.map(np.asarray, super().step())
@@ -540,7 +540,7 @@ def test_a_pipeline_is_checked_at_the_end_of_its_epoch(last_batch):
 
 
 class OneRecord(Stream):
-    """Gives all its records in the memory of one."""
+    """Yields all its records in one reused array."""
 
     def begin(self, epoch, skip):
         record = np.zeros(2, np.int32)

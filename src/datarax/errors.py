@@ -1,7 +1,7 @@
-"""The exceptions, one for each rule that a pipeline can break; all are `ValueError`s.
+"""The exceptions, one for each rule that a program can break. All are `ValueError`s.
 
-`code` is the name of the rule in the spec (chapter "Errors"), the same in every engine. A message
-says the rule, what came instead, and the way out.
+`code` names the rule in the spec (chapter "Errors") and is the same in every engine. A message
+states the rule, what came instead, and the way out (spec ERR-023).
 """
 
 import itertools
@@ -10,7 +10,7 @@ from typing import Any
 
 
 class DataraxError(ValueError):
-    """Base of all errors that Datarax raises itself."""
+    """Base class of all errors in this module."""
 
     code: str = "error"
 
@@ -20,7 +20,7 @@ class DataraxError(ValueError):
             cls.code = code
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Without `__init__`, which would take the text for the first of its own arguments.
+        # A pickle must not call `__init__`: its arguments are not those in `args`.
         return type(self).__new__, (type(self), *self.args), vars(self)
 
 
@@ -29,7 +29,7 @@ class GraphError(DataraxError, code="graph"):
 
 
 class CycleError(GraphError, code="cycle"):
-    """The edges form a cycle; `nodes` lists it in order, with the first node again at the end."""
+    """The edges form a cycle. `nodes` lists it in order and repeats the first node at the end."""
 
     def __init__(self, nodes: Sequence[str]):
         self.nodes = list(nodes)
@@ -51,7 +51,7 @@ class SelfLoopError(GraphError, code="self-loop"):
 
 
 class UnknownPredecessorError(GraphError, code="unknown-predecessor"):
-    """A predecessor, `name`, of `node` is not a node."""
+    """`node` has the predecessor `name`, which is neither a node nor "source"."""
 
     def __init__(self, node: str, name: object, known: Sequence[str]):
         self.node, self.name = node, name
@@ -62,7 +62,7 @@ class UnknownPredecessorError(GraphError, code="unknown-predecessor"):
 
 
 class UnknownSinkError(GraphError, code="unknown-sink"):
-    """The sink, `name`, is not a node."""
+    """The sink `name` is not a node."""
 
     def __init__(self, name: object, known: Sequence[str]):
         self.name = name
@@ -81,7 +81,7 @@ class MissingEdgesError(GraphError, code="missing-edges"):
 
 
 class EdgesWithoutNodeError(GraphError, code="edges-without-node"):
-    """`edges` has an entry for `name`, which is not a node."""
+    """`edges` has an entry for `name`, which is no node."""
 
     def __init__(self, name: object, known: Sequence[str]):
         self.name = name
@@ -92,7 +92,7 @@ class EdgesWithoutNodeError(GraphError, code="edges-without-node"):
 
 
 class UnusedNodeError(GraphError, code="unused-node"):
-    """The output of `node` never reaches the sink."""
+    """No path leads from `node` to the sink."""
 
     def __init__(self, node: str, sink: str):
         self.node = node
@@ -103,7 +103,7 @@ class UnusedNodeError(GraphError, code="unused-node"):
 
 
 class NoNodesError(GraphError, code="no-nodes"):
-    """The graph is empty."""
+    """The graph has no nodes."""
 
     def __init__(self):
         super().__init__(
@@ -113,7 +113,7 @@ class NoNodesError(GraphError, code="no-nodes"):
 
 
 class PredecessorsTypeError(GraphError, code="predecessors-type"):
-    """The predecessors of `node` are not a list of names."""
+    """The predecessors of `node` are not a list of names; a string is none."""
 
     def __init__(self, node: str, value: object):
         self.node = node
@@ -124,8 +124,11 @@ class PredecessorsTypeError(GraphError, code="predecessors-type"):
 
 
 class NodeNameError(GraphError, code="node-name"):
-    """A node has a name that no node can have: empty, "source", no string of valid Unicode, `_` in
-    front, or with the CRC-32 of an `other` name, since the keys of the two would be the same."""
+    """A node has an invalid `name`.
+
+    It is empty, "source", not a string of valid Unicode or starts with `_`, or it has the CRC-32 of
+    the name of another node, which would give both nodes the same keys.
+    """
 
     def __init__(self, name: object, other: str | None = None):
         self.name = name
@@ -142,7 +145,7 @@ class NodeNameError(GraphError, code="node-name"):
 
 
 class StagesAndNodesError(GraphError, code="stages-and-nodes"):
-    """A chain and a graph were given together, or only a part of a graph."""
+    """`stages` was given together with a graph, or a graph without all of its three arguments."""
 
     def __init__(self, given: Sequence[str]):
         super().__init__(
@@ -154,8 +157,8 @@ class StagesAndNodesError(GraphError, code="stages-and-nodes"):
 class StageError(DataraxError, code="stage"):
     """A stage failed, or returned something that is not a batch.
 
-    `node` is its name, `predecessors` maps the names of what it read to their specs, and
-    `__cause__` is the original error.
+    `node` is the stage's name. `predecessors` maps the name of each predecessor to its spec as
+    text. `__cause__` is the original error.
     """
 
     def __init__(self, node: str, predecessors: Mapping[str, str], reason: str):
@@ -173,18 +176,22 @@ class BatchSizeError(DataraxError, code="batch-size"):
 
 
 class ShardingError(DataraxError, code="sharding"):
-    """`sharding` does not say how to split the rows of a batch."""
+    """`sharding` cannot be applied to the rows of a batch."""
 
     def __init__(self, what: str):
         super().__init__(f"`sharding` {what}.")
 
 
 class LastBatchError(DataraxError, code="last-batch"):
-    """`last_batch` is unknown, or cannot be applied to this source or scan."""
+    """`last_batch` is unknown, or does not fit the source or the scan.
+
+    "drop" needs a source of at least one batch. A scan to the end of an epoch needs whole batches
+    under "keep".
+    """
 
 
 class ScanLengthError(DataraxError, code="scan-length"):
-    """`length`, `unroll` or `fetch` of a scan is not a number of batches."""
+    """The `length`, `unroll` or `fetch` of a scan is not a valid number of batches."""
 
     def __init__(self, value: object, name: str = "length"):
         least, without = (
@@ -197,31 +204,25 @@ class ScanLengthError(DataraxError, code="scan-length"):
 
 
 class CapturedError(DataraxError, code="captured"):
-    """The function of a scan uses NNX objects, `names`, that are not in its `modules`."""
+    """The function of a scan uses NNX objects that are not in its `modules`.
+
+    `names` lists them. A compiled program would hold their current values for good. The error is
+    also raised for a pipeline that a traced function closes over.
+    """
 
     def __init__(self, names: Sequence[str], *, text: str | None = None):
         self.names = list(names)
         super().__init__(
             text
             or f"`step_fn` must be given the NNX objects that it uses, but reaches {self.names} by "
-            "itself: compiled, it would hold their present values for ever. "
-            "Pass them in `modules=`; they come as its arguments. What is no array can be read "
-            "before the call."
-        )
-
-    @classmethod
-    def pipeline(cls) -> "CapturedError":
-        """For a pipeline that is consumed in a traced function which only closes over it."""
-        return cls(
-            ["pipeline"],
-            text="A pipeline can be consumed in a traced function only as its argument, but this "
-            "one comes from outside: its cursor could not move. Pass it to the function under "
-            "`nnx.jit` or `nnx.grad`, or take the batch before the call.",
+            "itself: compiled, it would keep their current values for good. "
+            "Pass them in `modules=`, and `step_fn` gets them as arguments. Read what is not an "
+            "array before the call."
         )
 
 
 class MaskNameError(DataraxError, code="mask-name"):
-    """The data has a field with the name of the mask."""
+    """The data has a field with the name of the mask, under `last_batch="pad"`."""
 
     def __init__(self, name: object, fields: Sequence[str]):
         super().__init__(
@@ -232,11 +233,12 @@ class MaskNameError(DataraxError, code="mask-name"):
 
 
 class RngsError(DataraxError, code="rngs"):
-    """A shuffle or a stage needs random numbers, and there is no seed: no `rngs` was given."""
+    """A shuffle or a stage needs random numbers, and neither it nor the pipeline has `rngs`."""
 
 
 class SourceError(DataraxError, code="source"):
-    """Data that a source cannot hold."""
+    """Base class of the errors of sources. A source of 2**32 or more records raises it itself where
+    JAX has 64-bit types turned off."""
 
 
 class SourceTypeError(SourceError, code="source-type"):
@@ -253,19 +255,10 @@ class SourceTypeError(SourceError, code="source-type"):
 
 
 class EmptySourceError(SourceError, code="empty-source"):
-    """The source has no records."""
+    """The source has no records, or a pass over a stream has none."""
 
-    def __init__(self, what: str = "`data`", *, text: str | None = None):
+    def __init__(self, what: str = "", *, text: str | None = None):
         super().__init__(text or f"A source must hold at least one record, but {what} holds none.")
-
-    @classmethod
-    def batch(cls, stream: str, records: int, size: int) -> "EmptySourceError":
-        """For a stream of so many records, which are fewer than a batch under "drop"."""
-        return cls(
-            text=f'Under last_batch="drop" a pass must hold at least one batch of {size}, but one '
-            f"over {stream} holds {records} records. Choose a smaller `batch_size`, or another "
-            "`last_batch`."
-        )
 
 
 class UnequalLengthsError(SourceError, code="unequal-lengths"):
@@ -280,7 +273,10 @@ class UnequalLengthsError(SourceError, code="unequal-lengths"):
 
 
 class FieldTypeError(SourceError, code="field-type"):
-    """A `field` that JAX cannot hold without changing its values."""
+    """JAX cannot hold the values of `field`, or not without changing them.
+
+    Rounding a float is allowed.
+    """
 
     def __init__(self, field: str, reason: str):
         self.field = field
@@ -288,7 +284,7 @@ class FieldTypeError(SourceError, code="field-type"):
 
 
 class FileError(SourceError, code="file"):
-    """A `file` that is missing, damaged, or of another kind."""
+    """`file` is missing, damaged, or of another format."""
 
     def __init__(self, file: str, reason: str):
         self.file = file
@@ -296,9 +292,10 @@ class FileError(SourceError, code="file"):
 
 
 class ReadError(SourceError, code="read"):
-    """`record` of `file` could not be read by `source`; `__cause__` is the original error.
+    """`source` could not read `record` of `file`; `__cause__` is the original error.
 
-    `record` is None if each record of the batch could be read on its own, so a retry may succeed.
+    `record` is None if every record of the batch could be read on its own afterwards; a retry may
+    then succeed. `stage` is always "source".
     """
 
     def __init__(
@@ -323,15 +320,15 @@ class ReadError(SourceError, code="read"):
 
 
 class RandomAccessError(SourceError, code="random-access"):
-    """A stream was asked for something other than its next rows."""
+    """A source without random access, such as a stream, was read inside `jit` or by `replay`."""
 
 
 class SpecsError(SourceError, code="specs"):
-    """The sources of a mixture have records of different fields, shapes or types."""
+    """The records of a mixture's sources differ in fields, shapes or types."""
 
 
 class StateError(DataraxError, code="state"):
-    """A state that does not belong to this pipeline; `field` is where it differs."""
+    """The state is malformed or of another pipeline; `field` is the first entry that differs."""
 
     def __init__(self, field: str, reason: str):
         self.field = field
@@ -339,4 +336,4 @@ class StateError(DataraxError, code="state"):
 
 
 class SeekError(DataraxError, code="seek"):
-    """A cursor, record or start outside the stream."""
+    """A cursor, record number or `start` is outside the stream."""

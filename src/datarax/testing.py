@@ -1,8 +1,8 @@
-"""The laws of the spec, to be run on parts of your own: a source, a stage, a whole pipeline.
+"""Checks of your own sources, stages and pipelines against the laws of the spec.
 
 Each check builds small pipelines around the part, reads a few batches at the start and at the end
-of an epoch, and raises a `LawError` that names the requirement which does not hold. A part that
-passes may be shuffled, resumed, scanned and cut into batches like those of the library.
+of an epoch, and raises a `LawError` that names the broken requirement. A part that passes can be
+shuffled, resumed, scanned and batched like those of the library.
 """
 
 import copy
@@ -39,32 +39,32 @@ from .sources._base import HasGetBatchAt, length_of
 __all__ = ["LawError", "check_pipeline", "check_source", "check_stage"]
 
 BATCHES = 4
-"""How many batches are read in a row."""
+"""Consecutive batches that a check reads."""
 
 RECORDS = 2**16
-"""The most records whose whole order is looked at."""
+"""The longest source whose `order` is checked for being a permutation, which needs O(n) memory."""
 
 READ = 64
-"""The most rows that are compared between two cuts."""
+"""The most rows that are compared between two batch sizes, or two passes of a stream."""
 
 THREADS, SECONDS = 4, 0.3
-"""How many threads read a source at once, and for how long at least."""
+"""The threads that read a source at once, and for how long at least, so that a race shows."""
 
 FAR = 10**6
-"""A place at which a source without an end is read, too."""
+"""A large offset at which a source without an end is also read."""
 
 SINGLE = (
-    "Row `i` is that of offset `start + i`: let nothing else decide it, and draw what is random in "
-    "it from `jax.random.fold_in(key, start + i)`"
+    "Row `i` must depend on the offset `start + i` alone; draw its random numbers from "
+    "`jax.random.fold_in(key, start + i)`"
 )
 CLAMPED = (
-    "Row `i` is that of offset `start + i`; `jax.lax.dynamic_slice` moves a slice that passes the "
-    "end, and with it the rows before"
+    "Row `i` must be the row at offset `start + i`; `jax.lax.dynamic_slice` shifts a slice that "
+    "passes the end, and with it the rows before the end"
 )
 
 
 class LawError(AssertionError):
-    """A part does not keep the requirement `law` of the spec, `SRC-012` say."""
+    """A part breaks the requirement `law` of the spec, such as `SRC-012`; `text` says how."""
 
     def __init__(self, law: str, text: str):
         self.law, self.text = law, text
@@ -75,17 +75,16 @@ class LawError(AssertionError):
 
 
 def check_pipeline(make: Callable[[], Pipeline], *, rtol: float = 1e-5) -> None:
-    """Raises unless the modes agree, a state resumes, and nothing but the program decides batches.
+    """Raises unless all modes give the same batches, a state resumes, and batches are reproducible.
 
-    Batches around the first start and the first end of an epoch are read in every mode (of a source
-    without a length, at its start only), so that it takes seconds whatever the size of the data.
-    Most of that is compiling.
+    It reads a few batches from the start of the first epoch, and across its end if the source has a
+    length, in every mode. That takes seconds for data of any size, mostly to compile.
 
     Args:
-        make: builds the pipeline: a new one, with new stages, at every call.
-        rtol: how far floats may be apart where different programs compute them, whose compilers may
-            round the last bits differently; relative to the number, and of those near zero to the
-            largest in the field. All else has to be equal.
+        make: a function that builds the pipeline, with new stages, at every call.
+        rtol: the tolerance for floats that different programs compute, since XLA may round them
+            differently. It is relative to each number, or to the largest in the field for numbers
+            near zero. All other values must be equal.
 
     Raises:
         LawError: one of SRC-009 to SRC-011, ITER-011, SCAN-001, STATE-001, STATE-005
@@ -102,35 +101,36 @@ def check_pipeline(make: Callable[[], Pipeline], *, rtol: float = 1e-5) -> None:
 def check_source(
     source: Any, *, batch_size: int | None = None, seed: int = 0, rtol: float = 1e-5
 ) -> None:
-    """Raises unless the source is one that pipelines can be built on.
+    """Raises unless the source keeps the laws of the spec.
 
-    What is checked depends on how it is written. With `gather`: that rows come as they were asked
-    for, whatever the order, compiled or not, and from `gather_range` too, and that an `order` of
-    its own is a permutation. With a `Reader`: the same of `read`, that several threads may read at
-    once, and that what a pickle of it reads is the same, where it can be pickled. With
-    `get_batch_at`: that row `i` is that of offset `start + i`, up to the very end of an epoch. With
-    a `Stream`: that it skips what it is told to. For all: what `check_pipeline` checks, and that
-    batches of another size hold the same records.
+    The checks depend on the kind of source:
+
+    - `gather` and `gather_range`: any records in any order give the right rows, compiled or not. An
+      overridden `order` is a permutation.
+    - `Reader`: the same for `read`, also from several threads at once, and from a pickled copy if
+      the reader can be pickled.
+    - `get_batch_at`: row `i` is the row at offset `start + i`, up to the end of an epoch.
+    - `Stream`: `begin` skips the right number of records.
+    - All: the checks of `check_pipeline`. Another batch size gives the same records.
 
     Args:
-        source: the source. Of a large one some batches are read, and what a pipeline reads ahead of
-            them.
-        batch_size: of the pipelines that are built over it; by default a small one that does not
-            divide the number of records.
-        seed: of their shuffle.
+        source: the source. A large one is read in part: a few batches, and those read ahead.
+        batch_size: the batch size of the pipelines over the source; by default a small one that
+            does not divide the number of records.
+        seed: the seed of their shuffle.
         rtol: see `check_pipeline`.
 
     Raises:
         LawError: a requirement of the chapter "Source", SHUF-001, STEP-009, STEP-015, or one that
             `check_pipeline` names.
-        DataraxError: the source is one that no pipeline takes, or a record cannot be read.
+        DataraxError: no pipeline accepts the source, or a record cannot be read.
     """
     wrappers = {Reader: "HostSource(reader, HostSourceConfig())", Stream: "StreamSource(stream)"}
     for kind, wrapper in wrappers.items():
         if isinstance(source, kind):
             raise TypeError(f"A {kind.__name__} is no source by itself: check {wrapper}.")
     rngs = nnx.Rngs(seed)
-    # Built first, since it knows best what is no source at all.
+    # A pipeline comes first: it has the errors for objects that are no source.
     first = 1 if batch_size is None else batch_size
     built = Pipeline(source=source, batch_size=first, rngs=rngs, mask_name="(mask)")
     spec = built.element_spec
@@ -152,7 +152,7 @@ def check_source(
         return Pipeline(source=source, batch_size=size, **how)
 
     check_pipeline(make, rtol=rtol)
-    _check_cut(make, size, size + 1, rtol, "The cut is not its business")
+    _check_cut(make, size, size + 1, rtol, "A row must not depend on the batch size")
 
 
 def check_stage(
@@ -163,28 +163,28 @@ def check_stage(
     seed: int = 0,
     rtol: float = 1e-5,
 ) -> None:
-    """Raises unless the stage does the same in every mode, after a resume, and for every cut.
+    """Raises unless the stage gives the same rows in every mode and batch size, also resumed.
 
     Args:
-        stage: a function, an NNX module or an Equinox module; it is copied, and stays as it is.
-        batches: what it is given, one batch for each of its predecessors, all of as many rows; the
-            rows are shuffled first.
-        per_record: whether it gives a row for each record, which depends on that record alone. A
-            stage that mixes the rows of a batch, or counts batches, is checked with False.
-        batch_size: of the pipelines that are built around it; by default the largest that divides
-            the rows, but all of them.
-        seed: for the stage's keys.
+        stage: a function, an NNX module or an Equinox module. The check uses a copy of it.
+        batches: one batch for each predecessor of the stage, all with the same number of rows. The
+            check shuffles the rows.
+        per_record: whether each row of the output depends on one record alone. Use False for a
+            stage that mixes the rows of a batch or counts batches; the batch size may then matter.
+        batch_size: the batch size of the pipelines around the stage; by default the largest
+            divisor of the number of rows, other than that number itself.
+        seed: the seed of the stage's keys.
         rtol: see `check_pipeline`.
 
     Raises:
-        LawError: STEP-009 where the cut into batches shows, or a law that `check_pipeline` names.
+        LawError: STEP-009 where the batch size changes a row, or a law that `check_pipeline` names.
     """
     if not batches:
         raise ValueError("`check_stage` needs a batch to call the stage with, got none.")
     names = [f"input {i}" for i in range(len(batches))]
     stored = MemorySource(MemorySourceConfig(), dict(zip(names, batches, strict=True)))
     rows = len(stored)
-    # Rows that are sorted would look the same to a stage that sorts them.
+    # With sorted rows, a stage that sorts would pass.
     mixed = np.random.default_rng(0).permutation(rows)
     source = MemorySource(
         MemorySourceConfig(), stored.gather(jnp.asarray(mixed.astype(word(rows))))
@@ -194,7 +194,7 @@ def check_stage(
         each = next((n for n in range(rows // 2, 0, -1) if rows % n == 0), 1)
 
     def make(size: int = each) -> Pipeline:
-        nodes = {name: _Part(name) for name in names} | {"stage": copy.deepcopy(stage)}
+        nodes = {name: _Input(name) for name in names} | {"stage": copy.deepcopy(stage)}
         return Pipeline.from_dag(
             source=source,
             nodes=nodes,
@@ -214,14 +214,14 @@ def check_stage(
                     "record, or pass `per_record=False`.",
                 )
         way_out = (
-            "Draw what is random from `keys`, one for each record; pass `per_record=False` if the "
+            "Draw random numbers from `keys`, one for each record; pass `per_record=False` if the "
             "stage is to mix rows or to count batches"
         )
         _check_cut(make, each, rows if each < rows else 1, rtol, way_out)
 
 
-class _Part:
-    """A stage that gives what stands under one name in the batches of the source."""
+class _Input:
+    """A stage that returns one of the nested batches of the source."""
 
     def __init__(self, name: str):
         self.name = name
@@ -234,14 +234,14 @@ class _Part:
 
 
 class _Run(NamedTuple):
-    """Batches as they were handed out, and what the pipeline remembers after them."""
+    """Batches, and the Variables and the cursor of the pipeline after them."""
 
     batches: list[Any]
     after: dict[str, Any]
 
 
 def _places(pipeline: Pipeline) -> list[Cursor]:
-    """Where to read: at the start, and so that the end of the first epoch is among the batches."""
+    """The cursors to read from: the start, and one close enough to the end of the first epoch."""
     length, size = length_of(pipeline.source), pipeline.batch_size
     if length is None or length <= size * (BATCHES - 1):
         return [Cursor(0, 0)]
@@ -264,14 +264,14 @@ def _check_at(make: Callable[[], Pipeline], place: Cursor, rtol: float) -> None:
     kept: list[Any] = []
     drawn = random.getstate(), np.random.get_state()
     stepped = at(lambda pipeline, count: _by_step(pipeline, count, kept))
-    # That of `random` says nothing: type checkers draw from it which items they look at.
+    # The state of `random` proves nothing: beartype draws from it which items to check.
     moved = not all(map(np.array_equal, np.random.get_state(), drawn[1]))
     _compare("SRC-009", f"batches {where} that were kept have changed", stepped.batches, kept, 0.0)
     try:
         random.setstate(drawn[0])
         np.random.set_state(drawn[1])
         what = f"of two pipelines that were built alike, batches {where}"
-        way_out = "Build all of it anew, and draw from no generator but one with a fixed seed"
+        way_out = "Build all of it anew, and draw only from generators with a fixed seed"
         _same("SRC-011", what, stepped, at(_by_step), rtol, way_out)
         random.seed(1)
         np.random.seed(1)
@@ -311,14 +311,13 @@ def _check_at(make: Callable[[], Pipeline], place: Cursor, rtol: float) -> None:
 
 
 def _cut_alike(pipeline: Pipeline, place: Cursor, looped: Sequence[Any]) -> int:
-    """How many of the batches of a loop are cut as those of `step`: under "keep" an epoch may end
-    with a shorter one."""
+    """The number of batches that `for` cuts as `step` does, until "keep" gives a shorter one."""
     length, size = length_of(pipeline.source), pipeline.batch_size
     if pipeline.last_batch != "keep" or (length is not None and length % size == 0):
         return BATCHES
     if length is not None:
         return min(BATCHES, (length - place.offset) // size)
-    rows = map(_rows_of, looped)  # of a stream nobody knows
+    rows = map(_rows_of, looped)  # a stream shows the end of its epoch only so
     most = max(map(_rows_of, looped))
     return sum(1 for _ in itertools.takewhile(lambda count: count == most, rows))
 
@@ -348,12 +347,12 @@ def _whole(batch: Batch) -> Batch:
 
 
 def _snapshot(batch: Any) -> Any:
-    """The values of a batch as they are now."""
+    """A copy of a batch as NumPy arrays."""
     return jax.tree.map(lambda x: np.array(_plain(x)), batch)
 
 
 def _plain(x: Any) -> Any:
-    x = x if hasattr(x, "dtype") else jnp.asarray(x)  # a number, in the type that it becomes
+    x = x if hasattr(x, "dtype") else jnp.asarray(x)  # a Python number, in the type JAX gives it
     typed = isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
     return jax.random.key_data(x) if typed else x
 
@@ -363,7 +362,7 @@ def _rows_of(batch: Any) -> int:
 
 
 def _remembered(pipeline: Pipeline) -> dict[str, Any]:
-    """The Variables of a pipeline by path, the cursor among them, but no data."""
+    """The Variables of a pipeline by path, without `SourceData`, and its cursor."""
     data, state = nnx.state(pipeline, SourceData, ...)
     del data
     cursor = {"cursor": np.array(pipeline.cursor)}
@@ -383,7 +382,7 @@ def _same(law: str, what: str, expected: _Run, got: _Run, rtol: float, way_out: 
 def _check_cut(
     make: Callable[[int], Pipeline], one: int, other: int, rtol: float, way_out: str
 ) -> None:
-    """Two epochs in batches of another size have the same rows."""
+    """Raises unless batches of the sizes `one` and `other` have the same rows, over two epochs."""
     found = []
     for size in (one, other):
         pipeline = make(size)
@@ -399,7 +398,7 @@ def _check_cut(
 
 
 def _rows(batches: Iterable[Any], pipeline: Pipeline) -> Any:
-    """The rows of batches, joined, without those that pad."""
+    """The concatenated rows of batches, without padding."""
     padded, name = pipeline.last_batch == "pad", pipeline.mask_name
     kept = [
         jax.tree.map(lambda x, mask=batch[name]: x[mask], batch) if padded else batch
@@ -412,14 +411,14 @@ def _rows(batches: Iterable[Any], pipeline: Pipeline) -> Any:
 
 
 def _small(length: int | None) -> int:
-    """A small batch size that does not divide the length, where there is one."""
+    """A small batch size that does not divide the length, if possible."""
     if length is None:
         return 3
     return next((size for size in (3, 4, 5, 7) if size < length and length % size), 1)
 
 
 def _spread(length: int, count: int = 6) -> list[int]:
-    """Some records, the first and the last among them."""
+    """Up to `count` records, evenly spread from the first to the last."""
     return sorted({i * (length - 1) // max(1, count - 1) for i in range(count)})
 
 
@@ -434,7 +433,7 @@ def _check_rows(source: EagerSourceBase, rtol: float) -> None:
         return _snapshot(batch) | {"(readable)": readable}
 
     if reader is not None and not source.masks:
-        reader.rows(np.array(picks, kind), reader.element_spec)  # raises for what cannot be read
+        reader.rows(np.array(picks, kind), reader.element_spec)  # raises for an unreadable record
     call = "gather" if reader is None else "read"
     alone = {record: read([record]) for record in picks}
     for record, rows in alone.items():
@@ -470,9 +469,9 @@ def _check_rows(source: EagerSourceBase, rtol: float) -> None:
 
 
 def _compiled(source: Any, method: str, *more: Any) -> Callable[[Any], Any]:
-    """A method of one array, compiled with the source's own arrays as arguments, as pipelines do.
+    """The method as a compiled function of its first argument; `more` are the others.
 
-    `more` are further arguments.
+    The source's arrays are arguments of the program, as in a pipeline.
     """
     graphdef, flat = flatten(source)
 
@@ -499,8 +498,8 @@ def _check_order(source: EagerSourceBase, seed: int) -> None:
             raise LawError(
                 "SHUF-001",
                 f"in epoch {epoch} the `order` of the source has record {record} {times[record]} "
-                f"times, and so {wrong.size} of {length} not once. For each epoch it has to be a "
-                "permutation.",
+                f"times; {wrong.size} of {length} records do not come once. In every epoch it has "
+                "to be a permutation.",
             )
 
 
@@ -511,7 +510,7 @@ def _check_reader(reader: Reader, masks: bool) -> None:
     if not picks:
         return
     turned = [np.array(picks[i:] + picks[:i]) for i in range(len(picks))]
-    first = reader.read(turned[0].copy())  # which it may write to
+    first = reader.read(turned[0].copy())  # a copy, since `read` may write to it
     expected = _snapshot(first)
 
     def back(rows: Any, i: int) -> Any:
@@ -522,7 +521,7 @@ def _check_reader(reader: Reader, masks: bool) -> None:
     _compare("SRC-009", kept, expected, first, 0.0, "Return new arrays")
     interval = sys.getswitchinterval()
     try:
-        sys.setswitchinterval(1e-6)  # so that a race is lost sooner
+        sys.setswitchinterval(1e-6)  # switch threads often, so that a race shows sooner
         with ThreadPoolExecutor(THREADS) as pool:
             end = time.monotonic() + SECONDS
             while time.monotonic() < end:
@@ -530,7 +529,7 @@ def _check_reader(reader: Reader, masks: bool) -> None:
                 found = pool.map(lambda i: reader.read(turned[i].copy()), turns)
                 for i, rows in zip(turns, found, strict=True):
                     what = "rows read by several threads at once differ"
-                    way_out = "What threads share, a file's position say, needs a lock"
+                    way_out = "What threads share, such as the position in a file, needs a lock"
                     _compare("SRC-019", what, expected, back(rows, i), 0.0, way_out)
     finally:
         sys.setswitchinterval(interval)
@@ -553,7 +552,7 @@ def _is_readable(reader: Reader, record: int) -> bool:
 def _check_stream(stream: Stream) -> None:
     def begun(epoch: int, skip: int, count: int) -> list[Any]:
         records = itertools.islice(iter(stream.begin(epoch, skip)), count)
-        return [jax.tree.map(np.array, record) for record in records]  # it may use one again
+        return [jax.tree.map(np.array, x) for x in records]  # copies: a stream may reuse memory
 
     for epoch in range(2):
         first, again = begun(epoch, 0, READ), begun(epoch, 0, READ)
@@ -615,7 +614,7 @@ def _difference(expected: Any, got: Any, rtol: float) -> str | None:
         x, y = (np.asarray(_plain(z)) for z in (x, second[name]))
         if (x.dtype, x.shape) != (y.dtype, y.shape):
             return f"{name!r} is {x.dtype}{list(x.shape)} and {y.dtype}{list(y.shape)}"
-        if len(unequal := np.argwhere(np.logical_not(_equal(x, y, rtol)))):  # without an axis, too
+        if len(unequal := np.argwhere(np.logical_not(_equal(x, y, rtol)))):  # also without an axis
             place = tuple(unequal[0].tolist())
             at = f"[{', '.join(map(str, place))}]" if place else ""
             return f"{name!r}{at} is {x[place]} and {y[place]}"

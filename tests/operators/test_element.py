@@ -147,7 +147,7 @@ def test_the_arrays_of_its_function_are_its_own(make, name):
 
 
 class Shift(OperatorModule):
-    """Has a parameter, a state and, if it is asked to, randomness."""
+    """Has a parameter, a state and, on request, randomness."""
 
     def __init__(self, amount, **options):
         super().__init__(**options)

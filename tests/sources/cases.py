@@ -88,7 +88,7 @@ def arrow_file(path: Path, n: int = N) -> Path:
 
 
 def prepared_tfds(folder: Path, n: int = N, fields: Sequence[tuple[str, Any, Any]] = ()) -> Path:
-    """A prepared data set of `n` records; `fields` are others, each with its type and value."""
+    """A prepared data set of `n` records; `fields` adds fields, each with its type and value."""
     tfds = pytest.importorskip("tensorflow_datasets", reason="needs the extra 'tfds'")
 
     with tfds.core.registered.skip_registration():
@@ -132,7 +132,7 @@ def hf_dataset(n: int = N):
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """`open(folder)` makes the files, and gives a source for each `shuffle` it is called with."""
+    """`open(folder)` writes the files and returns a function from `shuffle` to a source."""
 
     name: str
     prepare: Callable[[Path], Callable[..., EagerSourceBase]]

@@ -1,4 +1,4 @@
-"""What holds for every source: the same law, whatever the storage."""
+"""The laws that every source keeps, run over the table of `cases.py`."""
 
 import copy
 import inspect
@@ -39,7 +39,7 @@ def same_in_memory(source, **config) -> MemorySource:
 
 
 def flat(batches) -> dict[str, np.ndarray]:
-    """The rows of an epoch that the mask leaves."""
+    """The rows of an epoch that are not masked."""
     batches = [jax.tree.map(np.asarray, batch) for batch in batches]
     return {k: np.concatenate([b[k][b["mask"]] for b in batches]) for k in ("id", "x")}
 
@@ -80,7 +80,7 @@ def test_step_for_and_scan_agree(make, last_batch):
             source=make(shuffle=True), batch_size=7, rngs=seeded(), last_batch=last_batch
         )
 
-    length = 8  # over two ends of an epoch
+    length = 8  # crosses two ends of an epoch
     by_step, by_scan = pipeline(), pipeline()
     steps = [by_step.step() for _ in range(length)]
     scanned = by_scan.scan(lambda batch: batch, length)

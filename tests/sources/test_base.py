@@ -1,4 +1,4 @@
-"""A source that a user writes is asked for what the law says, and for nothing else."""
+"""Sources that a user writes: what the pipeline asks of them, and how `get_batch_at` works."""
 
 import equinox as eqx
 import jax
@@ -38,7 +38,7 @@ from datarax.sources import (
 
 
 def epoch_words(seed, epoch):
-    """The key of an epoch's order, as the model counts it."""
+    """The key of an epoch's order according to the model."""
     return [int(word) for word in model.epoch_key(model.base_key(seed), epoch)]
 
 
@@ -46,7 +46,7 @@ def epoch_words(seed, epoch):
 
 
 class Squares(EagerSourceBase):
-    """Computes its records, without a call to the constructor of its base."""
+    """Computes its records, and does not call the constructor of its base."""
 
     def __init__(self, length):
         self.length = length
@@ -348,7 +348,7 @@ class Reversed(EagerSourceBase):
 
 
 class Backwards(Order):
-    """From the last record to the first, by what is public alone."""
+    """From the last record to the first, written with the public interface only."""
 
     length: int = eqx.field(static=True)
 
@@ -424,31 +424,6 @@ def test_a_state_knows_an_order_of_ones_own():
             one.set_state(two.get_state())
 
 
-class Holding(Numbers):
-    def __init__(self, name, value):
-        super().__init__(10)
-        setattr(self, name, value)
-
-
-@pytest.mark.spec("ERR-023")
-@pytest.mark.parametrize(
-    "name, value",
-    [
-        ("base", MemorySource(MemorySourceConfig(), np.arange(3))),
-        ("reader", np.arange(3)),
-        ("masks", np.arange(3)),
-        ("order", 5),
-        ("records", [1, 2]),
-        ("shuffle", 3),
-    ],
-)
-def test_an_attribute_that_means_something_is_not_taken_for_another(name, value, unchecked):
-    with pytest.raises(TypeError, match=f"`{name}` means something to every source and cannot"):
-        Holding(name, value)
-    assert Holding("inner", value).inner is value
-    assert Holding("masks", np.bool_(True)).masks
-
-
 class Uniform(nnx.Module):
     def get_batch_at(self, start, batch_size, key):
         return {"x": jax.random.uniform(key, (batch_size,))}
@@ -464,5 +439,5 @@ def test_a_source_that_draws_needs_a_seed():
     with pytest.raises(RngsError, match="If it draws from its key, give the pipeline rngs"):
         Pipeline(source=Uniform(), batch_size=4)
     assert Pipeline(source=Uniform(), batch_size=4, rngs=nnx.Rngs(0)).step()["x"].shape == (4,)
-    with pytest.raises(AttributeError, match="tabel"):  # which no seed would mend
+    with pytest.raises(AttributeError, match="tabel"):  # a seed would not help
         Pipeline(source=Misspelt(), batch_size=4)

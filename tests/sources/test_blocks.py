@@ -1,4 +1,4 @@
-"""`shuffle="blocks"`: exact, keyed, and close together in storage."""
+"""`shuffle="blocks"`: a permutation, keyed, that reads neighbouring records together."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Memory that is used again: never while anybody holds it."""
+"""Buffers are reused, but never while an array holds them."""
 
 import jax
 import numpy as np
@@ -22,7 +22,7 @@ def test_rows_are_where_jax_takes_them_over_without_a_copy(width):
 
     held, cpu = rows(), jax.local_devices(backend="cpu")[0]
     del held[1], held[2]
-    for x in held + rows():  # memory that is new, and such as has been used before
+    for x in held + rows():  # new memory, and reused memory
         assert x.shape == (100, width)
         assert jax.device_put(x, cpu).unsafe_buffer_pointer() == x.ctypes.data
 
@@ -41,7 +41,7 @@ def test_a_batch_is_not_a_buffer(tmp_path, width, shuffle, stages):
     rows, kept, views = [], [], []
     for i, batch in enumerate(pipeline):
         rows.append(np.array(batch["data"][:, 0]))
-        if i % 3 == 0:  # the memory of the others is free again
+        if i % 3 == 0:  # frees the memory of the others
             kept.append((i, batch))
         if i % 3 == 1:
             views.append((i, np.asarray(batch["data"])[10:20]))
@@ -63,7 +63,7 @@ def test_memory_of_batches_that_are_gone_is_used_again(tmp_path, monkeypatch):
         made.append(count)
         return aligned(count)
 
-    # A hole in the file, which reads as zero: 40 batches of 2 MB.
+    # A sparse file, which reads as zeros: 40 batches of 2 MB.
     np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.int32, (20_000, 1000))
     config = StreamingDiskSourceConfig(path=tmp_path / "x.npy")
     pipeline = Pipeline(source=StreamingDiskSource(config), batch_size=500, num_threads=1)

@@ -1,4 +1,4 @@
-"""What goes wrong in storage: named, survived, counted, and never unpickled."""
+"""Faults in storage: errors name them, masks survive and count them, nothing is unpickled."""
 
 import dataclasses
 import decimal
@@ -55,7 +55,7 @@ from datarax.sources import (
     TFDSEagerSourceConfig,
     TFDSStreamingSource,
     TFDSStreamingSourceConfig,
-    _ending,
+    _reader,
     encode,
 )
 
@@ -235,7 +235,7 @@ def test_a_number_of_threads_that_is_none_is_refused(unchecked, number):
 @pytest.mark.spec("SRC-033", "SRC-030")
 @pytest.mark.parametrize("mode", ["step", "for"])
 def test_a_masked_record_counts_when_its_batch_comes(mode):
-    # Several epochs are read in one go, and in each of them the record is masked.
+    # One call reads several epochs, and the record is masked in each of them.
     pipeline = over(Broken([6], n=10), batch_size=4, on_error="mask", max_errors=1)
     batches = iter(pipeline) if mode == "for" else iter(pipeline.step, None)
     counts = []
@@ -271,7 +271,7 @@ def test_what_is_replayed_has_values(kind):
     seen = []
 
     def look(batch, random):
-        if not isinstance(batch["x"], jax.core.Tracer):  # as it is where batches are compiled
+        if not isinstance(batch["x"], jax.core.Tracer):  # it is one while the stage is traced
             seen.append((float(batch["x"][0]), int(jax.random.bits(random.reshape(-1)[0]))))
         return batch
 
@@ -323,7 +323,7 @@ def test_a_row_of_another_kind_is_named(row, words):
     pipeline.step()
     with pytest.raises(ReadError, match=f"record 8 .*{words}") as caught:
         pipeline.step()
-    # To read it again would not help, and to mask it would hide what is wrong with the program.
+    # Reading it again would not help, and masking it would hide a mistake in the program.
     assert str(caught.value).partition("\n")[2] == (
         "All records of a source have the same fields, shapes and types: make them so where they "
         "are read."
@@ -466,7 +466,7 @@ def test_parts_that_are_unlike_are_named(tmp_path):
     shape = folder("shape", x=np.zeros((3, 4), np.float32), y=np.zeros(3, np.int32))
     with pytest.raises(FileError, match=r"x.npy' has rows float32\[4\], and not rows float32\[2"):
         open_(first, shape)
-    # Together they would be of one length.
+    # Both files together have equally many rows of x and y.
     long = folder("long", x=np.zeros((4, 2), np.float32), y=np.zeros(2, np.int32))
     short = folder("short", x=np.zeros((2, 2), np.float32), y=np.zeros(4, np.int32))
     with pytest.raises(UnequalLengthsError, match=r"/long/x.npy': 4, '.*/long/y.npy': 2"):
@@ -616,7 +616,7 @@ def test_a_damaged_chunk_is_decoded_twice_for_a_batch_of_masked_rows(tmp_path, m
     monkeypatch.setattr(chunk, "table", lambda self, names: tried.append(0) or table(self, names))
     _, readable, errors = reader.rows_and_holes(np.arange(300), reader.element_spec)
     assert len(errors) == 300 and not readable.any()
-    assert len(tried) == 2  # what fails once may be read
+    assert len(tried) == 2  # a second try may succeed
     reader.rows_and_holes(np.arange(300), reader.element_spec)  # a retry reads again
     assert len(tried) == 4
 
@@ -626,18 +626,18 @@ def test_a_damaged_chunk_is_decoded_twice_for_a_batch_of_masked_rows(tmp_path, m
 def test_no_record_is_looked_at_on_its_own_once_the_program_ends(on_error, monkeypatch):
     reader = over(Broken(range(5, N))).source.reader
     ending = threading.Event()
-    monkeypatch.setattr(_ending, "ENDING", ending)
+    monkeypatch.setattr(_reader, "ENDING", ending)
     checked = type(reader).checked
 
     def last(self, records, spec):
         try:
             return checked(self, records, spec)
         finally:
-            ending.set()  # after the batch, before its records
+            ending.set()  # after the batch has failed, before its records are read
 
     monkeypatch.setattr(type(reader), "checked", last)
     read = reader.rows if on_error == "raise" else reader.rows_and_holes
-    with pytest.raises(_ending.EndingError):
+    with pytest.raises(_reader.EndingError):
         read(np.arange(10), reader.element_spec)
 
 
@@ -927,7 +927,7 @@ def test_a_prepared_data_set_that_is_damaged_is_named(tmp_path):
     ],
 )
 def test_a_missing_package_is_named_with_its_extra(extra, package, build, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, package, None)  # to `import` the same as not installed
+    monkeypatch.setitem(sys.modules, package, None)  # makes `import` fail
     path = tmp_path / "file.parquet"
     path.write_bytes(b"")
     with pytest.raises(ImportError, match=rf"pip install 'datarax-reference\[{extra}\]'"):
@@ -945,7 +945,7 @@ def test_importing_the_library_imports_no_extra():
 
 @pytest.mark.spec("SRC-030")
 def test_reading_ahead_never_shows():
-    # A seek, another policy and a foreign state all throw away what was read.
+    # A seek, another `last_batch` and another state each discard what was read ahead.
     data = cases.columns()
     source = RandomAccessSource(RandomAccessSourceConfig(shuffle=True), cases.rows())
     pipeline = Pipeline(source=source, batch_size=3, rngs=nnx.Rngs(4))
@@ -991,11 +991,11 @@ def test_stats_say_what_the_limit_was():
     assert reading.stats().limit == "reading" and reading.stats().batches == 5
     computing = over(Broken([]))
     for _ in computing:
-        time.sleep(0.2)  # far more than threads take to start on a machine that is busy
+        time.sleep(0.2)  # far more than threads need to start on a busy machine
     assert computing.stats().limit == "computing"
     stepped = over(Slow([]))
     stepped.step()
-    assert stepped.stats() == (0, 0.0, 0.0, 0)  # neither a loop nor a scan
+    assert stepped.stats() == (0, 0.0, 0.0, 0)  # `stats` covers loops and scans only
 
 
 @pytest.mark.spec("SRC-038")
@@ -1023,7 +1023,7 @@ def test_a_progress_bar_ends_with_a_loop_that_is_left(capsys):
     for _ in Pipeline(source=source, batch_size=5, last_batch="pad", progress=True):
         break
     for thread in threading.enumerate():
-        if type(thread).__module__.startswith("rich"):  # what draws a bar until it is told to stop
+        if type(thread).__module__.startswith("rich"):  # a thread that draws a progress bar
             thread.join(10)
             assert not thread.is_alive()
 
@@ -1038,7 +1038,7 @@ def test_the_bar_of_a_stream_has_no_end_to_name(capsys):
 
 
 def nulls(kind: str):
-    """A column with holes in the records 3 (a null), 8 and 9, where it can have such."""
+    """A column with holes in the records 3 (a null), 8 and 9, if its type allows them."""
     pa = pytest.importorskip("pyarrow", reason="needs the extra 'arrow'")
     rows = [[i, i + 1] for i in range(N)]
     rows[3], rows[8], rows[9] = None, [8, None], [9]
@@ -1114,7 +1114,8 @@ def test_a_null_is_what_it_is_filled_with(form, kind, value, other, tmp_path):
     fill = {"x": value, "pair": value}
     config = ArrowSourceConfig(paths=path, fill=fill, on_error="mask", max_errors=2)
     (batch,) = Pipeline(source=ArrowSource(config), batch_size=5)
-    assert batch["mask"].tolist() == [True, False, True, True, False]  # null, and too short
+    # Row 1 has a null, row 4 a list that is too short.
+    assert batch["mask"].tolist() == [True, False, True, True, False]
     kept = kind.to_pandas_dtype()
     for name, rows in (
         ("x", [other, 0, other, other, 0]),
@@ -1181,7 +1182,7 @@ def test_what_the_first_record_holds_is_masked_as_in_any_other(form, bad, tmp_pa
         ({"fill": 0}, "`fill` is a dict of values by column, got 0."),
         (
             {"fill": {"x": 0}, "decode": dict},
-            "`decode` gets a null as None, and `fill` has no part in it.",
+            "`fill` has no effect on `decode`, which gets a null as None.",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""Records in memory arrive as they were put in, or are refused by name."""
+"""Records in memory arrive unchanged, or an error names the field."""
 
 import gc
 import itertools
@@ -147,8 +147,8 @@ def test_an_integer_beside_floats_is_not_rounded(data, field, value):
     with pytest.raises(FieldTypeError) as error:
         memory(data)
     assert str(error.value) == (
-        f"Field '{field}' has the integer {value} beside floats, as which JAX would hold it "
-        "rounded, as float32. Give integers and floats as two fields."
+        f"Field '{field}' has the integer {value} beside floats, and as float32 it would be "
+        "rounded. Give integers and floats as two fields."
     )
 
 
@@ -213,13 +213,13 @@ def test_a_table_is_no_array():
         with pytest.raises(TypeError) as error:
             RandomAccessSource(RandomAccessSourceConfig(), data)
         assert str(error.value) == (
-            f"RandomAccessSource reads record i as data[i], and got a {name}, which gives no "
-            "records so. Its columns are for MemorySource. Give them by name, as "
+            f"RandomAccessSource reads record i as data[i], but data[i] of a {name} is not a "
+            "record. Its columns are for MemorySource. Give them by name, as "
             "{name: table[name] for name in names}."
         )
         with pytest.raises(FieldTypeError, match=f"Field 'x' is a {name}, whose columns"):
             RandomAccessSource(RandomAccessSourceConfig(), [{"x": data}])
-    with pytest.raises(TypeError, match="got a Series, which gives no records so"):
+    with pytest.raises(TypeError, match=r"data\[i\] of a Series is not a record"):
         RandomAccessSource(RandomAccessSourceConfig(), pd.Series([3, 4], index=[1, 0]))
     series = MemorySource(MemorySourceConfig(), pd.Series([3, 4]))
     assert series.get_batch_at(1, 1)["data"].tolist() == [4]
@@ -479,7 +479,7 @@ def chunks(source, sizes, key):
 def test_consecutive_chunks_of_one_key_hold_every_record_once(shuffle):
     source = memory(np.arange(10), shuffle=shuffle)
     key = jax.random.key(5)
-    with jax.disable_jit():  # a shape for each size, and nothing to compile
+    with jax.disable_jit():  # each size has another shape: without jit, none is compiled
         whole = source.get_batch_at(0, 30, key)["data"].tolist()
         for sizes in ([4, 4, 2, 20], [13, 17]):
             parts = [batch["data"] for batch in chunks(source, sizes, key)]

@@ -1,4 +1,4 @@
-"""Mixtures: exact shares, no replacement, and one law for host and device sources."""
+"""Mixtures: exact shares, no replacement, and the same stream from host and device sources."""
 
 import dataclasses
 import itertools
@@ -28,7 +28,7 @@ from datarax.sources._mixture import multiply_divide
 
 
 def child(number: int, n: int, shuffle=False, *, host=False, rngs=None):
-    """Records that say which source they are of, and which they are."""
+    """Records that hold the number of their source and their own."""
     data = {"source": np.full(n, number, np.int32), "id": np.arange(n, dtype=np.int32)}
     if not host:
         return MemorySource(MemorySourceConfig(shuffle=shuffle), data, rngs=rngs)
@@ -43,7 +43,7 @@ def mix(lengths, weights=None, *, stop="first", shuffle=False, host=(), seed=5):
 
 
 def stream(source, rows: int, seed: int = 5):
-    """(source, id) of the first rows, by `step`."""
+    """The pairs (source, id) of the first rows of `step`."""
     pipeline = Pipeline(source=source, batch_size=rows, rngs=nnx.Rngs(seed))
     batch = pipeline.step()
     return np.asarray(batch["source"]), np.asarray(batch["id"])
@@ -81,7 +81,7 @@ def test_every_period_has_the_exact_shares_in_its_own_order():
     periods = which.reshape(-1, 10)
     for period in periods:
         assert np.bincount(period, minlength=3).tolist() == [5, 3, 2]
-    # Ten epochs of ten periods: a pattern for each epoch, turned by each period.
+    # Ten epochs of ten periods: a pattern for each epoch, rotated for each period.
     assert len({tuple(x) for x in periods.tolist()}) > 40
 
 
@@ -316,7 +316,7 @@ def test_a_mixture_may_mask_as_many_rows_as_its_sources_together():
 
 @dataclasses.dataclass(frozen=True)
 class Huge(Reader):
-    """Records that are made when they are read."""
+    """Computes its records when they are read."""
 
     number: int
     length: int

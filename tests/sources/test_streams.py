@@ -1,4 +1,4 @@
-"""Sources without a length: in order, in every mode, resumed by skipping."""
+"""Streams: the same records in every mode, resumed by skipping."""
 
 import asyncio
 import collections
@@ -46,10 +46,10 @@ from datarax.sources import (
     StreamSourceConfig,
     TFDSStreamingSource,
     TFDSStreamingSourceConfig,
-    _ending,
+    _reader,
 )
+from datarax.sources._conform import copier
 from datarax.sources._iterable import Windows
-from datarax.sources._records import copier
 from datarax.testing import check_source
 
 from . import cases
@@ -69,7 +69,7 @@ def ids(batches):
 
 
 def law(batch_size, last_batch):
-    """The batches of one `for`, by the law of chapter 30."""
+    """The batches of one `for` according to chapter 30 of the spec."""
     whole = [[*range(i, min(i + batch_size, N))] for i in range(0, N, batch_size)]
     if last_batch == "drop":
         whole = [batch for batch in whole if len(batch) == batch_size]
@@ -111,7 +111,7 @@ def test_an_iterator_made_at_the_end_of_a_pass_is_of_the_next_epoch(size, last_b
     pipeline.reset()
     assert ids(iterator) == []
     pipeline, iterator = at_the_end()
-    pipeline.reset()  # before anybody knows
+    pipeline.reset()  # before the pipeline has met the end of the pass
     assert ids(iterator) == [[*range(size)], [*range(size, 2 * size)]]
     assert pipeline.cursor == (1, 0)
 
@@ -159,7 +159,7 @@ def test_a_loop_gets_the_next_pass_where_one_is_known_to_end(size, last_batch):
     }
     for way, go_there in ways.items():
         pipeline.reset()
-        list(pipeline)  # now it is known
+        list(pipeline)  # now the pipeline has met the end
         go_there()
         assert pipeline.cursor == end, way
         assert ids(pipeline) == whole and pipeline.cursor == (2, 0), way
@@ -399,7 +399,7 @@ class Flaky(Stream):
 @pytest.mark.spec("SRC-031", "SRC-032")
 def test_a_pass_that_does_not_begin_is_a_read_error_and_is_begun_again():
     pipeline = Pipeline(source=StreamSource(Flaky()), batch_size=4)
-    again = pickle.loads(pickle.dumps(pipeline))  # which has to look at the first record anew
+    again = pickle.loads(pickle.dumps(pipeline))  # the copy reads the first record again
     for some in pipeline, again:
         some.seek(epoch=0, offset=4)
         some.source.stream.fails = 2
@@ -407,7 +407,7 @@ def test_a_pass_that_does_not_begin_is_a_read_error_and_is_begun_again():
             with pytest.raises(ReadError, match=r"read record \d: OSError: a hiccup"):
                 some.step()
         assert some.step()["id"].tolist() == [4, 5, 6, 7]
-    fresh = Flaky()  # of the other, threads still read ahead
+    fresh = Flaky()  # threads still read ahead in the other one
     fresh.fails = 1
     with pytest.raises(ReadError, match="IterableSource could not read record 0: OSError: a hicc"):
         Pipeline(source=IterableSource(IterableSourceConfig(), fresh), batch_size=4)
@@ -513,7 +513,7 @@ def test_nothing_is_read_again_once_the_program_ends(caplog):
         source=HFStreamingSource(HFStreamingSourceConfig(), dataset), batch_size=100
     )
     pipeline.step()
-    pool.shutdown()  # as all pools are before anything else ends
+    pool.shutdown()  # as the interpreter does first at shutdown
     with caplog.at_level(logging.WARNING, "datarax"), pytest.raises(ReadError):
         pipeline.scan(lambda batch: batch["x"], 9)
     assert caplog.messages == []
@@ -534,7 +534,7 @@ def test_lists_of_another_length_are_so_wherever_they_stand():
 @pytest.mark.spec("SRC-019")
 def test_a_table_is_no_stream_of_records(unchecked):
     pandas = pytest.importorskip("pandas")
-    with pytest.raises(TypeError, match="got a DataFrame, which gives none so"):
+    with pytest.raises(TypeError, match="iterate over a DataFrame does not give its records"):
         IterableSource(IterableSourceConfig(), pandas.DataFrame({"x": [1, 2]}))
 
 
@@ -611,14 +611,14 @@ def test_what_a_stage_draws_for_a_record_does_not_hang_on_the_shuffle():
 @pytest.mark.internal
 @pytest.mark.parametrize("first", [[], [(0, 2)]], ids=["begun", "read on"])
 def test_a_stream_that_skips_stops_when_the_program_ends(first, monkeypatch):
-    monkeypatch.setattr(_ending, "ENDING", threading.Event())
+    monkeypatch.setattr(_reader, "ENDING", threading.Event())
     seen = []
 
     def rows():
         for i in range(100):
             seen.append(i)
             if i == 5:
-                _ending.ENDING.set()
+                _reader.ENDING.set()
             yield {"id": np.int32(i)}
 
     stream = IterableSource(IterableSourceConfig(), rows).stream
@@ -928,12 +928,12 @@ def test_a_pass_may_be_bound_to_the_thread_that_began_it():
     for _ in range(2):
         assert ids(pipeline) == law(5, "keep")
     assert len(set(begun)) == 2
-    # Passes end here, where it is known: no other thread may close what the first has opened.
+    # Collect the generators here: SQLite objects closed by another thread cause the warning above.
     del pipeline
     until = time.monotonic() + 60
     while len(ended) < len(begun) and time.monotonic() < until:
         gc.collect()
-        time.sleep(0.01)  # the thread that reads may hold the last of them
+        time.sleep(0.01)  # the reading thread may still hold the last of them
     assert len(ended) == len(begun)
 
 

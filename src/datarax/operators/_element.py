@@ -1,4 +1,4 @@
-"""Operators: stages written for one element and mapped over the rows of a batch."""
+"""Operators: stages that are written for one element and mapped over the rows of a batch."""
 
 import abc
 import dataclasses
@@ -31,9 +31,10 @@ class OperatorModule(Watched, metaclass=Signed):
     """A stage with one method to write: `apply(element, key) -> element`, for a single row.
 
     Args:
-        stochastic: whether `apply` gets a key, derived from (seed, epoch, record), or None.
-        stream_name: the stream of `rngs` that is the seed; "default" if there is no such stream.
-        rngs: a seed of its own; without it the pipeline's is used.
+        stochastic: whether `apply` gets a key, which depends on the seed, the stage's name, the
+            epoch and the record alone. Otherwise it gets None.
+        stream_name: the stream of `rngs` that gives the seed; "default" if `rngs` lacks it.
+        rngs: the seed. Without it the operator uses the pipeline's seed.
 
     Example:
         ```python
@@ -67,7 +68,7 @@ class OperatorModule(Watched, metaclass=Signed):
 
     @abc.abstractmethod
     def apply(self, element: Element, key: KeyLike | None) -> Element:
-        """The new element. Traced under `jax.vmap`, so write it in `jax.numpy`."""
+        """Returns the new element. It is traced under `jax.vmap`, so write it in `jax.numpy`."""
 
     def __call__(self, batch: Batch, *, keys: Key[Array, " b"] | None = None) -> Batch:
         if keys is None:
@@ -87,11 +88,11 @@ class OperatorModule(Watched, metaclass=Signed):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ElementOperatorConfig:
-    """Whether an `ElementOperator` draws random numbers, and with which seed.
+    """Whether an `ElementOperator` draws random numbers, and from which seed.
 
     Args:
-        stochastic: whether the function gets a key; else it gets None.
-        stream_name: the stream of the `Rngs` that is the seed; "default" if there is no such.
+        stochastic: whether the function gets a key; otherwise it gets None.
+        stream_name: the stream of the `Rngs` that gives the seed; "default" if they lack it.
     """
 
     stochastic: bool = False
@@ -103,10 +104,10 @@ class ElementOperator(OperatorModule):
 
     Args:
         config: whether the function draws random numbers.
-        fn: `fn(element, key) -> element`. `element.data` is a dict of arrays without the row axis;
-            return `element.update_data({...})`. It may be a module of NNX or Equinox, or a
-            method of an NNX module: its arrays are the operator's.
-        rngs: a seed of its own; without it the pipeline's is used.
+        fn: `fn(element, key) -> element`, traced under `jax.vmap`. `element.data` is a dict of
+            arrays without the row axis; return `element.update_data({...})`. `fn` may be an NNX or
+            Equinox module, or a method of an NNX module; its arrays become the operator's.
+        rngs: the seed. Without it the operator uses the pipeline's seed.
 
     Example:
         ```python

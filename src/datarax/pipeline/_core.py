@@ -51,7 +51,12 @@ class CursorVariable(nnx.Variable):
         try:
             self.set_raw_value(self.get_raw_value())
         except TraceContextError as error:
-            raise CapturedError.pipeline() from error
+            text = (
+                "A pipeline can be consumed in a traced function only as its argument, but this "
+                "one comes from outside: its cursor could not move. Pass it to the function under "
+                "`nnx.jit` or `nnx.grad`, or take the batch before the call."
+            )
+            raise CapturedError(["pipeline"], text=text) from error
 
 
 def fetched_from(

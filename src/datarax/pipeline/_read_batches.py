@@ -22,9 +22,9 @@ from .._xla import ONE_THREAD
 from ..errors import EmptySourceError, ReadError
 from ..sources._base import Fetched
 from ..sources._buffers import empty_rows
+from ..sources._conform import conform, stack
 from ..sources._iterable import Stream, Windows
 from ..sources._reader import Reader
-from ..sources._records import conform, stack
 from ._threads import Outcome
 
 COPIED_FROM = 2**18
@@ -310,7 +310,11 @@ class StreamRows:
                 again = ", which is begun anew for every epoch," if at.epoch else ""
                 raise EmptySourceError(f"pass {at.epoch} over {stream.label}{again}")
             if last_batch == "drop" and at.offset < size:
-                raise EmptySourceError.batch(stream.label, at.offset, size)
+                raise EmptySourceError(
+                    text=f'Under last_batch="drop" a pass must hold at least one batch of {size}, '
+                    f"but one over {stream.label} holds {at.offset} records. Choose a smaller "
+                    "`batch_size`, or another `last_batch`."
+                )
             at = Cursor(at.epoch + 1, 0)  # the pass has ended
             if last_batch == "drop":
                 found, places = [], []

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 from flax import nnx
 
+from ..sources._mixture import MixReader
 from ..sources._reader import Reader
 
 
@@ -67,8 +68,10 @@ def _lasts(static: Any, depth: int = 8) -> bool:
         return True
     if isinstance(static, tuple | frozenset):
         return all(_is_light(x, depth) for x in static)
+    if isinstance(static, MixReader):
+        return all(map(_lasts, static.readers))
     if isinstance(static, Reader):
-        return static.lasting
+        return type(static).__eq__ is not object.__eq__
     if isinstance(static, FunctionType):
         defaults = static.__defaults__ or (), (static.__kwdefaults__ or {}).values()
         try:

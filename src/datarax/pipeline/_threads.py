@@ -12,7 +12,7 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Generic, TypeVar
 
-from ..sources._ending import ENDING, EndingError
+from ..sources._reader import ENDING, EndingError
 
 T = TypeVar("T")
 

@@ -1,4 +1,4 @@
-"""Records in ArrayRecord files."""
+"""ArrayRecord files as a source."""
 
 import dataclasses
 import functools
@@ -13,12 +13,10 @@ from .._extras import require
 from .._types import Batch, Spec, expect
 from ..errors import FileError
 from ._codec import DECODERS, Decode
-from ._ending import while_running
-from ._files import Stamp, paths_of, stamp, unopened
+from ._conform import first_readable, spec_of, stack
 from ._host import HostSource, HostSourceConfig
-from ._parts import Parts
-from ._reader import Reader
-from ._records import first_readable, spec_of, stack
+from ._reader import Reader, while_running
+from ._storage import Segments, Stamp, paths_of, stamp, unopened
 from ._values import as_record
 
 RANDOM_ACCESS = "readahead_buffer_size:0,max_parallelism:0"
@@ -30,8 +28,8 @@ class ArrayRecordSourceConfig(HostSourceConfig):
 
     Args:
         paths: a file, or several, read as one.
-        decode: how bytes become a record: "msgpack" (what `datarax.sources.encode` writes), "npz",
-            or a function from bytes to a dict of arrays.
+        decode: "msgpack" or "npz" for records written with `datarax.sources.encode`, or a function
+            from the bytes of a record to a dict of arrays.
     """
 
     paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -49,21 +47,24 @@ class ArrayRecordSourceConfig(HostSourceConfig):
 class ArrayRecordSource(HostSource):
     """Records of ArrayRecord files, by random access (extra "array_record").
 
-    Random access is fast for files written with `group_size:1`. The checksums of the format are
-    verified. A file that is missing or cannot be opened is a `FileError`.
+    Write the files with `group_size:1`: the format decodes a group as a whole. Its checksums are
+    verified.
+
+    Raises:
+        FileError: a file is missing or damaged.
     """
 
     def __init__(self, config: ArrayRecordSourceConfig, *, rngs: nnx.Rngs | None = None):
         expect("config", config, ArrayRecordSourceConfig)
         decode = config.decode if callable(config.decode) else DECODERS[config.decode]
         names = [str(path.absolute()) for path in paths_of("paths", config.paths)]
-        parts = tuple(Part(name, stamp(name)) for name in names)
-        super().__init__(PartsReader(parts, decode, "ArrayRecordSource"), config, rngs=rngs)
+        slices = tuple(FileSlice(name, stamp(name)) for name in names)
+        super().__init__(SliceReader(slices, decode, "ArrayRecordSource"), config, rngs=rngs)
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
-    """Records `skip` up to `skip + take` of a file; without `take` all that follow."""
+class FileSlice:
+    """The records `skip` to `skip + take - 1` of a file; without `take`, all from `skip` on."""
 
     path: str
     stamp: Stamp
@@ -76,9 +77,9 @@ class Part:
         try:
             size = os.stat(self.path).st_size
             file = module.ArrayRecordReader(self.path, RANDOM_ACCESS)
-            # A broken file opens: it only says that it is not ok, and seems to be empty.
+            # A damaged file opens without an error and looks empty; only `ok` tells.
             if not file.ok():
-                open(self.path, "rb").close()  # which says so if the system is to blame
+                open(self.path, "rb").close()  # raises if the system cannot open it
                 raise RuntimeError(f"of {size} bytes is no intact ArrayRecord file")
         except OSError as error:
             raise unopened(self.path, error) from error
@@ -100,19 +101,19 @@ class Part:
 
 
 @dataclasses.dataclass(frozen=True)
-class PartsReader(Reader):
-    """Encoded records, counted on through the parts."""
+class SliceReader(Reader):
+    """Reads and decodes the records of several slices, one after another."""
 
-    parts: tuple[Part, ...]
+    slices: tuple[FileSlice, ...]
     decode: Callable[[bytes], Any]
     label: str
 
     @functools.cached_property
-    def _counted(self) -> Parts:
-        return Parts([len(part) for part in self.parts])
+    def _segments(self) -> Segments:
+        return Segments([len(x) for x in self.slices])
 
     def __len__(self) -> int:
-        return len(self._counted)
+        return len(self._segments)
 
     @functools.cached_property
     def stored_spec(self) -> Spec:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -124,7 +125,7 @@ class PartsReader(Reader):
         return stack([self._decoded(raw) for raw in while_running(self._raw(records))])
 
     def place(self, record: int) -> str:
-        return self.parts[self._counted.part_of(record)].path
+        return self.slices[self._segments.segment_of(record)].path
 
     def _decoded(self, raw: bytes) -> dict[str, Any]:
         try:
@@ -140,12 +141,12 @@ class PartsReader(Reader):
 
     def _raw(self, records: np.ndarray) -> list[bytes]:
         found: list[bytes] = [b""] * len(records)
-        for i, rows, inside in self._counted.divide(records):
-            part = self.parts[i]
-            several = part.file.read((inside + part.skip).tolist())
-            # Behind the end of a file that was cut, records of no bytes are found.
-            if not all(several) and stamp(part.path) != part.stamp:
-                raise OSError(f"{part.path} was replaced or changed after it was opened")
+        for i, rows, inside in self._segments.divide(records):
+            piece = self.slices[i]
+            several = piece.file.read((inside + piece.skip).tolist())
+            # Behind the end of a truncated file, the reader returns empty records.
+            if not all(several) and stamp(piece.path) != piece.stamp:
+                raise OSError(f"{piece.path} was replaced or changed after it was opened")
             for row, raw in zip(rows, several, strict=True):
                 found[row] = raw
         return found

@@ -2,7 +2,6 @@
 
 import abc
 import collections
-import contextlib
 import dataclasses
 import functools
 import itertools
@@ -21,12 +20,10 @@ from .._extras import require
 from .._types import Batch, Spec, expect, integer, names, spec_text
 from ..errors import EmptySourceError, FieldTypeError, FileError, ReadError
 from ._buffers import empty_rows
-from ._ending import while_running
-from ._files import Stamp, check_uncut, paths_of, stamp, unopened
+from ._conform import first_readable, spec_of, stack
 from ._host import HostSource, HostSourceConfig
-from ._parts import Parts
-from ._reader import Reader
-from ._records import first_readable, spec_of, stack
+from ._reader import Reader, while_running
+from ._storage import Segments, Stamp, check_uncut, paths_of, stamp, unopened
 from ._values import as_record, need_held_type
 
 Fields: TypeAlias = dict[str, np.ndarray]
@@ -34,7 +31,7 @@ Fields: TypeAlias = dict[str, np.ndarray]
 Number: TypeAlias = bool | int | float | np.bool_ | np.integer | np.floating
 
 Fill: TypeAlias = tuple[tuple[str, Number], ...]
-"""What stands for the nulls of columns, by their names: a mapping that can be hashed."""
+"""Values for the nulls of columns, by column name: a mapping as a hashable tuple."""
 
 T = TypeVar("T")
 
@@ -43,17 +40,18 @@ T = TypeVar("T")
 class ArrowSourceConfig(HostSourceConfig):
     """Which files an `ArrowSource` reads; `HostSourceConfig` has the other options.
 
-    A Parquet row group is decoded as a whole. So shuffle Parquet with `shuffle="blocks"`,
-    `block_size` about the rows of a group, and `window` below `cached_chunks`.
+    pyarrow decodes a Parquet row group as a whole, even for a single row. So shuffle Parquet with
+    `shuffle="blocks"`, a `block_size` near the rows of a group, and `window` below `cached_chunks`.
 
     Args:
         paths: a `.parquet` or `.arrow` file, a folder of them, or several files, read as one.
         columns: the columns to read; None reads all.
         decode: a function from a row, a dict of Python values, to a dict of arrays: for columns of
-            strings or of encoded images. Without it the columns become the fields as they are.
-        fill: what stands for the nulls of a column, also within its lists, by the column's name.
-            The nulls of other columns, and lists that are null, cannot be read.
-        cached_chunks: how many row groups are kept as they were read, those used last.
+            strings or of encoded images. Without it each column becomes a field.
+        fill: values for nulls by column name; they also replace nulls within the column's lists. A
+            row with any other null, or with a null in place of a list, is unreadable.
+        cached_chunks: the number of decoded row groups, or record batches, that stay in memory. The
+            least recently used one is dropped first.
     """
 
     paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -71,7 +69,7 @@ class ArrowSourceConfig(HostSourceConfig):
         if not isinstance(self.fill, Mapping | tuple):
             raise ValueError(f"`fill` is a dict of values by column, got {self.fill!r}.")
         if self.fill and self.decode is not None:
-            raise ValueError("`decode` gets a null as None, and `fill` has no part in it.")
+            raise ValueError("`fill` has no effect on `decode`, which gets a null as None.")
         for name, value in (fill := dict(self.fill)).items():
             if not isinstance(value, Number):
                 raise ValueError(f"`fill` has {value!r} for {name!r}, which is no number.")
@@ -81,10 +79,11 @@ class ArrowSourceConfig(HostSourceConfig):
 class ArrowSource(HostSource):
     """Rows of Parquet files, and of memory-mapped Arrow files (extra "arrow").
 
-    Columns hold numbers, booleans, or lists and tensors of them, all of one shape, unless `decode`
-    makes such of them. The length of a list is the most common one in the first row group, or
-    record batch, where the column is not null. A row with a null that nothing fills, or with a list
-    of another length, cannot be read. Page checksums of Parquet are verified where a file has them.
+    Without `decode`, a column must hold numbers, booleans, or lists or tensors of them, all of one
+    shape. The most common length of a list in the first row group, or record batch, where the
+    column is not null sets its shape. A row with a list of another length, or with a null that
+    `fill` does not replace, is unreadable. Page checksums of Parquet are verified where a file has
+    them.
     """
 
     def __init__(self, config: ArrowSourceConfig, *, rngs: nnx.Rngs | None = None):
@@ -107,7 +106,7 @@ class ArrowSource(HostSource):
 
 @dataclasses.dataclass(frozen=True)
 class _ChunkReader(Reader):
-    """Rows of files, chunk by chunk: a row group of Parquet, a record batch of Arrow."""
+    """Reads by chunk: a Parquet row group or an Arrow record batch."""
 
     label = "ArrowSource"
 
@@ -117,36 +116,41 @@ class _ChunkReader(Reader):
     cached_chunks: int
 
     @functools.cached_property
-    def _chunks(self) -> list["_Chunk"]:
+    def _chunks(self) -> list["_FileChunk"]:
         chunks = [chunk for path in self.paths for chunk in _chunks(path, self.columns)]
         return [chunk for chunk in chunks if chunk.rows]
 
     @functools.cached_property
-    def _parts(self) -> Parts:
-        return Parts([chunk.rows for chunk in self._chunks])
+    def _segments(self) -> Segments:
+        return Segments([chunk.rows for chunk in self._chunks])
 
     @functools.cached_property
     def _cache(self) -> "_Cache":
         return _Cache(self.cached_chunks)
 
     def __len__(self) -> int:
-        return len(self._parts)
+        return len(self._segments)
 
     def rows_and_holes(
         self, records: np.ndarray, spec: Spec
     ) -> tuple[Batch, np.ndarray, list[ReadError]]:
-        with self._cache.giving_up():  # and not once for each row of a chunk that is damaged
+        # A damaged chunk is decoded twice for a batch, not once more for each of its rows.
+        self._cache.local.failures = collections.defaultdict(list)
+        try:
             return super().rows_and_holes(records, spec)
+        finally:
+            del self._cache.local.failures
 
     def place(self, record: int) -> str:
-        return self._chunks[self._parts.part_of(record)].path
+        return self._chunks[self._segments.segment_of(record)].path
 
     def _by_chunk(
-        self, records: np.ndarray, load: Callable[["_Chunk"], T]
+        self, records: np.ndarray, load: Callable[["_FileChunk"], T]
     ) -> Iterator[tuple[T, np.ndarray, np.ndarray]]:
-        """What is loaded of chunks, for which of the records each is, and their places in it."""
-        versions: dict[str, Stamp] = {}  # a file is looked at once
-        for i, rows, inside in self._parts.divide(records):
+        """For each chunk that holds some of the records: what `load` returns for it, the positions
+        of these records in `records`, and their rows in the chunk."""
+        versions: dict[str, Stamp] = {}  # so that each file is checked once per read
+        for i, rows, inside in self._segments.divide(records):
             chunk = self._chunks[i]
             if chunk.path not in versions:
                 versions[chunk.path] = chunk.version
@@ -155,10 +159,10 @@ class _ChunkReader(Reader):
 
 @dataclasses.dataclass(frozen=True)
 class ColumnReader(_ChunkReader):
-    """Columns of numbers, which become the fields as they are."""
+    """Numeric columns; each becomes a field."""
 
     fill: Fill = dataclasses.field(compare=False)
-    _fill_text: str = dataclasses.field(init=False)  # since 0.0 equals -0.0
+    _fill_text: str = dataclasses.field(init=False)  # compared for `fill`, since 0.0 == -0.0
 
     def __post_init__(self):
         object.__setattr__(self, "_fill_text", repr(self.fill))
@@ -173,7 +177,7 @@ class ColumnReader(_ChunkReader):
                     chunks[0].path,
                     f"has no column {name!r}, for which `fill` has a value, only {schema.names}.",
                 )
-        for field in schema:  # a type that JAX cannot hold needs no row to be seen
+        for field in schema:  # find types that JAX cannot hold without reading a row
             fill = dict(self.fill).get(field.name)
             values, _ = _array(field.name, _no_rows(field.type), (), fill)
             if fill is not None:
@@ -191,7 +195,7 @@ class ColumnReader(_ChunkReader):
             for chunk in chunks:
                 try:
                     columns = self._columns(chunk.table(list(first[0])))
-                except Exception as error:  # which says nothing, unless no other chunk does
+                except Exception as error:  # another chunk may show the shape
                     errors.append(error)
                 else:
                     yield columns
@@ -209,8 +213,8 @@ class ColumnReader(_ChunkReader):
         spec = self.stored_spec
         batch = {name: empty_rows(len(records), x.shape, x.dtype) for name, x in spec.items()}
 
-        def load(chunk: _Chunk) -> tuple[Fields, Fields]:
-            # Only what the first file has: another may hold more, and not what JAX can.
+        def load(chunk: _FileChunk) -> tuple[Fields, Fields]:
+            # Only the columns of the first file: another may have more, of types JAX cannot hold.
             return self._columns(chunk.table(list(spec)), spec)
 
         for (fields, holes), rows, inside in self._by_chunk(records, load):
@@ -223,7 +227,7 @@ class ColumnReader(_ChunkReader):
 
 @dataclasses.dataclass(frozen=True)
 class RowReader(_ChunkReader):
-    """Rows of whatever columns, of which a function makes records."""
+    """Rows of any columns, passed through a function that returns records."""
 
     decode: Callable[[dict[str, Any]], Any]
 
@@ -247,12 +251,12 @@ class RowReader(_ChunkReader):
 def _python_rows(table: Any, inside: np.ndarray) -> list[dict[str, Any]]:
     try:
         return table.take(inside).to_pylist()
-    except require("pyarrow", "arrow").ArrowNotImplementedError:  # of views, say
+    except require("pyarrow", "arrow").ArrowNotImplementedError:  # `take` of view types, say
         return [row for i in inside.tolist() for row in table.slice(i, 1).to_pylist()]
 
 
-class _Chunk(abc.ABC):
-    """Rows that are decoded together."""
+class _FileChunk(abc.ABC):
+    """Rows of a file that are decoded together."""
 
     path: str
     rows: int
@@ -260,20 +264,20 @@ class _Chunk(abc.ABC):
     @property
     @abc.abstractmethod
     def schema(self) -> Any:
-        """The columns of the file that are read, as Arrow describes them."""
+        """The Arrow schema of the columns that are read."""
 
     @abc.abstractmethod
     def table(self, columns: Sequence[str] | None) -> Any:
-        """These columns of them, by default all that are to be read."""
+        """The rows of `columns`; None stands for all columns that are read."""
 
     @property
     def version(self) -> Stamp:
-        """What tells its bytes from others that were written in their place since."""
+        """The version of the file's bytes; a cached chunk of another version is decoded again."""
         return None
 
 
 @dataclasses.dataclass(frozen=True)
-class _RowGroup(_Chunk):
+class _RowGroup(_FileChunk):
     path: str
     rows: int
     group: int
@@ -288,19 +292,25 @@ class _RowGroup(_Chunk):
     def table(self, columns: Sequence[str] | None) -> Any:
         names = self.columns if columns is None else columns
         names = None if names is None else list(names)
-        if stamp(self.path) != self.stamp:  # its metadata would be read into another file's bytes
+        if stamp(self.path) != self.stamp:  # the known metadata would not describe another file
             raise OSError(f"{self.path} was replaced or changed after it was opened")
-        # A ParquetFile is not for several threads; to open one with known metadata is cheap.
+        # A ParquetFile is not thread-safe; opening one with known metadata is cheap.
         with _parquet(self.path, self.metadata) as file:
             table = file.read_row_group(self.group, columns=names, use_threads=False)
         if table.num_rows != self.rows:
             raise OSError(f"a row group of {self.path} has {table.num_rows} rows, not {self.rows}")
-        # A name with a dot also reads the parts of a column of that path.
+        # For "a.b" pyarrow also reads the child `b` of a struct `a`.
         return table if names is None else table.select(names)
 
 
 @dataclasses.dataclass(frozen=True)
-class _RecordBatch(_Chunk):
+class _RecordBatch(_FileChunk):
+    """A record batch in a memory map of a file, which must keep `end` bytes.
+
+    Its version is that of the file under the path, if the map is still of that file: bytes that
+    are overwritten in place show in the map.
+    """
+
     path: str
     rows: int
     map: mmap.mmap
@@ -324,44 +334,35 @@ class _RecordBatch(_Chunk):
 
 
 class _Cache:
-    """The chunks used last. Two threads may load one chunk twice: that costs less than to wait."""
+    """An LRU cache of loaded chunks. It holds no lock while loading, so two threads may both load a
+    chunk; that costs less than to wait."""
 
     def __init__(self, size: int):
         self._size, self._lock = size, threading.Lock()
         self._kept: collections.OrderedDict[int, tuple[Stamp, Any]] = collections.OrderedDict()
-        self._local = threading.local()
+        self.local = threading.local()
+        """In a thread that masks, `failures` lists the errors of each chunk that did not load."""
 
-    def get(self, chunk: _Chunk, version: Stamp, load: Callable[[_Chunk], T]) -> T:
+    def get(self, chunk: _FileChunk, version: Stamp, load: Callable[[_FileChunk], T]) -> T:
         with self._lock:
             known, found = self._kept.get(id(chunk), (None, None))
             if found is not None and known == version:
                 self._kept.move_to_end(id(chunk))
                 return found
-        failed = getattr(self._local, "failed", None)
-        times, error, traceback = (failed or {}).get(id(chunk), (0, None, None))
-        if error is not None and times > 1:
-            raise error.with_traceback(traceback)  # which would grow each time
+        failures = getattr(self.local, "failures", {}).get(id(chunk), ())
+        if len(failures) > 1:
+            raise failures[-1].with_traceback(None)  # each `raise` lengthens the traceback
         try:
             found = load(chunk)
         except Exception as error:
-            if failed is not None:
-                failed[id(chunk)] = times + 1, error, error.__traceback__
+            if hasattr(self.local, "failures"):
+                self.local.failures[id(chunk)].append(error)
             raise
         with self._lock:
             self._kept[id(chunk)] = version, found
             while len(self._kept) > self._size:
                 self._kept.popitem(last=False)
         return found
-
-    @contextlib.contextmanager
-    def giving_up(self) -> Iterator[None]:
-        """In this thread a chunk that twice could not be loaded is not tried again meanwhile."""
-        before = getattr(self._local, "failed", None)
-        self._local.failed = {}
-        try:
-            yield
-        finally:
-            self._local.failed = before
 
 
 def _paths(given: Any) -> tuple[str, ...]:
@@ -373,7 +374,7 @@ def _paths(given: Any) -> tuple[str, ...]:
     return tuple(str(path.absolute()) for path in paths)
 
 
-def _chunks(path: str, columns: tuple[str, ...] | None) -> list[_Chunk]:
+def _chunks(path: str, columns: tuple[str, ...] | None) -> list[_FileChunk]:
     pa = require("pyarrow", "arrow")
     try:
         if path.endswith(".parquet"):
@@ -414,8 +415,10 @@ def _chunks(path: str, columns: tuple[str, ...] | None) -> list[_Chunk]:
 
 
 def check_ended(path: str) -> None:
-    """Raises for a file of Arrow's that may be cut: one that ends neither as a stream nor as a file
-    with an index does."""
+    """Raises for an Arrow file without an end mark, of a stream or of a file: it may be truncated.
+
+    pyarrow reads a stream that was cut between two record batches without an error.
+    """
     with open(path, "rb") as file:
         begin = file.read(4)
         file.seek(-min(8, os.fstat(file.fileno()).st_size), os.SEEK_END)
@@ -430,7 +433,7 @@ def check_ended(path: str) -> None:
 
 
 END_OF_STREAM, END_OF_FILE = b"\xff\xff\xff\xff\0\0\0\0", b"ARROW1"
-"""See "IPC Streaming Format" and "IPC File Format" in the specification of Arrow's columns."""
+"""See "IPC Streaming Format" and "IPC File Format" in the Arrow columnar format specification."""
 
 
 def _parquet(path: str, metadata: Any) -> Any:
@@ -458,9 +461,11 @@ def _selected(schema: Any, columns: tuple[str, ...] | None) -> Any:
     return require("pyarrow", "arrow").schema([schema.field(name) for name in columns])
 
 
-def _check_schemas(chunks: Sequence[_Chunk], spec: Spec | None) -> None:
-    """Raises unless each file has the columns of the first: those of `spec`, in its shapes and
-    types, or all, of whatever types."""
+def _check_schemas(chunks: Sequence[_FileChunk], spec: Spec | None) -> None:
+    """Raises unless each file has the columns of `spec` with its shapes and types.
+
+    Without `spec`, each must have the columns of the first file, of any type.
+    """
     first = chunks[0].schema
     for path, here in itertools.groupby(chunks, lambda chunk: chunk.path):
         schema = next(here).schema
@@ -494,11 +499,11 @@ def _check_schemas(chunks: Sequence[_Chunk], spec: Spec | None) -> None:
 def columns_of(
     table: Any, spec: Spec | None = None, fill: Mapping[str, Number] = MappingProxyType({})
 ) -> tuple[Fields, Fields]:
-    """Columns of a table or record batch as NumPy arrays, views where Arrow allows it.
+    """Columns of a table or record batch as NumPy arrays, and their holes.
 
-    The columns of `spec`; all of them, without one. Second, for each column that has any: which
-    rows cannot be used, since they are null, hold a null for which `fill` has no value, or are
-    lists of a length that is not that of `spec` (without `spec`: not the most common one).
+    The arrays are views where Arrow allows it. `spec` selects the columns, by default all. The
+    holes of a column, if it has any, are a mask of the unusable rows: nulls that `fill` does not
+    replace, and lists whose length is not that of `spec` (without `spec`, the most common one).
     """
     fields, holes = {}, {}
     for name in table.schema.names if spec is None else spec:
@@ -515,9 +520,10 @@ def columns_of(
 
 
 def spec_of_columns(decoded: Iterable[tuple[Fields, Fields]]) -> Spec:
-    """Shapes and types of columns, from what `columns_of` makes of one table after another.
+    """The spec of columns, from the results of `columns_of` for one table after another.
 
-    The shape of a list is the most common one in the first table where the column has a row.
+    Stops at the first table in which every list column has had a usable row; such a row sets the
+    shape of its column.
     """
     spec, unknown = {}, None
     for fields, holes in decoded:
@@ -531,7 +537,7 @@ def spec_of_columns(decoded: Iterable[tuple[Fields, Fields]]) -> Spec:
 
 
 def hole(name: str) -> ValueError:
-    """What is wrong with a row that `columns_of` has found to be none."""
+    """The error for a row that `columns_of` calls a hole."""
     return ValueError(
         f"column {name!r} is null there, holds a null, or is a list of another length than others, "
         "and a field has one shape and no nulls: leave the column out, or let ArrowSource give its "
@@ -542,9 +548,9 @@ def hole(name: str) -> ValueError:
 def _array(
     name: str, column: Any, shape: tuple[int, ...], fill: Number | None = None
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """The rows, and which are holes if any is; `shape` is that of a list where it is known.
+    """The rows of an Arrow array, and a mask of the holes, or None if there are none.
 
-    With a value to `fill` nulls with, only lists are holes.
+    `shape` is the shape of a row if it is known. With `fill`, only lists can be holes.
     """
     pa = require("pyarrow", "arrow")
     kind = column.type
@@ -569,7 +575,7 @@ def _array(
     elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
         lengths = np.diff(column.offsets.to_numpy())
         known = lengths if null is None else lengths[~null]
-        # The most common one: a single list that is cut short is not what all are measured by.
+        # The most common length: the first list may be the one that was cut short.
         width = shape[0] if shape else int(np.bincount(known).argmax()) if len(known) else 0
     else:
         raise FieldTypeError(
@@ -595,11 +601,15 @@ def _array(
 
 
 def _no_rows(kind: Any) -> Any:
-    return require("pyarrow", "arrow").nulls(0, kind)  # `array([], kind)` fails for some tensors
+    """An empty Arrow array of type `kind`; `pa.array([], kind)` fails for some tensor types."""
+    return require("pyarrow", "arrow").nulls(0, kind)
 
 
 def _scalar(name: str, value: Number, kind: Any) -> Any:
-    """A value for nulls as one of Arrow's, or an error if the column has none such."""
+    """The value as an Arrow scalar; raises if the type cannot hold it.
+
+    `pa.scalar` alone would turn 1.5 into the integer 1, and 1e300 into the float32 infinity.
+    """
     held = _as_type(value, np.dtype(kind.to_pandas_dtype()))
     if held is None:
         raise FieldTypeError(
@@ -619,9 +629,9 @@ def _check_held(name: str, value: Number, dtype: np.dtype) -> None:
 
 
 def _as_type(value: Number, target: np.dtype) -> Any:
-    """The value in this type, a float rounded; None if the type has none such."""
+    """The value in the type `target`, where floats may be rounded; None if it does not fit."""
     given = np.asarray(value)
-    if given.dtype == object:  # an integer that no type of NumPy's holds
+    if given.dtype == object:  # an integer beyond 64 bits
         return None
     with np.errstate(all="ignore"):
         held = given.astype(target)

@@ -1,4 +1,4 @@
-"""What a source is to a pipeline: two ways to write one, one way to read it."""
+"""The two kinds of source, `EagerSourceBase` and `HasGetBatchAt`, and `fetch`, which reads both."""
 
 import abc
 from collections.abc import Callable
@@ -50,17 +50,20 @@ T = TypeVar("T")
 
 
 class SourceData(nnx.Variable):
-    """The arrays of a source: arguments of compiled code, never part of a saved state."""
+    """The Variable type of a source's arrays.
+
+    A pipeline passes them to compiled programs as arguments and leaves them out of checkpoints.
+    """
 
 
 @runtime_checkable
 class HasGetBatchAt(Protocol):
-    """The other way to write a source: any `nnx.Module` with this method.
+    """A source with random access: any `nnx.Module` with this traceable method (spec SRC-013).
 
-    `start` is the offset in an epoch and `key` fixes that epoch's order. Without `__len__` there
-    is one epoch, and it never ends. Row `i` must be that of offset `start + i`. Rows past the end
-    are asked for and not used; mind that `jax.lax.dynamic_slice` moves a slice that passes the
-    end, and with it the rows before.
+    `start` is the offset in an epoch and `key` fixes the order of that epoch. Row `i` of the result
+    must be the row at offset `start + i`. A batch may reach past the end of the epoch; the pipeline
+    discards those rows. (`jax.lax.dynamic_slice` clamps a start that is too large, which shifts the
+    rows before the end too.) Without `__len__` the source has a single epoch that never ends.
     """
 
     def get_batch_at(self, start: Scalar, batch_size: int, key: Any) -> Batch: ...
@@ -69,14 +72,14 @@ class HasGetBatchAt(Protocol):
 class EagerSourceBase(Watched, metaclass=Signed):
     """A source of known length that can fetch any records: write `__len__` and `gather`.
 
-    The pipeline takes care of order, epochs and keys.
+    The pipeline computes the order, the epochs and the keys (spec SRC-012).
 
     Args:
-        shuffle: False for stored order, True for a random order of every epoch in O(1) memory,
-            "permutation" for that of `jax.random.permutation`, in O(n) memory, "blocks" (or
-            `Blocks`, with sizes) for one that reads neighbouring records together.
-        rngs: a seed of its own for the shuffle, from the stream "shuffle" if there is one, else
-            from "default". Without it the pipeline's is used.
+        shuffle: False: stored order. True: a new random order for every epoch, in O(1) memory.
+            "permutation": the order of `jax.random.permutation`, in O(n) memory. "blocks", or a
+            `Blocks` with sizes: a random order that reads neighbouring records together.
+        rngs: the seed of the shuffle, from the stream "shuffle" or else "default". Without it the
+            source uses the pipeline's seed.
     """
 
     shuffle: Shuffle | Blocks = False
@@ -84,28 +87,12 @@ class EagerSourceBase(Watched, metaclass=Signed):
     reader: Any = None
     """The `Reader` of a source on the host; None where the rows are on the device."""
     masks: bool = False
-    """Whether rows that cannot be read are masked instead of raising."""
+    """Whether an unreadable row is masked instead of raising an error."""
     max_errors: int = 0
-    """How many rows of an epoch may be masked."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in _HELD:
-            taken = not isinstance(value, _HELD[name])
-        elif name == "reader":
-            taken = not (value is None or hasattr(value, "rows_and_holes"))
-        else:
-            own = vars(EagerSourceBase).get(name)
-            kept = getattr(type(self), name, None) is own  # a subclass may have made it its own
-            taken = kept and (isinstance(own, property) or (callable(own) and not callable(value)))
-        if taken:
-            raise TypeError(
-                f"`{name}` means something to every source and cannot hold a "
-                f"{type(value).__name__}: give what you keep there another name."
-            )
-        super().__setattr__(name, value)
+    """The most rows that an epoch may mask."""
 
     def __init__(self, *, shuffle: Shuffle | Blocks = False, rngs: nnx.Rngs | None = None):
-        # 1 equals True, and is none of these.
+        # 1 is in ORDERS, since it equals True.
         known = isinstance(shuffle, bool | str) and shuffle in ORDERS
         if not known and not isinstance(shuffle, Blocks):
             raise ValueError(f"`shuffle` must be one of {list(ORDERS)}, got {shuffle!r}.")
@@ -117,35 +104,36 @@ class EagerSourceBase(Watched, metaclass=Signed):
 
     @abc.abstractmethod
     def gather(self, records: Records) -> Batch:
-        """The rows `records`, of shape `(b,)` and each in `[0, len(self))`, in that order.
+        """The rows `records`, in that order. Must be traceable.
 
-        Must be traceable. Returns a dict of arrays with `b` rows on axis 0.
+        `records` has the shape `(b,)` and values in `[0, len(self))`. Returns a dict of arrays with
+        `b` rows on axis 0.
         """
 
     def gather_range(self, start: Scalar, size: int) -> Batch:
         """The rows `start` to `start + size - 1`, all of which exist.
 
-        Override it if the source has a faster way than `gather`.
+        Override it if the source reads a range faster than `gather` does.
         """
         return self.gather(start + jnp.arange(size, dtype=start.dtype))
 
     def order(self, order_key: Words | None, epochs: Turns) -> Order:
-        """The `Order` of these epochs. Override it to shuffle in a way of your own.
+        """The `Order` of these epochs. Override it to define your own shuffle (spec SHUF-001).
 
-        Its records need not lie in `[0, len(self))`, as long as `gather` takes them. Without a seed
-        the key is None.
+        It may give records outside `[0, len(self))` if `gather` accepts them. `order_key` is None
+        where there is no seed.
         """
         make = self.shuffle if isinstance(self.shuffle, Blocks) else ORDERS[self.shuffle]
         return as_one_program(_make_order, order_key, epochs, make=make, length=len(self))
 
     @property
     def records(self) -> int:
-        """How many records `gather` knows: as many as an epoch has rows."""
+        """How many records `gather` accepts; a mixture has more than an epoch has rows."""
         return len(self)
 
     @property
     def order_name(self) -> str:
-        """What a saved state calls this order: with the class, if it has an `order` of its own."""
+        """The name of the order in a saved state; starts with the class if it overrides `order`."""
         if isinstance(self.shuffle, Blocks):
             name = f"blocks-{self.shuffle.size}x{self.shuffle.window}"
         else:
@@ -158,7 +146,7 @@ class EagerSourceBase(Watched, metaclass=Signed):
     def element_spec(self) -> Spec:
         """Shape and type of one record."""
         one = jax.ShapeDtypeStruct((1,), word(len(self)))
-        graphdef, flat = flatten(self)  # so that arrays of NumPy are traced, as in a pipeline
+        graphdef, flat = flatten(self)  # so that NumPy arrays are traced too, as in a pipeline
 
         def gathered(leaves: list[Any], records: Records) -> Batch:
             return nnx.graph.unflatten(graphdef, leaves).gather(records)
@@ -174,18 +162,22 @@ class EagerSourceBase(Watched, metaclass=Signed):
     ) -> Batch:
         """Rows `start` to `start + batch_size - 1` of the endless stream whose order `key` fixes.
 
-        Traceable in `start` and `key`; called outside of any program, the order is compiled once
-        for each `batch_size`. Consecutive chunks under one key give each record once per epoch.
-        Without `key` the source's own seed is used; stored order needs none. A row that
-        cannot be read is an error here, also where the source masks such rows in a pipeline: the
-        batch has no mask to tell it by.
+        Traceable in `start` and `key`. Called outside of a trace, it compiles the order once for
+        each `batch_size`. Consecutive chunks under one key give each record once per epoch (spec
+        SRC-016). Without `key` it uses the source's own seed; stored order needs none.
+
+        Raises:
+            BatchSizeError: `batch_size` is not an integer in `[1, 2**31)`.
+            SeekError: `start` is not an integer within the first 2**32 epochs.
+            RngsError: a shuffled source has neither a `key` nor `rngs` of its own.
+            ReadError: a row cannot be read, even if the source masks such rows in a pipeline.
         """
         length = len(self)
         check_countable(self)
         if (size := integer(batch_size, 0)) < 1:
             raise BatchSizeError(batch_size)
         if isinstance(start, Tracer) and jnp.issubdtype(start.dtype, jnp.integer):
-            # In the wider word of the two: what is cut off it would be lost to the epoch.
+            # In the wider of the two types: high bits of `start` belong to the epoch.
             kind = np.promote_types(word(length), f"u{start.dtype.itemsize}")
             start = start.astype(kind)
             cursor = start // kind.type(length), start % kind.type(length)
@@ -210,14 +202,6 @@ class EagerSourceBase(Watched, metaclass=Signed):
             return fetch(self, order, cursor, cut, masks=False).batch
 
 
-_HELD: dict[str, tuple[type, ...]] = {
-    "shuffle": (bool, str, Blocks),
-    "base": (BaseKey, type(None)),
-    "masks": (bool, np.bool_),
-    "max_errors": (int, np.integer),
-}
-"""What the attributes of a source may be that pipelines look at."""
-
 Source: TypeAlias = EagerSourceBase | HasGetBatchAt
 
 
@@ -227,7 +211,7 @@ def length_of(source: Source) -> int | None:
 
 
 def check_countable(source: Source) -> None:
-    """Raises for a source with more records than JAX, as it is set, can count."""
+    """Raises for a source of 2**32 or more records where JAX has 64-bit types turned off."""
     counts = length_of(source), source.records if isinstance(source, EagerSourceBase) else None
     most = max(count or 0 for count in counts)
     if most >= 2**32 and not jax.config.read("jax_enable_x64"):
@@ -240,14 +224,17 @@ def check_countable(source: Source) -> None:
 def _make_order(
     order_key: Words | None, epochs: Turns, make: Callable[[Any, int], Order], length: int
 ) -> Order:
-    # No keys only in stored order, which takes none: a shuffle without a seed was refused.
+    # Only stored order has no key: the callers refuse a shuffle without a seed.
     return make(None if order_key is None else keys_of(order_key, epochs), length)
 
 
 def order_of(
     source: Source, order_key: Words | None, epoch: Scalar, epochs: int
 ) -> Order | SpanWords | None:
-    """What fixes the order of `epochs` epochs from `epoch` on: constant while the epoch lasts."""
+    """The order of `epochs` epochs from `epoch` on: an `Order`, or the keys of `get_batch_at`.
+
+    It depends on the epoch alone, so a loop over one epoch computes it once.
+    """
     each = epoch + np.arange(epochs, dtype=epoch.dtype)
     if isinstance(source, EagerSourceBase):
         order = source.order(order_key, each)
@@ -261,7 +248,7 @@ def order_of(
 
 
 class Fetched(NamedTuple):
-    """The rows of one batch as stored, and what they are."""
+    """The rows of one batch as stored, and their epochs, records, offsets and mask."""
 
     batch: Batch
     rows: Rows
@@ -279,9 +266,9 @@ def fetch(
 ) -> Fetched:
     """The rows of `count` batches from the settled cursor `start` on.
 
-    `order` is that of all epochs that these can touch. `whole` says that all rows exist and are in
-    the first of them: the caller has seen to it. Without `masks` a row that cannot be read is an
-    error in any case.
+    `order` covers all epochs that the batches can touch. With `whole` the caller guarantees that
+    all rows exist and are in the first of them. Without `masks` an unreadable row is an error, even
+    if the source masks.
     """
     length, rows = length_of(source), cut.size * count
     if not isinstance(source, EagerSourceBase):
@@ -305,11 +292,11 @@ def fetch(
         return Fetched(source.gather_range(start.offset, rows), in_a_row())
 
     masks &= source.masks
-    # Inside a branch, which is a trace, a reader could be called back only.
+    # A branch is a trace, in which a reader runs only as a callback.
     stored = isinstance(order, StoredOrder) and source.reader is None and not masks
     if touched(cut, count, length, last_batch) == 1 and (whole or not cut.padded):
         return as_stored() if stored else _gathered(source, in_a_row(), masks)
-    # An accelerator waits for the host at a branch, and has no use for this one.
+    # An accelerator waits for the host at a branch, so there `across` handles every case.
     if rows > len(source) or not on_cpu():
         return _gathered(source, across(), masks)
     number = start.offset.dtype.type
@@ -320,8 +307,8 @@ def fetch(
 
 
 def _branch(condition: Bool[Array, ""], yes: Callable[[], T], no: Callable[[], T]) -> T:
-    """`jax.lax.cond`, and a plain one where the condition is known: JAX would compile both sides,
-    anew for every call outside of a program."""
+    """`jax.lax.cond` in a trace, a Python branch outside: there JAX would compile both branches
+    again at every call."""
     if is_traced(condition):
         return jax.lax.cond(condition, yes, no)
     return yes() if condition else no()
@@ -330,14 +317,14 @@ def _branch(condition: Bool[Array, ""], yes: Callable[[], T], no: Callable[[], T
 def _rows_across(
     order: Order, start: Cursor, cut: Cut, count: int, length: int | None, last_batch: LastBatch
 ) -> Rows:
-    """The rows of `count` batches, whatever epochs they are in."""
+    """The rows of `count` batches, which may cross epochs."""
     return rows_at(order, starts(start, cut.size, count, length, last_batch), cut)
 
 
 def _gathered(source: EagerSourceBase, rows: Rows, masks: bool) -> Fetched:
     if not masks:
         return Fetched(source.gather(rows.record), rows)
-    if source.reader is None:  # what is on the device can be read
+    if source.reader is None:  # rows on the device are always readable
         batch, readable = source.gather(rows.record), jnp.ones(rows.record.shape, bool)
     else:
         batch, readable = call_host_readable(source.reader, rows.record)
@@ -352,7 +339,7 @@ def _fetch_by_key(
     keys = None if order is None else typed(order)
     size, epochs, _ = cut
     turn, offset, mask = locate(cursor, cut, length_of(source))
-    # A batch across a boundary: each later epoch is read from its start, and its rows put in place.
+    # A batch that crosses epochs: read each later epoch from its start, then select by `turn`.
     begins = [cursor.offset] + [jnp.zeros_like(cursor.offset)] * (0 if turn is None else epochs - 1)
     try:
         parts = [
@@ -370,7 +357,7 @@ def _fetch_by_key(
     rows = Rows(epoch, offset, offset, mask)
     for part in parts:
         if not _has_rows(part, size):
-            return Fetched(part, rows)  # whoever draws from it says what is wrong
+            return Fetched(part, rows)  # the shape check of the pipeline reports it
     batch, *others = jax.tree.map(
         lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, parts
     )

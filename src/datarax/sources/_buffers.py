@@ -1,4 +1,4 @@
-"""Memory for rows that are read on the host, used again and again."""
+"""Reused memory for rows that are read on the host."""
 
 import collections
 import functools
@@ -10,22 +10,22 @@ import numpy as np
 from .._host_memory import aligned
 
 SPARE_BYTES = 96 * 2**20
-"""The most that buffers of one size weigh which are kept to be used again: what is read ahead, and
-what the consumer is at.
+"""The most bytes of spare buffers for each size: enough for the batches that are read ahead and the
+one that the consumer holds.
 """
 
 SPARE_FROM = 2**17
-"""Bytes from which a buffer is kept: what is smaller the allocator keeps itself."""
+"""Bytes from which a buffer is kept. glibc's malloc keeps smaller ones itself; from 128 KiB on it
+returns freed memory to the system."""
 
 SIZES = 8
-"""How many sizes of buffers are kept."""
+"""How many sizes keep spare buffers."""
 
 
 def empty_rows(rows: int, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """An uninitialised array that JAX can take over on a CPU without a copy.
+    """An uninitialised array of shape `(rows, *shape)` that JAX on a CPU shares without a copy.
 
-    Its memory has been written before where it can be: a page that is fresh from the system costs
-    more than to fill it.
+    It reuses memory where possible: a page fault on fresh memory costs more than to fill the page.
     """
     dtype = np.dtype(dtype)
     size = rows * math.prod(shape) * dtype.itemsize
@@ -40,17 +40,17 @@ def empty_rows(rows: int, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 
 
 class _Loan:
-    """Memory lent to arrays, those of JAX included: spare again when the last of them is gone."""
+    """Memory lent to arrays of NumPy and JAX; returns to `spare` when the last of them is gone."""
 
     def __init__(self, buffer: np.ndarray, spare: collections.deque[np.ndarray]):
         self.__array_interface__ = buffer.__array_interface__
         self._buffer, self._spare = buffer, spare
 
     def __del__(self):
-        self._spare.append(self._buffer)  # where that is too many, the oldest is freed
+        self._spare.append(self._buffer)  # a full deque frees its oldest buffer
 
 
 @functools.lru_cache(SIZES)
 def _spare(size: int) -> collections.deque[np.ndarray]:
-    """The buffers for that many bytes that nobody uses; none of sizes that are cheap or rare."""
+    """The unused buffers of `size` bytes. Stays empty for sizes under `SPARE_FROM`."""
     return collections.deque(maxlen=SPARE_BYTES // size if size >= SPARE_FROM else 0)

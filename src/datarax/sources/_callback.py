@@ -1,4 +1,4 @@
-"""Rows that a compiled program asks for while it runs."""
+"""Reads for a compiled program: a host callback that fetches rows from a `Reader`."""
 
 import collections
 import dataclasses
@@ -14,39 +14,38 @@ from ..errors import ReadError
 from ._reader import Reader
 
 RAISED: collections.deque[ReadError] = collections.deque(maxlen=8)
-"""What callbacks have raised of late: to whoever runs the program XLA gives no more than a text."""
+"""The last errors that callbacks raised: XLA passes only their text on to the caller."""
 
 
 def raised_in(error: Exception) -> ReadError | None:
-    """The error of a reader that is behind the error of a program."""
+    """The `ReadError` whose text is in the error of a program, if there is one."""
     return next((x for x in reversed(RAISED) if str(x) in str(error)), None)
 
 
 def call_host(reader: Reader, records: Records, wanted: Mask | None = None) -> Batch:
-    """The rows `records`, read when the compiled program gets there; zero where not `wanted`.
+    """The rows `records`, read when the program reaches this point; zeros where not `wanted`.
 
-    A pure callback: reading has no effect, so a batch that nobody uses is never read. Outside of
-    any trace they are read at once: of a callback JAX keeps what it has called, and its errors are
-    no more than a text.
+    It is a pure callback, so the compiler drops the read of an unused batch. Outside a trace it
+    reads at once: JAX would keep a reference to the reader, and reduce an error to its text.
     """
     return _call(_ReadCallback(reader), records, wanted)
 
 
 def call_host_readable(reader: Reader, records: Records) -> tuple[Batch, Mask]:
-    """`call_host` with zero for what cannot be read, and which of the rows can."""
+    """`call_host` with zeros for unreadable rows, and a mask of the readable ones."""
     return _call(_ReadCallback(reader, masks=True), records)
 
 
 @dataclasses.dataclass(frozen=True)
 class _ReadCallback:
-    """`reader.rows` for a callback: equal for equal readers."""
+    """The callback. It is equal for equal readers, so that they share compiled programs."""
 
     reader: Reader
     masks: bool = False
 
     @property
     def spec(self) -> Any:
-        """Shape and type of what comes for one record."""
+        """Shape and type of the result for one record."""
         spec = self.reader.element_spec
         return (spec, jax.ShapeDtypeStruct((), np.dtype(bool))) if self.masks else spec
 

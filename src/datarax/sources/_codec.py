@@ -1,4 +1,4 @@
-"""Records as bytes: typed, and without pickle."""
+"""Encoding of records as bytes, without pickle (spec SRC-035)."""
 
 import io
 import zipfile
@@ -18,8 +18,14 @@ Decode: TypeAlias = Literal["msgpack", "npz"] | Callable[[bytes], Any]
 def encode(record: Batch, form: Literal["msgpack", "npz"] = "msgpack") -> bytes:
     """A record as bytes that `ArrayRecordSource` decodes.
 
-    `record` is a dict of arrays and numbers. Nested fields come back under dotted names:
-    `{"a": {"b": x}}` as `{"a.b": x}`. Fields that are no numbers are a `TypeError`.
+    Args:
+        record: a dict of arrays and numbers. Nested fields are decoded under dotted names:
+            `{"a": {"b": x}}` becomes `{"a.b": x}`.
+        form: "msgpack" (extra "array_record"), or "npz", a zip file with a checksum of each field.
+
+    Raises:
+        TypeError: a field that is not of a numeric NumPy type; bfloat16 is none.
+        ValueError: an unknown `form`, or two fields with one dotted name.
     """
     if form not in DECODERS:
         raise ValueError(f"`form` is one of {sorted(DECODERS)}, got {form!r}.")
@@ -36,7 +42,7 @@ def encode(record: Batch, form: Literal["msgpack", "npz"] = "msgpack") -> bytes:
             )
     if form == "npz":
         buffer = io.BytesIO()
-        with zipfile.ZipFile(buffer, "w") as archive:  # `np.savez` takes names for its own
+        with zipfile.ZipFile(buffer, "w") as archive:  # `np.savez` fails for a field named "file"
             for name, x in fields.items():
                 with archive.open(f"{name}.npy", "w") as file:
                     np.lib.format.write_array(file, x, allow_pickle=False)
@@ -47,7 +53,7 @@ def encode(record: Batch, form: Literal["msgpack", "npz"] = "msgpack") -> bytes:
 
 
 def decode_msgpack(data: bytes) -> dict[str, np.ndarray]:
-    """What `encode` made of a record."""
+    """The inverse of `encode` with "msgpack"."""
     fields = require("msgpack", "array_record").unpackb(data, strict_map_key=True)
     if not isinstance(fields, dict):
         raise ValueError("a record must be a msgpack map of fields [type, shape, bytes]")
@@ -60,9 +66,9 @@ def decode_msgpack(data: bytes) -> dict[str, np.ndarray]:
 
 
 def decode_npz(data: bytes) -> dict[str, np.ndarray]:
-    """The arrays of an `.npz` archive, each with its checksum verified."""
+    """The arrays of an `.npz` archive; the zip format verifies a checksum of each."""
     with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-        # By the names of its files: without their ".npy", one might be that of another.
+        # Full file names are unambiguous: NpzFile also finds "x.npy" under the name "x".
         return {name.removesuffix(".npy"): archive[name] for name in archive.zip.namelist()}
 
 

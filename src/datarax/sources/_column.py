@@ -1,4 +1,4 @@
-"""A field of the data on the device, shared with NumPy where that is possible at all."""
+"""`Column`: one field on the device. On a CPU it shares the memory of a NumPy array."""
 
 import math
 from typing import Any
@@ -20,16 +20,17 @@ from .._variables import iter_graph
 from ._base import SourceData
 
 WORTH_SHARING = 2**20
-"""Bytes: a smaller array is copied, so that the shapes that programs are compiled for do not depend
-on where it happens to lie."""
+"""Bytes from which a NumPy array is shared. The shape of a shared array depends on its address, and
+a new shape causes a retrace, so smaller arrays are copied instead."""
 
 
 class Column(Fixed):
     """The rows of one field: `take(records)` and `take_range(start, size)`.
 
-    NumPy puts large arrays 16 bytes behind a multiple of `ALIGNMENT`, so that XLA would copy each
-    of them. Such an array is held flat, from the aligned address before it on. The items in front
-    of the first row are in the same memory page, and never read.
+    XLA's CPU client copies arrays that do not start at a multiple of `ALIGNMENT`, and NumPy puts
+    large arrays 16 bytes behind one. So a shared array is held flat and starts at the aligned
+    address before it. The items in front of the first row are in the same memory page, which is
+    therefore mapped, and are never read.
     """
 
     def __init__(self, values: jax.Array | np.ndarray, *, copy: bool = False):
@@ -39,11 +40,11 @@ class Column(Fixed):
         elif not copy and _is_shareable(values):
             self.data = SourceData(jax.device_put(_from_aligned(np.ascontiguousarray(values))))
         else:
-            # `jnp.asarray` would compile a program for each shape, and JAX keep it for ever.
+            # `jnp.asarray` would compile a program for each shape, which JAX never frees.
             self.data = SourceData(jax.device_put(_own(values) if copy or on_cpu() else values))
 
     def take(self, records: Records) -> Shaped[Array, "b ..."]:
-        """The rows `records`, all of which must exist."""
+        """The rows `records`; an index out of range is undefined behaviour."""
         data, row = self.data.get_raw_value(), self.shape[1:]
         if data.shape == self.shape:
             return take(data, records)
@@ -57,7 +58,7 @@ class Column(Fixed):
         return rows.reshape(records.shape + row)
 
     def take_range(self, start: Scalar, size: int) -> Shaped[Array, "b ..."]:
-        """The rows from `start` on, all of which must exist."""
+        """The rows `start` to `start + size - 1`, all of which must exist."""
         data, row = self.data.get_raw_value(), self.shape[1:]
         if gathered_sharding(data) is not None:
             return take(data, start + jnp.arange(size, dtype=start.dtype))
@@ -73,14 +74,14 @@ class Column(Fixed):
         return record * word(math.prod(self.shape[1:])) + word(in_front)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a pickle holds: the rows, not what lies in front of them in this process."""
+        """The rows, without the items in front of them, which are this process's memory."""
         state = super().__getstate__()
         if (rows := self.rows()) is not self.data.get_raw_value():
             state["data"] = SourceData(jax.device_put(_own(np.asarray(rows))))
         return state
 
     def rows(self) -> jax.Array | np.ndarray:
-        """All rows, and nothing in front of them."""
+        """All rows, without the items in front of them."""
         data = self.data.get_raw_value()
         if data.shape == self.shape:
             return data
@@ -88,30 +89,30 @@ class Column(Fixed):
 
 
 def spread(source: Any, sharding: NamedSharding) -> Any:
-    """The source with what it holds on every device of the mesh.
+    """The source with its arrays replicated on every device of the mesh.
 
-    That is another one if need be, so that the one given serves whoever else uses it.
+    Returns a clone if the arrays have to move, since other pipelines may use the source.
     """
     if is_placed(source, sharding):
         return source
     twin = nnx.clone(source)
     for _, column in iter_graph(twin):
         if isinstance(column, Column) and isinstance(rows := column.rows(), np.ndarray):
-            # What lies in front of the rows is another length in each process.
+            # The number of items in front of the rows differs between processes.
             column.data.set_raw_value(everywhere(rows, sharding))
     place_held(twin, sharding)
     return twin
 
 
 def _own(values: np.ndarray) -> np.ndarray:
-    """A private copy, which JAX on a CPU need not copy once more."""
+    """A private copy, aligned so that JAX on a CPU can share it."""
     rows = aligned(values.nbytes).view(values.dtype).reshape(values.shape)
     rows[...] = values
     return rows
 
 
 def _is_shareable(values: np.ndarray) -> bool:
-    """Whether holding the array flat saves a copy, and its items can be counted in 32 bits."""
+    """Whether JAX can share the array, and 32-bit indices can count its items."""
     return (
         on_cpu()
         and values.nbytes >= WORTH_SHARING
@@ -122,7 +123,7 @@ def _is_shareable(values: np.ndarray) -> bool:
 
 
 def _from_aligned(values: np.ndarray) -> np.ndarray:
-    """The array flat, and before it the items from the last aligned address on."""
+    """The array, flat, with the items between the last aligned address and its start in front."""
     before = values.ctypes.data % ALIGNMENT
     if before == 0 and values.ndim == 1:
         return values
@@ -131,7 +132,7 @@ def _from_aligned(values: np.ndarray) -> np.ndarray:
 
 
 class _Memory:
-    """Bytes for NumPy to look at, read-only, and the array that keeps them there."""
+    """A read-only view of `count` bytes at `address`, which keeps `owner` alive."""
 
     def __init__(self, owner: Any, address: int, count: int):
         self.owner = owner

@@ -1,4 +1,4 @@
-"""Arrays in `.npy` files, read from a memory map."""
+"""Memory-mapped `.npy` files as a source."""
 
 import dataclasses
 import functools
@@ -16,15 +16,14 @@ from flax import nnx
 from .._types import Batch, Spec, expect, spec_text
 from ..errors import EmptySourceError, FileError, UnequalLengthsError
 from ._buffers import empty_rows
-from ._files import Stamp, check_uncut, paths_of, stamp, unopened
 from ._host import HostSource, HostSourceConfig
-from ._parts import Parts
 from ._reader import Reader
+from ._storage import Segments, Stamp, check_uncut, paths_of, stamp, unopened
 from ._values import need_held_type
 
 PAGE = 2**12
-"""Bytes of a row from which even rows that follow one another are copied one by one: a copy of many
-megabytes in one go takes longer, as it is written past the caches.
+"""Bytes of a row from which consecutive rows are copied one by one. A single large `memcpy` uses
+non-temporal stores, which bypass the CPU caches, and takes longer.
 """
 
 
@@ -33,18 +32,23 @@ class StreamingDiskSourceConfig(HostSourceConfig):
     """Which files a `StreamingDiskSource` reads; `HostSourceConfig` has the other options.
 
     Args:
-        path: a `.npy` file, which becomes the field "data", or a folder of them, one per field; or
-            several such files, or folders, read as one in the order given.
+        path: a `.npy` file, which becomes the field "data", or a folder of them, one per field. A
+            list of such files, or of such folders, is read as one, in its order.
     """
 
     path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
 class StreamingDiskSource(HostSource):
-    """Rows of memory-mapped `.npy` files; only those that a batch needs are read.
+    """Rows of memory-mapped `.npy` files. Reads only the rows that a batch needs.
 
-    Axis 0 counts the records. Files of Python objects are refused: nothing is ever unpickled. A
-    file that is missing, damaged or unlike the others is a `FileError`.
+    Records are on axis 0. Files of Python objects are refused, since nothing is unpickled (spec
+    SRC-035).
+
+    Raises:
+        FileError: a file is missing or damaged, or its rows differ from those of the others.
+        UnequalLengthsError: the files of a folder have different numbers of rows.
+        EmptySourceError: there is no file, or no row.
     """
 
     def __init__(self, config: StreamingDiskSourceConfig, *, rngs: nnx.Rngs | None = None):
@@ -52,13 +56,13 @@ class StreamingDiskSource(HostSource):
         paths = paths_of("path", config.path)
         if not paths:
             raise EmptySourceError("`path`, an empty list,")
-        parts = tuple(map(_files, paths))
-        stamps = tuple(stamp(file) for part in parts for _, file in part)
-        super().__init__(NpyReader(parts, stamps), config, rngs=rngs)
+        files = tuple(map(_files, paths))
+        stamps = tuple(stamp(file) for named in files for _, file in named)
+        super().__init__(NpyReader(files, stamps), config, rngs=rngs)
 
 
-class _Column(NamedTuple):
-    """A mapped file: `rows` looks into the map, `end` is the size that the file must keep."""
+class _MappedArray(NamedTuple):
+    """A memory-mapped file. `rows` is a view of the map; the file must keep `end` bytes."""
 
     file: str
     map: mmap.mmap | None
@@ -68,38 +72,38 @@ class _Column(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class NpyReader(Reader):
-    """The parts of the data, each with its fields and their files."""
+    """Reads folders of `.npy` files. `files` has pairs of a field and its file for each folder."""
 
     label, only_copies = "StreamingDiskSource", True
 
-    parts: tuple[tuple[tuple[str, str], ...], ...]
+    files: tuple[tuple[tuple[str, str], ...], ...]
     stamps: tuple[Stamp, ...]
 
     def __len__(self) -> int:
-        return len(self._counted)
+        return len(self._segments)
 
     @functools.cached_property
-    def _columns(self) -> list[dict[str, _Column]]:
-        """The fields of each part, which are alike."""
-        opened = [{field: _open(file) for field, file in part} for part in self.parts]
+    def _columns(self) -> list[dict[str, _MappedArray]]:
+        """The mapped files of each folder by field; the shapes and types of their rows agree."""
+        opened = [{field: _open(file) for field, file in named} for named in self.files]
         first = opened[0]
-        for files, part in zip(self.parts, opened, strict=True):
-            folder = str(Path(files[0][1]).parent)
-            if part.keys() != first.keys():
-                raise FileError(folder, f"has the fields {list(part)}, and not {list(first)}.")
-            for field, (file, _, rows, _) in part.items():
+        for named, arrays in zip(self.files, opened, strict=True):
+            folder = str(Path(named[0][1]).parent)
+            if arrays.keys() != first.keys():
+                raise FileError(folder, f"has the fields {list(arrays)}, and not {list(first)}.")
+            for field, (file, _, rows, _) in arrays.items():
                 like = first[field].rows
                 if (rows.shape[1:], rows.dtype) != (like.shape[1:], like.dtype):
                     raise FileError(file, f"has {_row_text(rows)}, and not {_row_text(like)}.")
-            names = dict(files) if len(opened) > 1 else {field: field for field in part}
-            lengths = {names[field]: len(x.rows) for field, x in part.items()}
+            names = dict(named) if len(opened) > 1 else {field: field for field in arrays}
+            lengths = {names[field]: len(x.rows) for field, x in arrays.items()}
             if len(set(lengths.values())) > 1:
                 raise UnequalLengthsError(lengths)
         return opened
 
     @functools.cached_property
-    def _counted(self) -> Parts:
-        return Parts([len(next(iter(part.values())).rows) for part in self._columns])
+    def _segments(self) -> Segments:
+        return Segments([len(next(iter(arrays.values())).rows) for arrays in self._columns])
 
     @functools.cached_property
     def stored_spec(self) -> Spec:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -113,49 +117,49 @@ class NpyReader(Reader):
             field: empty_rows(len(records), x.shape, x.dtype)
             for field, x in self.stored_spec.items()
         }
-        for part, where, inside in self._divided(records):
-            for field, column in self._columns[part].items():
+        for i, where, inside in self._divided(records):
+            for field, column in self._columns[i].items():
                 to = batch[field]
                 if isinstance(where, slice):
                     _copy(column, inside, to[where])
                 else:
-                    # No buffer that is kept: nearly every read has other sizes of these.
+                    # Not `empty_rows`: these sizes differ at nearly every read.
                     rows = np.empty((len(inside), *to.shape[1:]), to.dtype)
                     _copy(column, inside, rows)
                     to[where] = rows
         return batch
 
     def _divided(self, records: np.ndarray) -> Iterator[tuple[int, slice | np.ndarray, np.ndarray]]:
-        """The parts that records are in, with their places in the batch and in the part."""
-        if len(self.parts) == 1:
+        """`Segments.divide`, with a slice where the positions in the batch are consecutive."""
+        if len(self.files) == 1:
             yield 0, slice(None), records
             return
-        for part, rows, inside in self._counted.divide(records):
+        for i, rows, inside in self._segments.divide(records):
             first, count = int(rows[0]), len(rows)
             in_a_row = int(rows[-1]) == first + count - 1
-            yield part, slice(first, first + count) if in_a_row else rows, inside
+            yield i, slice(first, first + count) if in_a_row else rows, inside
 
     def place(self, record: int) -> str:
-        return ", ".join(file for _, file in self.parts[self._counted.part_of(record)])
+        return ", ".join(file for _, file in self.files[self._segments.segment_of(record)])
 
 
 def _row_text(rows: np.ndarray) -> str:
     return "rows " + spec_text({"": jax.ShapeDtypeStruct(rows.shape[1:], rows.dtype)}).strip()
 
 
-def _copy(column: _Column, records: np.ndarray, to: np.ndarray) -> None:
-    """Copies rows of a file."""
+def _copy(column: _MappedArray, records: np.ndarray, to: np.ndarray) -> None:
+    """Copies the rows `records` of a mapped file into `to`."""
     file, view, rows, end = column
     first, count = int(records[0]), len(records)
     if view is not None:
         check_uncut(file, view.size(), end)
     if not (rows.flags.c_contiguous and rows.flags.aligned):
-        # `take` would copy the whole file first.
+        # `np.take` would first copy the whole file into a contiguous array.
         to[...] = rows[records]
     elif rows.nbytes < PAGE * len(rows) and _are_in_a_row(records):
         np.copyto(to, rows[first : first + count])
     else:
-        # Every record is in range, and "raise" would fill a second buffer first.
+        # Every record is in range. With mode="raise", `np.take` would fill a second buffer first.
         np.take(rows, records, axis=0, out=to, mode="clip")
 
 
@@ -167,7 +171,7 @@ def _are_in_a_row(records: np.ndarray) -> bool:
 
 
 def _files(path: Path) -> tuple[tuple[str, str], ...]:
-    """The fields that a path holds, in the order of their names."""
+    """The pairs of a field and its file that a path holds, sorted by name."""
     if path.is_dir():
         found = tuple((file.stem, str(file.absolute())) for file in sorted(path.glob("*.npy")))
         if not found:
@@ -176,10 +180,10 @@ def _files(path: Path) -> tuple[tuple[str, str], ...]:
     return (("data", str(path.absolute())),)
 
 
-def _open(path: str) -> _Column:
-    """A file mapped and checked; nothing of its content but the header is read."""
+def _open(path: str) -> _MappedArray:
+    """Maps a file and checks its header and size; reads no row."""
     try:
-        file = open(path, "rb")  # noqa: SIM115  (the rest is no part of the `try`)
+        file = open(path, "rb")  # noqa: SIM115  (only the `open` belongs into the `try`)
     except OSError as error:
         raise unopened(path, error) from error
     with file:
@@ -195,13 +199,13 @@ def _open(path: str) -> _Column:
                 path, f"is cut short: it holds {size} bytes and its header asks for {end}."
             )
         if end == start:
-            return _Column(path, None, np.empty(shape, dtype), end)
+            return _MappedArray(path, None, np.empty(shape, dtype), end)
         try:
             view = mmap.mmap(file.fileno(), end, access=mmap.ACCESS_READ)
         except OSError as error:
             raise unopened(path, error) from error
     flat = np.frombuffer(view, dtype, math.prod(shape), start)
-    return _Column(path, view, flat.reshape(shape, order="F" if fortran else "C"), end)
+    return _MappedArray(path, view, flat.reshape(shape, order="F" if fortran else "C"), end)
 
 
 def _header(file: BinaryIO, path: str) -> tuple[tuple[int, ...], bool, np.dtype]:
@@ -212,6 +216,6 @@ def _header(file: BinaryIO, path: str) -> tuple[tuple[int, ...], bool, np.dtype]
             return npy.read_array_header_1_0(file)
         if version == (2, 0):
             return npy.read_array_header_2_0(file)
-    except Exception as error:  # whatever a broken header makes NumPy's parser raise
+    except Exception as error:  # NumPy's parser raises many types for a broken header
         raise FileError(path, f"has no header of a .npy file: {error}") from error
     raise FileError(path, f"is of .npy version {version}, which holds only structured arrays.")

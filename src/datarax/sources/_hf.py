@@ -1,4 +1,4 @@
-"""Data sets of the package `datasets`."""
+"""Hugging Face data sets as sources (package `datasets`)."""
 
 import dataclasses
 import functools
@@ -14,15 +14,15 @@ from .._extras import require
 from .._types import Batch, Spec, expect, names
 from ..errors import EmptySourceError, FileError
 from ._arrow import check_ended, columns_of, hole, spec_of_columns
-from ._files import MappedFiles
 from ._host import HostSource, HostSourceConfig
 from ._iterable import Stream, StreamSource, StreamSourceConfig
 from ._reader import Reader
+from ._storage import MappedFiles
 
 LOG = logging.getLogger("datarax")
 
 ROWS = 256
-"""Rows of a stream that are decoded at a time, and of any data set to learn their shape."""
+"""Rows that are decoded at a time in a stream, and to find the spec of any data set."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class HFEagerSourceConfig(HostSourceConfig):
 
     Args:
         path: a folder written by `Dataset.save_to_disk`, or a name for `datasets.load_dataset`.
-            None if the data set itself is given to the source.
+            None if the source gets the data set itself.
         split: the split to read, such as "train".
         fields: the columns to read; None reads all. Columns of strings must be left out.
     """
@@ -42,10 +42,15 @@ class HFEagerSourceConfig(HostSourceConfig):
 
 
 class HFEagerSource(HostSource):
-    """A `datasets.Dataset`, given or loaded, by random access (extra "hf").
+    """A `datasets.Dataset` by random access (extra "hf").
 
-    Its Arrow files stay on disk. The columns that its format shows are read as they are stored; a
-    data set with a transform is refused.
+    Its Arrow files stay on disk. It reads the columns that the data set's format selects, in their
+    stored types. A data set with a transform is a `ValueError`.
+
+    Args:
+        config: the path, unless `dataset` is given, and the split, fields and order.
+        dataset: a `datasets.Dataset`, or a `DatasetDict` of splits.
+        rngs: the seed of the shuffle. Without it the source uses the pipeline's seed.
     """
 
     def __init__(
@@ -61,7 +66,7 @@ class HFStreamingSourceConfig(StreamSourceConfig):
     """What an `HFStreamingSource` reads; `StreamSourceConfig` has the other options.
 
     Args:
-        path: as in `HFEagerSourceConfig`; what is loaded by name is streamed from where it is.
+        path: as in `HFEagerSourceConfig`. A data set loaded by name is streamed, not downloaded.
         split: the split to read, such as "train".
         fields: the columns to read; None reads all. Columns of strings must be left out.
     """
@@ -72,9 +77,14 @@ class HFStreamingSourceConfig(StreamSourceConfig):
 
 
 class HFStreamingSource(StreamSource):
-    """A `datasets.IterableDataset`, given or loaded; each epoch is a pass over it (extra "hf").
+    """A `datasets.IterableDataset`; each epoch is a pass over it (extra "hf").
 
-    If it shuffles, every pass has another order, by `set_epoch`.
+    Each pass calls `set_epoch`, so a data set that shuffles has a new order in every epoch.
+
+    Args:
+        config: the path, unless `dataset` is given, and the split, fields and windows.
+        dataset: a `datasets.IterableDataset` or `Dataset`, or a dict of splits.
+        rngs: the seed of the shuffle. Without it the source uses the pipeline's seed.
     """
 
     def __init__(
@@ -88,21 +98,21 @@ class HFStreamingSource(StreamSource):
         dataset = load(config, dataset, streaming=True)
         files = files_of(dataset)
         if hasattr(dataset, "to_iterable_dataset"):
-            if len(dataset) == 0:  # which would have no shards
+            if len(dataset) == 0:  # an empty data set has no shards to stream
                 raise EmptySourceError("HFStreamingSource")
             dataset = dataset.to_iterable_dataset()
         super().__init__(HFStream(dataset, files), config, rngs=rngs)
 
 
 class HFStream(Stream):
-    """Passes over an `IterableDataset`, which can skip by itself."""
+    """Passes over an `IterableDataset`."""
 
     label = "HFStreamingSource"
 
     def __init__(self, dataset: Any, files: Sequence[str]):
         self.dataset = dataset
         self._files = MappedFiles(files)
-        self._columns: Spec | None = None  # of the first rows: those of others are alike
+        self._columns: Spec | None = None  # the spec of the first rows, which all others must have
 
     def begin(self, epoch: int, skip: int) -> Iterator[dict[str, Any]]:
         for chunk in self._chunks(epoch, skip):
@@ -116,19 +126,19 @@ class HFStream(Stream):
                 yield {name: np.array(x[i]) for name, x in fields.items()}
 
     def _chunks(self, epoch: int, skip: int) -> Iterator[Any]:
-        """The rows of a pass in tables of `ROWS`; one by one until those of a broken table have
-        passed."""
+        """The rows of a pass in tables of `ROWS`. The rows of a table that cannot be read are read
+        one by one, so that those before the damaged one are delivered."""
         size, passed = ROWS, 0
         while True:
             rest = self.dataset.with_format("arrow").skip(skip)
-            rest.set_epoch(epoch)  # here: what is derived from a data set forgets its epoch
+            rest.set_epoch(epoch)  # on `rest`, since derived data sets do not inherit the epoch
             chunks = rest.iter(batch_size=size)
             while size > 1 or skip < passed:
                 try:
                     self._files.check()
                     chunk = next(chunks, None)
                 except Exception as error:
-                    # A pool of threads is closed when the program ends, before anything else is.
+                    # At interpreter shutdown, thread pools close first and raise this error.
                     if size == 1 or "new futures after" in str(error):
                         raise
                     LOG.warning(
@@ -146,7 +156,7 @@ class HFStream(Stream):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class HFReader(Reader):
-    """Rows of a data set; the handle is the data set itself, of which a copy is another one."""
+    """Reads the rows of a data set. It is compared by identity, as data sets are."""
 
     label = "HFEagerSource"
 
@@ -157,7 +167,7 @@ class HFReader(Reader):
 
     @functools.cached_property
     def _arrow(self) -> Any:
-        # Not "numpy": that format makes float32 of float64.
+        # Not "numpy": that format casts float64 to float32.
         return self.dataset.with_format("arrow")
 
     @functools.cached_property
@@ -177,7 +187,7 @@ class HFReader(Reader):
         fields, holes = columns_of(self._rows(records.astype(np.int64)), self.stored_spec)
         for name in holes:
             raise hole(name)
-        # Copies: a view into a mapped file must not outlive this call.
+        # Copies, since a view would read the memory map later, when the file may be truncated.
         return {name: np.array(x) for name, x in fields.items()}
 
     def place(self, record: int) -> str:
@@ -186,12 +196,12 @@ class HFReader(Reader):
 
 
 def files_of(dataset: Any) -> list[str]:
-    """The files that a data set has mapped, if it has any."""
+    """The paths of the files that a data set has memory-mapped."""
     return [x["filename"] for x in getattr(dataset, "cache_files", ())]
 
 
 def load(config: Any, dataset: Any, streaming: bool) -> Any:
-    """The data set that was given, or the one that `config` names."""
+    """The given data set, or the one that `config` names; only the chosen split and fields."""
     datasets = require("datasets", "hf")
     if (dataset is None) == (config.path is None):
         raise ValueError("Give either a data set or `path` in the config, and not both.")
@@ -201,7 +211,7 @@ def load(config: Any, dataset: Any, streaming: bool) -> Any:
         if os.path.isdir(path):
             try:
                 dataset = datasets.load_from_disk(path)
-            except Exception as error:  # of `datasets`, of pyarrow, of the parser of its JSON
+            except Exception as error:  # from `datasets`, pyarrow or the JSON parser
                 raise FileError(path, f"holds no data set, or a damaged one: {error}") from error
         else:
             dataset = datasets.load_dataset(path, split=split, streaming=streaming)

@@ -1,4 +1,4 @@
-"""Sources whose records are read on the host when they are needed."""
+"""Sources that read their records on the host, batch by batch."""
 
 import dataclasses
 from typing import Literal, TypeAlias
@@ -10,8 +10,8 @@ from .._types import Batch, Records, Spec, expect, integer
 from ..errors import DataraxError, EmptySourceError
 from ._base import EagerSourceBase
 from ._callback import call_host
+from ._conform import read_error
 from ._reader import Reader
-from ._records import read_error
 
 OnError: TypeAlias = Literal["raise", "mask"]
 
@@ -21,16 +21,16 @@ class HostSourceConfig:
     """The options that all sources on the host share.
 
     Args:
-        shuffle: False for stored order, True for a random order of every epoch in O(1) memory,
-            "permutation" for that of `jax.random.permutation`, in O(n) memory, "blocks" for one
-            that reads neighbouring records together.
-        block_size: for "blocks", the records of a block; blocks come in random order.
-        window: for "blocks", the number of consecutive blocks whose records are shuffled together.
-        on_error: "raise" a `ReadError` for a record that cannot be read, or "mask" it: zeros, and
-            False in the mask.
-        max_errors: how many records of an epoch may be masked, at least 1 with "mask". A pipeline
-            counts those met in its own loops and scans, from 0 again after a resume; inside a `jit`
-            of yours none are counted.
+        shuffle: False: stored order. True: a new random order for every epoch, in O(1) memory.
+            "permutation": the order of `jax.random.permutation`, in O(n) memory. "blocks": a random
+            order that reads neighbouring records together.
+        block_size: the number of records in a block of "blocks". Blocks come in random order.
+        window: the number of consecutive blocks of "blocks" whose records are shuffled together.
+        on_error: what an unreadable record does: "raise" a `ReadError`, or "mask" the row, which is
+            then zeros, and False in the mask (spec SRC-033).
+        max_errors: the most records that an epoch may mask; at least 1 with "mask". A pipeline
+            counts them in its own loops and scans, and from 0 after a resume. It counts none inside
+            a `jit` of yours.
     """
 
     shuffle: Shuffle = False
@@ -40,7 +40,7 @@ class HostSourceConfig:
     max_errors: int = 0
 
     def __post_init__(self):
-        # A source keeps it, and pipelines share programs if what their parts keep can be hashed.
+        # A source keeps its config. Pipelines share programs only if all static attributes hash.
         for field in dataclasses.fields(self):
             if isinstance(value := getattr(self, field.name), list):
                 object.__setattr__(self, field.name, tuple(value))
@@ -65,20 +65,25 @@ class HostSourceConfig:
 
     @property
     def sized_shuffle(self) -> Shuffle | Blocks:
-        """`shuffle`, with its sizes where it has some."""
+        """`shuffle`, with "blocks" as a `Blocks` with its sizes."""
         return Blocks(self.block_size, self.window) if self.shuffle == "blocks" else self.shuffle
 
 
 class HostSource(EagerSourceBase):
     """A source over a `Reader`.
 
-    In `for`, `scan` and `step` threads of the pipeline read ahead; inside `jit` of your own the
-    rows come by a callback.
+    In `for`, `scan` and `step` the pipeline's threads read ahead (spec SRC-030). Inside a `jit` of
+    yours a callback reads each batch when the program reaches it.
 
     Args:
-        reader: what reads the rows.
-        config: the order, and what to do with unreadable records.
-        rngs: a seed of its own for the shuffle; without it the pipeline's is used.
+        reader: reads the rows.
+        config: the order, and what an unreadable record does.
+        rngs: the seed of the shuffle. Without it the source uses the pipeline's seed.
+
+    Raises:
+        EmptySourceError: the reader has no records.
+        FieldTypeError: a field that JAX cannot hold.
+        ReadError: none of the records that were tried for `stored_spec` can be read.
     """
 
     def __init__(self, reader: Reader, config: HostSourceConfig, *, rngs: nnx.Rngs | None = None):
@@ -92,12 +97,6 @@ class HostSource(EagerSourceBase):
                 f"{type(reader).__name__} is not ({error}). Make it a frozen dataclass of paths "
                 "and numbers."
             ) from error
-        for name in ("rows", "rows_and_holes", "checked", "place"):
-            if not callable(getattr(reader, name)):
-                raise TypeError(
-                    f"`{name}` is a method of every Reader, and {type(reader).__name__} has a "
-                    "field of that name: call it something else."
-                )
         super().__init__(shuffle=config.sized_shuffle, rngs=rngs)
         self.reader = reader
         self.config = config
@@ -105,11 +104,11 @@ class HostSource(EagerSourceBase):
         if len(reader) == 0:
             raise EmptySourceError(reader.label)
         try:
-            reader.element_spec  # noqa: B018  (a field that JAX cannot hold is named here)
+            reader.element_spec  # noqa: B018  (raises for a field that JAX cannot hold)
         except DataraxError:
             raise
         except Exception as error:
-            way_out = "A record that can be read shows what all of them are, and none was found."
+            way_out = "The first readable record shows the spec of all, and none was found."
             how = {"way_out": way_out, "retry": False}
             raise read_error(reader.label, reader.place(0), 0, error, **how) from error
 

@@ -1,4 +1,4 @@
-"""Streams: sources without a length, read from front to back."""
+"""Streams: sources without a length, which are read from front to back."""
 
 import abc
 import dataclasses
@@ -20,8 +20,8 @@ from .._rows import Cut, Rows
 from .._types import Batch, Signed, Spec, expect, integer, names
 from ..errors import DataraxError, EmptySourceError, RandomAccessError, ReadError
 from ._base import Fetched
-from ._ending import while_running
-from ._records import conform, copier, held_spec, read_error, spec_of, stack
+from ._conform import conform, copier, held_spec, read_error, spec_of, stack
+from ._reader import while_running
 from ._values import BY_NAME, as_record, is_table
 
 
@@ -30,10 +30,11 @@ class StreamSourceConfig:
     """The options that all streams share.
 
     Args:
-        shuffle: shuffles the records within each window, in another order every epoch.
-        window: the number of consecutive records in a window. A window is read whole, into memory,
-            before its first record comes, so a record that cannot be read fails its window. After
-            a resume, the stream skips to the window that the cursor is in, and reads it again.
+        shuffle: shuffles the records within each window, in a new order every epoch (spec
+            SRC-039).
+        window: the number of consecutive records in a window. The source reads a whole window into
+            memory before it gives the first record, so one unreadable record fails the window.
+            After a resume, the source reads the window of the cursor again.
     """
 
     shuffle: bool = False
@@ -54,7 +55,7 @@ class IterableSourceConfig(StreamSourceConfig):
     """How an `IterableSource` names fields; `StreamSourceConfig` has the other options.
 
     Args:
-        fields: names for the parts of records that are tuples; None calls them "0", "1", ... Of
+        fields: names for the items of records that are tuples; None calls them "0", "1", ... For
             records that are dicts, the fields to read.
     """
 
@@ -62,15 +63,16 @@ class IterableSourceConfig(StreamSourceConfig):
 
 
 class StreamSource(Watched, metaclass=Signed):
-    """A source over a `Stream`, for `for`, `step` and `scan` outside of `jit`.
+    """A source over a `Stream`. A pipeline over it works outside of `jit` only.
 
-    An epoch is one pass and ends where the stream does. After a resume or a `seek`, the stream
-    skips from the start of the pass to the cursor, or to its window where it is shuffled.
+    An epoch is one pass and ends where the stream does (spec SRC-027). After a resume or a `seek`,
+    the stream skips records from the start of the pass to the cursor, so the cost grows with the
+    offset; a shuffled one skips to the window of the cursor.
 
     Args:
         stream: reads the records.
         config: whether to shuffle.
-        rngs: a seed of its own for the shuffle; without it the pipeline's is used.
+        rngs: the seed of the shuffle. Without it the source uses the pipeline's seed.
     """
 
     shuffle: bool = False
@@ -93,7 +95,7 @@ class StreamSource(Watched, metaclass=Signed):
 
     @property
     def order_name(self) -> str:
-        """What a saved state calls this order."""
+        """The name of the order in a saved state."""
         kind = type(self).__qualname__
         return f"{kind}-windows-{self.window}" if self.shuffle else kind
 
@@ -103,14 +105,14 @@ class StreamSource(Watched, metaclass=Signed):
         return held_spec(lambda: self.stream.stored_spec)
 
     def blank(self, cut: Cut) -> Fetched:
-        """A batch that looks like those of the stream, to be traced with."""
+        """A batch of zeros with the shapes and types of the stream's batches, for tracing."""
         batch = jax.tree.map(lambda x: jnp.zeros((cut.size, *x.shape), x.dtype), self.element_spec)
         where = jnp.zeros(cut.size, jnp.uint32)
         mask = jnp.zeros(cut.size, bool) if cut.padded else None
         return Fetched(batch, Rows(where, where, where, mask))
 
     def get_batch_at(self, start: Any, batch_size: int, key: Any = None) -> Batch:
-        """A stream has no random access: raises a `RandomAccessError`."""
+        """Raises a `RandomAccessError`: a stream has no random access (spec SRC-029)."""
         raise RandomAccessError(
             f"{self.stream.label} is a stream and gives its records in order, so it cannot be read "
             "inside jit or another transformation. Take batches by `for`, `step` or `scan` outside "
@@ -122,12 +124,12 @@ class IterableSource(StreamSource):
     """The records of an iterable, in its order.
 
     Args:
-        config: names for fields.
-        records: an iterable that can be iterated again and again, or a function that returns a new
+        config: names for fields, and whether to shuffle.
+        records: an iterable that can be iterated repeatedly, or a function that returns a new
             iterator for each pass. A record is a dict, a tuple or one array, as in
-            `RandomAccessSource`, and all are alike. What gives its records only once has one epoch,
-            for one pipeline.
-        rngs: a seed of its own for the shuffle; without it the pipeline's is used.
+            `RandomAccessSource`; all have the same fields, shapes and types. An iterable that gives
+            its records only once serves one epoch of one pipeline.
+        rngs: the seed of the shuffle. Without it the source uses the pipeline's seed.
     """
 
     def __init__(
@@ -145,8 +147,8 @@ class IterableSource(StreamSource):
             )
         if is_table(records):
             raise TypeError(
-                "IterableSource takes records one by one, and got a "
-                f"{type(records).__name__}, which gives none so. Its columns are for "
+                "IterableSource takes records one by one, but to iterate over a "
+                f"{type(records).__name__} does not give its records. Its columns are for "
                 f"MemorySource. {BY_NAME}"
             )
         if isinstance(records, Iterator):
@@ -165,30 +167,36 @@ class IterableSource(StreamSource):
 
 
 class Stream(abc.ABC):
-    """Records in order: write `begin`, and use a `StreamSource`.
+    """Records in a fixed order: write `begin`, and use a `StreamSource`.
 
-    Like a `Reader`, a stream is a static part of compiled programs; it is compared by identity, and
-    a copy of a pipeline shares it. `label` is what errors call the source.
+    A stream is compared by identity, and copies of a pipeline share it. Error messages call the
+    source by its `label`.
     """
 
     label: str = "a stream of your own"
 
     reads_on: bool = False
-    """Whether to reach a later record by reading on in the open pass, not by a new `begin`: for
-    streams whose `begin` can skip only by reading. A pass that has given no record yet then serves
-    for any epoch."""
+    """Whether to skip records in the open pass instead of calling `begin` again.
+
+    Set it if `begin` itself skips by reading. A pass that has given no record yet then serves any
+    epoch.
+    """
 
     _pass: "_Pass"
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "Stream":
-        # Not in `__init__`, which a dataclass writes anew, and of which no copy or pickle hears.
+        # Not in `__init__`: a dataclass replaces it, and copies and pickles do not call it.
         self = super().__new__(cls)
-        vars(self)["_pass"] = _Pass()  # which a frozen dataclass can have, too
+        vars(self)["_pass"] = _Pass()  # a frozen dataclass forbids the attribute assignment
         return self
 
     @abc.abstractmethod
     def begin(self, epoch: int, skip: int) -> Iterator[dict[str, Any]]:
-        """The records of a pass without the first `skip`, as dicts of arrays and numbers."""
+        """The records of a pass without the first `skip`, as dicts of arrays and numbers.
+
+        Returns a new iterator at every call. Nothing but `epoch` may change the records (spec
+        SRC-011, SRC-028).
+        """
 
     @property
     def stored_spec(self) -> Spec:
@@ -200,7 +208,8 @@ class Stream(abc.ABC):
         return spec
 
     def _look(self) -> Spec:
-        """Opens a pass and sees its first record: that is not lost, for there may be no other."""
+        """Opens a pass and reads its first record. The pass stays open and still gives this record,
+        since an iterable that can be read once has no second pass."""
         try:
             records = iter(self.begin(0, 0))
             for first in records:
@@ -219,14 +228,14 @@ class Stream(abc.ABC):
         raise EmptySourceError(self.label)
 
     def _seen(self, first: Any, others: Iterator[Any]) -> Iterator[Any]:
-        """The pass whose first record was seen, for whoever reads it, in whatever thread."""
+        """The pass that `_look` opened, which another thread may read."""
         known = _bytes_of(first)
         yield first
         try:
             second = [*itertools.islice(others, 1)]
         except Exception:
-            # What is bound to the thread that opened it, as SQLite's connections are, is begun
-            # again in this one. But what begins otherwise now has lost the records in between.
+            # An iterator may be bound to the thread that opened it, as SQLite's are. Begin again in
+            # this thread, unless the pass then starts with another record: one would be lost.
             others, second = iter(self.begin(0, 0)), []
             if [_bytes_of(again) for again in itertools.islice(others, 1)] != [known]:
                 raise
@@ -234,14 +243,14 @@ class Stream(abc.ABC):
         yield from others
 
     def read(self, epoch: int, offset: int, count: int, spec: Spec) -> list[dict[str, Any]]:
-        """Up to `count` records from a place on; fewer only where the pass ends."""
+        """Up to `count` records from `offset` on; fewer only where the pass ends."""
         stored, here = self.stored_spec, self._pass
         copied = copier(stored, spec)
         with here.lock:
             found: list[dict[str, Any]] = []
             try:
                 for record in while_running(self._from(epoch, offset)):
-                    one = copied(record)  # since the stream may use its memory again
+                    one = copied(record)  # a copy, since the stream may reuse its memory
                     if one is None:
                         rows = stack([record])
                         conform(rows, stored, spec, np.array([offset + len(found)]))
@@ -250,17 +259,17 @@ class Stream(abc.ABC):
                     if len(found) == count:
                         break
             except BaseException as error:
-                here.records = None  # an iterator that has raised is at its end
+                here.records = None  # a generator that has raised gives no more records
                 if not isinstance(error, Exception):
                     raise
                 raise self._read_error(offset + len(found), error) from error
             here.at = epoch, offset + len(found)
             if here.at[1] == 0:
-                here.records = None  # asked again, what holds nothing may hold something
+                here.records = None  # an empty pass may give records when it is begun again
             return found
 
     def _from(self, epoch: int, offset: int) -> Iterator[Any]:
-        """The records from a place on: of the pass that is open, if it leads there."""
+        """The records from `offset` on: from the open pass if it can reach them, or a new one."""
         here = self._pass
         opened, at = here.at
         goes_on = here.at == (epoch, offset)
@@ -273,7 +282,7 @@ class Stream(abc.ABC):
         return here.records
 
     def _read_error(self, record: int, error: Exception) -> ReadError:
-        way_out = "To go on without such records, leave them out of the stream."  # it does not mask
+        way_out = "To go on without such records, leave them out of the stream."  # not "mask"
         return read_error(self.label, self.label, record, error, way_out=way_out)
 
     def __deepcopy__(self, memo: Any) -> "Stream":
@@ -284,8 +293,8 @@ class Stream(abc.ABC):
 
 
 class _Pass:
-    """What is known of a stream: its spec, and of the pass that is open the records to come, and
-    where the first of them stands."""
+    """The mutable state of a stream: its spec, the iterator of the open pass, and the epoch and
+    offset of the next record in it."""
 
     def __init__(self):
         self.lock = threading.Lock()
@@ -295,9 +304,9 @@ class _Pass:
 
 
 class Windows:
-    """Reads a stream window by window, each in an order of its own (spec SRC-039).
+    """Reads a stream by windows and shuffles each (spec SRC-039).
 
-    `words(epoch)` are those of the epoch's key. The last window that was read is kept.
+    `words(epoch)` gives the two words of the epoch's key. The last window stays in memory.
     """
 
     def __init__(self, stream: Stream, size: int, words: Callable[[int], Any]):
@@ -307,8 +316,8 @@ class Windows:
     def read(
         self, epoch: int, offset: int, count: int, spec: Spec
     ) -> tuple[list[dict[str, Any]], list[int]]:
-        """Up to `count` records from a place on, and which of the pass they are; fewer only where
-        the pass ends."""
+        """Up to `count` records from `offset` on, and the number of each in the pass; fewer only
+        where the pass ends."""
         found: list[dict[str, Any]] = []
         numbers: list[int] = []
         while len(found) < count:
@@ -327,7 +336,7 @@ class Windows:
         self, epoch: int, number: int, spec: Spec
     ) -> tuple[list[dict[str, Any]], list[int]]:
         if self._known[0] != (epoch, number):
-            self._known = None, [], []  # before there are two in memory
+            self._known = None, [], []  # free the old window before the new one is read
             records = self._stream.read(epoch, number * self._size, self._size, spec)
             keys = np.asarray(self._words(epoch))
             order = window_order(keys, number, len(records)).tolist() if records else []
@@ -336,7 +345,7 @@ class Windows:
 
 
 class IterableStream(Stream):
-    """Passes over an iterable; skipping reads and throws away."""
+    """Passes over an iterable. It skips records by reading them."""
 
     reads_on = True
 

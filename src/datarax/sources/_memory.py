@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from .._modules import FixedBundle
-from .._types import Batch, Records, Scalar, escaped, expect
+from .._types import Batch, Records, Scalar, escaped, expect, flat_fields
 from ..errors import EmptySourceError, FieldTypeError, UnequalLengthsError
 from ._base import EagerSourceBase
 from ._column import Column
@@ -21,9 +21,10 @@ class MemorySourceConfig:
     """How a `MemorySource` orders and holds its data.
 
     Args:
-        shuffle: False for stored order, True for a random order of every epoch in O(1) memory,
-            "permutation" for that of `jax.random.permutation`, in O(n) memory.
-        copy: takes a private copy, so that later writes to the arrays are not seen.
+        shuffle: False: stored order. True: a new random order for every epoch, in O(1) memory.
+            "permutation": the order of `jax.random.permutation`, in O(n) memory.
+        copy: copies the arrays, so that later writes to them do not reach the source (spec
+            SRC-018).
     """
 
     shuffle: Literal[False, True, "permutation"] = False
@@ -38,19 +39,19 @@ class MemorySourceConfig:
 class MemorySource(EagerSourceBase):
     """Records in memory.
 
-    NumPy arrays are shared with JAX where the backend can, and otherwise placed on the device once.
-    64-bit types are held in 32 bits unless `jax_enable_x64` is set.
+    On a CPU, JAX shares the memory of large NumPy arrays. Otherwise the arrays are copied to the
+    device once. 64-bit types become 32-bit ones unless `jax_enable_x64` is set.
 
     Args:
         config: the order, and whether to copy.
-        data: a dict of arrays (nested dicts allowed), a list of records that are dicts, or tuples,
-            whose parts become the fields "0", "1", ..., or one array, which becomes the field
-            "data". Axis 0 counts the records.
-        rngs: a seed of its own for the shuffle; without it the pipeline's is used.
+        data: records on axis 0, in one of these forms (spec SRC-017): a dict of arrays (nested
+            dicts allowed); a list of dicts; a list of tuples, whose items become the fields "0",
+            "1", ...; or one array, which becomes the field "data".
+        rngs: the seed of the shuffle. Without it the source uses the pipeline's seed.
 
     Raises:
-        FieldTypeError: values that JAX cannot hold, though floats may be rounded, or that are no
-            numbers.
+        FieldTypeError: a field that is not numeric, or with a value that its type in JAX cannot
+            hold. Floats may be rounded.
         UnequalLengthsError: fields with different numbers of records.
         EmptySourceError: no records.
     """
@@ -59,15 +60,15 @@ class MemorySource(EagerSourceBase):
         expect("config", config, MemorySourceConfig)
         super().__init__(shuffle=config.shuffle, rngs=rngs)
         fields = _columns(data)
-        columns = {name: _column(name, x) for name, x in _flat(fields).items()}
+        columns = {name: _column(name, x) for name, x in flat_fields(fields, escaped).items()}
         lengths = {name: len(x) for name, x in columns.items()}
         if len(set(lengths.values())) > 1:
             raise UnequalLengthsError(lengths)
         if not lengths or 0 in lengths.values():
-            raise EmptySourceError()
+            raise EmptySourceError("`data`")
         self.config = config
         self.length = next(iter(lengths.values()))
-        self.names = _nested_names(fields)
+        self.tree = _tree(fields)
         self.data = FixedBundle(
             {name: Column(_fitting(name, x), copy=config.copy) for name, x in columns.items()}
         )
@@ -76,14 +77,22 @@ class MemorySource(EagerSourceBase):
         return self.length
 
     def gather(self, records: Records) -> Batch:
-        return _map(lambda name: self.data.get(name).take(records), self.names)
+        return self._each(lambda column: column.take(records))
 
     def gather_range(self, start: Scalar, size: int) -> Batch:
-        return _map(lambda name: self.data.get(name).take_range(start, size), self.names)
+        return self._each(lambda column: column.take_range(start, size))
+
+    def _each(self, take: Callable[[Column], Any]) -> Batch:
+        return jax.tree.unflatten(self.tree, [take(self.data.get(x)) for x in self.data.names])
+
+
+def _tree(fields: dict[str, Any]) -> Any:
+    """The nesting of fields, with its leaves in the order of `flat_fields`."""
+    return jax.tree.structure(fields, is_leaf=lambda x: not isinstance(x, dict))
 
 
 def _columns(data: Any) -> dict[str, Any]:
-    """Whatever was given, as a dict of columns (nested dicts allowed)."""
+    """`data`, in any of the forms of `MemorySource`, as a (nested) dict of columns."""
     if isinstance(data, Mapping):
         return {
             field_name(k): _columns(v) if isinstance(v, Mapping) else v for k, v in data.items()
@@ -97,7 +106,9 @@ def _columns(data: Any) -> dict[str, Any]:
                 )
         return {str(i): list(column) for i, column in enumerate(zip(*data, strict=True))}
     if isinstance(data, list | tuple) and data and isinstance(data[0], Mapping):
-        rows = [_flat(_columns(row)) if isinstance(row, Mapping) else row for row in data]
+        rows = [
+            flat_fields(_columns(row), escaped) if isinstance(row, Mapping) else row for row in data
+        ]
         for i, row in enumerate(rows):
             if not isinstance(row, dict) or row.keys() != rows[0].keys():
                 raise FieldTypeError(
@@ -105,44 +116,15 @@ def _columns(data: Any) -> dict[str, Any]:
                     "must be a dict with the fields of the first record, "
                     f"{list(rows[0])}, got {data[i]!r}.",
                 )
-        stacked = {name: [row[name] for row in rows] for name in rows[0]}
-        return _map(lambda name: stacked[name], _nested_names(_columns(data[0])))
+        columns = [[row[name] for row in rows] for name in rows[0]]
+        return jax.tree.unflatten(_tree(_columns(data[0])), columns)
     return {"data": data}
-
-
-def _flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested fields by their dotted names."""
-    flat: dict[str, Any] = {}
-    for name, x in fields.items():
-        path = prefix + escaped(name)
-        flat |= _flat(x, f"{path}.") if isinstance(x, Mapping) else {path: x}
-    return flat
-
-
-def _nested_names(fields: Mapping[str, Any], prefix: str = "") -> tuple[tuple[str, Any], ...]:
-    """The nesting of fields, hashable: pairs of a field and its dotted name, or pairs again."""
-    return tuple(
-        (
-            name,
-            _nested_names(x, f"{prefix}{escaped(name)}.")
-            if isinstance(x, Mapping)
-            else prefix + escaped(name),
-        )
-        for name, x in fields.items()
-    )
-
-
-def _map(function: Callable[[str], Any], names: Any) -> Any:
-    """Nested fields again, each made from its dotted name."""
-    if isinstance(names, str):
-        return function(names)
-    return {field: _map(function, inner) for field, inner in names}
 
 
 def _column(field: str, column: Any) -> Any:
     """The column as an array with one row a record."""
     if isinstance(column, tuple) and any(np.ndim(x) for x in column if hasattr(x, "shape")):
-        # Those of one shape would become one array, of as many records as there are arrays.
+        # NumPy would stack arrays of one shape, and their number would become that of the records.
         raise FieldTypeError(
             field,
             f"is a tuple of {len(column)} arrays. Give each a name, in a dict of arrays; or for "
@@ -157,7 +139,7 @@ def _column(field: str, column: Any) -> Any:
 
 
 def _fitting(field: str, column: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
-    """The column in a type that JAX has, not a value changed; or an error that names the field."""
+    """The column in the type in which JAX holds it."""
     if isinstance(column, jax.Array):
         return column
     return hold(field, column, need_held_type(field, column.dtype))

@@ -45,11 +45,12 @@ from ..errors import EmptySourceError, SpecsError
 from ._base import EagerSourceBase
 from ._buffers import empty_rows
 from ._callback import call_host
-from ._parts import Parts
 from ._reader import Reader
+from ._storage import Segments
 
 PERIOD = 256
-"""The most rows after which every source has had its exact share."""
+"""The most rows of a period, in which each source has exactly its share. It bounds the table of
+`MixOrder.before` and the time of `quotas`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,13 +58,14 @@ class MixDataSourcesConfig:
     """The shares of a mixture.
 
     Args:
-        num_sources: how many sources are mixed.
-        weights: positive numbers, one per source; None gives equal shares. Shares are whole rows
-            of a period of at most 256 rows, as near to the weights as any such period comes.
-        stop: when an epoch ends. "first": before any source would start over, so that the smallest
-            source for its weight sets the length. "all": once every source has been read in full,
-            so that small ones come several times. All epochs have that length, and each goes on in
-            every source where the last one stopped.
+        num_sources: the number of sources.
+        weights: positive numbers, one per source; None gives equal shares. A share is a whole
+            number of rows in a period of at most 256 rows; the mixture takes the period that comes
+            nearest to the weights (spec SRC-021).
+        stop: when an epoch ends (spec SRC-024). "first": before any source would start over, so the
+            source that is smallest for its weight sets the length. "all": once every source has
+            been read in full, so small sources repeat. All epochs have the same length, and each
+            source goes on where it stopped in the last one.
     """
 
     num_sources: int
@@ -89,9 +91,9 @@ class MixDataSourcesConfig:
 
     @property
     def quotas(self) -> tuple[int, ...]:
-        """How many rows each source has in a period."""
+        """The number of rows of each source in a period."""
         assert self.weights is not None
-        shares = np.asarray(self.weights) / max(self.weights)  # whose sum is no infinity
+        shares = np.asarray(self.weights) / max(self.weights)  # so that the sum cannot overflow
         shares /= shares.sum()
         found = [
             (_error(shares, q), q) for n in range(1, PERIOD + 1) if min(q := _split(shares, n))
@@ -102,27 +104,27 @@ class MixDataSourcesConfig:
                 f"{self.weights}. Mix fewer sources, or raise that weight."
             )
         best = min(error for error, _ in found)
-        # Weights such as 0.1 are not exact: the shortest of periods that are equally good.
+        # The shortest of the best periods. The tolerance is for weights such as 0.1, not exact.
         return next(q for error, q in found if error <= best + 1e-9)
 
 
 class MixDataSourcesNode(EagerSourceBase):
-    """Rows of several sources in fixed shares, drawn without replacement.
+    """Rows of several sources in fixed shares, without replacement.
 
-    In every period each source has exactly its share; the arrangement within a period is random. A
-    source goes through all its records, in its own order, before it begins again, also across
-    epochs of the mixture. Sources may be on the host or the device.
+    Each source has exactly its share of every period, at random places. A source gives all its
+    records, in its own order, before it repeats one, also across epochs of the mixture (spec
+    SRC-022). Sources may be on the host or the device.
 
     Args:
         config: the shares, and where an epoch ends.
-        sources: sources with a length, whose records have the same fields, shapes and types. Not
-            allowed are mixtures, and sources that shuffle by "permutation" or override `order`.
-            Either all mask records that they cannot read, or none does; a mixture of those that do
-            may mask as many in an epoch as they together.
-        rngs: a seed of its own for the arrangement; without it the pipeline's is used.
+        sources: sources with a length, whose records have the same fields, shapes and types. A
+            source must not be a mixture, shuffle by "permutation" or override `order`. Either all
+            mask unreadable records or none does; the limits of those that mask add up.
+        rngs: the seed of the arrangement. Without it the mixture uses the pipeline's seed.
 
     Raises:
-        SpecsError: sources with different records.
+        SpecsError: the records of two sources differ.
+        EmptySourceError: with "first", a source is smaller than its share of one period.
     """
 
     def __init__(
@@ -143,16 +145,16 @@ class MixDataSourcesNode(EagerSourceBase):
         _check(sources)
         self.config = config
         self.sources = nnx.List(sources)
-        self.plan = _plan(config, sources)
+        self.layout = _layout(config, sources)
         readers = [source.reader for source in sources]
         if all(reader is not None for reader in readers):
-            # `all` has seen that none of them is None, which pyright cannot.
-            self.reader = MixReader(tuple(readers), self.plan)  # pyright: ignore[reportArgumentType]
+            # pyright cannot see that no reader is None here.
+            self.reader = MixReader(tuple(readers), self.layout)  # pyright: ignore[reportArgumentType]
             self.masks = sources[0].masks
             self.max_errors = sum(source.max_errors for source in sources)
 
     def __len__(self) -> int:
-        return self.plan.length
+        return self.layout.length
 
     @property
     def element_spec(self) -> Spec:
@@ -160,26 +162,26 @@ class MixDataSourcesNode(EagerSourceBase):
 
     @property
     def records(self) -> int:
-        return sum(self.plan.lengths)
+        return sum(self.layout.lengths)
 
     @property
     def order_name(self) -> str:
-        # A source with a seed of its own has its own order, which the pipeline's does not tell.
+        # The pipeline's seed does not show the order of a source that has its own seed.
         children = ",".join(
             f"{quota}*{source.order_name}/{len(source)}{_seed(source)}"
-            for quota, source in zip(self.plan.quotas, self.sources, strict=True)
+            for quota, source in zip(self.layout.quotas, self.sources, strict=True)
         )
-        return f"mix({children};{self.plan.periods})"
+        return f"mix({children};{self.layout.periods})"
 
     def order(self, order_key: Words | None, epochs: Turns) -> Order:
         own = [None if x.base is None else x.base.get_raw_value() for x in self.sources]
-        return as_one_program(_mix_order, order_key, own, epochs, plan=self.plan)
+        return as_one_program(_mix_order, order_key, own, epochs, layout=self.layout)
 
     def gather(self, records: Records) -> Batch:
         if self.reader is not None:
             return call_host(self.reader, records)
         batch = None
-        for source, (begin, end) in zip(self.sources, self.plan.ranges, strict=True):
+        for source, (begin, end) in zip(self.sources, self.layout.ranges, strict=True):
             kind = records.dtype.type
             mine = (records >= kind(begin)) & (records < kind(end))
             local = jnp.where(mine, records - kind(begin), kind(0)).astype(word(len(source)))
@@ -193,8 +195,8 @@ class MixDataSourcesNode(EagerSourceBase):
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """The counts of a mixture: rows of each source in a period, periods in an epoch."""
+class MixLayout:
+    """The counts of a mixture: the rows of each source in a period, and the periods of an epoch."""
 
     quotas: tuple[int, ...]
     periods: int
@@ -211,17 +213,17 @@ class Plan:
 
     @property
     def ranges(self) -> list[tuple[int, int]]:
-        """Which records of the mixture are those of each source."""
+        """The range of the mixture's record numbers that belongs to each source."""
         ends = np.cumsum(self.lengths, dtype=object).tolist()
         return list(zip([0, *ends], ends, strict=False))
 
 
 class MixOrder(Order):
-    """Which record of which source stands where.
+    """The order of a mixture: which record of which source stands at an offset (spec SRC-023).
 
-    An epoch has one pattern, a permutation of the sources' places in a period, and each period
-    turns it by an amount of its own. So the rows that a source has had before a place are looked
-    up in a table of one period, not counted.
+    An epoch has one random arrangement of the sources in a period, `pattern`; each period rotates
+    it by a random amount. So `before`, a table for one period, gives the number of rows that a
+    source has had at any place.
     """
 
     keys: SpanWords
@@ -229,39 +231,39 @@ class MixOrder(Order):
     pattern: UInt32[Array, "span period"]
     before: UInt32[Array, "span period sources"]
     begun: tuple[tuple[UInt[AnyArray, " span"], UInt[AnyArray, " span"]], ...]
-    plan: Plan = eqx.field(static=True)
+    layout: MixLayout = eqx.field(static=True)
     length: int = eqx.field(static=True)
 
-    def __init__(self, keys: SpanWords, source_keys: Array, epochs: Turns, plan: Plan):
-        self.keys, self.source_keys, self.plan, self.length = keys, source_keys, plan, plan.length
+    def __init__(self, keys: SpanWords, source_keys: Array, epochs: Turns, layout: MixLayout):
+        self.keys, self.source_keys = keys, source_keys
+        self.layout, self.length = layout, layout.length
         zero = jnp.zeros_like(keys[:, 0])
-        places = SwapOrNot(
-            threefry2x32(keys, ~zero, ~zero), plan.period
-        )  # no period has this number
-        slots = jnp.arange(plan.period, dtype=jnp.uint32)
+        # `__call__` uses the numbers of periods as counters, and none is 2**64 - 1.
+        places = SwapOrNot(threefry2x32(keys, ~zero, ~zero), layout.period)
+        slots = jnp.arange(layout.period, dtype=jnp.uint32)
         place = jnp.stack([places(slots, jnp.full_like(slots, i)) for i in range(keys.shape[0])])
-        owner = np.repeat(np.arange(len(plan.quotas), dtype=np.uint32), plan.quotas)
+        owner = np.repeat(np.arange(len(layout.quotas), dtype=np.uint32), layout.quotas)
         self.pattern = jnp.asarray(owner)[place]
-        sources = jnp.arange(len(plan.quotas), dtype=jnp.uint32)
+        sources = jnp.arange(len(layout.quotas), dtype=jnp.uint32)
         here = (self.pattern[:, :, None] == sources[None, None]).astype(jnp.uint32)
         self.before = jnp.cumsum(here, axis=1, dtype=jnp.uint32) - here
         self.begun = tuple(
-            multiply_divide(epochs.astype(word(n)), quota * plan.periods, n)
-            for quota, n in zip(plan.quotas, plan.lengths, strict=True)
+            multiply_divide(epochs.astype(word(n)), quota * layout.periods, n)
+            for quota, n in zip(layout.quotas, layout.lengths, strict=True)
         )
 
     def __call__(self, offsets: Offsets, turn: Turns | None = None) -> Records:
-        plan, turn = self.plan, jnp.zeros_like(offsets) if turn is None else turn
+        layout, turn = self.layout, jnp.zeros_like(offsets) if turn is None else turn
         kind = offsets.dtype.type
-        period, slot = offsets // kind(plan.period), offsets % kind(plan.period)
-        # A period is the pattern from the slot `shift` on, and then its slots before that one.
-        shift = threefry2x32(self.keys[turn], *split_word(period))[:, 0] % np.uint32(plan.period)
-        slot = (slot.astype(jnp.uint32) + shift) % np.uint32(plan.period)
+        period, slot = offsets // kind(layout.period), offsets % kind(layout.period)
+        # A period is the pattern rotated to start at the slot `shift`.
+        shift = threefry2x32(self.keys[turn], *split_word(period))[:, 0] % np.uint32(layout.period)
+        slot = (slot.astype(jnp.uint32) + shift) % np.uint32(layout.period)
         source, wrapped = self.pattern[turn, slot], slot < shift
-        # Behind the end of the pattern this is below 0, modulo the word: a whole quota is missing.
+        # Where the rotation wraps, this underflows; adding the quota below corrects it.
         rank = self.before[turn, slot] - self.before[turn, shift]
-        records = jnp.zeros_like(offsets, dtype=word(max(plan.length, sum(plan.lengths))))
-        for i, (quota, (begin, _)) in enumerate(zip(plan.quotas, plan.ranges, strict=True)):
+        records = jnp.zeros_like(offsets, dtype=word(max(layout.length, sum(layout.lengths))))
+        for i, (quota, (begin, _)) in enumerate(zip(layout.quotas, layout.ranges, strict=True)):
             mine = source == np.uint32(i)
             inside = rank[:, i] + jnp.where(wrapped, np.uint32(quota), np.uint32(0))
             inside = jnp.where(mine, inside, np.uint32(0)).astype(offsets.dtype)
@@ -271,7 +273,7 @@ class MixOrder(Order):
 
     def _record(self, i: int, row: Offsets, turn: Turns) -> Records:
         """The record at row `row` of this epoch's share of source `i`."""
-        length, shuffle = self.plan.lengths[i], self.plan.shuffles[i]
+        length, shuffle = self.layout.lengths[i], self.layout.shuffles[i]
         kind = np.promote_types(row.dtype, word(length))
         n, row = kind.type(length), row.astype(kind)
         passes, start = (x[turn].astype(kind) for x in self.begun[i])
@@ -290,60 +292,57 @@ class MixOrder(Order):
 
 
 def _mix_order(
-    order_key: Words, own: Sequence[Words | None], epochs: Turns, plan: Plan
+    order_key: Words, own: Sequence[Words | None], epochs: Turns, layout: MixLayout
 ) -> MixOrder:
-    """The order under that key; `own` are the seeds of sources that have some."""
+    """The order under `order_key`; `own` are the sources' own seeds, or None."""
     order_key = jnp.asarray(order_key)
-    # Keys of epochs have a 0 in the place of this 1.
+    # The counters (1, i) differ from those of epochs, which are (0, epoch).
     numbers = jnp.arange(len(own), dtype=jnp.uint32)
     mine = threefry2x32(order_key[None], jnp.ones_like(numbers), numbers)
     keys = [mine[i] if base is None else node_key(base, SOURCE) for i, base in enumerate(own)]
-    return MixOrder(keys_of(order_key, epochs), jnp.stack(keys), epochs, plan)
+    return MixOrder(keys_of(order_key, epochs), jnp.stack(keys), epochs, layout)
 
 
 @dataclasses.dataclass(frozen=True)
 class MixReader(Reader):
-    """The rows of readers counted on from one to the next."""
+    """Reads from several readers, whose records are numbered one after another."""
 
     readers: tuple[Reader, ...]
-    plan: Plan
+    layout: MixLayout
 
     label = "MixDataSourcesNode"
 
     @functools.cached_property
-    def _parts(self) -> Parts:
-        return Parts(self.plan.lengths)
+    def _segments(self) -> Segments:
+        return Segments(self.layout.lengths)
 
     def __len__(self) -> int:
-        return len(self._parts)
-
-    @property
-    def lasting(self) -> bool:
-        return all(reader.lasting for reader in self.readers)
+        return len(self._segments)
 
     @property
     def stored_spec(self) -> Spec:
-        # Children may store one spec in different types; here they are those that JAX holds.
+        # Readers may store a field in different types; `read` returns the type that JAX holds.
         return self.readers[0].element_spec
 
     def read(self, records: np.ndarray) -> Batch:
         spec = self.stored_spec
         batch = jax.tree.map(lambda x: empty_rows(len(records), x.shape, x.dtype), spec)
-        for i, rows, inside in self._parts.divide(records):
-            part = self.readers[i].checked(inside.astype(records.dtype), spec)
-            jax.tree.map(lambda to, x, rows=rows: to.__setitem__(rows, x), batch, part)
+        for i, rows, inside in self._segments.divide(records):
+            read = self.readers[i].checked(inside.astype(records.dtype), spec)
+            jax.tree.map(lambda to, x, rows=rows: to.__setitem__(rows, x), batch, read)
         return batch
 
     def place(self, record: int) -> str:
-        i = self._parts.part_of(record)
-        inside = record - self.plan.ranges[i][0]
+        i = self._segments.segment_of(record)
+        inside = record - self.layout.ranges[i][0]
         return f"{self.readers[i].place(inside)} (record {inside} of source {i})"
 
 
 def multiply_divide(x: Turns, factor: int, divisor: int) -> tuple[Turns, Turns]:
-    """`divmod(x * factor, divisor)` though the product does not fit the word.
+    """`divmod(x * factor, divisor)` for a product that overflows the type of `x`.
 
-    The quotient counts modulo the word, the rest is exact. Schoolbook, a bit of `x` at a time.
+    The quotient is modulo the type's range, the remainder exact. Long division, one bit of `x` at a
+    time.
     """
     kind = x.dtype.type
     bits = 8 * x.dtype.itemsize
@@ -358,7 +357,7 @@ def multiply_divide(x: Turns, factor: int, divisor: int) -> tuple[Turns, Turns]:
         )
 
     def one(i: Array | int, total: tuple[Array, Array]) -> tuple[Array, Array]:
-        # Under `jax.disable_jit` a plain integer comes.
+        # Under `jax.disable_jit`, `i` is a Python integer.
         bit = (x >> jnp.asarray(bits - 1 - i, x.dtype)) & kind(1)
         return plus(plus(total, *total), bit * high, bit * low)
 
@@ -366,7 +365,7 @@ def multiply_divide(x: Turns, factor: int, divisor: int) -> tuple[Turns, Turns]:
 
 
 def _check(sources: Sequence[EagerSourceBase]) -> None:
-    """Raises for sources that cannot be mixed."""
+    """Raises for sources that cannot be mixed (spec SRC-026)."""
     for i, source in enumerate(sources):
         if isinstance(source, type) or not hasattr(source, "get_batch_at"):
             raise TypeError(
@@ -414,7 +413,7 @@ def _check(sources: Sequence[EagerSourceBase]) -> None:
             )
 
 
-def _plan(config: MixDataSourcesConfig, sources: Sequence[EagerSourceBase]) -> Plan:
+def _layout(config: MixDataSourcesConfig, sources: Sequence[EagerSourceBase]) -> MixLayout:
     lengths = tuple(len(source) for source in sources)
     quotas = config.quotas
     if config.stop == "first":
@@ -426,16 +425,16 @@ def _plan(config: MixDataSourcesConfig, sources: Sequence[EagerSourceBase]) -> P
             f"an epoch that stops with the first of sources of {lengths} records, with shares "
             f"of {quotas} in {sum(quotas)} rows,"
         )
-    return Plan(quotas, periods, lengths, tuple(source.shuffle for source in sources))
+    return MixLayout(quotas, periods, lengths, tuple(source.shuffle for source in sources))
 
 
 def _seed(source: EagerSourceBase) -> str:
-    """The seed of a source that has one of its own."""
+    """The own seed of a source as text, or an empty string."""
     return "" if source.base is None else f"@{np.asarray(source.base.get_raw_value()).tolist()}"
 
 
 def _split(shares: np.ndarray, rows: int) -> tuple[int, ...]:
-    """`rows` in whole shares: rounded down, and what is left to the largest rests."""
+    """Divides `rows` by the largest remainder method."""
     exact = shares * rows
     counts = np.floor(exact + 1e-9).astype(int)
     rests = np.argsort(counts - exact, kind="stable")

@@ -9,16 +9,15 @@ import numpy as np
 from flax import nnx
 
 from .._types import Batch, Spec, expect, names
-from ._ending import while_running
+from ._conform import Unfit, first_readable, spec_of, stack
 from ._host import HostSource, HostSourceConfig
-from ._reader import Reader
-from ._records import Unfit, first_readable, spec_of, stack
+from ._reader import Reader, while_running
 from ._values import BY_NAME, as_record, is_table
 
 
 @runtime_checkable
 class Indexable(Protocol):
-    """A torch `Dataset`, a Grain data source, a list, ..."""
+    """An object with random access: a torch `Dataset`, a Grain data source, a list."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, record: Any) -> Any: ...
@@ -29,7 +28,7 @@ class RandomAccessSourceConfig(HostSourceConfig):
     """How a `RandomAccessSource` names fields; `HostSourceConfig` has the other options.
 
     Args:
-        fields: names for the parts of records that are tuples; None calls them "0", "1", ... Of
+        fields: names for the items of records that are tuples; None calls them "0", "1", ... For
             records that are dicts, the fields to read.
     """
 
@@ -41,11 +40,11 @@ class RandomAccessSource(HostSource):
 
     Args:
         config: the order, and names for fields.
-        data: gives the same record for the same index every time, also to several threads at once.
-            A record is a dict (nested dicts allowed), a tuple, or one array, which becomes the
-            field "data"; lists in it become arrays. If `data` has the `__getitems__` of torch and
-            Grain, a batch is one call.
-        rngs: a seed of its own for the shuffle; without it the pipeline's is used.
+        data: the object. `data[i]` must return the same record every time, also when several
+            threads call it at once. A record is a dict (nested dicts allowed), a tuple, or one
+            array, which becomes the field "data"; lists in it become arrays. If `data` has the
+            `__getitems__` of torch and Grain, one call of it reads a batch.
+        rngs: the seed of the shuffle. Without it the source uses the pipeline's seed.
     """
 
     def __init__(
@@ -66,18 +65,19 @@ class RandomAccessSource(HostSource):
                 "RandomAccessSource reads record i as data[i], and got a dict. A dict of columns "
                 "is for MemorySource."
             )
-        # `iloc` is of pandas, whose `[i]` is the column or row with the label `i`.
+        # `iloc` shows a pandas object, whose `[i]` looks up the label `i`.
         if is_table(data) or hasattr(data, "iloc"):
             raise TypeError(
-                f"RandomAccessSource reads record i as data[i], and got a {type(data).__name__}, "
-                f"which gives no records so. Its columns are for MemorySource. {BY_NAME}"
+                "RandomAccessSource reads record i as data[i], but data[i] of a "
+                f"{type(data).__name__} is not a record. Its columns are for MemorySource. "
+                f"{BY_NAME}"
             )
         super().__init__(ObjectReader(data, names("fields", config.fields)), config, rngs=rngs)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ObjectReader(Reader):
-    """Reads by indexing. Equal only to itself: what a user's object holds is not compared."""
+    """Reads by indexing. Compared by identity: two objects may be equal and hold other records."""
 
     label = "RandomAccessSource"
 
@@ -88,7 +88,7 @@ class ObjectReader(Reader):
         return self._length
 
     @functools.cached_property
-    def _length(self) -> int:  # a list may grow, an epoch does not
+    def _length(self) -> int:  # cached: a list may grow, but the length of an epoch is fixed
         return len(self.data)
 
     @functools.cached_property

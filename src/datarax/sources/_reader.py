@@ -1,68 +1,87 @@
-"""Rows from storage: what reads them, and how their errors are told."""
+"""`Reader`: how a source reads rows from storage, and how it reports a row that it cannot read."""
 
 import abc
 import functools
-from typing import Any
+import threading
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
 from .._types import Batch, Spec
 from ..errors import ReadError
-from ._ending import while_running
-from ._records import conform, held_spec, read_error
+from ._conform import conform, held_spec, read_error
+
+T = TypeVar("T")
+
+ENDING = threading.Event()
+"""Set when the interpreter begins to shut down; `while_running` then stops between two records.
+
+A thread that is still inside an extension module at the end of the shutdown can crash the process.
+"""
+
+
+class EndingError(RuntimeError):
+    """The interpreter is shutting down, so a read was abandoned."""
+
+    def __init__(self):
+        super().__init__("The program is ending, and no rows are read any more.")
+
+
+def while_running(records: Iterable[T]) -> Iterator[T]:
+    """Yields the records; raises an `EndingError` once the interpreter shuts down."""
+    for record in records:
+        if ENDING.is_set():
+            raise EndingError()
+        yield record
 
 
 class Reader(abc.ABC):
     """Reads rows from storage: write `__len__`, `stored_spec` and `read`, and use a `HostSource`.
 
-    A reader is small and hashable, since it is a static part of compiled programs: a frozen
-    dataclass of paths and numbers. Equal readers must read the same rows, since programs that are
-    compiled for one serve the other: where a file may be replaced by another under its name, hold
-    its time of change too. Open files when they are first needed, in a `functools.cached_property`,
-    which copies and pickles leave out. `read` is called by several threads at once. `label` is what
-    errors call the source.
+    A reader must be hashable, since it is a static attribute of compiled programs: make it a frozen
+    dataclass of paths and numbers. Equal readers must read the same rows, since they share compiled
+    programs. If another file may replace one of the same name, add its modification time to the
+    fields. Open files in a `functools.cached_property`: a pickle leaves its value out. Several
+    threads call `read` at once (spec SRC-019). Error messages call the source by its `label`.
     """
 
     label: str = "a source of your own"
 
     only_copies: bool = False
-    """Whether `read` does no more than copy memory: whoever waits for rows may then do it as well.
-    Anything else is read by threads of the pipeline alone."""
+    """Whether `read` only copies memory. The consumer thread may then call it instead of waiting;
+    otherwise only the pipeline's own threads do."""
 
     @abc.abstractmethod
     def __len__(self) -> int: ...
 
-    # Readers may have a cached property here, though pyright objects: it, too, is only ever read.
+    # Subclasses use a `cached_property` here. pyright rejects it, since it could be assigned to.
     @property
     @abc.abstractmethod
     def stored_spec(self) -> Spec:
-        """Shape and type of one record as stored, 64-bit types included."""
+        """Shape and type of one record as stored; 64-bit types stay 64-bit."""
 
     @abc.abstractmethod
     def read(self, records: np.ndarray) -> Batch:
-        """The rows `records`, of shape `(b,)` and in range, in that order.
+        """The rows `records`, in that order.
 
-        Returns a dict of NumPy arrays with the shapes and types of `stored_spec` and `b` rows.
-        JAX may use their memory as it is, so never write to them afterwards. Any `Exception`
-        becomes a `ReadError` that names the record.
+        `records` has the shape `(b,)` and values in `[0, len(self))`. Returns a dict of NumPy
+        arrays of `b` rows with the shapes and types of `stored_spec`. Never write to these arrays
+        afterwards: JAX may share their memory. An `Exception` becomes a `ReadError` that names the
+        record.
         """
 
-    @property
-    def lasting(self) -> bool:
-        """Whether another may equal it once it is gone, and use what was compiled for it."""
-        return type(self).__eq__ is not object.__eq__
-
     def place(self, record: int) -> str:
-        """Where a record is stored, for an error message."""
+        """The name of the file that holds a record, for error messages."""
         del record
         return type(self).__name__
 
     def rows(self, records: np.ndarray, spec: Spec) -> Batch:
-        """`read`, checked, in the types of `spec`; a `ReadError` names the record.
+        """`checked`, with a `ReadError` that names the first unreadable record.
 
-        `spec` is `element_spec` as the caller sees it: which types JAX holds is a setting of the
-        caller's thread.
+        `spec` is the caller's `element_spec`: jax_enable_x64 may differ between threads, so this
+        thread could compute another one.
         """
         try:
             return self.checked(records, spec)
@@ -72,7 +91,10 @@ class Reader(abc.ABC):
     def rows_and_holes(
         self, records: np.ndarray, spec: Spec
     ) -> tuple[Batch, np.ndarray, list[ReadError]]:
-        """`rows`, with zero for those that cannot be read, which of them could, and the errors."""
+        """`rows` with zeros for unreadable rows; a mask of the readable ones, and the errors.
+
+        If the batch fails as a whole, it is read again row by row.
+        """
         readable = np.ones(len(records), bool)
         try:
             return self.checked(records, spec), readable, []
@@ -92,16 +114,19 @@ class Reader(abc.ABC):
 
     @property
     def element_spec(self) -> Spec:
-        """Shape and type of one record in the types that JAX holds them in."""
+        """`stored_spec` in the types that JAX holds."""
         return held_spec(lambda: self.stored_spec)
 
     def checked(self, records: np.ndarray, spec: Spec) -> Batch:
-        """`read`, in the types of `spec`, or any error."""
-        batch = self.read(np.array(records))  # which it may write to
+        """`read`, checked against `stored_spec` and cast to `spec`; raises any error."""
+        batch = self.read(np.array(records))  # a copy, since `read` may write to it
         return conform(batch, self.stored_spec, spec, records)
 
     def _read_error(self, records: np.ndarray, spec: Spec, error: Exception) -> ReadError:
-        """The error with the first record that cannot be read on its own."""
+        """The `ReadError` for a batch, found by reading its records one by one.
+
+        It names no record if each of them can be read now.
+        """
         for record in while_running(map(int, records) if len(records) > 1 else ()):
             try:
                 self.checked(np.array([record], records.dtype), spec)
@@ -115,7 +140,7 @@ class Reader(abc.ABC):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        # What `cached_property` keeps are open files and what was read from them.
+        # A `cached_property` holds open files, or data read from them.
         return {
             name: x
             for name, x in vars(self).items()

@@ -1,4 +1,4 @@
-"""Prepared TensorFlow Datasets, read without TensorFlow."""
+"""TensorFlow Datasets that were prepared as ArrayRecord files; read without TensorFlow."""
 
 import dataclasses
 import functools
@@ -13,15 +13,15 @@ from flax import nnx
 from .._extras import require
 from .._types import expect, names
 from ..errors import EmptySourceError, FieldTypeError, FileError
-from ._array_record import Part, PartsReader
-from ._files import Stamp, stamp
+from ._array_record import FileSlice, SliceReader
 from ._host import HostSource, HostSourceConfig
 from ._iterable import Stream, StreamSource, StreamSourceConfig
 from ._reader import Reader
+from ._storage import Stamp, stamp
 from ._values import as_array
 
 ROWS = 256
-"""Rows that are read at a time."""
+"""Rows that a stream reads at a time."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,9 +40,13 @@ class TFDSEagerSourceConfig(HostSourceConfig):
 
 
 class TFDSEagerSource(HostSource):
-    """A split of a prepared TensorFlow data set, by random access and without TensorFlow.
+    """A split of a prepared TensorFlow data set, by random access (extra "tfds").
 
-    Needs the extra "tfds".
+    It does not import TensorFlow.
+
+    Raises:
+        FileError: the folder holds no data set prepared as ArrayRecord, or a file is missing.
+        EmptySourceError: the split has no examples.
     """
 
     def __init__(self, config: TFDSEagerSourceConfig, *, rngs: nnx.Rngs | None = None):
@@ -66,7 +70,7 @@ class TFDSStreamingSourceConfig(StreamSourceConfig):
 
 
 class TFDSStreamingSource(StreamSource):
-    """A split from front to back; each epoch is a pass over it (extra "tfds")."""
+    """A split of a prepared data set as a stream; each epoch is a pass over it (extra "tfds")."""
 
     def __init__(self, config: TFDSStreamingSourceConfig, *, rngs: nnx.Rngs | None = None):
         expect("config", config, TFDSStreamingSourceConfig)
@@ -86,15 +90,15 @@ class ReaderStream(Stream):
             records = np.arange(start, min(start + ROWS, len(self.reader)))
             try:
                 batches = [self.reader.read(records)]
-            except Exception:  # one by one, so that those before the broken one come
+            except Exception:  # read one by one, so that the rows before the damaged one are given
                 batches = map(self.reader.read, records[:, None])
             for batch in batches:
                 for i in range(len(jax.tree.leaves(batch)[0])):
                     yield jax.tree.map(lambda x, i=i: x[i], batch)
 
 
-def tfds_reader(config: Any, label: str) -> PartsReader:
-    """A reader of the split that `config` names."""
+def tfds_reader(config: Any, label: str) -> SliceReader:
+    """The reader of the split that `config` names."""
     expect("split", config.split, str)
     path, fields = os.path.abspath(config.path), names("fields", config.fields)
     stamps = _stamps(path)
@@ -108,20 +112,20 @@ def tfds_reader(config: Any, label: str) -> PartsReader:
     for name in fields or ():
         if name not in info.features:
             raise FieldTypeError(name, f"is no feature of {path}, only {list(info.features)} are.")
-    chosen, parts = info.splits[config.split], []
-    if chosen.num_examples < 1:  # of a slice that ends before it starts, the parts are nonsense
+    chosen, slices = info.splits[config.split], []
+    if chosen.num_examples < 1:  # TFDS gives wrong instructions for a slice that is empty
         raise EmptySourceError(f"the split {config.split!r} of {path}")
     for x in chosen.file_instructions:
         file, take = os.fspath(x.filename), x.take if x.take >= 0 else x.examples_in_shard - x.skip
         if (found := stamp(file)) is None:
             raise FileError(file, "is a shard of a prepared data set, and is missing.")
-        parts.append(Part(file, found, x.skip, take))
-    return PartsReader(tuple(parts), TfdsDecoder(path, stamps, fields), label)
+        slices.append(FileSlice(file, found, x.skip, take))
+    return SliceReader(tuple(slices), TfdsDecoder(path, stamps, fields), label)
 
 
 @dataclasses.dataclass(frozen=True)
 class TfdsDecoder:
-    """Decodes the examples of the data set in a folder."""
+    """Decodes serialized examples of the data set in the folder `path`."""
 
     path: str
     stamps: tuple[Stamp, ...]
@@ -135,7 +139,7 @@ class TfdsDecoder:
 
 
 def _typed(name: str, value: Any, kind: Any) -> Any:
-    """A feature in its own type: TFDS gives single numbers in those of Python."""
+    """A feature in its declared type: TFDS decodes scalars to Python numbers."""
     if isinstance(value, dict):
         return {inner: _typed(f"{name}.{inner}", x, kind[inner]) for inner, x in value.items()}
     return value if np.dtype(kind) == object else np.asarray(as_array(name, value), kind)
@@ -143,21 +147,21 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
 
 @functools.lru_cache(maxsize=8)
 def _features(path: str, stamps: tuple[Stamp, ...]) -> tuple[Any, Any]:
-    """The features of the data set in a folder, and their types."""
+    """The features of the data set in a folder, and their NumPy types."""
     features = _prepared(path, stamps).features
     return features, features.np_dtype
 
 
 @functools.lru_cache(maxsize=8)
 def _prepared(path: str, stamps: tuple[Stamp, ...]) -> Any:
-    """The `DatasetInfo` of a folder, until the files that it is read from change."""
+    """The `DatasetInfo` of a folder. The stamps are part of the cache key only."""
     del stamps
     tfds = require("tensorflow_datasets", "tfds")
     if not os.path.exists(os.path.join(path, "dataset_info.json")):
         raise FileError(path, "is no folder of a prepared data set: it has no dataset_info.json.")
     try:
         return tfds.builder_from_directory(path).info
-    except Exception as error:  # of the parsers of its JSON, and of others
+    except Exception as error:  # from the JSON parser and others
         raise FileError(path, f"holds no prepared data set, or a damaged one: {error}") from error
 
 

@@ -1,4 +1,4 @@
-"""Values on their way into JAX: held as they are, or refused by name."""
+"""Conversion of user values to arrays that JAX holds; a lossy one is refused by field name."""
 
 import functools
 import itertools
@@ -13,7 +13,7 @@ from ..errors import FieldTypeError
 
 
 def held_type(dtype: np.dtype) -> np.dtype | None:
-    """The type that JAX holds values of `dtype` in; None if it holds none of them."""
+    """The type in which JAX holds values of `dtype`; None if it cannot."""
     try:
         target = np.dtype(jax.dtypes.canonicalize_dtype(np.dtype(dtype).newbyteorder("=")))
     except TypeError:
@@ -24,7 +24,7 @@ def held_type(dtype: np.dtype) -> np.dtype | None:
 @functools.lru_cache
 def _is_held(target: np.dtype) -> bool:
     try:
-        # The only test of a type that knows all of JAX's.
+        # No public list has all of JAX's types, bfloat16 and the float8 ones among them.
         jax.eval_shape(lambda: jnp.empty(0, target))
     except TypeError:
         return False
@@ -32,12 +32,12 @@ def _is_held(target: np.dtype) -> bool:
 
 
 def need_held_type(field: str, dtype: np.dtype) -> np.dtype:
-    """`held_type`, or the error that names the field."""
+    """`held_type`, or a `FieldTypeError` that names the field."""
     target = held_type(dtype)
     if target is None:
         what = f"has type {dtype}, which JAX cannot hold. Encode it as numbers, or leave it out."
         if np.dtype(dtype).type is np.void and np.dtype(dtype).names is None:
-            # What is left of bfloat16 in a `.npy` file.
+            # A `.npy` file stores bfloat16 as void bytes.
             what = (
                 f"has type {dtype}, bytes of a type whose name is lost, such as bfloat16. Store it "
                 "as float32, or `x.view(np.uint16)` to be viewed back in a stage."
@@ -47,20 +47,19 @@ def need_held_type(field: str, dtype: np.dtype) -> np.dtype:
 
 
 PLAIN = frozenset((bool, int, float, complex, str, bytes, np.ndarray))
-"""Types of what stands for its values and nothing else, besides the scalars of NumPy."""
-
+"""Types whose `np.asarray` loses nothing; NumPy's scalars are such types, too."""
 
 BY_NAME = "Give them by name, as {name: table[name] for name in names}."
 
 
 def is_table(value: Any) -> bool:
-    """Whether it is a table of pandas, polars or pyarrow, none of which is imported for this."""
+    """Whether it is a table of pandas, polars or pyarrow; imports none of them."""
     exchanged = hasattr(value, "__arrow_c_stream__") or hasattr(value, "__dataframe__")
-    return exchanged and hasattr(value, "columns")  # a single column has none
+    return exchanged and hasattr(value, "columns")  # a single column has no `columns`
 
 
 def as_array(field: str, values: Any) -> jax.Array | np.ndarray:
-    """Lists and what else stands for an array as one; what would lose something is refused."""
+    """Lists, tables' columns and other array-likes as an array; a lossy conversion is refused."""
     if isinstance(values, jax.Array):
         return values
     _check_whole(field, values)
@@ -79,7 +78,7 @@ def as_array(field: str, values: Any) -> jax.Array | np.ndarray:
 
 
 def _check_whole(field: str, values: Any) -> None:
-    """Raises where NumPy would leave something out without a word: nulls, say."""
+    """Raises where `np.asarray` would silently lose something, such as nulls or a mask."""
     if _is_plain(type(values)):
         return
     if isinstance(values, list | tuple):
@@ -102,23 +101,26 @@ def _is_plain(kind: type) -> bool:
 
 
 def _has_nulls(values: Any) -> bool:
-    """Whether a column of Arrow, polars or pandas has nulls; NumPy would make floats and NaN."""
+    """Whether a column of Arrow, polars or pandas has nulls; NumPy would turn them into NaN."""
     if hasattr(values, "null_count"):
         count = values.null_count
         return bool(count() if callable(count) else count)
-    # A type of NumPy's own has no null: NaN in such a column of pandas is a float.
+    # A pandas column of a NumPy dtype has no nulls: its NaN is a float.
     own = isinstance(getattr(values, "dtype", None), np.dtype)
     return hasattr(values, "isna") and not own and bool(np.any(values.isna()))
 
 
 def _exact(field: str, values: Any, floats: np.ndarray) -> np.ndarray:
-    """The floats that NumPy has made of lists; integers again where there was nothing else."""
+    """The float array that NumPy made of lists, as integers again if the lists hold only integers.
+
+    NumPy makes floats of integers from 2**63 on if smaller ones stand beside them.
+    """
     kinds = _kinds(values)
     if not kinds <= INTEGERS:
         if kinds & INTEGERS:
             _check_integers(field, values, floats)
         return floats
-    integers = np.asarray(values, object)  # some take the last bit of a uint64, others are int64
+    integers = np.asarray(values, object)  # some need a uint64, others a signed type
     if (integers < 0).any():
         raise FieldTypeError(
             field,
@@ -129,26 +131,26 @@ def _exact(field: str, values: Any, floats: np.ndarray) -> np.ndarray:
 
 
 def _check_integers(field: str, values: Any, floats: np.ndarray) -> None:
-    """Raises where an integer beside floats would be rounded as one of them."""
+    """Raises if an integer beside floats would be rounded."""
     target = need_held_type(field, floats.dtype)
-    # From here on not every integer is there; this one may be what NumPy has made of the next.
+    # Floats hold all integers below `whole`. An item equal to it may be `whole + 1`, rounded.
     whole = 2.0 ** (np.finfo(target).nmant + 1)
     for place in np.argwhere(np.abs(floats) >= whole):
         value = functools.reduce(lambda x, i: x[i], place, values)
         if np.asarray(value).dtype.kind in INTEGERS and int(target.type(value)) != int(value):
             raise FieldTypeError(
                 field,
-                f"has the integer {value} beside floats, as which JAX would hold it rounded, as "
-                f"{target}. Give integers and floats as two fields.",
+                f"has the integer {value} beside floats, and as {target} it would be rounded. Give "
+                "integers and floats as two fields.",
             )
 
 
 INTEGERS = frozenset("biu")
-"""The kinds of NumPy's types whose values are all whole."""
+"""The `dtype.kind`s of integers and booleans."""
 
 
 def _kinds(values: Any) -> set[str]:
-    """The kinds of NumPy's types that there are among the items of lists."""
+    """The `dtype.kind`s of the items of (nested) lists."""
     if not isinstance(values, list | tuple):
         return {np.asarray(values).dtype.kind}
     types = set(map(type, values))
@@ -158,7 +160,7 @@ def _kinds(values: Any) -> set[str]:
 
 
 def _no_numbers(field: str, array: np.ndarray) -> FieldTypeError:
-    """The error for what NumPy has found no type for, with the first kind of item at fault."""
+    """The error for an object array; names the type of the first item that is not a number."""
     others = (x for x in array.flat if not isinstance(x, bool | int | float | complex))
     kinds = ("None" if x is None else f"a {type(x).__name__}" for x in others)
     what = "".join(f", for {kind} in it" for kind in itertools.islice(kinds, 1))
@@ -169,7 +171,7 @@ def _no_numbers(field: str, array: np.ndarray) -> FieldTypeError:
 
 
 def _unequal(values: Any) -> str | None:
-    """Which rows differ, unless it is within a row."""
+    """A text that names two rows of different shapes; None if a row is ragged itself."""
     try:
         shapes = [np.shape(row) for row in values]
     except (TypeError, ValueError):
@@ -181,9 +183,9 @@ def _unequal(values: Any) -> str | None:
 def hold(
     field: str, values: np.ndarray, target: np.dtype, records: np.ndarray | None = None
 ) -> np.ndarray:
-    """Values in their `held_type`; only float precision may be lost, never a magnitude.
+    """Values cast to `target`, their `held_type`; raises if an integer or a range would be lost.
 
-    `records` says which record each row is, where that is not its place.
+    Floats may be rounded. `records` gives the record of each row, by default its index.
     """
     if values.dtype == target:
         return values
@@ -205,7 +207,7 @@ def hold(
 
 
 def as_record(value: Any, fields: Sequence[str] | None) -> dict[str, Any]:
-    """A record as a dict of arrays and numbers, whatever form it came in."""
+    """A record given as a dict, a tuple or a single value, as a dict of arrays and numbers."""
     if isinstance(value, Mapping):
         chosen = value if fields is None else {name: _chosen(value, name) for name in fields}
         return {
@@ -232,14 +234,15 @@ def _chosen(record: Mapping[str, Any], name: str) -> Any:
 
 
 def field_name(name: Any) -> str:
-    """A field's name, as a string; 0 and "0" are two keys of a dict, and would be one field."""
+    """The name, which must be a string: the keys 0 and "0" would become one field."""
     if not isinstance(name, str):
         raise FieldTypeError(str(name), f"must have a string as its name, got {name!r}.")
     return name
 
 
 def _as_field(name: str, value: Any) -> Any:
-    """A field of a record: to JAX a list would be one field for each item, and None none at all."""
+    """A field of a record. Lists become arrays, since JAX would take a list for a tree of fields;
+    None is refused, since JAX would drop it."""
     if value is None:
         raise FieldTypeError(name, "is None, which JAX cannot hold. Fill it, or leave it out.")
     if _is_plain(type(value)):

@@ -1,3 +1,3 @@
-"""`MemorySource` under the name it is known by elsewhere."""
+"""Alias: code written for other versions imports `MemorySource` from here."""
 
 from ._memory import MemorySource as MemorySource, MemorySourceConfig as MemorySourceConfig

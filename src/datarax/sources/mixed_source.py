@@ -1,4 +1,4 @@
-"""`MixDataSourcesNode` under the name it is known by elsewhere."""
+"""Alias: code written for other versions imports `MixDataSourcesNode` from here."""
 
 from ._mixture import (
     MixDataSourcesConfig as MixDataSourcesConfig,

@@ -1,4 +1,4 @@
-"""`StreamingDiskSource` under the name it is known by elsewhere."""
+"""Alias: code written for other versions imports `StreamingDiskSource` from here."""
 
 from ._disk import (
     StreamingDiskSource as StreamingDiskSource,

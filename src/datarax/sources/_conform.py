@@ -1,4 +1,4 @@
-"""Records that were read on the host: what they look like, and whether they are what was said."""
+"""Records on the host: their specs, and the check that what was read has the spec it should."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -13,17 +13,18 @@ from ._values import as_array, hold, need_held_type
 T = TypeVar("T")
 
 TRIES = 16
-"""How many records, from the first to the last, are tried for one that shows what all look like."""
+"""The most records that are read to find the spec. They are spread evenly over the source, so that
+a damaged beginning does not make the source unreadable."""
 
 
 def held_spec(look: Callable[[], Spec]) -> Spec:
-    """A spec in the types that JAX holds; a `FieldTypeError` names the field that it cannot."""
-    with jax.ensure_compile_time_eval():  # the user's code may compute in JAX, in a trace of ours
+    """A spec in the types that JAX holds; a `FieldTypeError` names a field that it cannot."""
+    with jax.ensure_compile_time_eval():  # `look` may run user code in JAX while we trace
         stored = look()
     if not jax.tree.leaves(stored):
-        raise EmptySourceError("one whose records have no field")
+        raise EmptySourceError(text="Records must have at least one field, but these have none.")
     for name, x in flat_fields(stored, escaped).items():
-        # `np.float32` and its dtype have a `shape`, too.
+        # A bare `hasattr(x, "shape")` would accept `np.float32` and dtypes, which have one too.
         if not isinstance(getattr(x, "shape", None), tuple) or not hasattr(x, "dtype"):
             raise FieldTypeError(
                 name,
@@ -38,7 +39,7 @@ def held_spec(look: Callable[[], Spec]) -> Spec:
 
 
 class Unfit(ValueError):
-    """Rows that were read, and are not what the source has said that they are."""
+    """Rows that do not have the spec of their source; reading them again would not help."""
 
     way_out = (
         "All records of a source have the same fields, shapes and types: make them so where they "
@@ -49,15 +50,15 @@ class Unfit(ValueError):
 def read_error(
     source: str, file: str, record: int | None, error: Exception, **how: Any
 ) -> ReadError:
-    """What a source says of a record that could not be read; `how` is `way_out` and `retry`."""
-    if isinstance(error, Unfit):  # it will be the same when it is read again
+    """The `ReadError` for an `error` while reading; `how` may set its `way_out` and `retry`."""
+    if isinstance(error, Unfit):
         how = {"way_out": error.way_out, "retry": False}
         return ReadError(source, file, record, str(error), **how)
     return ReadError(source, file, record, f"{type(error).__name__}: {error}", **how)
 
 
 def conform(batch: Batch, stored: Spec, held: Spec, records: np.ndarray) -> Batch:
-    """A batch of the `stored` spec in the types of the `held` one, or what is wrong with it."""
+    """A batch of the `stored` spec, cast to the `held` one; raises if it has another spec."""
     if _needs_nothing(batch, stored, held, len(records)):
         return batch
     if not isinstance(batch, dict):
@@ -70,10 +71,10 @@ def conform(batch: Batch, stored: Spec, held: Spec, records: np.ndarray) -> Batc
         shape = (len(records), *wanted[name].shape)
         kind = getattr(x, "shape", None), getattr(x, "dtype", None)
         if kind != (shape, wanted[name].dtype):
-            known = kind[0] is not None and kind[1] is not None  # to NumPy float64 equals None
+            known = kind[0] is not None and kind[1] is not None  # NumPy says float64 == None
             came = spec_text({name: x}) if known else f"{name} {type(x).__name__}"
             other = jax.ShapeDtypeStruct(shape, wanted[name].dtype)
-            if known and x.shape[:1] == shape[:1]:  # it is the records that are others
+            if known and x.shape[:1] == shape[:1]:  # only the row differs: show the row
                 x, other = (jax.ShapeDtypeStruct(y.shape[1:], y.dtype) for y in (x, other))
                 came = spec_text({name: x})
             raise Unfit(f"it has {came}, and not {spec_text({name: other})}")
@@ -82,11 +83,11 @@ def conform(batch: Batch, stored: Spec, held: Spec, records: np.ndarray) -> Batc
 
 
 def _needs_nothing(batch: Batch, stored: Spec, held: Spec, count: int) -> bool:
-    """Whether a batch is already what `conform` makes of it, for which no names are needed."""
+    """Whether `conform` would return the batch unchanged; the fast path, which builds no names."""
     leaves, structure = jax.tree.flatten(batch)
     wanted, other = jax.tree.flatten(stored)
     return structure == other and all(
-        type(x) is np.ndarray  # and not one with a mask
+        type(x) is np.ndarray  # a subclass may carry a mask
         and x.shape == (count, *w.shape)
         and x.dtype == w.dtype == target.dtype
         for x, w, target in zip(leaves, wanted, jax.tree.leaves(held), strict=True)
@@ -94,8 +95,11 @@ def _needs_nothing(batch: Batch, stored: Spec, held: Spec, count: int) -> bool:
 
 
 def copier(stored: Spec, held: Spec) -> Callable[[Any], Any]:
-    """What copies a record of the `stored` spec whose values the `held` one can hold; None for one
-    that has to be looked at more closely, which takes ten times as long."""
+    """A function that copies a record of the `stored` spec whose values fit the `held` one.
+
+    It returns None for any other record, which the caller then passes through `stack` and
+    `conform`. Those take ten times as long.
+    """
     wanted, structure = jax.tree.flatten(stored)
     kinds = [
         (x.shape, x.dtype, to.dtype) for x, to in zip(wanted, jax.tree.leaves(held), strict=True)
@@ -123,21 +127,23 @@ def copier(stored: Spec, held: Spec) -> Callable[[Any], Any]:
 
 
 def first_readable(read: Callable[[int], T], length: int) -> T:
-    """What is read of a record that can be, the first if that can: one that cannot, or that holds
-    what JAX cannot, says nothing of others."""
+    """`read(i)` for the first of up to `TRIES` records `i` that can be read.
+
+    A damaged record, or one with a value that JAX cannot hold, does not end the search.
+    """
     errors = []
     for record in np.unique(np.linspace(0, max(length - 1, 0), TRIES).astype(int)).tolist():
         try:
             return read(record)
         except Exception as error:
             if isinstance(error, DataraxError) and not isinstance(error, FieldTypeError):
-                raise  # it is about all of them
+                raise  # it concerns the whole source
             errors.append(error)
     raise errors[0]
 
 
 def spec_of(record: Any) -> Spec:
-    """Shape and type of a record given as a (nested) dict of arrays and numbers."""
+    """The spec of a record, a (nested) dict of arrays and numbers."""
     for name, x in flat_fields(record, escaped).items():
         if isinstance(x, str | bytes) or as_array(name, x).dtype == object:
             raise FieldTypeError(
@@ -147,14 +153,14 @@ def spec_of(record: Any) -> Spec:
             )
 
     def spec(x: Any) -> jax.ShapeDtypeStruct:
-        native = np.asarray(x).dtype.newbyteorder("=")  # as `stack` makes it
+        native = np.asarray(x).dtype.newbyteorder("=")  # `stack` returns native byte order
         return jax.ShapeDtypeStruct(np.shape(x), native)
 
     return jax.tree.map(spec, record)
 
 
 def stack(records: list[Any]) -> Batch:
-    """Rows from single records, which must all be alike."""
+    """A batch of single records, which must have the same fields, shapes and types."""
     structure, fields = jax.tree.structure(records[0]), list(flat_fields(records[0], escaped))
     columns: list[list[Any]] = [[] for _ in fields]
     for record in records:
@@ -175,5 +181,5 @@ def stack(records: list[Any]) -> Batch:
 
 
 def _named(tree: Any) -> Any:
-    """The names of the leaves in the place of the leaves."""
+    """The tree with each leaf replaced by its name."""
     return jax.tree.unflatten(jax.tree.structure(tree), list(flat_fields(tree, escaped)))
