@@ -1,4 +1,4 @@
-"""Random bits whose rounds are written out are those of JAX."""
+"""Programs with inlined rounds of threefry draw the bits that JAX draws."""
 
 import os
 import subprocess
@@ -64,7 +64,7 @@ def nested(key, x):
 
 
 def others(key, x):
-    """Draws in all kinds of programs, some of which stay as they are."""
+    """Draws in other kinds of programs, some of which are not rewritten."""
     unlucky = lambda key: jax.random.uniform(key) < 0.9  # noqa: E731
     last = jax.lax.while_loop(unlucky, lambda key: jax.random.split(key)[1], key)
     again = jax.checkpoint(jax.random.normal)(key)

@@ -1,4 +1,4 @@
-"""Memory goes to JAX as `device_put` would take it, and is not got anew for every batch."""
+"""`to_device` gives what `device_put` gives, and freed memory is kept for the next batches."""
 
 import platform
 import statistics
@@ -18,13 +18,15 @@ from datarax.sources import _buffers
 pytestmark = pytest.mark.internal("where values lie changes none of them")
 
 
-@pytest.fixture(params=["shortly", "by device_put"])
+@pytest.fixture(params=["directly", "by device_put"])
 def placing(request, monkeypatch):
-    """Both ways; the long one as with a JAX whose inner parts are others."""
+    """Both ways; the second as with a JAX that lacks the private function."""
     if request.param == "by device_put":
-        name = "jax._src.interpreters.pxla"
+        name = "jaxlib.xla_client"
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     _host_memory._put_on_cpu.cache_clear()
+    direct = _host_memory._put_on_cpu(jax.local_devices()[0]) is not None
+    assert direct == (request.param == "directly")
     yield
     _host_memory._put_on_cpu.cache_clear()
 
@@ -99,5 +101,5 @@ for _ in range(16):
 def test_memory_of_batches_is_not_got_anew_page_by_page(mode):
     command = [sys.executable, "-c", FAULTS, mode]
     out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    # 12 MB are 3000 pages. Each thread of XLA's that takes a turn has to get some once.
+    # 12 MB are 3000 pages. Each thread of XLA has to get its memory once.
     assert statistics.median(map(int, out.split()[8:])) < 200

@@ -1,4 +1,4 @@
-"""Keys are counted, from (seed, node, epoch, record), with one cipher."""
+"""All keys are derived from (seed, node, epoch, record), with one cipher."""
 
 import jax
 import jax.numpy as jnp

@@ -23,7 +23,7 @@ LAWS = str(Path(mesh_laws.__file__))
 
 
 def finished(*jobs):
-    """All processes, which must come to the end; where one fails, the others wait for it."""
+    """Waits until all processes have succeeded. If one fails, the others would wait forever."""
     try:
         for job in jobs:
             out, err = job.communicate(timeout=400)

@@ -1,4 +1,4 @@
-"""Modules of our own: an assignment shows, any name is a part's, and what is fixed stays."""
+"""`Watched` reports assignments, `Bundle` takes any name, and `Fixed` refuses replacements."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -49,7 +49,7 @@ def test_no_part_of_a_fixed_bundle_is_replaced():
 
 @pytest.mark.internal
 def test_the_data_of_a_source_cannot_be_swapped_unseen_but_may_change():
-    """Its modules are not looked at, its Variables are."""
+    """No reader compares its modules; its Variables are compared."""
     source = MemorySource(MemorySourceConfig(), {"x": np.arange(64, dtype=np.float32)})
     pipeline = Pipeline(source=source, batch_size=4)
     column = source.data.get("x")
@@ -65,7 +65,7 @@ def test_the_data_of_a_source_cannot_be_swapped_unseen_but_may_change():
 
 
 class Add(OperatorModule):
-    """Adds `by`, and what a Param holds that makes NNX give it new values, or not."""
+    """Adds an attribute and a Param: tests assign to either."""
 
     def __init__(self):
         super().__init__()
@@ -127,7 +127,7 @@ CHANGES = {
 )
 @pytest.mark.parametrize("what", CHANGES)
 def test_an_attribute_of_a_module_of_ours_is_seen_however_it_is_assigned(what, how):
-    """Though nobody compares them batch by batch."""
+    """Although no reader compares attributes at every batch."""
     stage = Add()
     pipeline = numbers(nodes={"add": stage}, edges={"add": []}, sink="add")
     change, of = CHANGES[what]
@@ -135,7 +135,7 @@ def test_an_attribute_of_a_module_of_ours_is_seen_however_it_is_assigned(what, h
         change = as_remat(change)
     change = how(change)
     target = of(pipeline, stage)
-    for _ in range(2):  # so that NNX writes what it remembers when it is called again
+    for _ in range(2):  # the second call makes NNX write back what it cached
         change(target)
         stage.by, stage.bias, pipeline.batch_size = 0, nnx.Param(jnp.int32(0)), 4
         if what == "another Variable":
@@ -169,7 +169,7 @@ def test_modules_of_ours_say_it_all_or_are_compared(monkeypatch, says):
     binding = Binding((pipeline,))
     values = binding.read()
     assert binding.is_unchanged(values)
-    vars(pipeline.stages[0])["by"] = 7  # which says nothing
+    vars(pipeline.stages[0])["by"] = 7  # reports nothing
     assert binding.is_unchanged(values) == binding.is_current() == says
 
 

@@ -255,7 +255,7 @@ def test_rows_in_a_row_share_the_round_keys_of_their_window():
     order, count = ORDERS["blocks"](keys_of(0, 0), 10**6), 4096
 
     def ciphers(function, x):
-        """Of how many keys or counters the round keys are made: nothing else rotates words."""
+        """From how many keys or counters round words are derived: only threefry rotates words."""
         eqns = _equations(jax.make_jaxpr(function)(x).jaxpr)
         return max(e.outvars[0].aval.size for e in eqns if e.primitive.name == "shift_left")
 

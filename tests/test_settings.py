@@ -1,4 +1,4 @@
-"""What JAX has been told is seen and kept to."""
+"""The settings of JAX are read, and respected."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ def test_the_device_is_the_one_that_was_chosen(monkeypatch):
 
 @pytest.mark.parametrize("guard", [jax.transfer_guard, jax.transfer_guard_host_to_device])
 def test_what_is_transferred_on_purpose_passes_every_guard(guard):
-    assert transferring() is transferring()  # nothing to be done where there is none
+    assert transferring() is transferring()  # without a guard, one object that does nothing
     with guard("disallow"):
         with transferring():
             assert jnp.asarray(np.ones(2)).tolist() == [1, 1]

@@ -1,4 +1,4 @@
-"""What is compiled apart gives what it would give anyway."""
+"""`apart`, `beside` and `as_one_program` change no result."""
 
 import os
 

@@ -1,9 +1,9 @@
-"""Random bits that are drawn with `jax.random`, compiled for a CPU: the same bits, sooner.
+"""Makes `jax.random` faster in programs for a CPU, with the same bits.
 
-There JAX turns each block of threefry into a loop of five turns, lest XLA compute its 20 rounds
-again for everything that hangs on them. But a turn is a dozen kernels, and those of a few draws
-take longer than a batch of small images. Written out, the rounds are one kernel, which `apart`
-keeps from being computed again.
+On a CPU, JAX lowers each block of threefry to a loop of five iterations, so that XLA cannot fuse
+its 20 rounds into every consumer and recompute them there. But one iteration is a dozen kernels,
+and a few draws take longer than a batch of small images. This module inlines the rounds, which XLA
+compiles to one kernel, and `apart` prevents the recomputation.
 """
 
 import functools
@@ -22,14 +22,14 @@ from ._xla import apart
 
 
 def written_out(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that JAX can trace, with the rounds of threefry written out in its program.
+    """`function` for use under `jax.jit`, with the rounds of threefry inlined in its program.
 
-    A function that `jax.jit` made is not traced again.
+    If `function` was made by `jax.jit`, its cached trace is used.
     """
 
     def run(*args: Any) -> Any:
         leaves = jax.tree.leaves(args)
-        if not any(map(is_traced, leaves)):  # under `jax.disable_jit`, or to find where a NaN is
+        if not any(map(is_traced, leaves)):  # `jax.disable_jit`, or `jax.debug_nans` locating a NaN
             return function(*args)
         program, out = jax.make_jaxpr(function, return_shape=True)(*args)
         results = jaxpr_as_fun(_Rewriter().program(program))(*leaves)
@@ -39,36 +39,39 @@ def written_out(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _Rewriter:
-    """Puts other equations in the place of some, in a program and in those that it calls.
+    """Replaces equations by the rules in `_RULES`, in a program and in the programs nested in it.
 
-    Where JAX holds a program in another form (`jax.checkpoint`, a kernel) it stays as it is.
+    Nested programs that JAX does not hold as `ClosedJaxpr` (`jax.checkpoint`, a kernel) stay
+    unchanged.
     """
 
     def __init__(self):
-        # What is called several times stays one, which JAX lowers once. Keyed by identity, and
-        # kept along, so that no other can have the same.
+        # A program that is called several times must stay one object, so that JAX lowers it once.
+        # The key is the id of the old program; the value keeps that alive, so no id is reused.
         self._done: dict[int, tuple[Any, Any]] = {}
 
     def program(self, old: ClosedJaxpr) -> ClosedJaxpr:
-        """The same one if there is nothing to replace."""
+        """The rewritten program; `old` itself if nothing in it is replaced."""
         if id(old) not in self._done:
-            parts = [self._in_place_of(x) for x in old.jaxpr.eqns]
+            parts = [self._replacements(x) for x in old.jaxpr.eqns]
             equations = [x for new in parts for x in new]
             same = len(equations) == len(parts) and all(map(is_, equations, old.jaxpr.eqns))
             new = old if same else old.replace(jaxpr=old.jaxpr.replace(eqns=equations))
             self._done[id(old)] = old, new
         return self._done[id(old)][1]
 
-    def _in_place_of(self, equation: JaxprEqn) -> Sequence[JaxprEqn]:
+    def _replacements(self, equation: JaxprEqn) -> Sequence[JaxprEqn]:
         rule = _RULES.get(equation.primitive.name)
         if rule is None or not _is_threefry(equation):
             inner = {name: self._parameter(x) for name, x in equation.params.items()}
             same = all(x is equation.params[name] for name, x in inner.items())
             return [equation if same else equation.replace(params=inner)]
         specs = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in _avals(equation.invars)]
-        with equation.ctx.manager:  # the settings that stood where it was traced
+        with equation.ctx.manager:  # the settings under which it was traced
             written = jax.make_jaxpr(functools.partial(rule, **equation.params))(*specs)
-        if written.consts:  # There is no place for them. JAX's older way of counting has some.
+        # Equations have no place for constants. A rule can have some if
+        # `jax_threefry_partitionable` is off.
+        if written.consts:
             return [equation]
         names = dict(zip(written.jaxpr.invars, equation.invars, strict=True))
         names |= dict(zip(written.jaxpr.outvars, equation.outvars, strict=True))
@@ -78,7 +81,7 @@ class _Rewriter:
                 outvars=[names.get(y, y) for y in x.outvars],
                 source_info=equation.source_info,
             )
-            for x in self.program(written).jaxpr.eqns  # bits are drawn in blocks: another rule
+            for x in self.program(written).jaxpr.eqns  # replaces `threefry2x32` inside the others
         ]
 
     def _parameter(self, x: Any) -> Any:
@@ -95,21 +98,21 @@ def _avals(atoms: Sequence[Any]) -> list[Any]:
 
 
 def _is_threefry(equation: JaxprEqn) -> bool:
-    """Whether it computes blocks of threefry, any at all, and all of them on every device."""
+    """Whether `equation` computes at least one block of threefry, and all on every device."""
     avals = _avals((*equation.invars, *equation.outvars))
     dtype = avals[0].dtype
     keyed = jnp.issubdtype(dtype, jax.dtypes.prng_key)
-    whole = not any(any(x.sharding.spec) for x in avals)  # else an explicit mesh axis splits them
+    whole = not any(any(x.sharding.spec) for x in avals)  # no explicit mesh axis
     return (not keyed or dtype == _threefry_keys()) and whole and all(x.size for x in avals)
 
 
-@functools.cache  # and not at import, of which it would be a part that can be felt
+@functools.cache  # not a constant, which would noticeably slow the import
 def _threefry_keys() -> Any:
     return jax.eval_shape(lambda: jax.random.key(0, impl="threefry2x32")).dtype
 
 
 def _each(function: Callable[..., Any], keys: jax.Array, *args: Any) -> Any:
-    """A function of a key's words, for each of the keys."""
+    """Maps `function`, which takes the words of one key, over all axes of `keys`."""
     for _ in range(keys.ndim):
         function = jax.vmap(function)
     return function(jax.random.key_data(keys), *args)
@@ -131,8 +134,8 @@ def _fold_in(keys: jax.Array, numbers: jax.Array) -> jax.Array:
 
 
 def _block(*words: jax.Array) -> tuple[jax.Array, jax.Array]:
-    # `apart` wants a number that is not the largest of its type, which XLA must not find out: how
-    # many bits of a word are set, 32 at most.
+    # `apart` needs a number below the maximum of its dtype that XLA cannot prove to be below it.
+    # The number of set bits in a word is at most 32.
     bits_set = jax.lax.population_count(words[0].reshape(-1)[0])
     return apart(bits_set, rounds, *words)
 
@@ -143,4 +146,4 @@ _RULES: dict[str, Callable[..., Any]] = {
     "random_fold_in": _fold_in,
     "threefry2x32": _block,
 }
-"""By the names of JAX's operations."""
+"""The replacement for each primitive of JAX, by the name of the primitive."""

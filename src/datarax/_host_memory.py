@@ -1,4 +1,4 @@
-"""Memory of the host: how it is got, kept, and given to JAX without a copy."""
+"""Host memory: allocates it, keeps it for reuse, and hands it to JAX without a copy."""
 
 import functools
 from collections.abc import Callable
@@ -11,11 +11,11 @@ from jax.core import ShapedArray
 from ._settings import chosen_device, on_cpu, transferring
 
 ALIGNMENT = 64
-"""Bytes: XLA's CPU client shares memory that starts at a multiple of this, and copies any other."""
+"""Bytes. XLA's CPU client shares an array that starts at a multiple of this, and copies others."""
 
 
 def aligned(count: int) -> np.ndarray:
-    """So many uninitialised bytes that JAX can take over on a CPU without a copy."""
+    """`count` uninitialised bytes that JAX can use on a CPU without a copy."""
     memory = np.empty(count + ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT
     return memory[start : start + count]
@@ -23,29 +23,31 @@ def aligned(count: int) -> np.ndarray:
 
 @functools.cache
 def keep_memory() -> None:
-    """Lets the process keep up to 64 MiB of what it frees for what it allocates next.
+    """Makes glibc keep up to 64 MiB of freed memory in the process, for the next allocations.
 
-    As soon as glibc has given a piece of memory back, it takes pieces of that size from the heap
-    and leaves twice as much free at the heap's end. Until then whoever frees a few batches together
-    gets the memory of the next ones page by page, which can take longer than to compute them. So it
-    is shown at once a piece as large as it learns from.
+    By default glibc returns large pieces to the system. A consumer that frees a few batches
+    together then pays a page fault for every page of the next batches, which can take longer than
+    computing them. When glibc unmaps a piece, it raises its threshold for `mmap` to the size of
+    that piece (M_MMAP_THRESHOLD), and keeps twice as much free at the top of the heap
+    (M_TRIM_THRESHOLD). So we allocate and free one such piece now.
 
-    It is asked for where programs on a CPU make the batches. Rows that are read from files lie in
-    memory of their own, which is kept anyway, and which is faster outside the heap.
+    Called where programs on a CPU compute the batches. Rows read from files do not need it:
+    `sources/_buffers.py` reuses their memory, which is faster outside the heap.
     """
     if on_cpu():
-        np.empty(LARGEST_PIECE, np.uint8)  # given back at once, and no page of it was touched
+        np.empty(LARGEST_PIECE, np.uint8)  # freed immediately; no page of it is touched
 
 
 LARGEST_PIECE = 2**25 - 2**16
-"""Bytes, just under the 32 MiB from which on glibc learns nothing."""
+"""Bytes, just below 32 MiB: glibc adapts its thresholds to no larger piece."""
 
 
 def to_device(tree: Any) -> Any:
-    """Arrays of types that JAX holds on the default device, as `jax.device_put` places them.
+    """Puts the NumPy arrays of a tree on the default device, as `jax.device_put` does.
 
-    On a CPU that takes as long as to copy a hundred kilobytes, and no other thread can run Python
-    meanwhile. So there, unless a device was chosen, it is only what `device_put` ends with.
+    Their dtypes must be ones that JAX holds. On a CPU `device_put` takes as long as a copy of
+    100 kB, and holds the GIL meanwhile. There, unless `jax.default_device` is set, we call the
+    function that `device_put` itself calls last.
     """
     plain = chosen_device() is None and on_cpu()
     put = _put_on_cpu(jax.local_devices()[0]) if plain else None
@@ -55,9 +57,12 @@ def to_device(tree: Any) -> Any:
         return jax.tree.map(lambda x: put(x) if isinstance(x, np.ndarray) else x, tree)
 
 
-@functools.lru_cache(1)  # by device, since a backend that is cleared has others afterwards
+@functools.lru_cache(1)  # keyed by device: JAX makes new ones after a backend is cleared
 def _put_on_cpu(device: Any) -> Callable[[np.ndarray], jax.Array] | None:
-    """No public part of JAX: None where it is not what it was."""
+    """The last step of `jax.device_put`, for one array.
+
+    It is not public. None if this JAX does not have it, or if it gives another result.
+    """
     x = np.ones(2, np.float32)
     wanted = jax.device_put(x)
     where, devices = wanted.sharding, [device]

@@ -1,4 +1,4 @@
-"""How the rows of a batch lie on the devices of a mesh (spec MESH)."""
+"""Places the rows of batches on the devices of a mesh (spec MESH)."""
 
 import functools
 import math
@@ -19,18 +19,22 @@ from .errors import ShardingError
 
 
 class OwnRows(NamedTuple):
-    """Places of rows in a batch, in order, and how many rows that has in all."""
+    """The indices of some `rows` of a batch, ascending. The batch has `of` rows in all."""
 
     rows: np.ndarray
     of: int
 
 
 Own: TypeAlias = OwnRows | None
-"""The rows of a batch that lie on devices of this process; None if all of them do."""
+"""The rows of a batch that lie on devices of this process; None if all rows do."""
 
 
 def check_sharding(sharding: Any, batch_size: int) -> None:
-    """Raises unless a `NamedSharding` splits rows, and them alone, into parts of equal size."""
+    """Raises `ShardingError` unless `sharding` can hold batches of `batch_size` rows (MESH-004).
+
+    It must be a `NamedSharding` over Auto axes of a mesh, in the default memory of its devices,
+    some of which belong to this process. It must split axis 0 alone, into equal parts.
+    """
     if not isinstance(sharding, NamedSharding):
         raise ShardingError(
             'must be a NamedSharding, such as NamedSharding(mesh, PartitionSpec("data")), '
@@ -62,7 +66,7 @@ def _default_memory(mesh: Mesh) -> str:
 
 
 def _parts(sharding: NamedSharding) -> int:
-    """Into how many parts the rows are split; each may lie on several devices."""
+    """How many parts the rows are split into; each part may lie on several devices."""
     names = sharding.spec[0] if len(sharding.spec) else None
     names = names if isinstance(names, tuple) else (names,) if names else ()
     return math.prod(sharding.mesh.shape[name] for name in names)
@@ -70,15 +74,20 @@ def _parts(sharding: NamedSharding) -> int:
 
 @functools.lru_cache
 def _row_sharding(sharding: NamedSharding, rows: int, axis: int) -> NamedSharding:
-    """How an array with so many rows on `axis` lies: split as a batch is if they divide evenly,
-    else whole on each device."""
+    """The sharding of an array with `rows` rows on `axis` (MESH-002).
+
+    It splits the rows like those of a batch if they divide evenly, else it replicates the array.
+    """
     evenly = rows % _parts(sharding) == 0
     spec = PartitionSpec(*[None] * axis, *sharding.spec[:1]) if evenly else PartitionSpec()
     return NamedSharding(sharding.mesh, spec)
 
 
 def check_mesh(sharding: NamedSharding | None) -> None:
-    """Raises in a program over one mesh that is traced under another which JAX puts before it."""
+    """Raises `ShardingError` if JAX cannot trace a program over the mesh of `sharding` now.
+
+    While `jax.set_mesh` has set a mesh with Explicit axes, JAX traces no program over another.
+    """
     if sharding is not None and AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types:
         raise ShardingError(
             "has a mesh of its own, which no program can run over while `jax.set_mesh` has set one "
@@ -88,7 +97,7 @@ def check_mesh(sharding: NamedSharding | None) -> None:
 
 
 def split(tree: Any, sharding: NamedSharding) -> Any:
-    """In a program: the same arrays, the rows on axis 0 of each lying as they are to."""
+    """Constrains the arrays of a traced batch to lie as `sharding` splits their rows."""
 
     def one(x: Any) -> Any:
         return jax.lax.with_sharding_constraint(x, _row_sharding(sharding, x.shape[0], 0))
@@ -98,7 +107,7 @@ def split(tree: Any, sharding: NamedSharding) -> Any:
 
 @functools.lru_cache
 def own_rows(sharding: NamedSharding, rows: int) -> Own:
-    """Which of so many rows lie on devices of this process, in order; None if all of them do."""
+    """Which rows of a batch of `rows` rows lie on devices of this process."""
     own = np.zeros(rows, bool)
     for index in _row_sharding(sharding, rows, 0).addressable_devices_indices_map((rows,)).values():
         own[index] = True
@@ -106,9 +115,9 @@ def own_rows(sharding: NamedSharding, rows: int) -> Own:
 
 
 def assemble(x: np.ndarray, sharding: NamedSharding, own: Own, axis: int) -> jax.Array:
-    """The array of all processes, of which `x` has this one's `own` rows on that axis, or all.
+    """The global array of which `x` holds this process's `own` rows on `axis`.
 
-    Nothing is sent to another process.
+    If `own` is None, `x` holds all rows. No data is sent between processes.
     """
     rows = x.shape[axis] if own is None else own.of
     shape = (*x.shape[:axis], rows, *x.shape[axis + 1 :])
@@ -122,8 +131,9 @@ def assemble(x: np.ndarray, sharding: NamedSharding, own: Own, axis: int) -> jax
 
 
 def everywhere(x: jax.Array | np.ndarray, sharding: NamedSharding) -> jax.Array:
-    """A copy of the array on each device of the mesh; every process has the same `x`."""
-    with transferring():  # `device_put` would compare what the processes have
+    """`x` replicated over the devices of the mesh. Every process must pass equal values."""
+    with transferring():
+        # Not `device_put`, which would compare the values of all processes.
         return jax.make_array_from_callback(x.shape, _replicated(sharding), lambda _: x)
 
 
@@ -132,14 +142,14 @@ def _replicated(sharding: NamedSharding) -> NamedSharding:
 
 
 def placed(x: Any, sharding: NamedSharding) -> Any:
-    """The array on every device of the mesh; itself if it lies there, split in whatever way.
+    """`x` replicated over the devices of the mesh; `x` itself if it lies there, split or not.
 
-    Raises a `ShardingError` if it is split over other devices.
+    Raises `ShardingError` if it is split over other devices.
     """
     if not _is_elsewhere(x, sharding):
         return x
     if not x.is_fully_replicated:
-        asked, found = (_numbers(_devices(y)) for y in (sharding, x.sharding))
+        asked, found = (_ids_text(_devices(y)) for y in (sharding, x.sharding))
         raise ShardingError(
             f"is over the devices {asked}, but an array of shape {x.shape} that the pipeline holds "
             f"is split over {found}: put it on the same devices, in the same order"
@@ -147,7 +157,7 @@ def placed(x: Any, sharding: NamedSharding) -> Any:
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         words = placed(jax.random.key_data(x), sharding)
         return jax.random.wrap_key_data(words, impl=jax.random.key_impl(x))
-    if x.weak_type:  # which an array that is put together has not
+    if x.weak_type:  # `make_array_from_callback` would lose it
         weak = weak_zeros(x.shape, x.dtype)
         if weak is not None:
             value = weak.at[...].set(np.asarray(x))
@@ -156,9 +166,9 @@ def placed(x: Any, sharding: NamedSharding) -> Any:
 
 
 def place_held(module: Any, sharding: NamedSharding) -> None:
-    """Puts the arrays that a module holds on every device of the mesh, once.
+    """Replicates the arrays that a module holds over the devices of the mesh, once.
 
-    XLA would else do so for each program that reads them. Keys are left to the host.
+    Otherwise XLA would copy them for each program that reads them. A `BaseKey` stays on the host.
     """
     for part, name, value in _held(module):
         if not any(_is_elsewhere(x, sharding) for x in jax.tree.leaves(value)):
@@ -171,17 +181,20 @@ def place_held(module: Any, sharding: NamedSharding) -> None:
 
 
 def is_placed(module: Any, sharding: NamedSharding) -> bool:
-    """Whether `place_held` has nothing to do."""
+    """Whether `place_held` would change nothing."""
     return are_placed([value for _, _, value in _held(module)], sharding)
 
 
 def are_placed(values: Any, sharding: NamedSharding) -> bool:
-    """Whether arrays lie on the devices of the mesh."""
+    """Whether all concrete arrays in `values` lie on the devices of the mesh."""
     return not any(_is_elsewhere(x, sharding) for x in jax.tree.leaves(values))
 
 
 def _held(module: Any) -> list[tuple[Any, str, Any]]:
-    """The values of Variables, and the attributes that are arrays: with what has them."""
+    """`(owner, attribute, value)` of each Variable but a `BaseKey`, and of each array attribute.
+
+    For a Variable the owner is the Variable itself, and `attribute` is "".
+    """
     found: list[tuple[Any, str, Any]] = []
     for _, part in iter_graph(module):
         if isinstance(part, nnx.Variable):
@@ -199,19 +212,22 @@ def _is_elsewhere(x: Any, sharding: NamedSharding) -> bool:
 
 
 def _devices(sharding: Any) -> list[Any]:
-    """All of them, in the order that programs over them have to share."""
+    """The devices of a sharding. All arrays of a program must have them in the same order."""
     if isinstance(sharding, NamedSharding):
-        assert isinstance(sharding.mesh, Mesh)  # nothing lies on an abstract one
+        assert isinstance(sharding.mesh, Mesh)  # no array lies on an abstract mesh
         return list(sharding.mesh.devices.flat)
     return sorted(sharding.device_set, key=lambda device: device.id)
 
 
-def _numbers(devices: list[Any]) -> str:
+def _ids_text(devices: list[Any]) -> str:
     return ", ".join(str(device.id) for device in devices)
 
 
 def differs(words: np.ndarray, sharding: NamedSharding) -> np.ndarray:
-    """For each of some numbers whether the processes of the mesh differ in it; all of them ask."""
+    """For each word, whether its value differs between the processes of the mesh.
+
+    Collective: every process must call it with equally many words.
+    """
     mesh = sharding.mesh
     each = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     shape = (mesh.size, len(words))
@@ -222,7 +238,7 @@ def differs(words: np.ndarray, sharding: NamedSharding) -> np.ndarray:
 
 
 def to_numpy(x: Any) -> np.ndarray:
-    """All of an array. Where processes have parts of it, all of them ask."""
+    """The whole array. Collective if the processes hold different parts: all must call it."""
     if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
         from jax.experimental.multihost_utils import process_allgather
 
@@ -231,5 +247,5 @@ def to_numpy(x: Any) -> np.ndarray:
 
 
 def spans_processes(sharding: NamedSharding | None) -> bool:
-    """Whether some of its devices are another process's."""
+    """Whether some devices of the mesh belong to another process."""
     return sharding is not None and not sharding.is_fully_addressable

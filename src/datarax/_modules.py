@@ -1,4 +1,4 @@
-"""What the NNX modules of this library have in common."""
+"""Base classes for the NNX modules of this library."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
@@ -6,16 +6,20 @@ from typing import Any, NoReturn
 from flax import nnx
 
 ASSIGNED = [object()]
-"""Another object after each assignment to an attribute of a `Watched` module."""
+"""Its item is replaced at every assignment to an attribute of any `Watched` module.
+
+A reader that finds the same object as before knows that no such attribute was assigned.
+"""
 
 
 class Watched(nnx.Module):
-    """A module that says when an attribute is assigned, so that nobody has to compare them all."""
+    """A module that reports assignments in `ASSIGNED`, so that readers need not compare."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         try:
             super().__setattr__(name, value)
-        finally:  # and not before: who looks meanwhile looks again
+        finally:
+            # Last: a reader in another thread that has compared before this must compare again.
             ASSIGNED[0] = object()
 
     def __delattr__(self, name: str) -> None:
@@ -25,7 +29,7 @@ class Watched(nnx.Module):
             ASSIGNED[0] = object()
 
     def _graph_node_init(self, attributes: Iterable[tuple[Any, Any]]) -> None:
-        """Called by NNX where it writes all of them back, as `nnx.jit` does."""
+        """NNX calls this to write all attributes back past `__setattr__`, as in `nnx.jit`."""
         try:
             super()._graph_node_init(attributes)
         finally:
@@ -33,15 +37,19 @@ class Watched(nnx.Module):
 
 
 SAYS_ALL = hasattr(nnx.Module, "_graph_node_init")
-"""Whether a `Watched` module says it all: the method is no public part of NNX."""
+"""Whether `Watched` reports every assignment.
+
+The method is private to NNX. Without it, what `nnx.jit` writes back goes unreported, and readers
+must compare all attributes.
+"""
 
 
 class Fixed(nnx.Module):
-    """A module whose attributes are assigned once: nobody has to look whether one has changed."""
+    """A module whose attributes are assigned once, so that no reader must compare them."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in vars(self):
-            self.__delattr__(name)
+            self.__delattr__(name)  # raises
         super().__setattr__(name, value)
 
     def __delattr__(self, name: str) -> NoReturn:
@@ -49,9 +57,9 @@ class Fixed(nnx.Module):
 
 
 class Bundle(Watched):
-    """Parts by name, any string being a name, in the order given.
+    """Named parts, in the order given; any string is a name.
 
-    Each is an attribute, so NNX sees it at a readable path and may replace it.
+    Each part is an attribute, so NNX shows it under a readable path and can replace it.
     """
 
     def __init__(self, parts: Mapping[str, Any]):
@@ -63,21 +71,22 @@ class Bundle(Watched):
         return getattr(self, _attribute(name))
 
     def name_of(self, attribute: str) -> str:
-        """The name of the part that is this attribute."""
+        """The name of the part that is kept in this attribute."""
         return next(name for name in self.names if _attribute(name) == attribute)
 
     def put(self, name: str, part: Any) -> None:
         attribute = _attribute(name)
         if attribute in vars(self):
-            delattr(self, attribute)  # else NNX takes what comes for as static as what was there
+            # Otherwise NNX treats the new part as static if the old one was, and vice versa.
+            delattr(self, attribute)
         setattr(self, attribute, part)
 
 
 class FixedBundle(Fixed, Bundle):
-    """Parts of which none is replaced. Variables among them may get other values, as anywhere."""
+    """A `Bundle` whose parts cannot be replaced. The values of their Variables can."""
 
 
 def _attribute(name: str) -> str:
-    """The name itself, unless the module has other plans for it."""
+    """The attribute for a part: its name, or `[name]` if that would hide another attribute."""
     free = name.isidentifier() and not name.startswith("_") and not hasattr(Bundle, name)
     return name if free and name != "names" else f"[{name}]"

@@ -1,7 +1,7 @@
-"""Which record stands where in an epoch: the one place that decides order.
+"""The order of the records in an epoch. No other module decides it.
 
-An `Order` is made from the keys of one epoch, or of a few in a row where one batch can span them: a
-small pytree, then a pure function from offsets to records.
+An `Order` is built from the key of one epoch, or from the keys of the consecutive epochs that one
+batch can span. It is a small pytree, and as a function it maps offsets to records.
 """
 
 import abc
@@ -21,30 +21,35 @@ from ._settings import on_cpu
 from ._types import AnyArray, Offsets, Records, RowWords, Scalar, Turns, Words, integer, namespace
 
 ROUNDS = 24
+"""The rounds of swap-or-not, frozen by SHUF-012."""
+
 PIECE = 64
-"""Rows of a window whose rounds are computed with one key, which is read or made once for them."""
+"""How many rows of a window `BlockShuffle.run` computes with one set of round words."""
 
 FMIX32 = ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, None))
+"""The steps of murmur3's finaliser: `c ^= c >> shift`, then `c *= factor`."""
+
 SPLITMIX64 = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, None))
+"""The steps of splitmix64's finaliser."""
 
 SpanWords: TypeAlias = UInt32[AnyArray, "span 2"]
+"""The keys of `span` consecutive epochs."""
 
 Shuffle: TypeAlias = Literal[False, True, "permutation", "blocks"]
-
 
 UINT32, UINT64 = np.dtype(np.uint32), np.dtype(np.uint64)
 
 
 def word(length: int) -> np.dtype:
-    """The unsigned type that holds an offset of `length` records: 32 bits below 2**32, else 64."""
+    """The dtype of offsets and records: `uint32` if `length < 2**32`, else `uint64`."""
     return UINT32 if length < 2**32 else UINT64
 
 
 class Order(eqx.Module):
-    """The order of `span` epochs in a row: `order(offsets, turn) -> records`.
+    """The order of `span` consecutive epochs: `order(offsets, turn) -> records`.
 
-    For each of its epochs a bijection of `[0, length)`. A subclass declares `length: int =
-    eqx.field(static=True)`, holds in other fields what else it computes with, and has `__call__`.
+    For each of these epochs it is a bijection of `[0, length)`. A subclass declares `length: int =
+    eqx.field(static=True)` and the fields that it computes with, and implements `__call__`.
     """
 
     length: eqx.AbstractVar[int]
@@ -53,20 +58,20 @@ class Order(eqx.Module):
     def __call__(self, offsets: Offsets, turn: Turns | None = None) -> Records:
         """The records at these offsets, unsigned integers of shape `(b,)`. Must be traceable.
 
-        `turn` says for every row which of the epochs it stands in, 0 for the first; None is 0 for
-        all.
+        `turn` gives the epoch of each row, counted from the first epoch of this order. None means
+        the first epoch for all rows.
         """
 
     def run(self, start: Scalar, count: int) -> Records:
-        """The records at `count` offsets from `start` on, all inside the first epoch.
+        """The records at `count` offsets from `start` on, all in the first epoch.
 
-        Override it if there is a faster way than one by one.
+        Override it if consecutive rows can be computed faster than one by one.
         """
-        return self(_row(start, count))
+        return self(_consecutive(start, count))
 
 
 class StoredOrder(Order):
-    """Records in the order in which they are stored."""
+    """The identity: records in stored order (SHUF-002)."""
 
     length: int = eqx.field(static=True)
 
@@ -80,10 +85,10 @@ class StoredOrder(Order):
 
 
 class SwapOrNot(Order):
-    """A keyed permutation computed record by record, in O(1) memory and O(1) time to the first.
+    """A keyed permutation that computes each record in O(1) time and memory.
 
-    24 swap-or-not rounds (Hoang, Morris & Rogaway, CRYPTO 2012; spec SHUF). `keys` are those of
-    the epochs. Lengths from 2**32 up need 64-bit words, that is `jax.enable_x64`.
+    24 swap-or-not rounds (Hoang, Morris & Rogaway, CRYPTO 2012; SHUF-013). `keys` has one key per
+    epoch. Lengths from 2**32 up need 64-bit words (SHUF-014), so `jax.enable_x64`.
     """
 
     pivots: UInt[AnyArray, "rounds span"]
@@ -100,7 +105,7 @@ class SwapOrNot(Order):
         return self._rounds(offsets, turn, reverse=False)
 
     def inverse(self, records: Records, turn: Turns | None = None) -> Offsets:
-        """Where each record stands in its epoch."""
+        """The offset of each record in its epoch (SHUF-015)."""
         return self._rounds(records, turn, reverse=True)
 
     def _rounds(self, x: UInt[AnyArray, " b"], turn: Turns | None, reverse: bool) -> Any:
@@ -120,15 +125,16 @@ class SwapOrNot(Order):
 def swap_or_not_each(
     keys: UInt32[AnyArray, "*#rows 2"], lengths: UInt[Array, "*#rows"], x: UInt[Array, "*rows"]
 ) -> UInt[Array, "*rows"]:
-    """`SwapOrNot(keys[i:i+1], lengths[i])(x[i:i+1])` for every row, without a table of rounds.
+    """`SwapOrNot(keys[i:i+1], lengths[i])(x[i:i+1])` for each row `i`.
 
-    Rows along an axis on which keys and lengths have size 1 share these, and their rounds.
+    The words of a round are computed when it runs, not kept in a table. Rows along an axis on which
+    `keys` and `lengths` have size 1 share them.
     """
     return _swap_or_not(x, lengths, lambda r: _round(keys, jnp.full_like(keys[..., 0], r), lengths))
 
 
 def _round(keys: AnyArray, r: AnyArray, length: Any) -> tuple[AnyArray, AnyArray]:
-    """Pivot and mask of round `r` under each of the keys."""
+    """The pivot and the mask of round `r` under each key (SHUF-012, SHUF-014)."""
     words = threefry2x32(keys, namespace(r).zeros_like(r), r)
     a, b = words[..., 0], words[..., 1]
     if length.dtype.itemsize == 4:
@@ -143,26 +149,30 @@ def _swap_or_not(
     words: Callable[[Any], tuple[AnyArray, AnyArray]],
     reverse: bool = False,
 ) -> Any:
-    """The rounds; `words(r)` gives the pivot and the mask of each row in round `r`."""
+    """Applies all rounds to `x`. `words(r)` gives the pivot and the mask of round `r`.
+
+    They broadcast with `x`. With `reverse` the rounds run backwards, which is the inverse.
+    """
     space = namespace(x)
 
     def one(i: Any, x: AnyArray) -> Any:
         pivot, mask = words(ROUNDS - 1 - i if reverse else i)
-        # pivot - x mod length, without leaving the unsigned word.
+        # (pivot - x) mod length, without wrapping around.
         y = space.where(pivot >= x, pivot - x, pivot + (length - x))
         return space.where(_swaps(space.maximum(x, y) ^ mask), y, x)
 
     if space is np:
         return functools.reduce(lambda x, i: one(i, x), range(ROUNDS), x)
-    # XLA's CPU compiler takes minutes over 24 rounds unrolled into a gather. A GPU has no such
-    # trouble, but starts a kernel for every turn of a loop.
+    # XLA's CPU compiler takes minutes if 24 unrolled rounds feed a gather, so there it gets a loop.
+    # On a GPU that compiles fast, while each iteration of a loop would launch a kernel.
     x = jax.lax.fori_loop(0, ROUNDS, one, x, unroll=not on_cpu())
-    # Without the barrier the whole order is evaluated again for every gathered element.
+    # Without the barrier XLA fuses the rounds into the gather, and recomputes all of them for every
+    # element that is gathered.
     return jax.lax.optimization_barrier(x)
 
 
 class Permutation(Order):
-    """`jax.random.permutation` of each epoch's key: O(length) memory, as a cross-check."""
+    """`jax.random.permutation` under each epoch's key (SHUF-016); O(length) memory."""
 
     records: UInt[Array, "span n"]
     length: int = eqx.field(static=True)
@@ -177,14 +187,17 @@ class Permutation(Order):
 
 
 class Stretch(Order):
-    """An order of one epoch of which `count` records from offset `start` on have been computed."""
+    """An order of one epoch as a table of the `count` records from offset `start` on.
+
+    An offset outside of the table gives an undefined record.
+    """
 
     records: UInt[Array, " stretch"]
     start: Scalar
     length: int = eqx.field(static=True)
 
     def __init__(self, order: Order, start: Scalar, count: int):
-        # So that all stretches are of one shape, the last begins earlier.
+        # The last table of an epoch begins before `start`, so that all have the same shape.
         self.start = jnp.minimum(start, start.dtype.type(order.length - count))
         self.records, self.length = order.run(self.start, count), order.length
 
@@ -197,23 +210,25 @@ class Stretch(Order):
 
 
 class BlockShuffle(Order):
-    """Swap-or-not at two levels, so that rows read together are stored together.
+    """Swap-or-not at two levels, so that rows that are read together are stored together.
 
-    The records are cut into blocks of `size`, the last one shorter if need be. The blocks are
-    permuted, and the permuted row is cut into windows of `window` blocks, each permuted within. So
-    `window * size` rows in a row touch at most `window + 1` blocks (`2 * window + 2` across a
-    boundary), and each record still stands anywhere in the epoch (spec SHUF).
+    The records are cut into blocks of `size`; the last block may be shorter. The blocks are
+    permuted and laid end to end. That sequence is cut into windows of `window * size` rows, and the
+    rows of each window are permuted. So the rows of one window come from at most `window + 1`
+    blocks. Other `window * size` consecutive rows cross a window boundary, and come from at most
+    `2 * window + 2` blocks. A record can still stand anywhere in the epoch (SHUF-018 to SHUF-020).
     """
 
-    blocks: SwapOrNot
-    windows: SpanWords
-    short: UInt[Array, " span"]
+    blocks: SwapOrNot  # the permutation of the blocks
+    windows: SpanWords  # per epoch, the key from which the keys of its windows are derived
+    short: UInt[Array, " span"]  # per epoch, the place of the last block among the permuted ones
     length: int = eqx.field(static=True)
     size: int = eqx.field(static=True)
     window: int = eqx.field(static=True)
 
     def __init__(self, keys: SpanWords, length: int, size: int, window: int):
         self.length, self.size, self.window = length, min(size, length), window
+        # `fold_in(key, 2**32)` and `fold_in(key, 2**33)`: no round and no epoch has these numbers.
         high, low = jnp.zeros_like(keys.T)
         self.blocks = SwapOrNot(threefry2x32(keys, high + 1, low), -(-length // size))
         self.windows = threefry2x32(keys, high + 2, low)
@@ -221,80 +236,88 @@ class BlockShuffle(Order):
         self.short = self.blocks.inverse(last, jnp.arange(keys.shape[0], dtype=jnp.uint32))
 
     def __call__(self, offsets: Offsets, turn: Turns | None = None) -> Records:
-        most = offsets.dtype.type(self._most)
+        rows = offsets.dtype.type(self._window_rows)
         keys = self.windows[jnp.zeros_like(offsets) if turn is None else turn]
-        x = self._within_windows(offsets // most, (offsets % most)[:, None], keys)[:, 0]
+        x = self._within_windows(offsets // rows, (offsets % rows)[:, None], keys)[:, 0]
         return self._records(x, turn, lambda place: self.blocks(place, turn))
 
     def run(self, start: Scalar, count: int) -> Records:
-        """Rows of one window share its rounds, and rows of one block its place."""
-        number = start.dtype.type
-        offsets, most = _row(start, count), number(self._most)
-        piece = min(PIECE, self._most)
-        pieces = -(-self._most // piece)  # of a window, the last one shorter if need be
-        windows = -(-(count - 1) // self._most) + 1  # that so many rows can touch
+        """As `Order.run`, but derives round words once per piece, and looks each block up once."""
+        cast = start.dtype.type
+        offsets, rows = _consecutive(start, count), cast(self._window_rows)
+        piece = min(PIECE, self._window_rows)
+        pieces = -(-self._window_rows // piece)  # per window; its last piece may be shorter
+        windows = -(-(count - 1) // self._window_rows) + 1  # the most that `count` rows touch
 
         def piece_of(x: Array) -> Array:
-            return x // most * number(pieces) + x % most // number(piece)
+            return x // rows * cast(pieces) + x % rows // cast(piece)
 
-        # The rounds of the windows are computed on a grid of so many pieces by `piece` rows, and of
-        # what is `found` there each of our rows picks its own.
+        # Compute every row of the pieces that our rows can touch, then pick our rows.
         first, touched = piece_of(start), -(-(count - 1) // piece) + windows
-        each = _row(first, min(touched, windows * pieces))
-        inside = (each % number(pieces) * number(piece))[:, None] + _row(number(0), piece)[None]
-        keys = jnp.broadcast_to(self.windows[:1], (each.size, 2))
-        found = self._within_windows(each // number(pieces), inside, keys)
-        x = found[piece_of(offsets) - first, offsets % most % number(piece)]
+        numbers = _consecutive(first, min(touched, windows * pieces))
+        begins = numbers % cast(pieces) * cast(piece)
+        inside = begins[:, None] + _consecutive(cast(0), piece)[None]
+        keys = jnp.broadcast_to(self.windows[:1], (numbers.size, 2))
+        found = self._within_windows(numbers // cast(pieces), inside, keys)
+        x = found[piece_of(offsets) - first, offsets % rows % cast(piece)]
 
+        # Look the blocks up in a table, unless that would have more entries than there are rows.
         places = windows * self.window + 1
         if places >= count:
             return self._records(x, None, self.blocks)
-        before = (start // most).astype(word(self.blocks.length))
+        before = (start // rows).astype(word(self.blocks.length))
         before *= before.dtype.type(self.window)
         last = before.dtype.type(self.blocks.length - 1)
-        blocks = self.blocks(jnp.minimum(_row(before, places), last))
+        blocks = self.blocks(jnp.minimum(_consecutive(before, places), last))
         return self._records(x, None, lambda place: blocks[place - before])
 
     @property
-    def _most(self) -> int:
-        """Rows of a window; only the last has fewer."""
+    def _window_rows(self) -> int:
+        """The rows of a window; the last window may have fewer."""
         return min(self.size * self.window, self.length)
 
     def _within_windows(
         self, window: Offsets, inside: UInt[Array, "b rows"], keys: RowWords
     ) -> UInt[Array, "b rows"]:
-        """Where in the row of blocks the rows stand that are `inside` these windows."""
-        number = window.dtype.type
-        start = window * number(self._most)
-        sizes = jnp.minimum(number(self._most), number(self.length) - start)
+        """Where in the sequence of permuted blocks each row stands.
+
+        `inside[i]` holds offsets in the window numbered `window[i]`, and `keys[i]` is the key from
+        which that window's is derived.
+        """
+        cast = window.dtype.type
+        start = window * cast(self._window_rows)
+        sizes = jnp.minimum(cast(self._window_rows), cast(self.length) - start)
         keys = threefry2x32(keys, *split_word(window))
-        # Which rounds they are depends on the length of a window, not of the epoch.
-        kind = word(self._most)
+        # The length of a window, not of the epoch, decides between 32-bit and 64-bit rounds.
+        kind = word(self._window_rows)
         moved = swap_or_not_each(keys[:, None], sizes.astype(kind)[:, None], inside.astype(kind))
         return start[:, None] + moved.astype(window.dtype)
 
     def _records(
         self, x: Offsets, turn: Turns | None, block_at: Callable[[Array], Array]
     ) -> Records:
-        """The records at the places `x` of the blocks put in a row."""
-        number, places = x.dtype.type, word(self.blocks.length)
-        size, rest = number(self.size), number(self.length % self.size)
+        """The records at positions `x` in the sequence of permuted blocks.
+
+        `block_at` maps places among the permuted blocks to blocks.
+        """
+        cast, places = x.dtype.type, word(self.blocks.length)
+        size, rest = cast(self.size), cast(self.length % self.size)
         place, inside = x // size, x % size
         if rest:
-            # Behind the one short block, blocks begin `rest` after a multiple of `size`.
+            # After the one short block, blocks begin `rest` rows past a multiple of `size`.
             short = self.short[0 if turn is None else turn].astype(x.dtype)
             behind = x >= short * size + rest
             y = jnp.where(behind, x - rest, x)
-            place = jnp.where(behind, y // size + number(1), place)
+            place = jnp.where(behind, y // size + cast(1), place)
             inside = jnp.where(behind, y % size, inside)
         block = block_at(place.astype(places)).astype(x.dtype)
-        return jax.lax.optimization_barrier(block * size + inside)
+        return jax.lax.optimization_barrier(block * size + inside)  # as in `_swap_or_not`
 
 
 def window_order(keys: UInt32[np.ndarray, "1 2"], number: int, size: int) -> np.ndarray:
-    """The order of `size` records in that window of an epoch with these keys, on the host.
+    """The order of the `size` records of window `number` in an epoch with this key, in NumPy.
 
-    It is the order of such a window in an epoch shuffled by blocks.
+    `BlockShuffle` orders a window of that number and length in the same way (SRC-039).
     """
     windows = threefry2x32(keys, *np.array([[2], [0]], np.uint32))
     mine = threefry2x32(windows, *split_word(np.array([number], np.uint32)))
@@ -306,8 +329,8 @@ class Blocks:
     """`shuffle="blocks"` with its sizes.
 
     Args:
-        size: the records of a block; blocks come in random order.
-        window: the number of consecutive blocks whose records are shuffled together.
+        size: the number of records in a block; the blocks of an epoch are shuffled.
+        window: the number of consecutive shuffled blocks whose records are shuffled together.
     """
 
     size: int = 1024
@@ -335,17 +358,17 @@ ORDERS: dict[Shuffle, Callable[[SpanWords, int], Order]] = {
 
 
 def keys_of(order_key: Words, epochs: Turns) -> SpanWords:
-    """The keys of the orders of these epochs (spec SHUF)."""
+    """The keys of these epochs: `fold_in(order_key, epoch)` for each (KEYS-005)."""
     return threefry2x32(order_key[None], *split_word(epochs))
 
 
-def _row(start: Any, count: int) -> Array:
-    """`start`, `start + 1`, ... in its own type."""
+def _consecutive(start: Any, count: int) -> Array:
+    """`start`, `start + 1`, ... in the dtype of `start`."""
     return start + jnp.arange(count, dtype=start.dtype)
 
 
 def _swaps(c: UInt[AnyArray, "*rows"]) -> AnyArray:
-    """The top bit of the finaliser of murmur3 (32 bits) or of splitmix64 (64 bits)."""
+    """Whether the finaliser of murmur3 (32-bit) or splitmix64 (64-bit) sets the top bit of `c`."""
     kind = c.dtype.type
     for shift, factor in FMIX32 if c.dtype.itemsize == 4 else SPLITMIX64:
         c = c ^ (c >> kind(shift))

@@ -1,4 +1,4 @@
-"""From a cursor to the rows of a batch: where they stand, and what ends an epoch."""
+"""From a cursor to the rows of a batch, and what happens at the end of an epoch."""
 
 import functools
 from collections.abc import Sequence
@@ -15,15 +15,15 @@ from ._types import Batch, Cursor, Mask, Offsets, Records, Turns, integer
 from .errors import SeekError
 
 LastBatch: TypeAlias = Literal["keep", "drop", "pad"]
-"""What becomes of the rows left over at the end of an epoch (spec STEP, ITER)."""
+"""What happens to the rows left over at the end of an epoch (spec STEP, ITER)."""
 
 
 class Rows(NamedTuple):
-    """What the rows of one batch are; keys are counted from it.
+    """The epoch, record and offset of each row, and whether it exists; keys are derived from these.
 
-    Unsigned integers and booleans, with one axis or, for several batches, two: in NumPy's arrays
-    where the host has read the rows, in JAX's inside a program. The host leaves out what nobody
-    asks for.
+    Unsigned integers and booleans of shape `(rows,)`, or `(batches, rows)` for several batches.
+    They are NumPy arrays if the host read the rows, else JAX arrays. `mask` is None if all rows
+    exist. The host also leaves fields None that no stage needs.
     """
 
     epoch: Any
@@ -33,9 +33,10 @@ class Rows(NamedTuple):
 
 
 def settle(cursor: Cursor, size: int, length: int | None, last_batch: LastBatch) -> Cursor:
-    """The cursor from which a batch of `size` rows really starts.
+    """The cursor from which a batch of `size` rows starts.
 
-    Only under "drop" another one: where no whole batch is left, the next epoch's first.
+    It differs from `cursor` only under "drop": if fewer than `size` rows are left in the epoch, it
+    is the start of the next epoch. A cursor that this function leaves unchanged is settled.
     """
     if length is None or last_batch != "drop":
         return cursor
@@ -45,7 +46,7 @@ def settle(cursor: Cursor, size: int, length: int | None, last_batch: LastBatch)
 
 
 def advance(cursor: Cursor, size: int, length: int | None, last_batch: LastBatch) -> Cursor:
-    """The cursor after a batch of `size` rows that started at the settled `cursor`."""
+    """The settled cursor after a batch of `size` rows that started at the settled `cursor`."""
     rows = _like(cursor.offset, size)
     if length is None:
         return Cursor(cursor.epoch, cursor.offset + rows)
@@ -57,21 +58,21 @@ def advance(cursor: Cursor, size: int, length: int | None, last_batch: LastBatch
 
 
 def _where(condition: Any, yes: Any, no: Any) -> Any:
-    """`jnp.where`, and for plain integers a plain one."""
-    return (
-        (yes if condition else no) if isinstance(condition, bool) else jnp.where(condition, yes, no)
-    )
+    """`jnp.where`; for a Python `bool` a plain conditional."""
+    if isinstance(condition, bool):
+        return yes if condition else no
+    return jnp.where(condition, yes, no)
 
 
 def _like(offset: Any, count: int) -> Any:
-    """A count in the type of the offset: JAX would take a plain integer for a signed one."""
+    """`count` in the dtype of `offset`. JAX would convert it to `int32`, which can overflow."""
     return count if isinstance(offset, int) else offset.dtype.type(count)
 
 
 class Cut(NamedTuple):
-    """The shape of one batch: its rows, how many epochs they can touch, whether some are missing.
+    """The shape of one batch: its rows, the most epochs they can touch, whether it can be padded.
 
-    With one epoch and no padding all rows are inside that epoch: whoever cuts so has seen to it.
+    `Cut(n, 1, False)` promises that all `n` rows lie in one epoch; the caller must ensure it.
     """
 
     size: int
@@ -80,14 +81,14 @@ class Cut(NamedTuple):
 
 
 def running_on(size: int, length: int | None, last_batch: LastBatch) -> Cut:
-    """The cut of `step` and `scan`: always `size` rows, from whatever row they start."""
+    """The cut of `step` and `scan`: always `size` rows, from any settled cursor."""
     if length is None or last_batch != "keep":
         return Cut(size, 1, last_batch == "pad")
     return Cut(size, 1 + -(-(size - 1) // length), False)
 
 
 def touched(cut: Cut, count: int, length: int | None, last_batch: LastBatch) -> int:
-    """How many epochs `count` batches in a row can touch."""
+    """The most epochs that `count` consecutive batches can touch."""
     if length is None or count == 1:
         return cut.epochs
     if last_batch == "keep":
@@ -96,32 +97,35 @@ def touched(cut: Cut, count: int, length: int | None, last_batch: LastBatch) -> 
 
 
 def batches_of(size: Any, length: Any, last_batch: LastBatch) -> Any:
-    """Batches of full size in an epoch that is cut anew; for a rest of one, at least a record."""
+    """How many batches of full shape `length` rows give: rounded up under "pad", else down.
+
+    `length` must be at least 1: under "pad" an unsigned 0 would wrap around.
+    """
     return (length - 1) // size + 1 if last_batch == "pad" else length // size
 
 
 def batches_of_loop(size: int, length: int, last_batch: LastBatch) -> int:
-    """Batches in which `for` gives so many records: under "keep" the last may be shorter."""
+    """How many batches `for` yields from `length` rows; under "keep" the last may be shorter."""
     return length // size if last_batch == "drop" else -(-length // size)
 
 
 def start_after(
     cursor: Cursor, size: int, count: Any, length: int | None, last_batch: LastBatch
 ) -> Cursor:
-    """Where the batch after `count` others starts, the first of them at the settled `cursor`.
+    """The start of the batch that comes `count` batches after the one at the settled `cursor`.
 
-    `count` is a plain integer, as the cursor's are, or an array in the type of the cursor's.
+    `count` is a Python integer if the cursor holds such, else an array of the cursor's dtype.
     """
     size = _like(count, size)
     rows = count * size
     if length is None:
-        return Cursor(cursor.epoch + 0 * count, cursor.offset + rows)
+        return Cursor(cursor.epoch + 0 * count, cursor.offset + rows)  # both of `count`'s shape
     if last_batch == "keep":
         turn, offset = _onward(cursor.offset, rows, length)
         return Cursor(cursor.epoch + turn, offset)
     length = _like(count, length)
     left, whole = (batches_of(size, x, last_batch) for x in (length - cursor.offset, length))
-    here, later = count < left, count - left  # which is not taken where it left the word
+    here, later = count < left, count - left  # `later` wraps where `here`, and is not used there
     turn = _where(here, 0, later // whole + 1)
     return Cursor(cursor.epoch + turn, _where(here, cursor.offset + rows, later % whole * size))
 
@@ -129,27 +133,27 @@ def start_after(
 def starts(
     cursor: Cursor, size: int, count: int, length: int | None, last_batch: LastBatch
 ) -> Cursor:
-    """Where `count` batches in a row start, the first of them at the settled `cursor`."""
+    """The starts of `count` consecutive batches, the first at the settled `cursor`."""
     each = jnp.arange(count, dtype=cursor.offset.dtype)
     return start_after(cursor, size, each, length, last_batch)
 
 
 def starts_within(epoch: int, offset: int, size: int, count: int) -> list[Cursor]:
-    """The same in plain integers, where all rows of the batches are in one epoch."""
+    """As `starts`, but as Python integers, for batches that all lie in one epoch."""
     offsets = range(offset, offset + count * size, size)
     return list(map(_CURSOR, zip(repeat(epoch), offsets, strict=False)))
 
 
-_CURSOR = functools.partial(tuple.__new__, Cursor)  # what `Cursor._make` comes down to, in C
+_CURSOR = functools.partial(tuple.__new__, Cursor)  # as `Cursor._make`, without running Python
 
 
 def _onward(offset: Any, rows: Any, length: int) -> tuple[Any, Any]:
-    """The place so many rows after `offset`, as epochs later and an offset there."""
+    """The place `rows` rows after `offset`: how many epochs later, and the offset there."""
     if isinstance(offset, int):
         return divmod(offset + rows, length)
     length = _like(rows, length)
-    # What is left is compared, not what is reached: a sum could leave the word. Where it does, the
-    # result is not taken; NumPy would warn.
+    # Compare `rows` with the rows left: `offset + rows` could wrap around. Each result below that
+    # does is discarded; NumPy would warn of it.
     with np.errstate(over="ignore"):
         left = length - offset
         inside, past = rows < left, rows - left
@@ -162,10 +166,10 @@ def _onward(offset: Any, rows: Any, length: int) -> tuple[Any, Any]:
 def locate(
     start: Cursor, cut: Cut, length: int | None
 ) -> tuple[Turns | None, Offsets, Mask | None]:
-    """For each row of a batch how many epochs after its start it stands (None: in the same one),
-    its offset there, and whether it exists.
+    """For each row of a batch: its epoch, counted from that of `start`; its offset; its mask.
 
-    Rows past the end of a padded batch get offset 0, and False in the mask.
+    The epochs are None if all are that of `start`, the mask is None if all rows exist. The padding
+    rows of a padded batch get offset 0 and mask False.
     """
     i = jnp.arange(cut.size, dtype=start.offset.dtype)
     if length is None or (cut.epochs == 1 and not cut.padded):
@@ -178,9 +182,9 @@ def locate(
 
 
 def rows_at(order: Order, starts: Cursor, cut: Cut) -> Rows:
-    """The rows of batches that start there, one after the other.
+    """The rows of the batches that start at `starts`, concatenated.
 
-    `order` is that of the epochs from the first batch's on.
+    `order` must begin with the epoch of the first batch, and span the epochs of all batches.
     """
 
     def each(start: Cursor) -> tuple[Turns, Offsets, Mask | None]:
@@ -194,7 +198,7 @@ def rows_at(order: Order, starts: Cursor, cut: Cut) -> Rows:
 
 
 def rows_from(order: Order, start: Cursor, count: int, masked: bool) -> Rows:
-    """The same for `count` rows of which all are in the epoch of `start`."""
+    """As `rows_at`, for `count` consecutive rows that all lie in the epoch of `start`."""
     offset = start.offset + jnp.arange(count, dtype=start.offset.dtype)
     epoch = jnp.broadcast_to(start.epoch, offset.shape)
     records = order.run(start.offset, count)
@@ -202,7 +206,7 @@ def rows_from(order: Order, start: Cursor, count: int, masked: bool) -> Rows:
 
 
 def take(data: Any, records: Records) -> Any:
-    """The records of an array, or of every field, in the order asked for; they must exist."""
+    """Gathers these records of every array of a tree. They must exist: nothing checks bounds."""
 
     def rows(x: Any) -> Any:
         return x.at[records].get(mode="promise_in_bounds", out_sharding=gathered_sharding(x))
@@ -211,9 +215,10 @@ def take(data: Any, records: Records) -> Any:
 
 
 def gathered_sharding(x: Any) -> NamedSharding | None:
-    """How rows of an array lie that an explicit mesh axis splits by rows: on all of its devices.
+    """The sharding of rows that are gathered from `x`: not split, so whole on each device.
 
-    None for every other array; only with such axes JAX has to be told.
+    Only if an Explicit mesh axis splits the rows of `x`, as `.at[].get` must then be told. None for
+    every other array.
     """
     sharding = jax.typeof(x).sharding
     if not isinstance(sharding, NamedSharding) or not sharding.spec or sharding.spec[0] is None:
@@ -236,7 +241,10 @@ def where_rows(mask: Mask, yes: Batch, no: Batch) -> Batch:
 
 
 def pack(cursor: Cursor, length: int | None) -> np.ndarray:
-    """A cursor as the array that a pipeline keeps; read-only, since copies share it."""
+    """The cursor as the array `[epoch, offset]` that a pipeline keeps.
+
+    It is read-only, because copies of a pipeline share it. Raises as `check_counted`.
+    """
     check_counted(cursor, length)
     packed = np.array(cursor, word(length or 1))
     packed.flags.writeable = False
@@ -244,7 +252,7 @@ def pack(cursor: Cursor, length: int | None) -> np.ndarray:
 
 
 def pack_each(cursors: Sequence[Cursor], length: int | None) -> list[np.ndarray]:
-    """Cursors, each behind the one before, as arrays."""
+    """`pack` for each of some cursors in ascending order."""
     check_counted(cursors[-1], length)
     numbers = chain.from_iterable(cursors)
     packed = np.fromiter(numbers, word(length or 1), 2 * len(cursors)).reshape(-1, 2)
@@ -253,7 +261,10 @@ def pack_each(cursors: Sequence[Cursor], length: int | None) -> list[np.ndarray]
 
 
 def check_counted(cursor: Cursor, length: int | None) -> None:
-    """Raises for a cursor behind the last that a pipeline can keep."""
+    """Raises `SeekError` if a pipeline cannot keep `cursor`.
+
+    Its epoch must be below 2**32, and so must its offset if the source has no length.
+    """
     epoch, offset = cursor
     if epoch >= 2**32 or (length is None and offset >= 2**32):
         raise SeekError(
@@ -263,6 +274,6 @@ def check_counted(cursor: Cursor, length: int | None) -> None:
 
 
 def check_within(name: str, value: Any, end: int) -> None:
-    """Raises for what is no integer in `[0, end)`."""
+    """Raises `SeekError` unless `value` is an integer in `[0, end)`."""
     if not 0 <= integer(value, -1) < end:
         raise SeekError(f"`{name}` must be an integer in [0, {end}), got {value!r}.")

@@ -1,5 +1,8 @@
-"""What JAX and this process have been told, for one thread or for all: settings, open traces, the
-device, the processors."""
+"""The state of JAX and of the process that other modules depend on.
+
+That is the settings of JAX, the trace that is open, the default device and the processors. The
+first three can differ between threads.
+"""
 
 import contextlib
 import os
@@ -21,21 +24,22 @@ _SETTINGS = attrgetter(
     "jax_debug_infs",
 )
 
-try:  # no public part of JAX: a third of the time, and all settings that it compiles anew for
+# These names are private to JAX. They cover every setting for which JAX compiles again, and take a
+# third of the time of the public ones.
+try:
     from jax._src.config import debug_infs, debug_nans, trace_context
     from jax._src.core import trace_state
 except ImportError:
 
     def context() -> Any:
-        """As below, as far as the public parts of JAX tell."""
+        """As below, for the settings in `_SETTINGS` alone, from public parts of JAX."""
         return get_opaque_trace_state(convention="nnx"), *_SETTINGS(jax.config)
 
 else:
 
     def context() -> Any:
-        """The trace of JAX's that is open now, if any, and the settings that can change what a
-        program returns, or whether it does; a thread may have its own. Nothing but comparing it
-        means anything.
+        """The open trace of JAX, if any, and the settings that can change what a program returns
+        or whether it raises, both for this thread. Compare it for equality; do nothing else.
         """
         return trace_state.value, trace_context(), debug_nans.value, debug_infs.value
 
@@ -51,26 +55,27 @@ def settings() -> Any:
 
 
 NO_TRACE = trace()
-"""What `trace` gives where none is open."""
+"""What `trace` returns if no trace is open."""
 
 
 _CHECKS = attrgetter("jax_debug_nans", "jax_debug_infs")
-_AS_IT_IS = contextlib.nullcontext()
+_NO_CHANGE = contextlib.nullcontext()
 
 
 def checks_values() -> bool:
-    """Whether JAX has been told to raise where a program returns a NaN, or an infinite number."""
+    """Whether `jax_debug_nans` or `jax_debug_infs` is set."""
     return any(_CHECKS(jax.config))
 
 
 def checking_values() -> contextlib.AbstractContextManager[Any]:
-    """Lets JAX look for NaNs in what is called meanwhile, if it has been told to.
+    """Keeps `jax_debug_nans` and `jax_debug_infs` working in its `with` block, if they are set.
 
-    When it runs a traced program as a function, as `cond` and others make it do, it stops looking,
-    and begins again for none but the first call of any program in that thread.
+    When JAX evaluates a jaxpr as a function, as `lax.cond` does, it turns off the check for NaNs in
+    that thread. Afterwards it checks only the first call of each program there, until the flags are
+    set for the thread again.
     """
     if not checks_values():
-        return _AS_IT_IS
+        return _NO_CHANGE
     return _checking(*_CHECKS(jax.config))
 
 
@@ -81,19 +86,19 @@ def _checking(nans: bool, infs: bool) -> Iterator[None]:
 
 
 def on_cpu() -> bool:
-    """Whether what is traced now is to run on the CPU."""
+    """Whether a program that is traced now will run on a CPU."""
     chosen = chosen_device()
     return (getattr(chosen, "platform", chosen) or jax.default_backend()) == "cpu"
 
 
 def chosen_device() -> Any:
-    """What `jax.default_device` was given, if anything: a device, or the name of a platform."""
-    # JAX makes the attribute as it runs.
+    """The value of `jax.default_device`: a device, the name of a platform, or None."""
+    # JAX defines the attribute at run time.
     return jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def processors() -> int:
-    """How many threads of this process can run at the same time."""
+    """How many processors this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -108,9 +113,7 @@ _GUARDS = attrgetter(
 
 
 def transferring() -> contextlib.AbstractContextManager[Any]:
-    """Marks what is transferred meanwhile as meant, for whoever has set `jax.transfer_guard`."""
-    return (
-        _AS_IT_IS
-        if _GUARDS(jax.config) == (None, None, None, None)
-        else jax.transfer_guard("allow")
-    )
+    """Allows the transfers in its `with` block, whatever `jax.transfer_guard` the user has set."""
+    if _GUARDS(jax.config) == (None, None, None, None):
+        return _NO_CHANGE
+    return jax.transfer_guard("allow")

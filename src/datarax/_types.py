@@ -1,6 +1,6 @@
-"""The nouns of the house, with their axes.
+"""The types that all modules share, checks of arguments, and texts that show arrays to users.
 
-Axes: `b` rows of a batch, `n` records of a source.
+In shapes, `b` is the number of rows of a batch.
 """
 
 import inspect
@@ -17,7 +17,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Key, UInt, UInt32
 
 AnyArray: TypeAlias = Array | np.ndarray
-"""An array of JAX, or of NumPy where the host computes."""
+"""A JAX array, or a NumPy array in what also runs on the host."""
 
 Batch: TypeAlias = dict[str, Any]
 """Arrays by field name, rows on axis 0; nested dicts are allowed."""
@@ -26,27 +26,28 @@ Words: TypeAlias = UInt32[AnyArray, "2"]
 """The two words of a threefry key."""
 
 KeyLike: TypeAlias = Key[Array, ""] | UInt32[AnyArray, "2"]
-"""A key as users have it: typed, or its two words."""
+"""A key as users pass it: typed, or its two words."""
 
 RowWords: TypeAlias = UInt32[AnyArray, "b 2"]
+"""A threefry key per row."""
 
 Scalar: TypeAlias = UInt[Array, ""]
 Offsets: TypeAlias = UInt[Array, " b"]
 
 Turns: TypeAlias = UInt[AnyArray, " b"]
-"""How many epochs after the first of a batch each row stands."""
+"""The epoch of each row, counted from the first epoch that an `Order` or a batch spans."""
 
 Records: TypeAlias = UInt[Array, " b"]
 Mask: TypeAlias = Bool[Array, " b"]
 
 Spec: TypeAlias = dict[str, Any]
-"""A batch with `jax.ShapeDtypeStruct` in the place of arrays."""
+"""A batch with a `jax.ShapeDtypeStruct` in place of each array."""
 
 
 class Cursor(NamedTuple):
-    """Where a pipeline stands: the next row is row `offset` of epoch `epoch`.
+    """The position of a pipeline: its next row is the one at `offset` in epoch `epoch`.
 
-    Plain integers on the host, scalars of `_order.word(length)` inside a compiled program.
+    Python integers on the host, scalars of dtype `_order.word(length)` in a compiled program.
     """
 
     epoch: Any
@@ -54,7 +55,10 @@ class Cursor(NamedTuple):
 
 
 class Signed(type(nnx.Module)):
-    """Modules that show `help` and editors the parameters of `__init__`, and not `*args`."""
+    """Metaclass of modules whose signature is that of `__init__`, for `help` and editors.
+
+    The metaclass of `nnx.Module` would show `*args, **kwargs`.
+    """
 
     @property
     def __signature__(cls) -> inspect.Signature:
@@ -63,7 +67,7 @@ class Signed(type(nnx.Module)):
 
 
 def integer(value: Any, otherwise: int) -> int:
-    """The integer that `value` is; `otherwise` for anything else, `True` included."""
+    """`value` as an `int` if it is an integer, else `otherwise`; a `bool` is no integer."""
     try:
         return otherwise if isinstance(value, bool) else operator.index(value)
     except TypeError:
@@ -71,38 +75,41 @@ def integer(value: Any, otherwise: int) -> int:
 
 
 def expect(name: str, value: Any, kind: type) -> None:
-    """Raises unless the argument `name` is of that kind."""
+    """Raises `TypeError` unless `value`, the argument `name`, is a `kind`."""
     if not isinstance(value, kind):
         raise TypeError(f"`{name}` must be of type {kind.__name__}, got {type(value).__name__}.")
 
 
 def names(option: str, given: Sequence[str] | None) -> tuple[str, ...] | None:
-    """The names that an option lists; a single one would be read letter by letter."""
+    """The names that were `given` for an option, as a tuple; None if that is None.
+
+    Raises `TypeError` for a single string, which would be read letter by letter, and `ValueError`
+    for no names or duplicates.
+    """
     if given is None:
         return None
     if isinstance(given, str) or not all(isinstance(name, str) for name in given):
         raise TypeError(f"`{option}` is a list of names, got {given!r}.")
     if len(set(given)) < len(given) or not given:
-        # One of two with one name would be lost, and a batch of none has no rows.
+        # Of two fields with one name, a batch would keep one; a batch of no fields has no rows.
         raise ValueError(f"`{option}` names at least one, and none of them twice, got {given!r}.")
     return tuple(given)
 
 
 def namespace(*arrays: Any) -> Any:
-    """NumPy if it alone can compute with these arrays, else JAX's namespace of the same names."""
+    """`numpy` if all of these are NumPy arrays, else `jax.numpy`."""
     return np if all(isinstance(x, np.ndarray) for x in arrays) else jnp
 
 
 def is_traced(x: Any) -> bool:
-    """Whether a value stands for one that is not there yet, inside a trace of JAX's."""
     return isinstance(x, Tracer)
 
 
 def flat_fields(tree: Any, text: Callable[[str], str] = str) -> dict[str, Any]:
     """The leaves of a batch by dotted field name: `{"a": {"b": x}}` gives `{"a.b": x}`.
 
-    What is no dict is a leaf, a list too, which is no batch of its items. With `escaped` as the
-    `text` of a step, no two of them have one name.
+    Anything but a dict is a leaf, even a list. `text` maps each key of a path to its text. Pass
+    `escaped` to make all names distinct: `{"a.b": x}` has the same name otherwise.
     """
     flatten = jax.tree_util.tree_flatten_with_path
     leaves, _ = flatten(tree, is_leaf=lambda x: not isinstance(x, dict))
@@ -110,26 +117,26 @@ def flat_fields(tree: Any, text: Callable[[str], str] = str) -> dict[str, Any]:
 
 
 def escaped(name: str) -> str:
-    """A field's name in a dotted path: a dot of its own is no step of the path."""
+    """Escapes the dots in a field's name, which would otherwise separate names in a path."""
     return name.replace("\\", "\\\\").replace(".", "\\.")
 
 
 def spec_text(spec: Any) -> str:
-    """A spec for people: `image float32[16,32,32,3], label int32[16]`."""
+    """A spec for messages: `image float32[16,32,32,3], label int32[16]`."""
     return ", ".join(field_texts(spec))
 
 
 def type_text(x: Any) -> str:
-    """What an array is, for people: `float32[16,2]`."""
+    """The dtype and shape of an array, for messages: `float32[16,2]`."""
     return f"{x.dtype}[{','.join(map(str, x.shape))}]"
 
 
 FIELDS_SHOWN = 32
-"""The most fields of a spec that people are shown: a table may have thousands."""
+"""The most fields of a spec that a message shows: a table can have thousands."""
 
 
 def field_texts(spec: Any) -> list[str]:
-    """The fields of a spec for people, one by one, and after the first few how many more."""
+    """One text per field of a spec. After `FIELDS_SHOWN` fields, a last text counts the others."""
     fields = flat_fields(spec)
     texts = [
         f"{name} {type_text(leaf)}"

@@ -1,4 +1,4 @@
-"""Callables that have arrays, as NNX modules that have Variables."""
+"""Wraps callables that hold arrays in NNX modules that hold them as Variables."""
 
 import functools
 import inspect
@@ -11,14 +11,18 @@ from flax import nnx
 
 from ._modules import Watched
 
-# A part may be held in two places, also where the user has told NNX to take modules for trees.
+# A part can be held in two places, so these need NNX's graph mode even if the user has turned it
+# off. An NNX without the option always has it on.
 _AS_GRAPH = {"graph": True} if "graph" in inspect.signature(nnx.iter_graph).parameters else {}
 iter_graph: Any = functools.partial(nnx.iter_graph, **_AS_GRAPH)
 flatten: Any = functools.partial(nnx.graph.flatten, **_AS_GRAPH)
 
 
 def with_variables(function: Any) -> Any:
-    """A callable whose arrays can be trained and saved; itself, if it has none or is of NNX."""
+    """`function` as an NNX module whose Variables are its arrays, so they are trained and saved.
+
+    Returns `function` itself if it holds no arrays, is an NNX object, or is not callable.
+    """
     if isinstance(function, nnx.Pytree) or not callable(function):
         return function
     if method := method_of(function):
@@ -28,17 +32,17 @@ def with_variables(function: Any) -> Any:
 
 
 class PytreeStage(Watched):
-    """An Equinox module, or another pytree, as a stage: its arrays are `nnx.Param`s, read at
-    every call.
+    """An Equinox module, or another pytree, as a stage.
 
-    `module` is what was given with its current arrays, an Equinox module in inference mode after
-    `pipeline.eval()`.
+    Its arrays become Variables, those of inexact dtypes `nnx.Param`s. Every call reads their
+    current values. `module` is the wrapped module with these values; an Equinox module is in
+    inference mode after `pipeline.eval()`.
     """
 
     deterministic: bool = False
 
     def __init__(self, module: Any):
-        self.deterministic = False  # set by `eval()` and `train()` of NNX
+        self.deterministic = False  # NNX's `eval()` and `train()` set it
         arrays, self.static = eqx.partition(module, _is_array)
         self.arrays = nnx.List(
             [
@@ -63,7 +67,7 @@ class PytreeStage(Watched):
 
 
 class MethodStage(Watched):
-    """A method of an NNX object as a stage: the object's Variables are the pipeline's."""
+    """A method of an NNX object as a stage; the pipeline holds the object's Variables."""
 
     def __init__(self, module: nnx.Pytree, name: str):
         self.module = module
@@ -78,11 +82,11 @@ class MethodStage(Watched):
 
 
 def method_of(stage: Any) -> tuple[nnx.Pytree, str] | None:
-    """The NNX object whose method a stage is, and the method's name there; None if it is none."""
+    """The NNX object that a stage is a bound method of, and the method's name; None for others."""
     if inspect.ismethod(stage):
         holder, function = stage.__self__, stage.__func__
     elif isinstance(stage, functools.partial) and len(stage.args) == 1 and not stage.keywords:
-        [holder], function = stage.args, stage.func  # how `nnx.jit` makes a method
+        [holder], function = stage.args, stage.func  # how `nnx.jit` binds a method
     else:
         return None
     if isinstance(holder, nnx.Pytree):

@@ -1,4 +1,4 @@
-"""What XLA has to be told, on one kind of device or another, to compile what was meant."""
+"""Steers how XLA compiles and runs programs, mostly on a CPU."""
 
 import contextlib
 import functools
@@ -15,56 +15,58 @@ from ._types import Scalar, namespace
 T = TypeVar("T")
 
 ONE_THREAD = {"xla_disable_hlo_passes": "cpu-parallel-task-assigner"}
-"""Options for `jax.jit` under which no kernel is shared out among the threads of a CPU.
+"""Compiler options for `jax.jit` that keep every kernel on a single thread of a CPU.
 
-XLA means to share out what reads or writes more than 256 KiB a thread, but takes a gather for one
-that reads its whole operand; to wake a thread takes longer than to gather a small batch. JAX
-accepts options outside any trace only.
+XLA splits a kernel among threads if it reads or writes more than 256 KiB per thread. It assumes
+that a gather reads its whole operand, so it splits even the gather of a small batch, and waking a
+thread (10-70 us) takes longer than that gather. JAX accepts compiler options only outside a trace.
 """
 
 
 def beside(number: int) -> contextlib.AbstractContextManager[Any]:
-    """What is called meanwhile does not wait, on a CPU, for what was called under other numbers.
+    """Puts the programs called in its `with` block on the execution stream `number` of XLA.
 
-    XLA's CPU client else begins with a program when the last one that the thread has called is
-    done, so that two that have nothing to do with each other use one processor.
+    XLA's CPU client starts a program only after the previous one on the same stream has ended. By
+    default each thread is one stream, so two independent programs use one processor.
     """
     return contextlib.nullcontext() if _STREAM is None else _STREAM(number)
 
 
-try:  # no public part of JAX
+try:  # private to JAX
     from jaxlib.xla_client import execution_stream_id as _STREAM
 except ImportError:
     _STREAM = None
 
 SIDE_BY_SIDE = _STREAM is not None
-"""Whether `beside` can do what it says."""
+"""Whether this JAX supports `beside`; otherwise it does nothing."""
 
 
 def weak_zeros(shape: tuple[int, ...], dtype: Any) -> jax.Array | None:
-    """Zeros that adopt the type of what they meet, as Python's do; None where JAX has none."""
+    """Weakly typed zeros, like a Python scalar; None if no Python scalar has that dtype in JAX."""
     zero = jnp.asarray(np.zeros((), dtype).item())
     return jnp.broadcast_to(zero, shape) if zero.dtype == dtype else None
 
 
 def _blank(like: jax.ShapeDtypeStruct) -> jax.Array:
-    """Zeros of that type: if only one branch has a weak type, the result has none."""
+    """Zeros, weakly typed if `like` is: a `cond` is so only if both of its branches are."""
     weak = weak_zeros(like.shape, like.dtype) if like.weak_type else None
     return jax.lax.full_like(like, 0) if weak is None else weak
 
 
 def apart(number: Scalar, function: Callable[..., T], *args: Any) -> T:
-    """`function(*args)`, of a program for the CPU a part that is compiled by itself.
+    """`function(*args)`; in a program for a CPU, inside a branch that is always taken.
 
-    `number` is any of its type but the largest. XLA's compiler for the CPU fuses what is computed
-    once a row into the loop over its elements, and computes it again for each of them: an index, a
-    random number. It moves nothing into a branch that it cannot prove to be taken. And where more
-    than a few kernels stand side by side, they are shared out among threads, which takes longer
-    than small ones themselves; a branch counts as one.
+    Without the branch, XLA's CPU compiler fuses what is computed once per row (an index, a random
+    number) into its consumers, and recomputes it for every element of the row. It fuses nothing
+    into a branch that it cannot prove to be taken. It also spreads more than a few independent
+    kernels over threads, which takes longer than small kernels themselves; a branch counts as one.
+
+    The branch is taken if `number` is below the maximum of its dtype. The caller must ensure that,
+    and that XLA cannot prove it: `number` must not be a constant.
     """
-    if not on_cpu() or trace() == NO_TRACE:  # outside of a program it is run as it is written
+    if not on_cpu() or trace() == NO_TRACE:
         return function(*args)
-    once = jax.jit(function)  # traced once for the two calls
+    once = jax.jit(function)  # so that `eval_shape` and `cond` trace it once
     blank = jax.tree.map(_blank, jax.eval_shape(once, *args))
     kind = number.dtype
     always = number < kind.type(np.iinfo(kind).max)
@@ -72,10 +74,11 @@ def apart(number: Scalar, function: Callable[..., T], *args: Any) -> T:
 
 
 def as_one_program(function: Callable[..., T], *args: Any, **static: Any) -> T:
-    """`function(*args, **static)`, compiled if no trace is open, and if not all is NumPy's.
+    """`function(*args, **static)`, jitted unless a trace is open or all arrays are NumPy's.
 
-    For what is called outside of any program, too, and there would take a hundred times as long
-    one operation at a time. `static` is hashed and kept for as long as the program is.
+    For functions that are also called outside of programs, where running one operation at a time
+    would take a hundred times as long. The values in `static` must be hashable, and the cached
+    program keeps them alive.
     """
     if trace() != NO_TRACE or namespace(*jax.tree.leaves(args)) is np:
         return function(*args, **static)
