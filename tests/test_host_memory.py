@@ -56,6 +56,14 @@ def test_64_bit_types_are_placed_where_jax_holds_them():
         assert to_device(np.ones(3)).dtype == np.float64
 
 
+@pytest.mark.usefixtures("placing")
+def test_placing_is_allowed_under_any_transfer_guard():
+    _host_memory._put_on_cpu.cache_clear()  # the first call has something to find out
+    with jax.transfer_guard("disallow_explicit"):
+        placed = to_device(np.ones(3, np.float32))
+    assert placed.tolist() == [1, 1, 1]
+
+
 def test_an_aligned_array_is_placed_without_a_copy():
     x = _buffers.empty_rows(2**16, (), np.float32)
     assert to_device(x).unsafe_buffer_pointer() == x.ctypes.data

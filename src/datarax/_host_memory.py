@@ -50,10 +50,10 @@ def to_device(tree: Any) -> Any:
     function that `device_put` itself calls last.
     """
     plain = chosen_device() is None and on_cpu()
-    put = _put_on_cpu(jax.local_devices()[0]) if plain else None
-    if put is None:
-        return jax.device_put(tree)
     with transferring():
+        put = _put_on_cpu(jax.local_devices()[0]) if plain else None
+        if put is None:
+            return jax.device_put(tree)
         return jax.tree.map(lambda x: put(x) if isinstance(x, np.ndarray) else x, tree)
 
 
