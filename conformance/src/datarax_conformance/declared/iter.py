@@ -398,7 +398,7 @@ case(
 )
 for kind in ("int", "uint", "float"):
     case(
-        "SRC-004",
+        "SRC-003",
         f"modes-{kind}",
         f"{kind}64 has one type in all modes",
         wide(kind, [1, 2, 3, 0]),

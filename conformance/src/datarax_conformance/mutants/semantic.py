@@ -303,6 +303,17 @@ MUTANTS = [
         ),
     ),
     mutant(
+        "step narrows floats, a loop does not",
+        "SRC-003",
+        (
+            STEP,
+            "        return {\n"
+            "            name: field.astype(np.float32) if field.dtype == np.float64 else field\n"
+            "            for name, field in self.take(stay=False).items()\n"
+            "        }\n",
+        ),
+    ),
+    mutant(
         "scan cuts integers to 32 bits",
         "SRC-005 SCAN-001",
         within(
@@ -1165,6 +1176,15 @@ MUTANTS = [
         (
             "digest({name: [str(c.dtype), *c.shape[1:]] for name, c in columns.items()})",
             "digest({name: c.shape[1:] for name, c in columns.items()})",
+        ),
+    ),
+    mutant(
+        "a column of 64 bits is taken for one of 32, and not narrowed",
+        "STATE-012",
+        (
+            "digest({name: [str(c.dtype), *c.shape[1:]] for name, c in columns.items()})",
+            'digest({name: [str(c.dtype).replace("64", "32"), *c.shape[1:]] '
+            "for name, c in columns.items()})",
         ),
     ),
     mutant(
