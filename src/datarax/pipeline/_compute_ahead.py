@@ -23,7 +23,7 @@ from .._rows import Cut, advance, batches_of, pack, pack_each, starts_within
 from .._settings import checks_values, processors
 from .._types import Batch, Cursor, is_traced
 from .._xla import SIDE_BY_SIDE, beside
-from ..sources._base import Fetched, length_of
+from ..sources._base import SourceBatch, length_of
 from ._binding import Binding, Changes, Values
 from ._blame import blame, by_hand
 from ._core import cutting, updated
@@ -314,7 +314,7 @@ def _sides(single: Program) -> int:
     return processors() if able and single.keeps_state is False else 1
 
 
-def _unstaged(fetched: Fetched | None, mask_name: str) -> Batch:
+def _unstaged(fetched: SourceBatch | None, mask_name: str) -> Batch:
     """The batch of a pipeline without stages; no fields at the end of a pass."""
     if fetched is None:
         return {}

@@ -17,7 +17,7 @@ from .._types import Batch, Cursor, Scalar, is_traced
 from .._variables import iter_graph
 from .._xla import apart
 from ..errors import CapturedError, MaskNameError, SeekError, StageError
-from ..sources._base import EagerSourceBase, Fetched, fetch, length_of, order_of
+from ..sources._base import EagerSourceBase, SourceBatch, fetch, length_of, order_of
 from ..sources._iterable import StreamSource
 from ._binding import Changes, Values, VariableTypeError, changes, merge
 from ._jaxpr import constants
@@ -66,7 +66,7 @@ def fetched_from(
     cut: Cut,
     count: int = 1,
     whole: bool = False,
-) -> Fetched:
+) -> SourceBatch:
     """The rows of the next `count` batches, gathered in the named scope of the source. With `whole`
     all of them are in the epoch of the cursor."""
     check_mesh(pipeline.sharding)
@@ -76,7 +76,7 @@ def fetched_from(
 
 
 def run_stages(
-    pipeline: "Pipeline", fetched: Fetched, cursor: Cursor, cut: Cut
+    pipeline: "Pipeline", fetched: SourceBatch, cursor: Cursor, cut: Cut
 ) -> tuple[dict[str, Batch], Cursor]:
     """The output of every node for the rows from the settled `cursor` on, and the cursor after.
 
@@ -119,7 +119,7 @@ def keyring(pipeline: "Pipeline", epoch: Any, record: Any, start: Cursor) -> Key
 def run_batch(
     structure: Structure,
     values: Values,
-    fetched: Fetched,
+    fetched: SourceBatch,
     cursor: Cursor,
     cut: Cut,
 ) -> tuple[Batch, Cursor, Changes]:
@@ -128,7 +128,7 @@ def run_batch(
     With random stages it is a branch of its own in the program, see `apart`.
     """
 
-    def run(values: Values, fetched: Fetched, cursor: Cursor) -> tuple[Batch, Cursor, Changes]:
+    def run(values: Values, fetched: SourceBatch, cursor: Cursor) -> tuple[Batch, Cursor, Changes]:
         roots = merge(structure, values)
         outputs, moved = run_stages(roots[0], fetched, cursor, cut)
         return outputs[roots[0]._sink], moved, changes(structure, roots, values)
@@ -189,7 +189,7 @@ def _run_abstractly(
     return traced.out_info, list(constants(traced.jaxpr))  # JAX sorts the nodes by name
 
 
-def _fetched_purely(copy: "Pipeline", order: Any, start: Cursor, cut: Cut) -> Fetched:
+def _fetched_purely(copy: "Pipeline", order: Any, start: Cursor, cut: Cut) -> SourceBatch:
     """`fetched_from`, or an error if the source draws from an `nnx.Rngs` of its own, which would
     not advance."""
     streams = [x for _, x in iter_graph(copy.source) if isinstance(x, nnx.RngState)]

@@ -33,9 +33,9 @@ from ..errors import (
 from ..operators import OperatorModule
 from ..sources._base import (
     EagerSourceBase,
-    Fetched,
     HasGetBatchAt,
     Source,
+    SourceBatch,
     check_countable,
     length_of,
 )
@@ -378,7 +378,7 @@ class Pipeline(_Hidden, Watched, metaclass=_CheckedOnceBuilt):
         there, then = jnp.asarray(where), jnp.asarray(when)
         rows = Rows(then, there, there, jnp.ones(1, bool) if mask else None)
         at = Cursor(rows.epoch[0], jnp.zeros((), kind))
-        return run_stages(copy, Fetched(batch, rows), at, Cut(1, 1, False))[0]
+        return run_stages(copy, SourceBatch(batch, rows), at, Cut(1, 1, False))[0]
 
     def get_state(self) -> dict[str, Any]:
         """What the pipeline remembers, as a dict that `json.dumps` takes.

@@ -14,7 +14,7 @@ from .._rows import Cut
 from .._settings import NO_TRACE, checking_values, on_cpu, trace, transferring
 from .._types import Batch, Cursor
 from .._xla import ONE_THREAD, apart
-from ..sources._base import Fetched
+from ..sources._base import SourceBatch
 from ._binding import Changes, Values, has_tracer, merge
 from ._core import CUTS, fetched_from, run_batch, start_of, updated
 from ._jaxpr import callers, constants, weight
@@ -117,7 +117,7 @@ def batch_program(
     """
 
     def one(
-        values: Values, order: Any, fetched: Fetched | None, cursor: Cursor
+        values: Values, order: Any, fetched: SourceBatch | None, cursor: Cursor
     ) -> tuple[Batch, Cursor, Changes]:
         (pipeline,) = merge(structure, values)
         if fetched is None:

@@ -20,7 +20,7 @@ from .._settings import transferring
 from .._types import Batch, Cursor, Spec
 from .._xla import ONE_THREAD
 from ..errors import EmptySourceError, ReadError
-from ..sources._base import Fetched
+from ..sources._base import SourceBatch
 from ..sources._buffers import empty_rows
 from ..sources._conform import conform, stack
 from ..sources._iterable import Stream, Windows
@@ -44,7 +44,7 @@ class ReadBatch(NamedTuple):
     is not `start` if that was the end of a pass.
     """
 
-    fetched: Fetched | None
+    fetched: SourceBatch | None
     cut: Cut
     start: Cursor
     after: Cursor
@@ -66,7 +66,7 @@ class Stack(NamedTuple):
     """Several batches stacked on a leading axis, with the cursors before and after each, for a
     compiled loop over them."""
 
-    fetched: Fetched
+    fetched: SourceBatch
     starts: Cursor
     ends: Cursor
     after: Cursor
@@ -185,7 +185,7 @@ class PlannedRows:
         batches = _placed(self.settings, _split_chunk(whole, len(starts)), own)
         return [ReadBatch(*x) for x in zip(batches, repeat(cut), starts, ends, failures)]
 
-    def _read_rows(self, plan: Plan, cut: Cut, own: Own) -> tuple[Fetched, list[Failures]]:
+    def _read_rows(self, plan: Plan, cut: Cut, own: Own) -> tuple[SourceBatch, list[Failures]]:
         """The rows that this process reads, and for each batch the errors of its masked rows."""
         rows, inside, starts, _ = plan
         reader, spec = self.settings.reader, self.settings.spec
@@ -203,7 +203,7 @@ class PlannedRows:
             for row, error in zip(holes, errors, strict=True):
                 failures[row // cut.size].append((int(rows.epoch[row]), error))
             rows = rows._replace(mask=mask)
-        return Fetched(batch, rows), [*failures]
+        return SourceBatch(batch, rows), [*failures]
 
     def _masked_rows(
         self, records: np.ndarray, inside: np.ndarray
@@ -334,12 +334,12 @@ class StreamRows:
             rows = Rows(epoch, record, offset, inside)
         cut = cut._replace(size=len(rows.epoch))
         first = Cursor(places[0][0], places[0][2])
-        return ReadBatch(Fetched(batch, rows), cut, start, at, first=first)
+        return ReadBatch(SourceBatch(batch, rows), cut, start, at, first=first)
 
 
 def _placed(
-    settings: ReadSettings, fetched: Sequence[Fetched], own: Own = None, axis: int = 0
-) -> list[Fetched]:
+    settings: ReadSettings, fetched: Sequence[SourceBatch], own: Own = None, axis: int = 0
+) -> list[SourceBatch]:
     """Batches on the device. On a CPU, arrays that a program can read in place stay in NumPy.
 
     Epochs, records and offsets stay in NumPy, too: a program that uses them transfers them.
@@ -352,14 +352,14 @@ def _placed(
     else:
         placed = jax.device_put(wanted)  # one call for all arrays is cheaper
     return [
-        Fetched(batch, x.rows._replace(mask=mask))
+        SourceBatch(batch, x.rows._replace(mask=mask))
         for x, (batch, mask) in zip(fetched, placed, strict=True)
     ]
 
 
 def _stack(
     settings: ReadSettings,
-    whole: Fetched,
+    whole: SourceBatch,
     own: Own,
     starts: list[Cursor],
     ends: list[Cursor],
@@ -432,7 +432,7 @@ def on_host() -> Any:
         return contextlib.nullcontext()
 
 
-def _split_chunk(whole: Fetched, count: int) -> list[Fetched]:
+def _split_chunk(whole: SourceBatch, count: int) -> list[SourceBatch]:
     """Splits a chunk into `count` batches of equal size."""
 
     def part(i: int, x: np.ndarray) -> np.ndarray:

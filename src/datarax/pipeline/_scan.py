@@ -20,7 +20,7 @@ from .._settings import on_cpu
 from .._types import Cursor, integer, is_traced, spec_text
 from .._variables import iter_graph
 from ..errors import CapturedError, LastBatchError, RandomAccessError, ScanLengthError
-from ..sources._base import EagerSourceBase, Fetched, length_of
+from ..sources._base import EagerSourceBase, SourceBatch, length_of
 from ..sources._iterable import StreamSource
 from ._binding import Binding, Changes, Values, changes, has_tracer, is_same, merge, type_change
 from ._blame import blame, by_hand
@@ -177,7 +177,7 @@ def _scan_in_chunks(
     return {**changed, binding.cursor_index: packed}, carry, whole, after
 
 
-def _no_batches(stream: StreamSource, cut: Cut) -> tuple[Fetched, Cursor, Cursor]:
+def _no_batches(stream: StreamSource, cut: Cut) -> tuple[SourceBatch, Cursor, Cursor]:
     """What a scan of no batches reads of a stream: arrays without rows."""
     cursors = Cursor(*(np.zeros(0, word(1)) for _ in Cursor._fields))
     fetched = jax.tree.map(lambda x: jnp.zeros((0, *x.shape), x.dtype), stream.blank(cut))

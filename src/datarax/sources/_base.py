@@ -247,8 +247,8 @@ def order_of(
     return None if order_key is None else keys_of(order_key, each)
 
 
-class Fetched(NamedTuple):
-    """The rows of one batch as stored, and their epochs, records, offsets and mask."""
+class SourceBatch(NamedTuple):
+    """A batch as its source gives it, before any stage, and which rows those are."""
 
     batch: Batch
     rows: Rows
@@ -263,7 +263,7 @@ def fetch(
     last_batch: LastBatch = "keep",
     whole: bool = False,
     masks: bool = True,
-) -> Fetched:
+) -> SourceBatch:
     """The rows of `count` batches from the settled cursor `start` on.
 
     `order` covers all epochs that the batches can touch. With `whole` the caller guarantees that
@@ -288,8 +288,8 @@ def fetch(
         how = {"cut": cut, "count": count, "length": length, "last_batch": last_batch}
         return as_one_program(_rows_across, order, start, **how)
 
-    def as_stored() -> Fetched:
-        return Fetched(source.gather_range(start.offset, rows), in_a_row())
+    def as_stored() -> SourceBatch:
+        return SourceBatch(source.gather_range(start.offset, rows), in_a_row())
 
     masks &= source.masks
     # A branch is a trace, in which a reader runs only as a callback.
@@ -321,20 +321,20 @@ def _rows_across(
     return rows_at(order, starts(start, cut.size, count, length, last_batch), cut)
 
 
-def _gathered(source: EagerSourceBase, rows: Rows, masks: bool) -> Fetched:
+def _gathered(source: EagerSourceBase, rows: Rows, masks: bool) -> SourceBatch:
     if not masks:
-        return Fetched(source.gather(rows.record), rows)
+        return SourceBatch(source.gather(rows.record), rows)
     if source.reader is None:  # rows on the device are always readable
         batch, readable = source.gather(rows.record), jnp.ones(rows.record.shape, bool)
     else:
         batch, readable = call_host_readable(source.reader, rows.record)
     mask = readable if rows.mask is None else rows.mask & readable
-    return Fetched(batch, rows._replace(mask=mask))
+    return SourceBatch(batch, rows._replace(mask=mask))
 
 
 def _fetch_by_key(
     source: HasGetBatchAt, order: Order | SpanWords | None, cursor: Cursor, cut: Cut
-) -> Fetched:
+) -> SourceBatch:
     assert not isinstance(order, Order)
     keys = None if order is None else typed(order)
     size, epochs, _ = cut
@@ -357,14 +357,14 @@ def _fetch_by_key(
     rows = Rows(epoch, offset, offset, mask)
     for part in parts:
         if not _has_rows(part, size):
-            return Fetched(part, rows)  # the shape check of the pipeline reports it
+            return SourceBatch(part, rows)  # the shape check of the pipeline reports it
     batch, *others = jax.tree.map(
         lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, parts
     )
     for later, other in enumerate(others, 1):
         here = turn == later
         batch = where_rows(here, take(other, jnp.where(here, offset, 0)), batch)
-    return Fetched(batch, rows)
+    return SourceBatch(batch, rows)
 
 
 def _works_with_a_key(source: HasGetBatchAt, start: Scalar, size: int) -> bool:

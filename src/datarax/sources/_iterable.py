@@ -19,7 +19,7 @@ from .._order import window_order
 from .._rows import Cut, Rows
 from .._types import Batch, Signed, Spec, expect, integer, names
 from ..errors import DataraxError, EmptySourceError, RandomAccessError, ReadError
-from ._base import Fetched
+from ._base import SourceBatch
 from ._conform import conform, copier, held_spec, read_error, spec_of, stack
 from ._reader import while_running
 from ._values import BY_NAME, as_record, is_table
@@ -104,12 +104,12 @@ class StreamSource(Watched, metaclass=Signed):
         """Shape and type of one record."""
         return held_spec(lambda: self.stream.stored_spec)
 
-    def blank(self, cut: Cut) -> Fetched:
+    def blank(self, cut: Cut) -> SourceBatch:
         """A batch of zeros with the shapes and types of the stream's batches, for tracing."""
         batch = jax.tree.map(lambda x: jnp.zeros((cut.size, *x.shape), x.dtype), self.element_spec)
         where = jnp.zeros(cut.size, jnp.uint32)
         mask = jnp.zeros(cut.size, bool) if cut.padded else None
-        return Fetched(batch, Rows(where, where, where, mask))
+        return SourceBatch(batch, Rows(where, where, where, mask))
 
     def get_batch_at(self, start: Any, batch_size: int, key: Any = None) -> Batch:
         """Raises a `RandomAccessError`: a stream has no random access (spec SRC-029)."""
