@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from datarax._draws import written_out
+from datarax._draws import with_inlined_threefry
 
 pytestmark = pytest.mark.internal("on a CPU, JAX's own loop takes longer than a small batch")
 
@@ -30,7 +30,7 @@ def data(tree):
 
 
 def assert_same(function, *args):
-    expected, found = (data(jax.jit(f)(*args)) for f in (function, written_out(function)))
+    expected, found = (data(jax.jit(f)(*args)) for f in (function, with_inlined_threefry(function)))
     assert jax.tree.structure(expected) == jax.tree.structure(found)
     for x, y in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
         assert (x.dtype, x.weak_type) == (y.dtype, y.weak_type)
@@ -82,7 +82,7 @@ def test_draws_in_programs_that_are_called_are_those_of_jax(function, partitiona
 
 def test_no_loop_is_left():
     assert loops(nested, jax.random.key(3), jnp.float32(1)) > 1
-    assert loops(written_out(nested), jax.random.key(3), jnp.float32(1)) == 1  # the scan
+    assert loops(with_inlined_threefry(nested), jax.random.key(3), jnp.float32(1)) == 1  # the scan
 
 
 def test_bits_of_64_are_those_of_jax():
@@ -106,7 +106,7 @@ def test_a_setting_holds_where_it_was_made():
 
 def test_what_needs_constants_stays_as_it_is():
     with jax.threefry_partitionable(False):
-        assert loops(written_out(jax.random.bits), jax.random.key(3)) == 1
+        assert loops(with_inlined_threefry(jax.random.bits), jax.random.key(3)) == 1
         assert_same(jax.random.bits, jax.random.key(3))
 
 
@@ -119,7 +119,7 @@ def test_another_generator_stays_as_it_is():
 
 SPLIT = """
 import jax
-from datarax._draws import written_out
+from datarax._draws import with_inlined_threefry
 
 def function(keys):
     split = jax.sharding.reshard(keys, jax.P("data"))
@@ -127,7 +127,7 @@ def function(keys):
 
 with jax.set_mesh(jax.make_mesh((2,), ("data",))):
     keys = jax.random.split(jax.random.key(7), 4)
-    expected, found = jax.jit(function)(keys), jax.jit(written_out(function))(keys)
+    expected, found = jax.jit(function)(keys), jax.jit(with_inlined_threefry(function))(keys)
     assert found.sharding.spec[0] == "data" and (found == expected).all()
 """
 
@@ -141,7 +141,7 @@ def test_the_rounds_are_not_computed_again_for_every_number_that_hangs_on_them()
     def noise(keys):
         return jax.vmap(jax.random.normal)(keys)[:, None] + jnp.zeros((4, 1000))
 
-    text = jax.jit(written_out(noise)).lower(keys_of((4,))).compile().as_text()
+    text = jax.jit(with_inlined_threefry(noise)).lower(keys_of((4,))).compile().as_text()
     assert " conditional(" in text
 
 
@@ -153,7 +153,7 @@ def test_a_program_that_is_called_several_times_stays_one():
     def function(keys):
         return [drawn(key) for key in keys]
 
-    text = jax.jit(written_out(function)).lower(keys_of((3,))).as_text()
+    text = jax.jit(with_inlined_threefry(function)).lower(keys_of((3,))).as_text()
     assert text.count("func.func private @drawn") == 1
 
 
@@ -164,7 +164,7 @@ def test_without_jit_it_runs_line_by_line():
         seen.append(x)
         return x + 1
 
-    compiled = jax.jit(written_out(jax.jit(function)))
+    compiled = jax.jit(with_inlined_threefry(jax.jit(function)))
     compiled(jnp.ones(2))
     with jax.disable_jit():
         compiled(jnp.ones(2))
@@ -172,6 +172,6 @@ def test_without_jit_it_runs_line_by_line():
 
 
 def test_where_a_nan_comes_from_can_be_found():
-    compiled = jax.jit(written_out(jax.jit(lambda x: jnp.log(x) + 1)))
+    compiled = jax.jit(with_inlined_threefry(jax.jit(lambda x: jnp.log(x) + 1)))
     with jax.debug_nans(True), pytest.raises(FloatingPointError, match="encountered in log"):
         compiled(jnp.float32(-1))

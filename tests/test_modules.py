@@ -163,8 +163,8 @@ def as_remat(change):
 @pytest.mark.internal("a name that is no public part of NNX: without it all are compared")
 @pytest.mark.parametrize("says", [True, False])
 def test_modules_of_ours_say_it_all_or_are_compared(monkeypatch, says):
-    assert _modules.SAYS_ALL
-    monkeypatch.setattr(_binding, "SAYS_ALL", says)
+    assert _modules.SEES_GRAPH_WRITES
+    monkeypatch.setattr(_binding, "SEES_GRAPH_WRITES", says)
     pipeline = numbers(stages=[Add()])
     binding = Binding((pipeline,))
     values = binding.read()

@@ -1,4 +1,4 @@
-"""`apart`, `beside` and `as_one_program` change no result."""
+"""`in_own_branch`, `beside` and `as_one_program` change no result."""
 
 import os
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from datarax._xla import SIDE_BY_SIDE, apart, as_one_program, beside
+from datarax._xla import SIDE_BY_SIDE, as_one_program, beside, in_own_branch
 
 pytestmark = pytest.mark.internal("XLA compiles for a device, and each has traps of its own")
 
@@ -19,7 +19,7 @@ def outcome(x, y):
 
 def test_it_gives_what_the_function_gives():
     x, y = jnp.arange(3.0), jnp.float32(2)
-    for run in (apart, jax.jit(apart, static_argnums=1)):
+    for run in (in_own_branch, jax.jit(in_own_branch, static_argnums=1)):
         found = run(jnp.uint32(5), outcome, x, y)
         assert jax.tree.structure(found) == jax.tree.structure(outcome(x, y))
         assert found["product"].tolist() == [0, 2, 4] and found["whole"] == 7
@@ -32,7 +32,7 @@ def test_it_gives_what_the_function_gives():
 def test_every_number_but_the_largest_takes_the_branch(kind):
     @jax.jit
     def run(number):
-        return apart(number, lambda: jnp.int32(1))
+        return in_own_branch(number, lambda: jnp.int32(1))
 
     most = np.iinfo(kind).max
     assert [int(run(jnp.asarray(x, kind))) for x in (0, 1, most - 1)] == [1, 1, 1]
@@ -40,7 +40,7 @@ def test_every_number_but_the_largest_takes_the_branch(kind):
 
 def test_gradients_and_maps_go_through():
     def loss(x, number):
-        return apart(number, lambda x: (x * x).sum(), x)
+        return in_own_branch(number, lambda x: (x * x).sum(), x)
 
     assert jax.grad(loss)(jnp.arange(3.0), jnp.uint32(1)).tolist() == [0, 2, 4]
     mapped = jax.vmap(loss)(jnp.ones((2, 3)), jnp.arange(2, dtype=jnp.uint32))
@@ -49,7 +49,7 @@ def test_gradients_and_maps_go_through():
 
 def test_on_the_cpu_it_is_a_branch_of_its_own():
     text = (
-        jax.jit(lambda n, x: apart(n, jnp.sin, x))
+        jax.jit(lambda n, x: in_own_branch(n, jnp.sin, x))
         .lower(jnp.uint32(0), jnp.ones(3))
         .compile()
         .as_text()
@@ -58,7 +58,7 @@ def test_on_the_cpu_it_is_a_branch_of_its_own():
 
 
 def test_outside_of_a_program_it_is_run_as_it_is_written():
-    assert apart(jnp.uint32(0), lambda x: float(x) + 1, jnp.ones(())) == 2
+    assert in_own_branch(jnp.uint32(0), lambda x: float(x) + 1, jnp.ones(())) == 2
 
 
 @pytest.mark.skipif(not SIDE_BY_SIDE or (os.cpu_count() or 1) < 2, reason="nothing runs beside")

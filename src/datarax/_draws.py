@@ -3,7 +3,7 @@
 On a CPU, JAX lowers each block of threefry to a loop of five iterations, so that XLA cannot fuse
 its 20 rounds into every consumer and recompute them there. But one iteration is a dozen kernels,
 and a few draws take longer than a batch of small images. This module inlines the rounds, which XLA
-compiles to one kernel, and `apart` prevents the recomputation.
+compiles to one kernel, and `in_own_branch` prevents the recomputation.
 """
 
 import functools
@@ -18,10 +18,10 @@ from jax.extend.random import threefry_prng_impl
 
 from ._keys import rounds, typed
 from ._types import is_traced
-from ._xla import apart
+from ._xla import in_own_branch
 
 
-def written_out(function: Callable[..., Any]) -> Callable[..., Any]:
+def with_inlined_threefry(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` for use under `jax.jit`, with the rounds of threefry inlined in its program.
 
     If `function` was made by `jax.jit`, its cached trace is used.
@@ -134,10 +134,10 @@ def _fold_in(keys: jax.Array, numbers: jax.Array) -> jax.Array:
 
 
 def _block(*words: jax.Array) -> tuple[jax.Array, jax.Array]:
-    # `apart` needs a number below the maximum of its dtype that XLA cannot prove to be below it.
-    # The number of set bits in a word is at most 32.
+    # `in_own_branch` needs a number below the maximum of its dtype, which XLA must not know. The
+    # number of set bits in a word is at most 32.
     bits_set = jax.lax.population_count(words[0].reshape(-1)[0])
-    return apart(bits_set, rounds, *words)
+    return in_own_branch(bits_set, rounds, *words)
 
 
 _RULES: dict[str, Callable[..., Any]] = {

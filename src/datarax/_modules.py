@@ -36,7 +36,7 @@ class Watched(nnx.Module):
             ASSIGNED[0] = object()
 
 
-SAYS_ALL = hasattr(nnx.Module, "_graph_node_init")
+SEES_GRAPH_WRITES = hasattr(nnx.Module, "_graph_node_init")
 """Whether `Watched` reports every assignment.
 
 The method is private to NNX. Without it, what `nnx.jit` writes back goes unreported, and readers

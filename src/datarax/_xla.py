@@ -53,7 +53,7 @@ def _blank(like: jax.ShapeDtypeStruct) -> jax.Array:
     return jax.lax.full_like(like, 0) if weak is None else weak
 
 
-def apart(number: Scalar, function: Callable[..., T], *args: Any) -> T:
+def in_own_branch(number: Scalar, function: Callable[..., T], *args: Any) -> T:
     """`function(*args)`; in a program for a CPU, inside a branch that is always taken.
 
     Without the branch, XLA's CPU compiler fuses what is computed once per row (an index, a random

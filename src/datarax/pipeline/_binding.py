@@ -15,7 +15,7 @@ import jax
 from flax import nnx
 from jax.core import Tracer
 
-from .._modules import ASSIGNED, SAYS_ALL, Fixed, Watched
+from .._modules import ASSIGNED, SEES_GRAPH_WRITES, Fixed, Watched
 from .._settings import trace
 from .._types import type_text
 from .._variables import flatten, iter_graph
@@ -55,7 +55,7 @@ class Binding:
         # First, so that an assignment by another thread meanwhile shows as a change.
         self._assigned = ASSIGNED[0]
         nodes = [x for _, x in iter_graph(roots) if not isinstance(x, Fixed)]
-        watched = [isinstance(x, Watched) and SAYS_ALL for x in nodes]
+        watched = [isinstance(x, Watched) and SEES_GRAPH_WRITES for x in nodes]
         self._watched = Attributes(compress(nodes, watched))
         self._attributes = Attributes(compress(nodes, map(not_, watched)))
         graphdef, flat = flatten(roots)

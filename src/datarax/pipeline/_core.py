@@ -15,7 +15,7 @@ from .._rows import Cut, LastBatch, advance, settle, zero_outside
 from .._settings import settings
 from .._types import Batch, Cursor, Scalar, is_traced
 from .._variables import iter_graph
-from .._xla import apart
+from .._xla import in_own_branch
 from ..errors import CapturedError, MaskNameError, SeekError, StageError
 from ..sources._base import EagerSourceBase, SourceBatch, fetch, length_of, order_of
 from ..sources._iterable import StreamSource
@@ -111,7 +111,7 @@ def keyring(pipeline: "Pipeline", epoch: Any, record: Any, start: Cursor) -> Key
         node = node_key(pipeline._need_words(name, stage), name)
         if wanted == "key":
             return batch_key(node, *start)
-        return apart(start.offset, record_keys, node, epoch, record)
+        return in_own_branch(start.offset, record_keys, node, epoch, record)
 
     return Keyring(keys, start.offset)
 
@@ -125,7 +125,7 @@ def run_batch(
 ) -> tuple[Batch, Cursor, Changes]:
     """`run_stages` as a function of a pipeline's values: a batch, the cursor after it, new values.
 
-    With random stages it is a branch of its own in the program, see `apart`.
+    With random stages it is a branch of its own in the program, see `in_own_branch`.
     """
 
     def run(values: Values, fetched: SourceBatch, cursor: Cursor) -> tuple[Batch, Cursor, Changes]:
@@ -135,7 +135,7 @@ def run_batch(
 
     stages = merge(structure, values)[0].nodes.values()
     if any(map(key_wanted, stages)):
-        return apart(cursor.offset, run, values, fetched, cursor)
+        return in_own_branch(cursor.offset, run, values, fetched, cursor)
     return run(values, fetched, cursor)
 
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from .._draws import written_out
+from .._draws import with_inlined_threefry
 from .._rows import Cut
 from .._settings import NO_TRACE, checking_values, on_cpu, trace, transferring
 from .._types import Batch, Cursor
-from .._xla import ONE_THREAD, apart
+from .._xla import ONE_THREAD, in_own_branch
 from ..sources._base import SourceBatch
 from ._binding import Changes, Values, has_tracer, merge
 from ._core import CUTS, fetched_from, run_batch, start_of, updated
@@ -98,7 +98,7 @@ class Program:
             return
         self.shared = not self._one_thread and weight(jaxpr) > self._batches * ONE_THREAD_BYTES
         options = None if self.shared else ONE_THREAD
-        self._outer = jax.jit(written_out(self._inner), compiler_options=options)
+        self._outer = jax.jit(with_inlined_threefry(self._inner), compiler_options=options)
 
 
 @cached_per_structure(CUTS)
@@ -131,7 +131,7 @@ def batch_program(
             now = updated(values, after), order, fetched, start or cursor
             # The branch depends on the cursor of the batch before. XLA runs such a chain in one
             # thread, independent branches in several.
-            batch, cursor, new = apart(cursor.offset, one, *now) if count > 1 else one(*now)
+            batch, cursor, new = in_own_branch(cursor.offset, one, *now) if count > 1 else one(*now)
             after = after | new
             moved = {} if cursor_index is None else {cursor_index: jnp.stack(cursor)}
             results.append((batch, after | moved))

@@ -18,7 +18,7 @@ from flax.errors import TraceContextError
 from .._keys import SOURCE, BaseKey
 from .._types import Batch, Scalar, is_traced, spec_text
 from .._variables import MethodStage, PytreeStage, flatten, iter_graph, method_of, with_variables
-from .._xla import apart
+from .._xla import in_own_branch
 from ..errors import DataraxError, StageError
 from ..operators import ElementOperator, OperatorModule
 from ._captured import NNX, blamed, captured, own, reached
@@ -34,8 +34,8 @@ Wanted: TypeAlias = Literal["key", "keys"]
 class Keyring(NamedTuple):
     """The random keys of one batch.
 
-    `keys(name, stage, wanted)` gives those of a node. `offset` is that of the batch; `apart` needs
-    a traced number to branch on.
+    `keys(name, stage, wanted)` gives those of a node. `offset` is that of the batch, the
+    traced number that `in_own_branch` needs.
     """
 
     keys: Callable[[str, Stage, Wanted], jax.Array]
@@ -133,7 +133,9 @@ def call_stage(
             if wanted and not keeps_variables(stage):
                 # Else XLA fuses a random crop into its consumers, and computes it again in each.
                 copy = copied(stage)
-                output = apart(keyring.offset, lambda *args: run(copy(), *args), batches, keys)
+                output = in_own_branch(
+                    keyring.offset, lambda *args: run(copy(), *args), batches, keys
+                )
             else:
                 output = run(stage, batches, keys)
         if not any(map(is_traced, jax.tree.leaves(output))):
