@@ -424,6 +424,31 @@ def test_a_state_knows_an_order_of_ones_own():
             one.set_state(two.get_state())
 
 
+class Holding(Numbers):
+    def __init__(self, name, value):
+        super().__init__(10)
+        setattr(self, name, value)
+
+
+@pytest.mark.spec("ERR-023")
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("base", MemorySource(MemorySourceConfig(), np.arange(3))),
+        ("reader", np.arange(3)),
+        ("masks", np.arange(3)),
+        ("order", 5),
+        ("records", [1, 2]),
+        ("shuffle", 3),
+    ],
+)
+def test_an_attribute_that_means_something_is_not_taken_for_another(name, value, unchecked):
+    with pytest.raises(TypeError, match=f"`{name}` means something to every source and cannot"):
+        Holding(name, value)
+    assert Holding("inner", value).inner is value
+    assert Holding("masks", np.bool_(True)).masks
+
+
 class Uniform(nnx.Module):
     def get_batch_at(self, start, batch_size, key):
         return {"x": jax.random.uniform(key, (batch_size,))}

@@ -714,6 +714,11 @@ def test_a_list_that_grows_keeps_its_epoch():
     assert [len(batch["x"]) for batch in pipeline] == [4, 4, 2]
 
 
+@dataclasses.dataclass(frozen=True)
+class Rows(Squares):
+    rows: int = 3
+
+
 class Several:
     """A `__getitems__` that returns something else than a list of the records."""
 
@@ -731,7 +736,9 @@ class Several:
 
 
 @pytest.mark.spec("ERR-023")
-def test_what_is_no_list_of_records_is_told_so(unchecked):
+def test_what_is_no_reader_or_list_of_records_is_told_so(unchecked):
+    with pytest.raises(TypeError, match="`rows` is a method of every Reader, and Rows has a field"):
+        HostSource(Rows(10), HostSourceConfig())
     several = Several({"x": np.int32(i)} for i in range(4))
     source = RandomAccessSource(RandomAccessSourceConfig(), several)
     assert Pipeline(source=source, batch_size=4).step()["x"].tolist() == [0, 1, 2, 3]

@@ -91,6 +91,22 @@ class EagerSourceBase(Watched, metaclass=Signed):
     max_errors: int = 0
     """The most rows that an epoch may mask."""
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _HELD:
+            taken = not isinstance(value, _HELD[name])
+        elif name == "reader":
+            taken = not (value is None or hasattr(value, "rows_and_holes"))
+        else:
+            own = vars(EagerSourceBase).get(name)
+            kept = getattr(type(self), name, None) is own  # a subclass may have made it its own
+            taken = kept and (isinstance(own, property) or (callable(own) and not callable(value)))
+        if taken:
+            raise TypeError(
+                f"`{name}` means something to every source and cannot hold a "
+                f"{type(value).__name__}: give what you keep there another name."
+            )
+        super().__setattr__(name, value)
+
     def __init__(self, *, shuffle: Shuffle | Blocks = False, rngs: nnx.Rngs | None = None):
         # 1 is in ORDERS, since it equals True.
         known = isinstance(shuffle, bool | str) and shuffle in ORDERS
@@ -201,6 +217,14 @@ class EagerSourceBase(Watched, metaclass=Signed):
             order = order_of(self, order_key, cursor.epoch, cut.epochs)
             return fetch(self, order, cursor, cut, masks=False).batch
 
+
+_HELD: dict[str, tuple[type, ...]] = {
+    "shuffle": (bool, str, Blocks),
+    "base": (BaseKey, type(None)),
+    "masks": (bool, np.bool_),
+    "max_errors": (int, np.integer),
+}
+"""What the attributes of a source may be that pipelines look at."""
 
 Source: TypeAlias = EagerSourceBase | HasGetBatchAt
 

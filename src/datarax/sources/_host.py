@@ -97,6 +97,12 @@ class HostSource(EagerSourceBase):
                 f"{type(reader).__name__} is not ({error}). Make it a frozen dataclass of paths "
                 "and numbers."
             ) from error
+        for name in ("rows", "rows_and_holes", "checked", "place"):
+            if not callable(getattr(reader, name)):
+                raise TypeError(
+                    f"`{name}` is a method of every Reader, and {type(reader).__name__} has a "
+                    "field of that name: call it something else."
+                )
         super().__init__(shuffle=config.sized_shuffle, rngs=rngs)
         self.reader = reader
         self.config = config
