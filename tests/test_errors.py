@@ -306,20 +306,20 @@ CASES = {
             lambda: pipeline(
                 source=memory({"mask": np.zeros(3), "a": np.zeros(3)}), last_batch="pad"
             ),
-            'Under last_batch="pad" the mask needs a field name of its own, but '
+            "The mask of a batch needs a field name of its own, but "
             "mask_name='mask' and the data has the fields ['a', 'mask']. "
             "Choose another `mask_name`.",
             {},
         ),
         (
             lambda: pipeline(last_batch="pad", mask_name="x"),
-            'Under last_batch="pad" the mask needs a field name of its own, but '
+            "The mask of a batch needs a field name of its own, but "
             "mask_name='x' and the data has the fields ['id', 'x']. Choose another `mask_name`.",
             {},
         ),
         (
             lambda: pipeline(last_batch="pad", mask_name=None),
-            'Under last_batch="pad" the mask needs a field name of its own, but '
+            "The mask of a batch needs a field name of its own, but "
             "mask_name=None and the data has the fields ['id', 'x']. Choose another `mask_name`.",
             {},
         ),

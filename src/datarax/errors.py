@@ -222,11 +222,14 @@ class CapturedError(DataraxError, code="captured"):
 
 
 class MaskNameError(DataraxError, code="mask-name"):
-    """The data has a field with the name of the mask, under `last_batch="pad"`."""
+    """The name of the mask is that of a field, or not a string.
+
+    Batches have a mask under `last_batch="pad"`, and over sources that mask unreadable rows.
+    """
 
     def __init__(self, name: object, fields: Sequence[str]):
         super().__init__(
-            'Under last_batch="pad" the mask needs a field name of its own, but '
+            "The mask of a batch needs a field name of its own, but "
             f"mask_name={name!r} and the data has the fields {list(fields)}. "
             "Choose another `mask_name`."
         )

@@ -7,6 +7,7 @@ import itertools
 import os
 import weakref
 from pathlib import Path
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -302,7 +303,8 @@ def test_a_carry_and_modules_come_in_that_order():
 
 @pytest.mark.spec("SCAN-009")
 @pytest.mark.parametrize("made", ["in memory", "on the host", "a stream"])
-def test_a_scan_of_nothing_has_the_fields_of_a_batch(made):
+@pytest.mark.parametrize("disabled", [False, True])
+def test_a_scan_of_nothing_has_the_fields_of_a_batch(made, disabled):
     records = [{"id": np.int32(i), "x": np.float32(i)} for i in range(10)]
     source = {
         "in memory": None,
@@ -312,7 +314,8 @@ def test_a_scan_of_nothing_has_the_fields_of_a_batch(made):
     stream = pipeline([Count()], length=10, seed=0, source=source)
     stream.step()
     before = state_of(stream)
-    outs = stream.scan(whole, 0)
+    with jax.disable_jit(disabled):
+        outs = stream.scan(whole, 0)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), outs) == {
         "count": ((0, 4), np.int32),
         "id": ((0, 4), np.int32),
@@ -572,6 +575,25 @@ def test_modules_and_a_carry_do_not_trace_anew():
     once = traces["step_fn"]
     stream.scan(step_fn, 2, modules=(twin,), init_carry=carry)
     assert traces["step_fn"] == once <= 2  # a carry may be traced twice, until its type is fixed
+
+
+class Trainer(eqx.Module):
+    rate: float
+    traces: ClassVar[list[float]] = []
+
+    def step(self, carry, batch):
+        self.traces.append(self.rate)
+        return carry + self.rate, batch["id"]
+
+
+@pytest.mark.spec("SCAN-014", "SCAN-015")
+def test_methods_of_equal_trainers_are_one_function():
+    stream = pipeline(length=12, batch_size=2)
+    for rate, total in ((0.5, 1.0), (0.5, 1.0), (1, 2), (1.0, 2.0)):
+        for _ in range(2):
+            carry, _ = stream.scan(Trainer(rate).step, 2, init_carry=jnp.float32(0))
+            assert carry == total
+    assert [type(x) for x in Trainer.traces] == [float, int, float]
 
 
 @pytest.mark.spec("SCAN-015")

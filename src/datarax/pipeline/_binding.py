@@ -1,8 +1,9 @@
 """NNX objects as a flat list of values, read without traversing the graph.
 
 Splitting an NNX graph costs 0.3 to 1 ms. A `Binding` does it once. Afterwards it compares the
-identity of every attribute and of every Variable's value, which takes microseconds. `values[i]`
-belongs to `binding.variables[i]`, or is an array that an attribute holds without a Variable.
+identity of every Variable's value, and of the attributes that may have been assigned since (see
+`_modules`), which takes microseconds. `values[i]` belongs to `binding.variables[i]`, or is an array
+that an attribute holds without a Variable.
 """
 
 import inspect

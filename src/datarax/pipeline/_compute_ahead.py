@@ -84,8 +84,8 @@ Results = list[tuple[Batch, Changes]]
 class ComputedAhead:
     """The queue of such batches.
 
-    If more than a third of those computed ahead were discarded, twice as many batches as before
-    are computed one by one until the next try.
+    If more than a third of those computed ahead were discarded, at least twice as many batches as
+    before are computed one by one until the next try, but no more than `4 * AHEAD`.
     """
 
     def __init__(self):

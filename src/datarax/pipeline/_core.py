@@ -146,7 +146,7 @@ def outputs_of(structure: Structure, values: Values, cut: Cut) -> tuple[dict[str
     """
     leaves, tree = jax.tree.flatten(values)
     types = tuple(map(jax.typeof, leaves))
-    if any(any(x.sharding.spec) for x in types):  # an explicit mesh: the specs carry shardings
+    if any(any(x.sharding.spec) for x in types):  # an explicit mesh: the shared run loses shardings
         return _run_abstractly(structure, values, cut)
     specs, found = _shared_outputs(structure, cut, (tree, types), settings())
     return jax.tree.map(lambda x: x, specs), found

@@ -61,7 +61,8 @@ class HostReads:
         """The one that serves the pipeline as of the last look; None for a source in memory.
 
         Without a `binding` the user is tracing, where no row can be read: None, too. `values` is a
-        new list after every look that has noticed a change: the same list means no change.
+        new list after every look that has noticed a change; in the same list only the values that
+        batches change are others.
         """
         if self._checked is values:
             return self.ahead

@@ -62,7 +62,7 @@ class Orders:
         self._stretch: tuple[Any, int, int, Any] = None, 0, 0, None
 
     def at(self, values: Values, epoch: int, span: int) -> Any:
-        """The order of `span` epochs from `epoch` on; for a stream, their keys."""
+        """The order of `span` epochs from `epoch` on; their keys if the source has no `order`."""
         known, order = self._known.get(span, (None, None))
         if known != epoch:
             counted = self._count is not None and span <= SPAN

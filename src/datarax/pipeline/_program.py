@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable
 from operator import sub
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +19,6 @@ from ._binding import Changes, Values, has_tracer, merge
 from ._core import CUTS, fetched_from, run_batch, start_of, updated
 from ._jaxpr import callers, constants, weight
 from ._structure import Structure, cached_per_structure
-
-if TYPE_CHECKING:
-    pass
 
 ONE_THREAD_BYTES = 2**20
 """A batch whose arrays weigh no more together is computed on one thread of a CPU: to share out the

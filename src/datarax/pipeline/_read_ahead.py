@@ -31,7 +31,7 @@ CHUNK_BATCHES, CHUNK_SECONDS = 8, 0.05
 is handed out only when all are read."""
 
 FORGIVEN = 0.8
-"""By how much the memory of a slow read fades with each read: a stream may pause again."""
+"""What a slow read still counts for at the next one: a stream that has paused may do so again."""
 
 RESERVED, REST = 5e-3, 1e-3
 """Seconds for which a slot stays reserved for a consumer that has just read a chunk itself, and
@@ -262,8 +262,11 @@ class ReadAhead:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Chunk:
-    """Batches that are read in one go. `start` and `after` are None for a chunk of a stream whose
-    place is not known before the one ahead of it is read."""
+    """Batches that are read in one go.
+
+    Where a chunk of a stream ends is known once it is read, so its `after` is None, and `start` too
+    if it follows another.
+    """
 
     start: Cursor | None
     cut: Cut
@@ -285,8 +288,8 @@ class _Chunk:
 
 
 def stack_counts(length: int, batch_bytes: int, threads: int) -> list[int]:
-    """How many batches each chunk of a scan has: at least 8 chunks, and two for each thread, of one
-    size but the last."""
+    """How many batches each chunk of a scan has: if `length` allows, about 8 chunks or more and two
+    for each thread, all of one size but the last."""
     count = min(max(CHUNK_BYTES // batch_bytes, 1), -(-length // max(8, 2 * threads)))
     # A divisor of `length` needs no second program for the remainder.
     count = next((c for c in range(count, count // 2, -1) if length % c == 0), count)

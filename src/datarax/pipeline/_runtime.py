@@ -125,12 +125,14 @@ class Runtime:
         return binding
 
     def moved(self, pipeline: "Pipeline", start: Cursor | None) -> None:
-        """Takes note that the cursor was moved to the settled `start`; None if that is traced.
+        """Takes note that the cursor was moved to the settled `start`.
+
+        `start` is None if it is not known: traced, or moved by the function of a scan.
 
         What is cached stays valid; other changes are for the next look to notice.
         """
         if self._binding is None or self._traced:
-            self._binding = None  # do not keep tracers
+            self._binding = None  # what is known of a trace ends with it: look anew
         elif start is not None:
             self._computed.discard()
             self.start = start
@@ -222,7 +224,7 @@ class Runtime:
         else:
             values[binding.cursor_index] = packed
         if self._traced:
-            self._binding = None  # do not keep tracers
+            self._binding = None  # what is known of a trace ends with it: look anew
         return batch
 
     def _fill(self, pipeline: "Pipeline", cut: Cut, following: int, loop: bool) -> None:

@@ -1,11 +1,11 @@
 """`scan`: many batches in one compiled loop."""
 
+import contextlib
 import dataclasses
 import functools
 import math
 import time
 from collections.abc import Callable, Sequence
-from types import MethodType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -30,7 +30,7 @@ from ._meter import Bar
 from ._program import Program
 from ._read_ahead import ReadAhead, stack_counts
 from ._stages import NEEDS_VALUES
-from ._structure import ById, Structure, cached_per_structure
+from ._structure import FunctionKey, Structure, cached_per_structure
 
 if TYPE_CHECKING:
     from ._pipeline import Pipeline
@@ -63,13 +63,15 @@ def scan(
     if not callable(step_fn):
         raise TypeError(f"`step_fn` must be a function, got {type(step_fn).__name__}.")
     runtime, asked, carried = pipeline._runtime, length, init_carry is not None
-    # `trainer.step` is a new object at every access, and equal to the last one.
-    function = step_fn if isinstance(step_fn, MethodType) else ById(step_fn)
-    with runtime.lock:
+    function = FunctionKey(step_fn)
+    with runtime.lock, contextlib.ExitStack() as settings:
         binding = runtime.look(pipeline)
         length = _rest_of_epoch(pipeline) if length is None else integer(length, -1)
         if length < 0:
             raise ScanLengthError(asked)
+        if not length:  # JAX refuses a loop without iterations under `jax.disable_jit`
+            settings.enter_context(jax.disable_jit(False))
+            binding = runtime.look(pipeline)
         if not isinstance(modules, Sequence):
             got = type(modules).__name__  # all of a model would fill the screen
             raise TypeError(f"`modules` must be a list or tuple of NNX objects, got {got}.")
@@ -121,7 +123,7 @@ def _scan_in_chunks(
     pipeline: "Pipeline",
     read_ahead: ReadAhead,
     binding: Binding,
-    function: ById | MethodType,
+    function: FunctionKey,
     length: int,
     carry: Any,
     unroll: int,
@@ -154,7 +156,7 @@ def _scan_in_chunks(
             try:
                 read = stack.fetched, stack.starts, stack.ends
                 new, carry, out = program(values, carry, read)
-                # Wait for the chunk before: no more than two are in memory.
+                # Wait for the chunk before, so that no more than two are computed or wait to be.
                 jax.block_until_ready(before)
             except Exception as error:
                 blame(pipeline, program, error, None)
@@ -254,9 +256,9 @@ class Loop(NamedTuple):
 
 
 @cached_per_structure(SCANS)
-def scan_program(structure: Structure, function: ById | MethodType, loop: Loop) -> Program:
-    """The compiled scan. `function` is compared by identity, a method by that of its object."""
-    step_fn: Callable[..., Any] = function.held if isinstance(function, ById) else function
+def scan_program(structure: Structure, function: FunctionKey, loop: Loop) -> Program:
+    """The compiled scan."""
+    step_fn = function.held
 
     def check(constants: Sequence[Any]) -> None:
         if names := captured(step_fn, constants):

@@ -76,7 +76,10 @@ def chain_names(stages: Sequence[Stage]) -> list[str]:
 
 
 def key_wanted(stage: Stage) -> Wanted | None:
-    """Which keys a stage takes: "key" or "keys", if it declares a parameter of that name."""
+    """Which keys a stage takes: "key" or "keys", if it declares a parameter of that name.
+
+    Raises a `TypeError` if it declares both, or another keyword without a default.
+    """
     if isinstance(stage, OperatorModule):
         return "keys" if stage.stochastic else None
     try:

@@ -111,6 +111,26 @@ class ById:
         return isinstance(other, ById) and self.held is other.held
 
 
+class FunctionKey:
+    """A user's function as a key, compared as `types_of` says: most by identity, methods and some
+    dataclasses by value. `trainer.step` is a new object at every access, equal to the last one."""
+
+    def __init__(self, function: Callable[..., Any]):
+        self.held, self._types = function, types_of(function)
+        try:
+            self._hash = hash(function)
+        except TypeError:
+            self._types, self._hash = ById(function), id(function)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, FunctionKey) or self._types != other._types:
+            return False
+        return isinstance(self._types, ById) or self.held == other.held
+
+
 def types_of(static: Any) -> Any:
     """A key that differs for static attributes which Python calls equal but which compile to
     different programs.

@@ -351,12 +351,13 @@ class _Cache:
                 return found
         failures = getattr(self.local, "failures", {}).get(id(chunk), ())
         if len(failures) > 1:
-            raise failures[-1].with_traceback(None)  # each `raise` lengthens the traceback
+            error, traceback = failures[-1]
+            raise error.with_traceback(traceback)  # each `raise` lengthens it
         try:
             found = load(chunk)
         except Exception as error:
             if hasattr(self.local, "failures"):
-                self.local.failures[id(chunk)].append(error)
+                self.local.failures[id(chunk)].append((error, error.__traceback__))
             raise
         with self._lock:
             self._kept[id(chunk)] = version, found

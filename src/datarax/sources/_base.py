@@ -144,7 +144,7 @@ class EagerSourceBase(Watched, metaclass=Signed):
 
     @property
     def records(self) -> int:
-        """How many records `gather` accepts; a mixture has more than an epoch has rows."""
+        """How many records `gather` accepts; for a mixture it differs from the rows of an epoch."""
         return len(self)
 
     @property
@@ -190,7 +190,7 @@ class EagerSourceBase(Watched, metaclass=Signed):
         """
         length = len(self)
         check_countable(self)
-        if (size := integer(batch_size, 0)) < 1:
+        if not 1 <= (size := integer(batch_size, 0)) < 2**31:
             raise BatchSizeError(batch_size)
         if isinstance(start, Tracer) and jnp.issubdtype(start.dtype, jnp.integer):
             # In the wider of the two types: high bits of `start` belong to the epoch.

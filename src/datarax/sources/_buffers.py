@@ -52,5 +52,6 @@ class _Loan:
 
 @functools.lru_cache(SIZES)
 def _spare(size: int) -> collections.deque[np.ndarray]:
-    """The unused buffers of `size` bytes. Stays empty for sizes under `SPARE_FROM`."""
+    """The unused buffers of `size` bytes. Stays empty for sizes under `SPARE_FROM`, or over
+    `SPARE_BYTES`."""
     return collections.deque(maxlen=SPARE_BYTES // size if size >= SPARE_FROM else 0)

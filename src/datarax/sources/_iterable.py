@@ -167,10 +167,10 @@ class IterableSource(StreamSource):
 
 
 class Stream(abc.ABC):
-    """Records in a fixed order: write `begin`, and use a `StreamSource`.
+    """Records in an order that the epoch alone decides: write `begin`, and use a `StreamSource`.
 
-    A stream is compared by identity, and copies of a pipeline share it. Error messages call the
-    source by its `label`.
+    A stream is a static attribute of compiled programs, compared by identity, and copies of a
+    pipeline share it. Error messages call the source by its `label`.
     """
 
     label: str = "a stream of your own"
