@@ -1,4 +1,4 @@
-"""What an engine's author writes against: a program comes in, a stream of NumPy batches out."""
+"""What an adapter implements: it takes a program and gives a stream of NumPy batches."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PROFILES = (
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A pipeline as plain data, unchecked here: the errors profile sends wrong programs."""
+    """A pipeline as plain data, unchecked: the errors profile sends wrong programs."""
 
     columns: Mapping[str, np.ndarray]
     batch_size: int
@@ -41,7 +41,7 @@ class Program:
     nodes: Mapping[str, str] = dataclasses.field(default_factory=dict)
     edges: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     sink: str | None = None
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of profile jax alone
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # only in profile jax
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Program:
@@ -71,11 +71,11 @@ class Stream(Protocol):
     def __len__(self) -> int: ...
     def seek(self, *, epoch: int, offset: int) -> None: ...
     def reset(self) -> None: ...
-    # From the next batch on, `node` is another operation, or has other parameters.
+    # From the next batch on, `replace` gives `node` another operation, `change` other parameters.
     def replace(self, node: str, op: str, /) -> None: ...
     def change(self, node: str, op: str, /) -> None: ...
-    def jit_steps(self, n: int) -> Sequence[Batch]: ...  # `n` steps inside one jit of the user's
-    # d sum(x) / d parameters of `node`: of the next batch, or of a scan of that length
+    def jit_steps(self, n: int) -> Sequence[Batch]: ...  # `n` steps in one jit of the user
+    # d sum(x) / d parameters of `node`, over the next batch or a scan of `length` batches
     def grad(self, node: str, length: int | None = None) -> Batch: ...
     def copy(self, how: str, /) -> Stream: ...  # "deepcopy", or "pickle" and back
     def ask(self, what: str, /, **arguments: Any) -> Any: ...  # see QUESTIONS
@@ -98,7 +98,8 @@ QUESTIONS: Mapping[str, str] = {
     "stats": "seconds `waited` for rows and `computed`",
 }
 
-# The functions of `fold`. With `modules`, "total" is times 3 plus the number of calls.
+# The functions of `fold`. With `modules`, "total" multiplies each sum by 3 and adds the number of
+# calls so far.
 FOLDS: Mapping[str, str] = {
     "total": "the sum of x",
     "captures": "reaches a module that it was not given",
@@ -106,12 +107,13 @@ FOLDS: Mapping[str, str] = {
 
 
 class Adapter(Protocol):
-    """Translates a program into an engine's calls; it computes, orders and repairs nothing.
+    """Translates a program into an engine's calls. It computes, orders and repairs nothing.
 
-    It may have `limits` too: what the engine cannot be asked within a profile that it claims, each
-    with the reason. They name "last_batch pad", "records *" (more than fit into memory), "op count"
-    or, for profile jax, actions ("replace", "ask replay"), "source mixture" or "option kinds"; "*"
-    stands for any; see `Case.features`. Such cases are UNSUPPORTED, which is never a pass.
+    An adapter may also have `limits`: features that the engine lacks within a profile that it
+    claims, each with the reason. `Case.features` gives the names: "last_batch pad", "records *"
+    (more than fit into memory), "op count" and, for profile jax, actions ("replace", "ask replay"),
+    "source mixture" or "option kinds". "*" matches anything. The verdict on such cases is
+    UNSUPPORTED, which is never a pass.
     """
 
     name: str
@@ -130,12 +132,12 @@ def load_adapter(target: str) -> Adapter:
         raise ValueError(f"An adapter is named `module:Class` or `file.py:Class`, got {target!r}.")
     if place.endswith(".py"):
         path = pathlib.Path(place)
-        sys.path.append(str(path.parent.resolve()))  # it may import its neighbours
-        # A file that is called as its engine is must not be what it imports under that name.
+        sys.path.append(str(path.parent.resolve()))  # the file may import its neighbours
+        # Under another name: a file named like its engine must not hide the engine from its import.
         spec = importlib.util.spec_from_file_location(f"_adapter_in_{path.stem}", path)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module  # where pickle looks its classes up
+        sys.modules[spec.name] = module  # pickle looks classes up here
         spec.loader.exec_module(module)
     else:
         module = importlib.import_module(place)

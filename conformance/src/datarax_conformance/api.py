@@ -1,4 +1,4 @@
-"""A verdict on an engine from Python; the command line and the pytest plugin start here too."""
+"""Runs the suite from Python. The command line and the pytest plugin use this module, too."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def engine_for(
     command: Sequence[str] = (),
     shared: str | None = None,
 ) -> Callable[[], Engine]:
-    """A name or a command is run in a process of its own, an object in this one."""
+    """A factory of engines. A name or a command runs in another process, an object in this one."""
     if command or isinstance(adapter, str):
         line = command or serve_command(str(adapter), python)
         return functools.partial(Piped, line, shared)
@@ -44,9 +44,9 @@ def run_conformance(
 ) -> report.Report:
     """The report on `adapter`, or on a `command` that speaks the protocol.
 
-    `adapter` is an object, `module:Class` or `file.py:Class`. `only` names cases,
-    requirements or profiles. `shuffle` seeds another order of the cases. `AdapterError`, a
-    `ValueError`, where no case can be played: it does not load, say, or claims no profile.
+    `adapter` is an object, `module:Class` or `file.py:Class`. `only` names cases, requirements or
+    profiles. `shuffle` is the seed of a random order of the cases. Raises `AdapterError`, a
+    `ValueError`, if no case can run: the adapter does not load, say, or claims no profile.
     """
     chosen = selected(stored_cases() if cases is None else cases, only)
     if shuffle is not None:
@@ -69,7 +69,7 @@ def run_conformance(
 
 
 def arguments_of(adapter: str | Adapter, python: str, command: Sequence[str]) -> str:
-    """What `datarax-conformance run` is to be told to drive the same engine again."""
+    """The arguments with which `datarax-conformance run` runs the same engine again."""
     if not isinstance(adapter, str):
         return f"{type(adapter).__module__}:{type(adapter).__qualname__}"
     if command:

@@ -1,4 +1,4 @@
-"""Arrays as JSON: readable while small, base64 when large, a rule when regular."""
+"""Arrays as JSON: a readable list if small, base64 if large, a range if the values count up."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 READABLE = 1024  # elements
-FAR = 2**24  # rows from which on a range is not held in memory
+FAR = 2**24  # a range of more rows is not held in memory
 
 
 class Range:
-    """The column 0, 1, 2, ... of a number of rows that no engine needs to hold: indexed only."""
+    """The column 0, 1, 2, ... without the memory: it can be indexed, but is no array."""
 
     ndim = 1
 
@@ -33,12 +33,12 @@ class Range:
         raise TypeError(f"a range of {self.length} records is not to be held in memory: index it")
 
 
-# How an exception tells that a `Range` was taken for an array.
+# Matches the message of an exception that comes of using a `Range` as an array.
 HELD = re.compile(r"not to be held in memory|'Range'|\barrays\.Range\b")
 
 
 def is_held(exc: BaseException | None) -> bool:
-    """Whether an engine failed since it wanted a `Range` in memory, whatever it made of that."""
+    """Whether the engine failed because it wanted a `Range` in memory. Looks at the causes, too."""
     return exc is not None and (
         HELD.search(str(exc)) is not None or is_held(exc.__cause__ or exc.__context__)
     )
@@ -50,10 +50,10 @@ def encode(array: Any) -> dict[str, Any]:
     if array.dtype.kind in "OUS":
         kind = "U" if array.dtype.kind == "U" else "object"
         return {"dtype": kind, "shape": list(array.shape), "data": array.tolist()}
-    if array.dtype.kind == "M":  # no number: as those that it is stored as
+    if array.dtype.kind == "M":  # JSON has no dates: as the int64 that NumPy stores
         data = array.astype(np.int64).ravel().tolist()
         return {"dtype": dtype, "shape": list(array.shape), "data": data}
-    if array.size <= READABLE and np.isfinite(array).all():  # JSON has no others
+    if array.size <= READABLE and np.isfinite(array).all():  # JSON has no inf and NaN
         return {"dtype": dtype, "shape": list(array.shape), "data": array.ravel().tolist()}
     little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
     return {
@@ -64,7 +64,7 @@ def encode(array: Any) -> dict[str, Any]:
 
 
 def canonical(answer: Any) -> Any:
-    """The answer of an engine with each array as `encode` would have it, however it was written."""
+    """An engine's answer, with each array written as `encode` writes it."""
     if isinstance(answer, list):
         return [canonical(part) for part in answer]
     if not isinstance(answer, dict):
@@ -73,24 +73,24 @@ def canonical(answer: Any) -> Any:
         try:
             return encode(decode(answer)) if fits(answer) else answer
         except (KeyError, TypeError, ValueError, OverflowError):
-            return answer  # of a type that NumPy does not know, say
+            return answer  # NumPy does not know the dtype, say
     return {name: canonical(part) for name, part in answer.items()}
 
 
 FITTING = {"b": "b", "i": "biu", "u": "biu"}
-"""Kinds of Python's numbers that an array of that kind may be written down in; else any."""
+"""For kinds of dtypes, the kinds of numbers in JSON that fit; other dtypes take any numbers."""
 
 
 def fits(data: Mapping[str, Any]) -> bool:
-    """Whether the numbers are of the type that they are said to be, and not 1.5 for an integer."""
+    """Whether the numbers fit their dtype: 1.5, for example, is not an integer."""
     kind = np.dtype(data["dtype"]).kind
     given = np.array(data.get("data", ()))
     return kind not in FITTING or not given.size or given.dtype.kind in FITTING[kind]
 
 
 def decode(data: Mapping[str, Any]) -> Any:
-    """The array of `{"dtype", "shape", "data" | "base64"}`; `{"dtype", "range": n}` is 0 to n-1,
-    and a `Range` where n is very large."""
+    """The array of `{"dtype", "shape", "data" | "base64"}`. `{"dtype", "range": n}` is 0 to n-1, as
+    a `Range` if n is more than `FAR`."""
     if data.get("range", 0) > FAR:
         return Range(data["range"], data["dtype"])
     if "range" in data:

@@ -1,4 +1,4 @@
-"""Stored cases: a program, a script of actions, and what each action must answer."""
+"""Stored cases: a program, a script of actions, and the expected answer to each action."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from .arrays import FAR
 
 HOME = pathlib.Path(__file__).parent / "cases"
 
-# What a claimed profile is made of, or what the suite does by itself: no engine lacks it.
+# Actions that make up a profile, or that the suite does itself. They are no features: an engine
+# that claims the profile cannot lack them.
 GIVEN = {"build", "step", "iter", "next", "for", "scan", "save", "restore"}
 GIVEN |= {"restart", "recall", "columns"}
 
@@ -22,11 +23,10 @@ class Case:
     id: str  # the first requirement it cites, and a slug
     title: str
     cites: Sequence[str]  # "ITER-004@1"
-    needs: Sequence[str]  # what the script relies on beyond what the cited requirements need
-    profiles: Sequence[str]  # all must be claimed
-    basic: (
-        bool  # the simplest case of its requirement: whatever needs that requirement waits for it
-    )
+    needs: Sequence[str]  # requirements that it relies on, besides those that the cited need
+    profiles: Sequence[str]  # the engine must claim all of them
+    # The simplest case of its requirement. If it fails, cases that need that one are BLOCKED.
+    basic: bool
     program: Mapping[str, Any]
     script: Sequence[Mapping[str, Any]]
 
@@ -40,7 +40,7 @@ class Case:
 
     @property
     def features(self) -> frozenset[str]:
-        """What it asks of an engine besides its profiles: what an adapter's `limits` may name."""
+        """What the case uses besides its profiles. An adapter's `limits` may name these."""
         found: set[str] = set()
         programs = [self.program]
         for action in self.script:
@@ -61,7 +61,7 @@ class Case:
         return frozenset(found) - GIVEN
 
     def until(self, action: int) -> Case:
-        """The same case, ended after the action at which an engine deviated."""
+        """The same case, but its script ends with this action."""
         return dataclasses.replace(self, script=list(self.script)[: action + 1])
 
     @classmethod

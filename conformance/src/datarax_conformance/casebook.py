@@ -1,4 +1,4 @@
-"""From declared to stored cases, and whether those that are stored are still the ones declared."""
+"""Builds the stored cases from the declared ones, and checks that they still agree."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .runner import play
 
 MANIFEST = HOME / "MANIFEST.json"
 
-# Actions whose answer is stored where the declaration leaves it open.
+# Actions whose answer by the model is stored if the declaration has no expectation.
 TELLING = (
     "step",
     "next",
@@ -38,7 +38,7 @@ TELLING = (
 
 
 class Recorder(Local):
-    """A local engine that remembers what it answered."""
+    """A local engine that records its answers."""
 
     def __init__(self, adapter: Any):
         super().__init__(adapter, same_anywhere=True)
@@ -52,7 +52,7 @@ class Recorder(Local):
 
 
 def with_values(case: Case) -> Case:
-    """The case with what the model answers wherever nothing else was declared."""
+    """The case, with the model's answer as the expectation wherever none was declared."""
     recorder = Recorder(Adapter())
     verdict = play(dataclasses.replace(case, script=[*map(_asked, case.script)]), recorder, 600)
     if verdict.outcome != "PASS":
@@ -72,7 +72,7 @@ def with_values(case: Case) -> Case:
 
 
 def _asked(action: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The action without an expectation that the model is to fill in."""
+    """The action, without `expect` if the model fills that in."""
     declared = action.get("expect", {}).keys() - {"without"}
     return action if declared else {k: v for k, v in action.items() if k != "expect"}
 
@@ -103,7 +103,7 @@ def digest(text: str) -> str:
 
 
 def rebuilt() -> dict[pathlib.Path, str]:
-    """Every file of the case book as a build makes it. A case keeps the revisions it cites."""
+    """The files of the case book as a build writes them. A case keeps the revisions it cites."""
     cited = {case.id: case.cites for case in stored_cases()}
     files, manifest = {}, {}
     for case in declared_cases():
@@ -118,7 +118,7 @@ def rebuilt() -> dict[pathlib.Path, str]:
 
 
 def build() -> int:
-    """Store what is declared; returns the number of cases."""
+    """Stores the declared cases, deletes all others, and returns the number of cases."""
     files = rebuilt()
     for path in HOME.glob("*/*.json"):
         if path not in files:
@@ -130,7 +130,7 @@ def build() -> int:
 
 
 def stale_cites() -> Iterator[str]:
-    """Cases that cite a sentence which has changed since they were last read against it."""
+    """Cases that cite another revision of a requirement than the current one, or no requirement."""
     for case in stored_cases():
         for cite in case.cites:
             name = cite.partition("@")[0]
@@ -142,7 +142,7 @@ def stale_cites() -> Iterator[str]:
 
 
 def reread(names: Sequence[str]) -> int:
-    """Bring the citations of `names` up to date, for somebody who has read their cases again."""
+    """Updates the citations of the requirements `names`, after somebody has reread their cases."""
     count = 0
     for case in stored_cases():
         cites = [
@@ -157,7 +157,7 @@ def reread(names: Sequence[str]) -> int:
 
 
 def manifest_faults() -> Iterator[str]:
-    """The files against the manifest: none more, none fewer, none touched."""
+    """The cases that the manifest has and the files lack, or the reverse, or that were changed."""
     manifest = json.loads(MANIFEST.read_text(encoding="utf-8"))
     found = {path.stem: digest(path.read_text(encoding="utf-8")) for path in HOME.glob("*/*.json")}
     for name in sorted(manifest.keys() | found.keys()):

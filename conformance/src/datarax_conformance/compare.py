@@ -1,9 +1,9 @@
-"""What a case expects against what an engine answered: exact, dtype and shape included.
+"""Compares an engine's answer with the expectation of a case: exactly, with dtype and shape.
 
-An expectation is `{"value": …}`, where `"without"` names fields of the batches that do not count,
-`{"error": code, "details": {…}, "says": {detail: [words]}}`,
-`{"check": name, …}` or `{"any": […]}` or `{"all": […]}` of such.
-An action without one expects that nothing is raised.
+An expectation is `{"value": …}`, where `"without"` names fields of the batches to ignore,
+`{"error": code, "details": {…}, "says": {detail: [words]}}`, `{"check": name, …}`,
+or `{"any": […]}` or `{"all": […]}` of expectations.
+An action without an expectation expects no error.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ ANYTHING: Mapping[str, Any] = {"check": "no_error"}
 def deviation(
     expect: Mapping[str, Any], answer: Mapping[str, Any], notes: Mapping[str, Any]
 ) -> str | None:
-    """How `answer` deviates from `expect` in a line, or None. `notes`: earlier answers by name."""
+    """The deviation of `answer` from `expect`, in one line, or None.
+
+    `notes` has earlier answers by name.
+    """
     if "any" in expect:
         reasons = [deviation(choice, answer, notes) for choice in expect["any"]]
         return None if None in reasons else " or ".join(str(reason) for reason in reasons)
@@ -52,7 +55,7 @@ def without(batches: Any, fields: Sequence[str]) -> Any:
     return [x if x == "stop" else {k: v for k, v in x.items() if k not in fields} for x in batches]
 
 
-# What stands for the code where there is none of the spec; the first is the runner's own.
+# Codes of expected errors that are not in the spec. Only the runner gives `not-built`; `*` is any.
 SAID = {"not-built": "that the program had been refused when it was built", "*": "an error"}
 
 
@@ -95,8 +98,8 @@ def difference(expected: Any, got: Any, path: str = "") -> str | None:
 
 
 def _are_floats(expected: Mapping[str, Any], got: Mapping[str, Any]) -> bool:
-    """Whether both are arrays of one shape and one type of floats: these equal as numbers do not
-    as they are written, a NaN by any of its patterns, and not 0.0 by -0.0."""
+    """Whether both are arrays of floats of the same shape and dtype. These are compared as numbers,
+    not as JSON: a NaN equals a NaN of any bit pattern, but 0.0 does not equal -0.0."""
     kinds = [(x.get("dtype"), x.get("shape")) for x in (expected, got)]
     return kinds[0] == kinds[1] and str(kinds[0][0]) in ("float16", "float32", "float64")
 
@@ -106,19 +109,19 @@ def _float_difference(expected: np.ndarray, got: np.ndarray, path: str) -> str |
     same |= np.isnan(expected) & np.isnan(got)
     if same.all():
         return None
-    i = int(np.argmin(same))  # the first that is not
+    i = int(np.argmin(same))  # the first that differs
     was, is_now = expected.ravel()[i].item(), got.ravel()[i].item()
     return f"{path or 'value'}.data[{i}]: expected {was!r}, got {is_now!r}"
 
 
 def batches_of(answer: Any) -> list[Mapping[str, Any]]:
-    """The batches of an answer; those of a scan, which are stacked, count as one."""
+    """The batches of an answer. The stacked batches of a scan count as one."""
     return [answer] if isinstance(answer, Mapping) else [b for b in answer if b != "stop"]
 
 
 def rows(answer: Any, field: str, padding: bool = False) -> np.ndarray:
-    """The rows of `field` of all batches, end to end, without padding; or the padding alone."""
-    axes = 2 if isinstance(answer, Mapping) else 1  # a scan's batches have an axis of their own
+    """The rows of `field` of all batches, joined: those without padding, or only the padding."""
+    axes = 2 if isinstance(answer, Mapping) else 1  # a scan stacks its batches along a first axis
     parts = []
     for batch in batches_of(answer):
         values = decode(batch[field])
@@ -164,7 +167,7 @@ def _same_rows(value: Any, like: Any) -> str | None:
 
 
 def _rows_of(value: Any, columns: Mapping[str, Any]) -> str | None:
-    """Each row is the row of the columns that has its id, and padding is zero."""
+    """Each row equals the stored row with its id, and padding is zero."""
     stored = {name: decode(column) for name, column in columns.items()}
     places = {number: place for place, number in enumerate(stored["id"].tolist())}
     for batch in batches_of(value):
@@ -197,14 +200,15 @@ def _other_order(value: Any, like: Any) -> str | None:
 
 
 def _new_order(value: Any, like: Sequence[Any]) -> str | None:
-    """The records came in none of the orders that were noted."""
+    """The order of the records is none of those noted before."""
     got = rows(value, "id")
     known = (np.array_equal(rows(earlier, "id"), got) for earlier in like)
     return "the same records came in the same order as before" if any(known) else None
 
 
 def _strangers(value: Any, steps: int, within: int, low: float, high: float) -> str | None:
-    """Of the first `steps` steps from record to record, the share shorter than `within`."""
+    """Of the first `steps` steps from record to record, a share of `low` to `high` is shorter than
+    `within`."""
     ids = rows(value, "id").astype(np.int64)[: steps + 1]
     share = float(np.mean(np.abs(np.diff(ids)) < within))
     if len(ids) == steps + 1 and low <= share <= high:
@@ -241,7 +245,7 @@ def _at_least(value: Any, least: Mapping[str, float]) -> str | None:
 
 
 def _state_form(value: Any, form: Mapping[str, Any]) -> str | None:
-    """JSON of exactly these fields, and these values; "*" stands for any."""
+    """The state is JSON with exactly these fields and values; "*" stands for any value."""
     try:
         state = json.loads(base64.b64decode(value["base64"]))
     except ValueError:
@@ -258,12 +262,12 @@ def _form(form: Any, got: Any) -> str | None:
 
 
 def _owners(ids: np.ndarray, begins: Sequence[int]) -> np.ndarray:
-    """Which of the sources that stand one after the other each record is of."""
+    """The index of each record's source. The records of the sources follow one another."""
     return np.searchsorted(begins, ids, side="right") - 1
 
 
 def _shares(value: Any, begins: Sequence[int], quotas: Sequence[int]) -> str | None:
-    """Every period of rows has its share of each source."""
+    """Every period of rows has the quota of each source."""
     owners = _owners(rows(value, "id"), begins)
     for start in range(0, len(owners), sum(quotas)):
         here = owners[start : start + sum(quotas)]
@@ -274,7 +278,7 @@ def _shares(value: Any, begins: Sequence[int], quotas: Sequence[int]) -> str | N
 
 
 def _in_turn(value: Any, lengths: Sequence[int]) -> str | None:
-    """The rows of each source come as they are stored, again and again."""
+    """The rows of each source come in stored order, and from the start again after the last."""
     ids = rows(value, "id").astype(np.int64)
     begins = [sum(lengths[:i]) for i in range(len(lengths))]
     owners = _owners(ids, begins)
@@ -286,7 +290,7 @@ def _in_turn(value: Any, lengths: Sequence[int]) -> str | None:
 
 
 def _few_blocks(value: Any, size: int, window: int) -> str | None:
-    """The rows of each window of blocks come from at most one block more."""
+    """The rows of a window of `window` blocks come from at most `window + 1` blocks."""
     ids = rows(value, "id")
     for start in range(0, len(ids), size * window):
         blocks = {int(i) // size for i in ids[start : start + size * window]}

@@ -1,4 +1,4 @@
-"""Where an engine runs: in this process, or behind a pipe that may hang, crash or talk nonsense."""
+"""Runs an engine in this process, or in another one that may hang, crash or answer nonsense."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .session import Session
 
 
 class Lost(Exception):
-    """The engine gave no answer; `outcome` is what a report calls it."""
+    """The engine gave no answer. `outcome` is the verdict in the report."""
 
     def __init__(self, outcome: str, message: str):
         super().__init__(message)
@@ -32,9 +32,10 @@ class Engine(Protocol):
 
 
 class Local:
-    """An adapter in this process. It cannot be stopped: a hang here is a hang of the run.
+    """An adapter in this process. It has no timeout: if the engine hangs, the run hangs.
 
-    Nor can it be begun anew in another process, unless it is known to be the same in any.
+    It cannot restart in another process, either. With `same_anywhere` the adapter is known to
+    behave the same in any process, so that a new session here will do.
     """
 
     def __init__(self, adapter: Adapter, same_anywhere: bool = False):
@@ -58,11 +59,12 @@ class Local:
 
 
 SHARED = "DATARAX_CONFORMANCE_SHARED"
-"""The variable that names a folder for the processes of one run: of compiled code, say."""
+"""The environment variable for a folder that the processes of one run share: a compilation cache,
+say."""
 
 
 LAST_WORDS = 5.0
-"""Seconds for which a process that has closed its output may take to end."""
+"""Seconds that a process may take to exit after it has closed its output."""
 
 
 def is_answer(answer: Any) -> bool:
@@ -76,7 +78,7 @@ def is_answer(answer: Any) -> bool:
 
 
 class Piped:
-    """A process that reads one action and writes one answer per line."""
+    """A process that reads one action per line and writes one answer per line."""
 
     def __init__(self, command: Sequence[str], shared: str | None = None):
         self.command = list(command)
@@ -95,7 +97,7 @@ class Piped:
                 env=self.environment,
                 text=True,
                 encoding="utf-8",
-                errors="replace",  # what is no UTF-8 is no JSON either, and then said to be none
+                errors="replace",  # so that the reader survives; `_ask` rejects what is no JSON
             )
         except OSError as exc:
             raise Lost("ADAPTER-ERROR", f"cannot start: {exc.strerror}") from exc
@@ -107,14 +109,14 @@ class Piped:
     @staticmethod
     def _write(process: subprocess.Popen[str], line: str) -> None:
         assert process.stdin is not None
-        with contextlib.suppress(OSError, ValueError):  # the reader tells how it ended
+        with contextlib.suppress(OSError, ValueError):  # `_read` notices that it ended
             process.stdin.write(line)
             process.stdin.flush()
 
     @staticmethod
     def _read(process: subprocess.Popen[str], lines: queue.Queue[str | None]) -> None:
         assert process.stdout is not None
-        with contextlib.suppress(ValueError):  # closed under the reader's hands
+        with contextlib.suppress(ValueError):  # `close` closed the pipe
             for line in process.stdout:
                 lines.put(line)
         lines.put(None)
@@ -130,7 +132,7 @@ class Piped:
         if self.process is None:
             self.process = self._start()
         assert self.process.stdin is not None
-        # In a thread, since a process that does not read fills the pipe.
+        # In a thread, since the write blocks once the pipe is full and the process does not read.
         line_out = json.dumps(action) + "\n"
         threading.Thread(target=self._write, args=(self.process, line_out), daemon=True).start()
         try:

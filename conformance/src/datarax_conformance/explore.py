@@ -1,6 +1,6 @@
-"""Looks for faults that no stored case shows: Hypothesis drives engine and model side by side.
+"""Searches for faults that no stored case shows: Hypothesis runs engine and model side by side.
 
-What it finds is printed as a case to be stored; verdicts come from stored cases alone.
+`explore` prints a fault as a case that can be stored. Only stored cases give verdicts.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ CHAIN = st.builds(
 
 
 class Machine(RuleBasedStateMachine):
-    """Actions on a stream of each; the answers must be equal."""
+    """Sends the same actions to the model and to the engine. Their answers must be equal."""
 
     engine: Engine
     profiles: set[str]
@@ -112,7 +112,7 @@ class Machine(RuleBasedStateMachine):
 
 
 def explore(target: str, examples: int) -> int:
-    """Drive the engine `target` through `examples` random programs."""
+    """Runs the engine `target` on `examples` random programs."""
     engine = engine_for(target)()
     try:
         profiles = set(engine.execute({"do": "hello"}, 60)["value"]["capabilities"])

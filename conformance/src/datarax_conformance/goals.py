@@ -1,6 +1,6 @@
 """The eighteen goals of the suite, each with a figure.
 
-They are about the project, so they need its checkout.
+The goals concern the whole project, so they need its checkout.
 """
 
 from __future__ import annotations
@@ -277,7 +277,7 @@ def no_cascades() -> Answer:
     class BrokenStep(Adapter):
         def build(self, program: Any, ops: Any) -> Any:
             stream = super().build(program, ops)
-            # An engine that is broken on purpose: a method of this one stream always fails.
+            # Break the engine on purpose: this method of the stream always fails.
             stream.take = lambda stay: 1 / 0  # type: ignore[method-assign]
             return stream
 
@@ -369,7 +369,7 @@ GOALS: Sequence[tuple[str, Callable[[], Answer]]] = (
 
 
 def main(numbers: Sequence[int]) -> int:
-    """One line for each goal; 1 if any does not hold."""
+    """Prints a line for each goal. Returns 1 if any does not hold."""
     bad = 0
     known: dict[Callable[[], Answer], Answer] = {}
     for number, (what, check) in enumerate(GOALS, 1):

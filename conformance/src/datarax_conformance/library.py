@@ -1,7 +1,7 @@
-"""What the library offers beyond the law, over the model: an oracle for cases of profile jax.
+"""The oracle for cases of profile jax: the model, extended by what the library adds to the spec.
 
-`Library` runs any program; `Extended` one that has `options`: other sources, stages of JAX, keys
-of its own.
+`Library` runs a program of the spec. `Extended` runs one with `options` (other sources, own keys)
+or with stages of profile jax.
 """
 
 import copy
@@ -43,7 +43,7 @@ class LibraryProgram(Program):
 
 
 def open_stream(program: LibraryProgram) -> "Library":
-    """The stream of a program, with the options that only profile jax has where there are some."""
+    """The stream of a program: `Extended` if it has options or stages that only profile jax has."""
     forms = [form.partition("(")[0] for form in program.nodes.values()]
     beyond = program.options or any(form in STAGES for form in forms)
     try:
@@ -54,8 +54,8 @@ def open_stream(program: LibraryProgram) -> "Library":
 
 
 class Library(Stream):
-    traced: frozenset[Any] = frozenset()  # functions of scans, each with the length
-    counted = 0  # calls of the module of scans
+    traced: frozenset[Any] = frozenset()  # functions of `ask_fold`, with their arguments
+    counted = 0  # calls of the module of `ask_fold`
 
     def __len__(self) -> int:
         size = self.program.batch_size
@@ -71,22 +71,22 @@ class Library(Stream):
         return super().scan(length)
 
     def set_state(self, state: Any) -> None:
-        """Takes a state as the dict that it is, as text and as bytes."""
+        """Takes a state as a dict, as text or as bytes."""
         state = json.dumps(state) if isinstance(state, Mapping) else state
         try:
             cursor = json.loads(state).get("cursor", {})
         except ValueError:
-            cursor = {}  # the model refuses it as a whole
+            cursor = {}  # the model refuses the whole state below
         if not all(type(number) is int for number in cursor.values()):
             raise Refused("state", field="cursor")
-        # Text and bytes alike, which the model's own signature does not promise.
+        # The model takes text, too, although its signature says bytes.
         super().set_state(state)  # pyright: ignore[reportArgumentType]
 
     def jit_steps(self, n: int) -> list[Batch]:
         return [self.step() for _ in range(n)]
 
     def replace(self, node: str, form: str) -> None:
-        """From the next batch on, `node` is another operation."""
+        """From the next batch on, `node` has another operation."""
         nodes = {**self.program.nodes, node: form}
         self.program = dataclasses.replace(self.program, nodes=nodes)
         self.plan = make_plan(self.program)
@@ -96,9 +96,9 @@ class Library(Stream):
         self.replace(node, form)
 
     def grad(self, node: str, length: int | None = None) -> Batch:
-        """How the sum of x, of the next batch or of a scan, changes with an affine node.
+        """The derivative of the sum of x, over the next batch or a scan, by an affine node's a, b.
 
-        Programs are linear in each parameter, so a difference over 1 is the derivative.
+        Programs are linear in each parameter, so the difference over a step of 1 is the derivative.
         """
         form = self.program.nodes[node]
         a, b = (int(word) for word in form.removeprefix("affine(").rstrip(")").split(","))
@@ -111,14 +111,14 @@ class Library(Stream):
         return slopes
 
     def _sum_with(self, node: str, form: str, length: int | None) -> Any:
-        """A scalar of the field's own type; the stream stays where it is."""
+        """The sum of x with this `form`, in the dtype of x. The stream does not advance."""
         self.replace(node, form)
         twin = self.copy("deepcopy")
         x = twin.step()["x"] if length is None else twin.scan(length)["x"]
         return x.sum(dtype=x.dtype)
 
     def copy(self, how: str) -> "Library":
-        """A stream that goes on from here on its own."""
+        """An independent stream that goes on from the same place."""
         twin = copy.copy(self)
         twin.states = copy.deepcopy(self.states)
         return twin
@@ -137,13 +137,13 @@ class Library(Stream):
         return list(self.plan.order)
 
     def ask_specs(self) -> dict[str, Any]:
-        """Shapes and types of what each node gives, and of the batch."""
+        """The dtypes and shapes of each node's output and of the batch."""
         made = dict(self._outputs())
         made["batch"] = self.next_batch(stay=False)[0]
         return {node: spec_of(batch) for node, batch in made.items()}
 
     def _outputs(self) -> Mapping[str, Batch]:
-        """What every node gives for the next batch."""
+        """The output of every node for the next batch."""
         made: dict[str, Batch] = {}
         for name in ("source", *self.plan.order):
             stream = copy.copy(self)
@@ -152,7 +152,7 @@ class Library(Stream):
         return made
 
     def ask_show(self, how: str) -> str:
-        """A line for each node: its name, what it reads, what it gives."""
+        """A line for each node: its name, its inputs and its output."""
         specs, lines = self.ask_specs(), []
         for name in ("source", *self.plan.order):
             reads = ", ".join(self.plan.edges.get(name, []))
@@ -169,7 +169,7 @@ class Library(Stream):
     def ask_order(
         self, length: int, seed: int, epoch: int, offsets: Sequence[int], how: str
     ) -> list[int]:
-        """The records at these offsets; eagerly, compiled and mapped are one to NumPy."""
+        """The records at these offsets. NumPy computes them the same way for every `how`."""
         key = epoch_key(base_key(seed), epoch)
         return order(key, length, offsets).tolist()
 
@@ -187,7 +187,7 @@ class Library(Stream):
         unroll: int = 1,
         fetch: int | None = None,
     ) -> Batch:
-        """`length` batches through a function, its results stacked."""
+        """The stacked results of a function on `length` batches."""
         for count in (unroll, 1 if fetch is None else fetch):
             if type(count) is not int or count < 1:
                 raise Refused("scan-length")
@@ -210,7 +210,7 @@ class Library(Stream):
         return found if carry is None else {**found, "carry": np.array(total, np.float32)}
 
     def ask_fresh(self, n: int) -> list[float]:
-        """The next batch through `n` new functions, one after the other."""
+        """The next `n` batches, each through a new function."""
         return [float(self.step()["x"].sum(dtype=np.float32)) * k for k in range(n)]
 
     def ask_kept(self) -> int:
@@ -218,7 +218,7 @@ class Library(Stream):
         return 0
 
     def ask_counters(self) -> list[int]:
-        """How often the streams of the pipeline's generator have been drawn from."""
+        """The number of draws from each stream of the pipeline's generator."""
         return [0]
 
 
@@ -227,7 +227,7 @@ def spec_of(batch: Batch) -> dict[str, Any]:
 
 
 class SharedIterator:
-    """Several threads may take turns at it."""
+    """An iterator that several threads may share."""
 
     lock = threading.RLock()
 
@@ -243,7 +243,7 @@ class SharedIterator:
 
 
 class Node:
-    """What one stage may ask for while it is called."""
+    """What a stage may use during a call: its keys and its count."""
 
     def __init__(self, stream: "Extended", name: str, fetched: "Fetched"):
         self.stream, self.name, self.fetched = stream, name, fetched
@@ -265,7 +265,7 @@ class Node:
         return words_of(fold_in(fold_in(node_key(self.base, self.name), start.epoch), start.offset))
 
     def count(self) -> int:
-        """How many batches this stage has had."""
+        """Counts a batch, and returns how many this stage has had."""
         self.stream.counts[self.name] = self.stream.counts.get(self.name, 0) + 1
         return self.stream.counts[self.name]
 
@@ -276,7 +276,7 @@ def words_of(key: Key) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Fetched:
-    """The rows of a batch, and what they are."""
+    """The rows of a batch, its start, and the epoch and the record of each row."""
 
     batch: Batch
     start: Cursor
@@ -367,7 +367,7 @@ STAGES: Mapping[str, Callable[..., Any]] = {
 
 
 def stage(form: str) -> Callable[..., Any]:
-    """A function of the node and its predecessors' batches."""
+    """The function of a form. It takes the node and its predecessors' batches."""
     name, _, arguments = form.rstrip(")").partition("(")
     words = arguments.split(",") if arguments else []
     if name in (known := {**STAGES, **COMMON}):
@@ -377,7 +377,7 @@ def stage(form: str) -> Callable[..., Any]:
 
 
 def plain_name(entry: str) -> str:
-    """What a stage of a chain is called, from its kind and the name that Python gives it."""
+    """The name of a stage in a chain: its name in Python without `<>_`, else "stage"."""
     return entry.partition("=")[0].partition(":")[2].strip("<>_") or "stage"
 
 
@@ -422,7 +422,7 @@ class Extended(Library):
         self.built = True
 
     def check(self, program: LibraryProgram) -> None:
-        """What can be refused before the source is opened."""
+        """Raises what can be refused before the source is opened."""
         size = program.batch_size
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise Refused("batch-size", batch_size=size)
@@ -439,13 +439,14 @@ class Extended(Library):
 
     @property
     def shuffled(self) -> bool:
-        """Whether the order of the records is drawn from a key."""
+        """Whether the order of the records depends on a key."""
         source = self.options.get("source", {})
         own = source.get("form") in ("random-access", "endless", "mixture")
         return own or (self.program.seed is not None and source.get("shuffle", True) is not False)
 
     def base_of(self, name: str) -> Key:
-        """The nearest generator's words: the part's own, else the pipeline's, by stream name."""
+        """The words of the key from the part's own generator, else from the pipeline's: from the
+        named stream, else from "default"."""
         part = self.options.get("rngs_of", {}).get(name)
         whole = self.options.get("rngs")
         if whole is None and self.program.seed is not None:
@@ -493,7 +494,7 @@ class Extended(Library):
             self.made = self.through(Fetched(batch, start, epochs, records))
             batch, self.after = self.made[self.plan.sink], self.counts
         finally:
-            self.counts = counts  # a batch that fails or is only looked at moves nothing
+            self.counts = counts  # only `take` keeps the new ones: a batch may fail or be a peek
         passed, offset = divmod(start.offset + count, length)
         after = settle(Cursor(start.epoch + passed, offset), length, self.program)
         return batch, self.states, after
@@ -508,7 +509,7 @@ class Extended(Library):
         return int((~self.source.readable(records)).sum())
 
     def through(self, fetched: Fetched) -> dict[str, Batch]:
-        """What every node gives."""
+        """The output of every node."""
         made = {"source": fetched.batch}
         self.axes = {}
         for name in self.plan.order:
@@ -538,7 +539,7 @@ class Extended(Library):
         return batch
 
     def scan(self, length: int | None = None) -> Batch:
-        """Nothing has moved where a batch of the scan fails."""
+        """If a batch fails, the cursor and the counts stay as before the scan."""
         before = self.cursor, dict(self.counts)
         if length is None and self.source.length is None:
             raise Refused("last-batch")
@@ -581,7 +582,7 @@ class Extended(Library):
         return self.made
 
     def ask_replay(self, record: int, epoch: int) -> Batch:
-        """What every node gives for one record."""
+        """The output of every node for one record."""
         records, epochs = np.array([record]), np.array([epoch])
         counts = dict(self.counts)
         batch = self.source.read(records, epochs, None)
@@ -590,34 +591,34 @@ class Extended(Library):
         return {f"{node}.{name}": x for node, b in made.items() for name, x in b.items()}
 
     def ask_read(self, start: int, n: int, seed: int) -> Batch:
-        """Random access through the public face of the source."""
+        """Random access through the source's public method."""
         return self.source.get_batch_at(start, n, (0, seed))
 
     def ask_rows(self, how: str) -> list[list[int]]:
-        """The next batch of a loop, or of `step`: the rows that each device has."""
+        """The ids of the rows of the next batch, of `for` or `step`, on each device."""
         ids = self.take(stay=how == "for")["id"].tolist()
         each, rest = divmod(len(ids), self.parts)
         places = range(self.parts)
         return [ids if rest else ids[i * each : (i + 1) * each] for i in places]
 
     def ask_reads(self, processes: int) -> list[list[int]]:
-        """The records of an epoch that each process of a job reads; the first, whose shape is
-        looked at, aside."""
+        """The records of an epoch that each process of a job reads, without record 0, which is
+        read for its shape."""
         size = self.program.batch_size
         records = np.arange(self.length)
         owner = records % size // (size // processes)
         return [[x for x in np.flatnonzero(owner == i).tolist() if x] for i in range(processes)]
 
     def ask_differ(self, of: str) -> list[str]:
-        """What two processes are told that build pipelines which differ."""
+        """The error of two processes whose pipelines differ: its code and what differs."""
         return ["sharding", of]
 
     def ask_mend(self) -> None:
-        """What could not be read can be."""
+        """Makes every record readable."""
         self.source.bad = set()
 
     def ask_stats(self) -> dict[str, float]:
-        """Seconds spent waiting for rows, and the others."""
+        """Seconds spent waiting for rows, and computing."""
         delay = self.source.options.get("delay", 0.0)
         return {"waited": delay, "computed": 1e-6}
 
@@ -626,7 +627,7 @@ class Extended(Library):
 
 
 def lengthened(x: np.ndarray, rows: int) -> np.ndarray:
-    """Zero, or False, up to so many rows."""
+    """`x`, padded to `rows` rows with zeros or False."""
     return np.concatenate([x, np.zeros((rows - len(x), *x.shape[1:]), x.dtype)])
 
 
@@ -635,12 +636,12 @@ def zeroed(x: np.ndarray, readable: np.ndarray) -> np.ndarray:
 
 
 def base_words(seed: Any) -> Key:
-    """The words of a seed, or the first two of the key of another generator."""
+    """The key words of a seed, or the first two words of a key of another generator."""
     return (0, seed) if isinstance(seed, int) else (seed[0], seed[1])
 
 
 def chained(program: LibraryProgram, entries: Sequence[str]) -> LibraryProgram:
-    """A chain as the graph with the same names and topology."""
+    """The graph with the names and the topology of a chain."""
     names = chain_names(entries)
     nodes = {name: entry.partition("=")[2] for name, entry in zip(names, entries, strict=True)}
     edges = {name: names[i - 1 : i] if i else [] for i, name in enumerate(names)}
@@ -660,7 +661,7 @@ CLASSES = {
 
 
 def described(error: Refused) -> dict[str, Any]:
-    """What the library's error says of itself: its class, and a text with all it knows."""
+    """The details of the library's error, with its class, its cause and a text of them all."""
     details = dict(error.details)
     cause = details.pop("cause", None)
     text = f"{error.code} {details}: {cause}"

@@ -1,4 +1,4 @@
-"""The sources of the library over the model: what `options["source"]` of a program asks for."""
+"""The library's sources, built on the model. `options["source"]` of a program selects one."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -17,15 +17,15 @@ from .model import (
     threefry2x32,
 )
 
-FAR = 2**62  # where an epoch without an end ends
+FAR = 2**62  # the length of an endless epoch
 PERIOD = 256
 
 
 class Rows:
-    """Records that can be gathered; `order_key` is None where they come as stored."""
+    """A source whose records can be gathered. `order_key` is None for the stored order."""
 
     random_access = True
-    empty = ""  # the code of what a pass without a batch is
+    empty = ""  # the error code of a pass without a batch, if it is an error
 
     def __init__(self, program: Any, options: Mapping[str, Any]):
         self.program, self.options = program, options
@@ -36,7 +36,7 @@ class Rows:
         self.length: int | None = options.get("length") or len(next(iter(self.columns.values())))
 
     def epoch_order(self, order_key: Key, epoch: int) -> Callable[[Any], np.ndarray]:
-        """From offsets to records in one epoch."""
+        """The function from offsets to records in one epoch."""
         key, length = fold_in(order_key, epoch), int(self.length or 0)
         how = self.options.get("shuffle", True)
         if how == "permutation":
@@ -74,7 +74,7 @@ class Rows:
         return np.array([record not in self.bad for record in records.tolist()], bool)
 
     def get_batch_at(self, start: int, n: int, key: Key) -> Batch:
-        """The public face: rows `start`, `start + 1`, ... of the stream under this order key."""
+        """The public method: rows `start`, `start + 1`, ... of the stream under this order key."""
         positions = start + np.arange(n)
         length = int(self.length or 0)
         order_key = None if self.options.get("shuffle") is False else key
@@ -83,7 +83,7 @@ class Rows:
 
 
 class RandomAccess(Rows):
-    """A source of `get_batch_at` alone: its rows show what it was called with."""
+    """A source with only `get_batch_at`. Its rows show the arguments of the call."""
 
     def records(self, order_key: Key | None, epochs: np.ndarray, offsets: np.ndarray) -> np.ndarray:
         return offsets
@@ -95,7 +95,7 @@ class RandomAccess(Rows):
 
 
 class Endless(RandomAccess):
-    """The same without a length."""
+    """`RandomAccess` without a length."""
 
     def __init__(self, program: Any, options: Mapping[str, Any]):
         super().__init__(program, options)
@@ -115,7 +115,7 @@ class Storage(Rows):
 
 
 class Iterable(Rows):
-    """A stream: read from front to back, of unknown length."""
+    """A stream of unknown length, read from front to back."""
 
     random_access = False
 
@@ -127,7 +127,7 @@ class Iterable(Rows):
         self.empty = "empty-source" if short else ""
 
     def epoch_order(self, order_key: Key, epoch: int) -> Callable[[Any], np.ndarray]:
-        """Every window in an order of its own."""
+        """Shuffles each window separately."""
         windows = fold_in(fold_in(order_key, epoch), 2**33)
         window, length = self.options["window"], int(self.length or 0)
 
@@ -145,7 +145,8 @@ class Iterable(Rows):
 
 
 class Mixture(Rows):
-    """Sources one after the other in the columns, mixed by whole shares of a period."""
+    """Several sources, which follow one another in the columns. A period has a quota of rows of
+    each."""
 
     def __init__(self, program: Any, options: Mapping[str, Any]):
         super().__init__(program, options)
@@ -162,7 +163,7 @@ class Mixture(Rows):
         if self.periods == 0:
             raise Refused("empty-source")
         self.length = sum(self.quotas) * self.periods
-        self.known: dict[Any, np.ndarray] = {}  # orders of epochs
+        self.known: dict[Any, np.ndarray] = {}  # the orders of epochs, cached
 
     def epoch_order(self, order_key: Key, epoch: int) -> Callable[[Any], np.ndarray]:
         if (order_key, epoch) not in self.known:
@@ -184,7 +185,7 @@ class Mixture(Rows):
 
 
 def quotas(weights: Sequence[float]) -> list[int]:
-    """How many rows of a period each source has: the nearest shares, in the shortest period."""
+    """The rows of each source in a period: nearest to the weights, in the shortest such period."""
     shares = np.asarray(weights) / math.fsum(weights)
     found = [
         (round(float(np.abs(np.array(q) / n - shares).max()), 9), n, q)
@@ -197,7 +198,7 @@ def quotas(weights: Sequence[float]) -> list[int]:
 
 
 def split(shares: np.ndarray, rows: int) -> list[int]:
-    """`rows` in whole shares, what is left to the largest rests."""
+    """Splits `rows` by shares, rounded down. Rows left over go to the largest remainders."""
     exact = shares * rows
     counts = np.floor(exact + 1e-9).astype(int)
     for i in np.argsort(counts - exact, kind="stable")[: rows - counts.sum()]:
@@ -206,7 +207,7 @@ def split(shares: np.ndarray, rows: int) -> list[int]:
 
 
 def permutation(key: Key, length: int) -> np.ndarray:
-    """`jax.random.permutation`: the records sorted by random words, as often as it takes."""
+    """`jax.random.permutation`: sorts the records by random words, in as many rounds as JAX."""
     records = np.arange(length)
     for _ in range(math.ceil(3 * math.log(length) / math.log(2**32 - 1))):
         ones = np.arange(2)
@@ -218,14 +219,15 @@ def permutation(key: Key, length: int) -> np.ndarray:
 
 
 def arranged(columns: Mapping[str, Any], form: str) -> Mapping[str, Any]:
-    """The fields of the forms in which data in memory may be given; nested ones by their path."""
+    """The fields of data in memory that is given in this form. Nested fields have their path as
+    name."""
     if form == "nested":
         return {name if name == "id" else f"inner.{name}": x for name, x in columns.items()}
     return {"data": columns["id"]} if form == "array" else columns
 
 
 def package(program: Any, options: Mapping[str, Any]) -> Rows:
-    """A source of a package that is not installed."""
+    """A source that needs a package that is not installed."""
     raise Refused("missing-package", text=f"pip install 'library[{options['extra']}]'")
 
 

@@ -1,4 +1,4 @@
-"""Adapter of the oracle: the Python of the spec itself."""
+"""Adapter of the model, the oracle: the Python in the spec itself."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""The pytest way: `-p datarax_conformance.plugin` with `--adapter module:Class`.
+"""The pytest plugin: `-p datarax_conformance.plugin` with `--adapter module:Class`.
 
-Options stand here and not in a packaged conftest.py, which pytest would read too late with
-`--pyargs`.
+It defines the options since pytest, with `--pyargs`, would read a packaged conftest.py too late.
 """
 
 from __future__ import annotations

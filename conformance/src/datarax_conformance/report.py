@@ -1,4 +1,4 @@
-"""One report, written down as JSON, JUnit, an HTML matrix, a badge, a few lines of text."""
+"""A report and its formats: JSON, JUnit, an HTML matrix, a badge and text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .runner import BAD, OUTCOMES, Run, Verdict
 from .version import SPEC, VERSION
 
 FORMAT = 1
-LONG = 48  # items of a list that a report still shows whole
+LONG = 48  # a report cuts longer lists
 KINDS = {"PASS": "passed", "BLOCKED": "not judged", "UNSUPPORTED": "not judged"}
 KINDS_SHOWN = ("failed", "passed", "not judged")
 NO_CASE = "no case: each needs another profile too, which is not claimed"
@@ -26,7 +26,7 @@ Report = Mapping[str, Any]
 
 
 def make_report(run: Run, verdicts: Sequence[Verdict], target: str) -> Report:
-    """What was not claimed is not in it: a case of another profile changes no report."""
+    """The report, without N/A verdicts: a new case of an unclaimed profile changes no report."""
     asked = {v.case.profiles[0] for v in verdicts} & set(run.identity["capabilities"])
     verdicts = sorted(
         (v for v in verdicts if v.outcome != "N/A"), key=lambda verdict: verdict.case.id
@@ -89,19 +89,19 @@ def brief(value: Any) -> Any:
 
 
 def failed(report: Report) -> bool:
-    """Also where nothing was shown: a claim of which no case passed, or no case at all."""
+    """Whether a case failed, no case of a claimed profile passed, or no case was judged."""
     bad = any(report["summary"].get(outcome) for outcome in BAD)
     return bad or bool(unproven(report)) or not report["verdicts"]
 
 
 def unproven(report: Report) -> list[str]:
-    """The profiles that are claimed and of which cases were chosen, but none passed."""
+    """The claimed profiles of which cases were chosen, but none passed."""
     claimed = report["engine"]["capabilities"]
     return [p for p, counts in report["profiles"].items() if p in claimed and "PASS" not in counts]
 
 
 def to_paragraph(entry: Mapping[str, Any]) -> str:
-    """A failure in full: what was broken, by which case, how it showed, and how to see it again."""
+    """A failure in full: the case, the requirement, the deviation and how to replay it."""
     return (
         f"{entry['outcome']} {entry['case']} ({entry['title']})\n"
         f"  {', '.join(entry['cites'])}: {entry['sentence']}\n"
@@ -115,7 +115,7 @@ def to_paragraph(entry: Mapping[str, Any]) -> str:
 
 
 def not_judged(entries: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], list[str]]:
-    """The cases that say nothing of the engine, by outcome and reason."""
+    """The BLOCKED and UNSUPPORTED cases, by outcome and reason."""
     found: dict[tuple[str, str], list[str]] = {}
     for entry in entries:
         if entry["outcome"] in ("BLOCKED", "UNSUPPORTED"):
@@ -124,7 +124,7 @@ def not_judged(entries: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], li
 
 
 def to_text(report: Report) -> str:
-    """What a terminal shows: every failure, what was not judged and why, then the counts."""
+    """The text for a terminal: the failures, the cases not judged and why, then the counts."""
     parts = [to_paragraph(entry) for entry in report["verdicts"] if "replay" in entry]
     engine = report["engine"]
     parts.append(
@@ -168,7 +168,7 @@ def to_junit(report: Report) -> str:
 
 
 def to_badge(report: Report) -> str:
-    """A picture of how many of the claimed profiles hold."""
+    """An SVG badge: how many of the claimed profiles passed all their cases."""
     claimed = [p for p in report["profiles"] if p in report["engine"]["capabilities"]]
     good = [p for p in claimed if set(report["profiles"][p]) == {"PASS"}]
     label, text = "datarax spec " + report["spec"], f"{len(good)}/{len(claimed)} profiles"
@@ -185,7 +185,7 @@ def to_badge(report: Report) -> str:
 
 
 def worst(outcomes: Sequence[str]) -> str:
-    """What one cell of the matrix says about several cases."""
+    """The worst of several outcomes, for a cell of the matrix."""
     order = (
         "CRASH",
         "ADAPTER-ERROR",
@@ -202,10 +202,10 @@ def worst(outcomes: Sequence[str]) -> str:
 
 
 def to_html(reports: Sequence[Report], link: str = "../../spec/") -> str:
-    """Profile by engine, then requirement by engine.
+    """The matrix: a table of profiles by engines, then one of requirements by engines.
 
-    A cell shows its worst case and how many passed; of a requirement, on demand each with its
-    replay line.
+    A cell shows its worst outcome and how many cases passed. A cell of a requirement opens to show
+    each failure with its replay command.
     """
     out = ['<div class="conformance">', *_head("profile", reports)]
     for profile in (p for p in PROFILES if any(p in r["profiles"] for r in reports)):
@@ -253,7 +253,7 @@ def _total(counts: Mapping[str, int]) -> str:
 
 
 def _cell(entries: Sequence[Mapping[str, Any]]) -> str:
-    """The worst outcome and how many cases passed; on demand, how each of the others ended."""
+    """The worst outcome and how many cases passed. The cell opens to show how the others ended."""
     if not entries:
         return "<td></td>"
     outcome = worst([entry["outcome"] for entry in entries])

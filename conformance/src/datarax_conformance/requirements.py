@@ -1,4 +1,4 @@
-"""The requirements that cases cite, as the spec's build left them in `spec.json`."""
+"""The requirements that cases cite, from `spec.json`, which the spec's build writes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def requirements() -> Mapping[str, Requirement]:
 
 
 def needed_by(names: Sequence[str]) -> list[str]:
-    """Every requirement that must hold before one of `names` means anything; the nearest last."""
+    """All requirements that `names` need, also indirectly, each after those that it needs."""
     seen: dict[str, None] = {}
 
     def visit(name: str) -> None:

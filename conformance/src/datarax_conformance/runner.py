@@ -1,4 +1,4 @@
-"""The one runner behind the command line, the pytest plugin and `run_conformance`."""
+"""The runner. The command line, the pytest plugin and `run_conformance` all use it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ OUTCOMES = (
     "XFAIL",
     "XPASS",
 )
-MET = ("PASS", "N/A", "UNSUPPORTED")  # what blocks no case that needs it
+MET = ("PASS", "N/A", "UNSUPPORTED")  # outcomes that do not block cases that need the case
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Verdict:
     got: Any = None
 
 
-# Actions that ask no stream; the others ask the one that `on` names.
+# Actions that use no stream. The others use the one that `on` names.
 ASKING_NONE = {"begin", "build", "restart", "next", "recall", "scribble", "columns"}
 ASKING_NONE |= {"global_random"}
 NOT_BUILT: dict[str, Any] = {
@@ -57,11 +57,11 @@ NOT_BUILT: dict[str, Any] = {
 
 
 def as_sent(action: Mapping[str, Any], notes: Mapping[str, Any]) -> dict[str, Any]:
-    """What an engine gets of an action: a state as bytes, of which `part` may leave some out."""
+    """The action as the engine gets it: `restore` with the bytes of the state, cut by `part`."""
     sent = {k: v for k, v in action.items() if k not in ("expect", "note", "part")}
     if action["do"] == "restore":
         sent["base64_"] = notes[action["origin"]]["base64"]
-    if "part" in action:  # under a name that no state has, so that these bytes are what counts
+    if "part" in action:  # under a name that no state has, so that the session takes these bytes
         state = base64.b64decode(sent["base64_"])
         state = state[: int(len(state) * action["part"])]
         sent["base64_"] = base64.b64encode(state).decode()
@@ -70,9 +70,10 @@ def as_sent(action: Mapping[str, Any], notes: Mapping[str, Any]) -> dict[str, An
 
 
 def play(case: Case, engine: Engine, timeout: float) -> Verdict:
-    """Carry out one case; stops at the first deviation.
+    """Runs one case up to the first deviation.
 
-    A stream whose program was refused, as the case allows, is asked nothing more.
+    If the engine refused the program of a stream, as the case allows, it gets no more actions for
+    that stream.
     """
     deadline = time.monotonic() + timeout
     notes: dict[str, Any] = {}
@@ -126,7 +127,7 @@ def play(case: Case, engine: Engine, timeout: float) -> Verdict:
 
 @dataclasses.dataclass(frozen=True)
 class ExpectedFailure:
-    """A failure that is known: which case, why, where it is written about, and until when."""
+    """A known failure: the case, the reason, a link, and the day on which the entry expires."""
 
     case: str
     reason: str
@@ -158,10 +159,10 @@ def expected_failures(
 
 
 def alike(cases: Sequence[Case]) -> list[list[Case]]:
-    """The cases in groups of equal programs but for the seed, the longest group first.
+    """The cases in groups whose programs differ at most in the seed, the longest group first.
 
-    An engine that compiles a program has it ready for the rest of the group; and no long group
-    that is begun last keeps one process busy while the others have nothing left to do.
+    An engine that compiles a program can reuse it for the rest of the group. If a long group came
+    last, one process would run it while the others are idle.
     """
     groups: dict[str, list[Case]] = {}
     for case in cases:
@@ -171,11 +172,11 @@ def alike(cases: Sequence[Case]) -> list[list[Case]]:
 
 
 class AdapterError(ValueError):
-    """No case can be played on an adapter; says why in one line."""
+    """No case can run on an adapter. The message says why in one line."""
 
 
 def wrong_claim(identity: Any) -> str | None:
-    """What an adapter says of itself that nothing could be judged by, or None."""
+    """Why an adapter cannot be judged, given its answer to `hello`, or None."""
     if not isinstance(identity, dict):
         return f"it answers `hello` with {identity!r}, not with its name, version, …"
     for name in ("name", "version", "spec", "capabilities"):
@@ -202,7 +203,7 @@ def wrong_claim(identity: Any) -> str | None:
 
 
 class Run:
-    """Verdicts of one engine, each worked out once, in whatever order they are asked for."""
+    """The verdicts on one engine. Each is computed once, in any order."""
 
     def __init__(
         self,
@@ -224,7 +225,7 @@ class Run:
         self.lock = threading.Lock()
         self.new_engine = new_engine
         self.jobs = jobs
-        self.engines = [new_engine() for _ in range(jobs)]  # all at once, since each takes a while
+        self.engines = [new_engine() for _ in range(jobs)]  # processes start at the first action
         self.idle = list(self.engines)
         self.local = threading.local()
         self.identity = self._hello()
@@ -239,7 +240,7 @@ class Run:
         return self.local.engine
 
     def _hello(self) -> dict[str, Any]:
-        """What the adapter says of itself, if that can be judged by."""
+        """The adapter's answer to `hello`. Raises `AdapterError` if no case can run with it."""
         answer: dict[str, Any]
         try:
             answer = self._engine().execute({"do": "hello"}, self.timeout)
@@ -252,18 +253,21 @@ class Run:
         return answer["value"]
 
     def limit(self, case: Case) -> str:
-        """Why the engine, by its adapter's word, cannot be asked this; empty where it can."""
+        """The adapter's limits that the case meets, with their reasons; empty if there are none."""
         limits = self.identity.get("limits", {})
         found = [limit for limit in limits if fnmatch.filter(case.features, limit)]
         return "; ".join(f"{limit}: {limits[limit]}" for limit in found)
 
     def needs(self, case: Case) -> list[str]:
-        """What must hold before the case says anything of its requirement."""
+        """The requirements that must hold before the case can judge its own."""
         own = [] if case.basic else [case.requirement]
         return [*needed_by(case.requirements), *case.needs, *own]
 
     def verdict(self, case: Case) -> Verdict:
-        """Worked out by whoever asks first; needs go in no circle, so nobody waits for ever."""
+        """The verdict on a case. The first thread that asks computes it, and the others wait.
+
+        Needs have no cycle, so there is no deadlock.
+        """
         with self.lock:
             known = case.id in self.verdicts
             verdict = self.verdicts.setdefault(case.id, concurrent.futures.Future())
@@ -289,7 +293,7 @@ class Run:
         return verdict
 
     def all(self) -> list[Verdict]:
-        """All verdicts, in the order of the cases; `groups` says in which they are worked out."""
+        """All verdicts in the order of `cases`, computed in the order of `groups`."""
 
         def work_out(group: Sequence[Case]) -> None:
             for case in group:
@@ -299,7 +303,7 @@ class Run:
             for group in self.groups:
                 work_out(group)
         else:
-            self.idle = list(self.engines)  # the one that has said hello is one of the workers
+            self.idle = list(self.engines)  # also the one that answered `hello`
             with concurrent.futures.ThreadPoolExecutor(self.jobs) as pool:
                 list(pool.map(work_out, self.groups))
         return [self.verdict(case) for case in self.cases]

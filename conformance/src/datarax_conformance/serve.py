@@ -13,7 +13,7 @@ from .session import Session, scrubbed
 
 
 def serve(target: str, session: type[Session] = Session) -> None:
-    """Answer actions on stdin for the adapter `target`; what the engine prints goes to stderr."""
+    """Answers actions from stdin for the adapter `target`. Output of the engine goes to stderr."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     try:

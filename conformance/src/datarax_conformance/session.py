@@ -1,8 +1,8 @@
-"""Carries out the actions of a case against an adapter, one at a time, beside the engine.
+"""Runs the actions of a case on an adapter, one at a time, in the engine's process.
 
-An action and its answer are plain JSON, so a session is the same in this process and behind a pipe.
-The answer is `{"value": …}`, `{"error": {"code", "details", "type", "message"}}` for an exception
-of the engine, or `{"fault": text}` where the adapter itself broke its contract.
+Actions and answers are plain JSON, so a session is the same in this process and behind a pipe. The
+answer is `{"value": …}`, `{"error": {"code", "details", "type", "message"}}` for an exception of
+the engine, or `{"fault": text}` if the adapter itself broke its contract.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from .ops import Ops
 
 STOP = "stop"
 IN_MEMORY = "in-memory"
-"""The code by which an engine says that it holds its columns in memory, and these do not fit."""
+"""The error code of an engine that holds its columns in memory, if they do not fit."""
 
 
 class EngineError(Exception):
-    """Something an engine did that no exception of its own reports."""
+    """The engine did something wrong without raising an exception of its own."""
 
     def __init__(self, code: str, message: str):
         super().__init__(message)
@@ -36,11 +36,11 @@ class EngineError(Exception):
 
 
 class AdapterFault(Exception):
-    """Something that the adapter, and not the engine, did wrong."""
+    """The adapter, not the engine, did something wrong."""
 
 
 def scrubbed(text: str) -> str:
-    """Reports are compared between machines: no path and no address stays in a message."""
+    """The text without paths and addresses, since reports are compared between machines."""
     text = re.sub(r"\b0x[0-9a-fA-F]+", "0x…", text)
     return re.sub(r"(?<![\w:])/(?:[\w.\-+]+/)+", "…/", text)[:600]
 
@@ -119,7 +119,7 @@ class Session:
             }
         }
 
-    # Actions. `on` names the stream or iterator, `as_` what to remember the result by.
+    # Actions. `on` names the stream or iterator; `to` and `hold` name what is kept for later.
 
     def do_hello(self) -> dict[str, Any]:
         adapter = self.adapter
@@ -159,7 +159,7 @@ class Session:
         return self._batches((next(self.iterators[on], STOP) for _ in range(n)), hold)
 
     def do_for(self, on: str = "main", take: int | None = None, hold: str = "") -> list[Any]:
-        """A loop over a stream, or over what is left of an iterator."""
+        """A loop over a stream, or over the rest of an iterator."""
         over = self.iterators[on] if on in self.iterators else self.streams[on]
         return self._batches(self._loop(over, take), hold)
 
@@ -172,7 +172,7 @@ class Session:
                 raise EngineError("endless", f"the iterator did not stop within {count} batches")
 
     def _batches(self, batches: Any, hold: str) -> list[Any]:
-        # Encoded one by one as they come: a batch overwritten later has been seen as it was.
+        # Encode each batch as it comes: the engine may overwrite it later.
         raw, seen = [], []
         for batch in batches:
             raw.append(batch)
@@ -247,7 +247,7 @@ class Session:
             stream.set_state(FORMS[form](state))
 
     def do_threads(self, n: int, on: str = "main") -> list[Any]:
-        """`n` threads take turns at one iterator until it stops; the batches by their first id."""
+        """The batches of one iterator that `n` threads share until it stops, sorted by first id."""
         iterator, taken, failures = iter(self.streams[on]), [], []
 
         def take() -> None:
@@ -277,13 +277,13 @@ class Session:
         return self._batches(self.held[hold], "")
 
     def do_scribble(self, hold: str) -> None:
-        """The user writes into the arrays of batches, where they can be written to."""
+        """The user writes into the writable arrays of batches."""
         for batch in self.held[hold]:
             for array in batch.values():
                 try:
-                    # In a mask a 1 would mostly be what stands there already.
+                    # A mask is inverted: most of it is True already.
                     array[...] = ~array if np.asarray(array).dtype == bool else 1
-                except (TypeError, ValueError):  # they cannot
+                except (TypeError, ValueError):  # read-only
                     continue
 
     def do_columns(self, of: str = "main") -> dict[str, Any]:

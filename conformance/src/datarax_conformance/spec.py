@@ -51,13 +51,13 @@ class Requirement:
 
     @property
     def digest(self) -> str:
-        """Of the sentence: what a citation of it is bound to."""
+        """The hash of level and sentence. The revision, which citations name, changes with it."""
         return hashlib.sha256(f"{self.level} {self.text}".encode()).hexdigest()[:16]
 
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """What the hand-written files say, and what is wrong with them."""
+    """The content of the hand-written files, and their faults."""
 
     requirements: Mapping[str, Requirement]
     model: str
@@ -66,7 +66,7 @@ class Spec:
 
 
 def find_root() -> Path:
-    """The checkout with the spec: that of this file, else that of the working directory."""
+    """The checkout with the spec: the one of this file, else the one of the working directory."""
     for start in (Path(__file__).resolve(), Path.cwd() / "spec"):
         for folder in start.parents:
             if (folder / "spec" / "README.md").exists():
@@ -157,7 +157,7 @@ def repeats(found: list[Requirement]) -> list[tuple[str, int]]:
 
 
 def relation_faults(spec: Spec, mentioned: Mapping[str, str]) -> Iterator[str]:
-    """Levels, profiles, needs and cross-references that do not hold."""
+    """The faults of levels, profiles, needs and cross-references."""
     known = spec.requirements
     for id, place in mentioned.items():
         if id not in known:
@@ -192,7 +192,7 @@ def run_model(text: str) -> types.ModuleType:
 
 
 def table_faults(spec: Spec) -> Iterator[str]:
-    """Tables against each other, against the requirements and against the model."""
+    """The faults of the tables, compared with each other, the requirements and the model."""
     namespace = vars(run_model(spec.model))
     for constant in spec.tables["constants"]["constant"]:
         value = namespace.get(constant["name"])
@@ -273,9 +273,9 @@ def require_all(schema: dict[str, Any]) -> None:
 
 
 def lock(spec: Spec, before: Mapping[str, Any]) -> dict[str, Any]:
-    """The requirements with their revisions: changes of the sentence, counted since `before`.
+    """The requirements with their revisions. A sentence that changed since `before` gets the next.
 
-    An id that is gone stays in the lock as retired, so that it is never given away again.
+    An id that is gone stays in the lock as retired, so that no requirement gets it again.
     """
     entries: dict[str, Any] = {}
     for id, requirement in spec.requirements.items():
@@ -300,7 +300,7 @@ def retired_faults(spec: Spec, before: Mapping[str, Any]) -> Iterator[str]:
 
 
 def outputs(root: Path, spec: Spec) -> dict[Path, str]:
-    """Every file that a build makes, with its text."""
+    """Every file that a build writes, with its text."""
     lock_path = root / "spec" / "requirements.lock.json"
     before = json.loads(lock_path.read_text()) if lock_path.exists() else {}
     locked = lock(spec, before)

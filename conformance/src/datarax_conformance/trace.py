@@ -1,4 +1,4 @@
-"""Requirements against cases and semantic mutants: who checks what, and what nobody does."""
+"""Finds requirements that no case or no semantic mutant checks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .requirements import requirements
 
 
 def gaps() -> list[str]:
-    """Every MUST without a case or a mutant, and every citation that leads nowhere."""
+    """MUSTs without a case or a mutant, faults of the manifest, and stale citations."""
     return [*uncovered(), *manifest_faults(), *stale_cites()]
 
 
