@@ -46,7 +46,7 @@ def python_of(name: str) -> str:
 
 
 def make(name: str) -> None:
-    """The environment of an engine; nothing is done where it is as its requirements say."""
+    """Makes the environment of an engine, unless it was made from the same requirements."""
     engine = ENGINES[name]
     if "requirements" not in engine:
         return
@@ -65,14 +65,14 @@ def make(name: str) -> None:
 
 
 def run(name: str, out: pathlib.Path) -> None:
-    """A full run. What it finds is in its report, if it can be started at all."""
+    """Runs all cases on an engine and writes its report. Exits if the engine cannot be started."""
     make(name)
-    # An engine of its own environment must not find this project's packages.
+    # An engine with its own environment must not find this project's packages.
     inherited = [] if "requirements" in ENGINES[name] else [os.environ.get("PYTHONPATH", "")]
     paths = os.pathsep.join(filter(None, [str(HOME / "src"), *inherited]))
     command = [sys.executable, "-m", "datarax_conformance", "run", ENGINES[name]["adapter"]]
     command += ["--jobs", "2", "--timeout", "600", "--out", str(out)]
-    if "requirements" in ENGINES[name]:  # relative, as a reader of the report has it too
+    if "requirements" in ENGINES[name]:  # relative, as in the checkout of a reader of the report
         command += ["--python", str(pathlib.Path(python_of(name)).relative_to(HOME))]
     quiet = {**os.environ, "PYTHONPATH": paths, "TF_CPP_MIN_LOG_LEVEL": "3"}
     done = subprocess.run(
@@ -147,7 +147,7 @@ DIFFERENT = "differs from conformance/results"
 
 
 def compared(folder: pathlib.Path, name: str) -> str:
-    """How an engine's report that is made again differs from the one committed."""
+    """Makes an engine's report again. Returns whether it equals the one committed, in words."""
     try:
         make(name)
     except (SystemExit, subprocess.CalledProcessError) as error:

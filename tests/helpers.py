@@ -1,4 +1,4 @@
-"""What several test files share: small pipelines, stages, modes, and how batches are compared."""
+"""Helpers that several test files share: small pipelines, stages, modes, comparisons."""
 
 import collections
 import contextlib
@@ -22,7 +22,7 @@ from datarax.sources import EagerSourceBase, MemorySource, MemorySourceConfig, S
 
 
 def columns(length: int) -> dict[str, np.ndarray]:
-    """Records that know their number, and a field to work on."""
+    """Records with their number, `id`, and a field to work on, `x`."""
     return {
         "id": np.arange(length, dtype=np.int32),
         "x": np.arange(1, length + 1, dtype=np.float32),
@@ -71,7 +71,7 @@ def batch_words(batch, *, key):
 
 
 def stage_of(operation: str) -> Any:
-    """The stage that does what an operation of the spec's table does."""
+    """The stage for an operation of the spec's table."""
     name, _, arguments = operation.rstrip(")").partition("(")
     match name:
         case "affine":
@@ -117,9 +117,9 @@ def pipeline(
 
 
 def sharding_of(*spec: Any, kind: AxisType = AxisType.Auto, **axes: int) -> NamedSharding:
-    """A sharding over a mesh of the one device, whose axes are named; "data" alone by default.
+    """A sharding over a mesh with these axes, by default only "data". The mesh has one device.
 
-    An axis may be longer than 1: no more than its length is then to be asked for.
+    If an axis is longer than 1, the device is repeated, and a test can only ask for the length.
     """
     axes = axes or {"data": 1}
     devices = np.full(tuple(axes.values()), jax.devices()[0])
@@ -139,18 +139,18 @@ def increment(batch):
 
 
 def _jitter(element, key):
-    # A uniform number in [0, 1), made by hand: those of JAX take a second to compile.
+    # A uniform number in [0, 1), made by hand: JAX's function takes a second to compile.
     noise = (jax.random.key_data(key)[1] >> 8).astype(jnp.float32) / 2**24
     return element.update_data({"x": element.data["x"] + noise})
 
 
 def jitter(**options: Any) -> ElementOperator:
-    """An augmentation: adds to every record a random number of its own."""
+    """An augmentation: adds a different random number to every record."""
     return ElementOperator(ElementOperatorConfig(stochastic=True), fn=_jitter, **options)
 
 
 class Scale(nnx.Module):
-    """Multiplies by whatever can be changed from outside, of every kind."""
+    """Multiplies by values of every kind that the user can change from outside."""
 
     def __init__(self):
         self.param = nnx.Param(jnp.float32(1))
@@ -169,7 +169,7 @@ class Scale(nnx.Module):
 
 
 class EqxScale(eqx.Module):
-    """The same as an Equinox module."""
+    """Multiplies by an array field of an Equinox module."""
 
     weight: jax.Array
     name: str = eqx.field(static=True, default="weight")
@@ -179,7 +179,7 @@ class EqxScale(eqx.Module):
 
 
 class Normalise(nnx.Module):
-    """Batch normalisation with running statistics, then dropout with a stream of its own."""
+    """Batch normalisation with running statistics, then dropout with its own random stream."""
 
     def __init__(self):
         rngs = nnx.Rngs(0, dropout=1)
@@ -205,9 +205,9 @@ class Numbers(EagerSourceBase):
 
 
 class ReadOnly(nnx.Module):
-    """A sized source with nothing but random access, in an order of its own making.
+    """A sized source with only random access. It makes its own order.
 
-    Its rows past the end are nonsense, as those of any source may be.
+    Its rows past the end are nonsense, as any source's may be.
     """
 
     def __init__(self, length: int):
@@ -226,7 +226,7 @@ class ReadOnly(nnx.Module):
 
 
 class Endless(nnx.Module):
-    """A source without end: an offset is its own record."""
+    """A source without end. The record at an offset is the offset."""
 
     def get_batch_at(self, start, batch_size, key):
         words = jnp.zeros(2, jnp.uint32) if key is None else jax.random.key_data(key)
@@ -236,11 +236,11 @@ class Endless(nnx.Module):
         }
 
 
-# Modes: each takes the next `count` batches. The law says that it does not matter which.
+# Modes: each takes the next `count` batches. By the law of the spec, all give the same ones.
 
 
 def whole(batch):
-    """The step function of a scan that hands out the batches themselves."""
+    """The function of a scan that returns the batches themselves."""
     return batch
 
 
@@ -271,9 +271,9 @@ MODES: dict[str, Callable[[Any, int], list[Any]]] = {
 
 @contextlib.contextmanager
 def ahead(batches: int, sides: int = 1) -> Iterator[None]:
-    """`for` and `step` compute so many batches at a time, from the first one on that may be.
+    """Makes `for` and `step` compute `batches` batches at a time, as soon as they may.
 
-    On several `sides` as if each were so large that it had better have a processor of its own.
+    With several `sides`, the batches count as large, so that each processor gets its own call.
     """
     from datarax.pipeline import _compute_ahead, _program
 
@@ -288,7 +288,7 @@ def ahead(batches: int, sides: int = 1) -> Iterator[None]:
 
 
 def unstack(outs: Any) -> list[Any]:
-    """What a scan has stacked, one by one."""
+    """The batches that a scan has stacked, one by one."""
     count = len(jax.tree.leaves(outs)[0])
     return [jax.tree.map(lambda x, i=i: x[i], outs) for i in range(count)]
 
@@ -315,7 +315,7 @@ def _plain(x: Any) -> np.ndarray:
 
 
 def rows(batches: Iterable[Any], mask: str = "mask") -> Any:
-    """The rows of some batches, joined, without those that pad."""
+    """The rows of some batches, joined, without padding."""
     batches = [jax.tree.map(_plain, batch) for batch in batches]
     batches = [
         jax.tree.map(lambda x, keep=b[mask]: x[keep], {k: v for k, v in b.items() if k != mask})
@@ -327,7 +327,7 @@ def rows(batches: Iterable[Any], mask: str = "mask") -> Any:
 
 
 class Alike:
-    """Equal to all of its class, whatever it computes."""
+    """A callable that equals all others of its class, whatever they compute."""
 
     def __init__(self, function):
         self.function = function
@@ -349,7 +349,7 @@ def ids(batches: Iterable[Any]) -> list[int]:
 
 
 def state_of(pipeline: Pipeline) -> dict[str, Any]:
-    """All that a pipeline remembers, arrays by path."""
+    """The cursor and all arrays that a pipeline remembers, by path, without the source's data."""
     data, remembered = nnx.state(pipeline, SourceData, ...)
     del data
     return {

@@ -1,6 +1,6 @@
-"""The laws of a mesh, for a process that has several devices, or for one of a job.
+"""Checks of pipelines on a mesh, in one process with several devices or in a process of a job.
 
-`python mesh_laws.py DEVICES [PORT PROCESS PROCESSES]` checks them all, and says so.
+`python mesh_laws.py DEVICES [PORT PROCESS PROCESSES]` runs them, and prints "all hold".
 """
 
 import json
@@ -26,7 +26,7 @@ from datarax.sources import (
     RandomAccessSourceConfig,
 )
 
-LENGTH, SIZE = 27, 8  # the last batch of a loop has 3 rows, which are no 4 parts
+LENGTH, SIZE = 27, 8  # the last batch of a loop has 3 rows, which 4 devices cannot share
 WIDE = 20_000  # so large that the source shares the array with NumPy
 VALUES = np.random.default_rng(0).normal(size=(LENGTH, WIDE)).astype(np.float32)
 
@@ -46,7 +46,7 @@ class Storage:
 
 
 def memory():
-    # Each process has its array at another place between two multiples of what XLA shares.
+    # In each process the array starts at another offset from the alignment that XLA needs to share.
     place = slice(4 * jax.process_index(), 4 * jax.process_index() + VALUES.size)
     values = np.empty(VALUES.size + 16, np.float32)[place].reshape(VALUES.shape)
     values[...] = VALUES
@@ -80,7 +80,7 @@ def draws(batch, *, keys):
 
 
 class Mixes(nnx.Module):
-    """Looks at all rows, and counts batches."""
+    """A stage that uses all rows, and counts batches."""
 
     def __init__(self):
         self.seen = nnx.Variable(jnp.int32(0))
@@ -92,7 +92,7 @@ class Mixes(nnx.Module):
 
 
 class Holds(nnx.Module):
-    """Remembers rows, of which each process then has a part."""
+    """A stage that keeps rows as its state. Each process then has a part of them."""
 
     def __init__(self):
         self.last = nnx.Variable(jnp.zeros((SIZE, 3)))
@@ -121,7 +121,7 @@ MODES = {
 }
 
 
-# Each of them compiles for a second or more.
+# The modes of each case. Each compiles for a second or more.
 IN_A_PROCESS = {
     "memory": "for step scan",
     "held in parts": "for",
@@ -134,7 +134,7 @@ IN_A_JOB = {
     "memory": "for",
     "storage": "scan",
     "storage alone": "for",
-    "padded": "for",  # the last batch is padding alone to the second process
+    "padded": "for",  # the second process has only padding in the last batch
     "stream": "for",
 }
 
@@ -155,13 +155,13 @@ def build(case, sharding):
 
 
 def whole(x):
-    """All of an array, whoever has the parts."""
+    """The whole of an array, also if other processes have parts of it."""
     alone = x.is_fully_addressable or x.is_fully_replicated
     return np.asarray(x if alone else process_allgather(x, tiled=True))
 
 
 def check_batches(case, mode):
-    """The batches of one without a sharding, lying as they are to lie; and the same state."""
+    """Batches and state equal those without a sharding, and the batches are sharded as asked."""
     sharding = by_rows()
     alone, split = build(case, None), build(case, sharding)
     for expected, found in zip(MODES[mode](alone), MODES[mode](split), strict=True):
@@ -182,7 +182,7 @@ def check_batches(case, mode):
 
 
 def check_state():
-    """A state goes from a mesh to a mesh, and to none."""
+    """A state that was saved on a mesh can be restored on a mesh and without one."""
     first = build("held rows", by_rows())
     first.step()
     state = json.dumps(first.get_state())
@@ -191,12 +191,12 @@ def check_state():
         resumed = build("held rows", sharding)
         resumed.set_state(state)
         np.testing.assert_array_equal(whole(resumed.step()["before"]), expected)
-        resumed.set_state(state)  # where what it replaces lies in parts
+        resumed.set_state(state)  # now it replaces a state in parts
         np.testing.assert_array_equal(whole(resumed.step()["before"]), expected)
 
 
 def check_scan_trains():
-    """A model is trained in a scan, each device with its rows, as with all of them on one."""
+    """Training in a scan gives the same with the rows spread over the devices as on one device."""
 
     def train(model, batch):
         def loss_of(model):
@@ -214,26 +214,26 @@ def check_scan_trains():
 
 
 def check_reads():
-    """Of a batch that is split, no process reads what it has no device for."""
+    """A process reads only the rows of a split batch that its own devices hold."""
     storage = Storage()
     source = RandomAccessSource(RandomAccessSourceConfig(), storage)
     pipeline = Pipeline(source=source, batch_size=SIZE, last_batch="drop", sharding=by_rows())
-    storage.read.clear()  # the shapes
+    storage.read.clear()  # what it read for the shapes
     pipeline.scan(dict, 3)
     share, place = SIZE // jax.process_count(), jax.process_index()
     own = [x for x in range(24) if x % SIZE // share == place]
-    # Two chunks may be read at the same time.
+    # Two chunks may be read at the same time, so the order is open.
     assert sorted(storage.read) == own, (storage.read, own)
 
 
 def check_data_lie_on_the_mesh():
-    """A copy on each device, made once, of the rows alone: what NumPy has in front of them differs
-    from process to process."""
+    """Each device has one copy of the rows, made once. The copy leaves out what NumPy has in memory
+    in front of them, which differs from process to process."""
     pipeline = build("memory", by_rows())
     held = pipeline.source.data.get("x").data
     first = held.get_raw_value()
     pipeline.step()
-    pipeline.nodes["draws"] = draws  # checks the pipeline anew
+    pipeline.nodes["draws"] = draws  # makes the pipeline check itself again
     pipeline.step()
     assert held.get_raw_value() is first
     assert first.shape == VALUES.shape
@@ -241,7 +241,7 @@ def check_data_lie_on_the_mesh():
 
 
 def check_one_source_serves_several():
-    """Over other devices, and over none told: it stays as it was."""
+    """A source serves pipelines over several meshes and without one, and stays as it was."""
     source = memory()
     for devices in jax.devices(), jax.devices()[2:3]:
         grid = Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
@@ -253,7 +253,7 @@ def check_one_source_serves_several():
 
 
 class Plain(EagerSourceBase):
-    """What somebody else may write."""
+    """A source that a user may write."""
 
     def __init__(self):
         super().__init__(shuffle="permutation")
@@ -279,7 +279,8 @@ class Scale(nnx.Module):
 
 
 def check_nothing_is_copied_for_every_batch():
-    """What a pipeline holds lies on the mesh, wherever it was before, and stays the user's own."""
+    """A pipeline moves the arrays that it holds to the mesh, from any device, and uses them there.
+    The user can still change them."""
     stage = Scale()
     how = {"stages": [stage], "batch_size": SIZE, "rngs": nnx.Rngs(0)}
     alone = Pipeline(source=Plain(), **how | {"stages": [Scale()]})
@@ -298,7 +299,7 @@ def check_nothing_is_copied_for_every_batch():
 
 
 def check_a_sharding_may_change():
-    """To fewer devices, to others, to the same in another order, and to none told."""
+    """A sharding may change to fewer devices, to others, to another order of them, and to none."""
     alone, moved = build("counted", None), build("counted", by_rows())
     state = moved.get_state()
     for devices in jax.devices()[::-1], jax.devices()[2:]:
@@ -317,7 +318,8 @@ def check_a_sharding_may_change():
 
 
 def check_a_value_may_be_given_on_one_device():
-    """As a checkpoint that was restored elsewhere gives it; the cursor, too."""
+    """A pipeline takes values, the cursor included, on one device, as from a checkpoint that was
+    restored elsewhere."""
     alone, moved = build("counted", None), build("counted", by_rows())
     for pipeline in (alone, moved):
         pipeline.step()
@@ -331,7 +333,8 @@ def check_a_value_may_be_given_on_one_device():
 
 
 def check_the_default_device_of_a_thread():
-    """Threads that read place rows where the thread that asks would; large ones they place."""
+    """Reading threads put rows on the default device of the thread that asks. The rows here are so
+    large that the reading threads do it."""
     records = [{"x": np.full(100_000, i, np.float32)} for i in range(12)]
     pipeline = Pipeline(
         source=RandomAccessSource(RandomAccessSourceConfig(), records), batch_size=2
@@ -357,7 +360,7 @@ def check_data_on_other_devices_are_refused():
 
 
 def check_processes_that_differ():
-    """All are told, since all would get wrong batches."""
+    """The error is raised in every process, since all would get wrong batches."""
     source = MemorySource(MemorySourceConfig(shuffle=True), VALUES[:, :3])
     seed = nnx.Rngs(jax.process_index())
     try:
@@ -370,7 +373,7 @@ def check_processes_that_differ():
 
 
 def check_nothing_is_ahead():
-    """How much is computed at once hangs on the clock, and the processes would not agree on it."""
+    """A job computes no batches ahead: how many depends on the clock, and so differs by process."""
     pipeline = build("memory", by_rows())
     for _ in range(4):
         for _ in pipeline:

@@ -38,7 +38,7 @@ class Stage(nnx.Module):
 
 
 class Overriding(Pipeline):
-    """What a user writes who wants the batch of the source in hand."""
+    """A user's pipeline that overrides `__call__`, which gets the batch of the source."""
 
     def __call__(self, batch):
         batch = super().__call__(batch)
@@ -69,7 +69,7 @@ class Stream:
         if program.last_batch == "drop" and DROPS:
             options["drop_last"] = True
         elif program.last_batch != "keep":
-            options["last_batch"] = program.last_batch  # which it does not take
+            options["last_batch"] = program.last_batch  # an argument that it does not take
         asked = program.options.get("source", {"form": "memory"})
         mixed = asked["form"] == "mixture"
         source = mixture(program, asked) if mixed else memory(program.columns, program.seed)
@@ -176,7 +176,7 @@ class Adapter:
         return Stream(program, ops)
 
     def classify(self, exc):
-        if isinstance(exc, pickle.UnpicklingError | EOFError):  # of bytes that are ours
+        if isinstance(exc, pickle.UnpicklingError | EOFError):  # from `set_state`, which unpickles
             return "state", {}
         for pattern, code in MESSAGES.items():
             if match := re.search(pattern, str(exc)):

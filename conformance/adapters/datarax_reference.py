@@ -22,7 +22,7 @@ from datarax.errors import DataraxError
 from datarax.sources import SourceData
 
 if "DATARAX_CONFORMANCE_SHARED" in os.environ:
-    # What one process of a run has compiled, the others need not: JAX's own cache, empty at first.
+    # The processes of a run share JAX's compilation cache, which is empty at first.
     jax.config.update("jax_compilation_cache_dir", os.environ["DATARAX_CONFORMANCE_SHARED"])
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
@@ -36,7 +36,7 @@ class Overriding(Pipeline):
 
 
 def total(*arguments):
-    """A function of a scan: the sum of x, times 3 plus the count of a module's calls."""
+    """The function of a scan: the sum of x or, with a module, 3 times that plus its calls."""
     *carry, batch = arguments
     module = carry.pop() if carry and isinstance(carry[-1], nnx.Module) else None
     here = batch["x"].sum()
@@ -269,7 +269,7 @@ class Stream:
 
 
 def is_float(path, leaf):
-    """What a gradient can be taken of: parameters of NNX modules, arrays of others."""
+    """Whether a leaf has a gradient: a float Variable of an NNX module, or a float array."""
     array = leaf.get_raw_value() if isinstance(leaf, nnx.Variable) else leaf
     return hasattr(array, "dtype") and jnp.issubdtype(array.dtype, jnp.floating)
 

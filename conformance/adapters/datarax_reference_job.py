@@ -1,7 +1,8 @@
-"""One process of a job: reads its part of an epoch, and prints which records it has read.
+"""One process of a job: it reads its part of an epoch and prints which records it has read.
 
-And, before that, the code of the error and what it names where the processes differ.
-`python datarax_reference_job.py PORT PROCESS PROCESSES LENGTH BATCH_SIZE`, two devices each.
+It also prints the error for processes whose pipelines differ: its code, and what it names. Run it
+as `python datarax_reference_job.py PORT PROCESS PROCESSES LENGTH BATCH_SIZE`. Each process has two
+devices.
 """
 
 import json
@@ -31,7 +32,7 @@ class Storage:
 
 
 def differ(process, what, length, batch_size, sharding):
-    """What a process is told whose pipeline differs in that from those of the others."""
+    """The error of a process whose pipeline differs in `what`: its code, and what it names."""
     given = {"seed": 0, "length": length}
     given[what] += process
     source = RandomAccessSource(RandomAccessSourceConfig(shuffle=True), Storage(given["length"]))
@@ -54,7 +55,7 @@ def main(port, process, processes, length, batch_size):
     source = RandomAccessSource(RandomAccessSourceConfig(), storage)
     for batch in Pipeline(source=source, batch_size=batch_size, sharding=sharding):
         jax.block_until_ready(batch)
-    # Record 0 is looked at for the shapes.
+    # Every process reads record 0 for the shapes.
     print(json.dumps({"read": sorted(storage.read - {0}), "differ": told}))
 
 

@@ -40,7 +40,7 @@ from datarax.sources import (
 
 
 def sharding_of(mesh):
-    """Rows over so many devices, or what is none such."""
+    """A sharding of the rows over `mesh` devices, or one of another kind, or no sharding."""
     if mesh == "word":
         return "data"
     kind = AxisType.Explicit if mesh == "explicit" else AxisType.Auto
@@ -52,7 +52,7 @@ def sharding_of(mesh):
 
 @functools.cache  # two cases ask for it, and its processes take seconds to start
 def job(processes, *words):
-    """What each process of a job prints; see its script."""
+    """What each process of a job prints; see `datarax_reference_job.py`."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -65,7 +65,7 @@ def job(processes, *words):
 
 
 class Stage(nnx.Module):
-    """An operation of the vocabulary; its parameters and state are NNX's."""
+    """An operation of the vocabulary as an NNX module, which holds its parameters and state."""
 
     def __init__(self, op):
         self.run = op.run
@@ -88,7 +88,7 @@ class Keys(Stage):
 
 
 class Equinox(eqx.Module):
-    """The same as an Equinox module: parameters are arrays among its fields."""
+    """An operation as an Equinox module. Its parameters are array fields."""
 
     a: jax.Array
     b: jax.Array
@@ -99,7 +99,7 @@ class Equinox(eqx.Module):
 
 
 class Draws(nnx.Module):
-    """Keeps a generator of its own, and says how often it has drawn."""
+    """A stage with its own generator. It shows how often it has drawn."""
 
     def __init__(self):
         self.rngs = nnx.Rngs(7)
@@ -133,7 +133,7 @@ def captures():
 
 
 class Inner(nnx.Module):
-    """Draws from a pipeline of its own."""
+    """A stage that steps its own pipeline."""
 
     def __init__(self):
         source = MemorySource(MemorySourceConfig(), {"x": np.arange(4)})
@@ -258,7 +258,7 @@ def entry(ops, text):
 
 
 def rngs_of(streams, seed):
-    """The user's generator: streams of seeds, or of keys of another generator."""
+    """The user's generator. Its streams have seeds, or keys of another generator."""
     if streams is None:
         return None if seed is None else nnx.Rngs(seed)
     if not streams:
@@ -284,7 +284,7 @@ def flat(batch, prefix=""):
 
 
 class Gather(EagerSourceBase):
-    """A length and a gather."""
+    """A source with only a length and a gather."""
 
     def __init__(self, columns, **options):
         super().__init__(**options)
@@ -313,7 +313,7 @@ class Numbers(EagerSourceBase):
 
 
 class RandomAccess(nnx.Module):
-    """`get_batch_at` alone: its rows show what it was called with; past the end they are -1."""
+    """A source with only `get_batch_at`. Its rows show the arguments; past the end they are -1."""
 
     def __init__(self, length):
         self.length = length
@@ -335,7 +335,7 @@ class Endless(nnx.Module):
 
 
 class Records:
-    """Rows that are read one by one, slowly, and not all of which can be."""
+    """Rows that are read one by one, with a delay. Reading a record in `bad` fails."""
 
     def __init__(self, columns, bad, delay):
         self.columns, self.bad, self.delay = columns, set(bad), delay
@@ -351,7 +351,7 @@ class Records:
 
 
 def written(columns, damage):
-    """The columns as `.npy` files in a folder of their own, damaged."""
+    """Writes the columns as `.npy` files in a new folder, damages them, and returns the path."""
     folder = Path(tempfile.mkdtemp(prefix="datarax"))
     for name, column in columns.items():
         np.save(folder / f"{name}.npy", column)
@@ -370,7 +370,7 @@ def written(columns, damage):
 
 
 def data_in(columns, form):
-    """The forms in which data in memory may be given."""
+    """The columns in one of the forms in which a user may give data in memory."""
     if form == "nested":
         rest = {name: x for name, x in columns.items() if name != "id"}
         return {"id": columns["id"], "inner": rest}
@@ -409,7 +409,7 @@ def mixture(columns, options, rngs):
 
 
 def source_of(program, options, own):
-    """The source that `options` of a program ask for, with a generator of its own or none."""
+    """The source that a program's `options` select, with its own generator if `own` gives one."""
     form, columns, rngs = options.get("form", "memory"), program.columns, rngs_of(own, None)
     shuffle = options.get("shuffle", True) if program.seed is not None else False
     if shuffle == "blocks":

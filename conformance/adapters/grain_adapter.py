@@ -27,7 +27,7 @@ class Stream:
         self.iterator = iter(self.epoch.repeat().to_iter_dataset(grain.ReadOptions(num_threads=0)))
 
     def place(self):
-        # Grain ends no epoch by itself once it repeats; its own count of batches says where.
+        # A repeated dataset does not stop after an epoch. Grain's count of batches gives the epoch.
         return self.iterator.get_state()["next_index"] // len(self.epoch)
 
     def __iter__(self):
@@ -61,6 +61,6 @@ class Adapter:
         return Stream(program)
 
     def classify(self, exc):
-        if isinstance(exc, json.JSONDecodeError):  # of bytes that are ours
+        if isinstance(exc, json.JSONDecodeError):  # from `set_state`, which reads JSON
             return "state", {}
         return "unclassified", {}

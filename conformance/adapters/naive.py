@@ -190,7 +190,7 @@ class Naive:
             raise Refused("mask-name", "`mask` is the field of the mask")
 
     def try_out(self):
-        """A batch through the graph that leaves no trace; stages that do not fit fail here."""
+        """Runs a batch through the graph and keeps no state. Stages that do not fit raise here."""
         memory = self.memory
         batch = self.through([(0, 0)] * self.size, [])
         self.memory = memory

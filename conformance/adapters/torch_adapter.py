@@ -61,6 +61,6 @@ class Adapter:
         return Stream(program)
 
     def classify(self, exc):
-        if isinstance(exc, pickle.UnpicklingError | EOFError):  # of bytes that are ours
+        if isinstance(exc, pickle.UnpicklingError | EOFError):  # from `set_state`, which unpickles
             return "state", {}
         return "unclassified", {}

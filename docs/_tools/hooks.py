@@ -1,4 +1,4 @@
-"""What the site is made of beside the files in `docs/`: the spec, the scripts and the rest."""
+"""Adds the pages of the site that are not in `docs/`: the spec, the scripts and the rest."""
 
 from pathlib import Path
 

@@ -6,7 +6,7 @@
     :::
 
 The heading above a block is its anchor. An id anywhere else on the site, docstrings included, links
-there; one that the spec does not have is a dead link and fails a strict build.
+there. An id that the spec does not have becomes a dead link, which fails a strict build.
 """
 
 import re

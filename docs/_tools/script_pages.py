@@ -1,7 +1,7 @@
-"""Turns a script with `# %%` cells into a page, with what each cell printed when it was run.
+"""Turns a script with `# %%` cells into a page that shows the output of each cell.
 
-Run with the path of a script, it executes the cells and prints their results as JSON; it does so in
-a process of its own, so that a page shows what a reader's fresh interpreter would show.
+Run with the path of a script, this file executes the cells and prints their results as JSON.
+`page_of` does so in another process, so that a page shows what a fresh interpreter shows a reader.
 """
 
 import ast
@@ -87,7 +87,7 @@ def results_of(script: Path) -> Iterator[Result]:
 
 @contextlib.contextmanager
 def captured_output() -> Iterator[list[str]]:
-    """What is written to standard output meanwhile, that of child processes included."""
+    """Captures standard output, also that of child processes."""
     printed: list[str] = []
     stdout = os.dup(1)
     with tempfile.TemporaryFile("w+") as file:

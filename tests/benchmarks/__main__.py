@@ -39,7 +39,7 @@ def main() -> int:
 
 
 def library(asked: argparse.Namespace, folder: Path) -> int:
-    """The library beside the same work by hand."""
+    """Compares the library with the same work by hand."""
     import jax
     import pytest
     from benchmarks import report
@@ -50,7 +50,7 @@ def library(asked: argparse.Namespace, folder: Path) -> int:
             "or see that all of this works with --dry-run."
         )
     figures = folder / f"{asked.what}.json"
-    # Growth comes last: it would compile what the workloads are to compile from nothing.
+    # Growth comes last: it compiles programs that the workloads must compile from scratch.
     files = [str(HERE / f"bench_{name}.py") for name in ("budget", "modes", "growth")]
     settings = ["-c", str(HERE / "bench.ini"), *files, "-q", "-k", asked.only]
     failed = pytest.main([*settings, f"--seconds={asked.seconds}", f"--benchmark-json={figures}"])
@@ -63,7 +63,7 @@ def library(asked: argparse.Namespace, folder: Path) -> int:
 
 
 def engines(asked: argparse.Namespace, folder: Path) -> int:
-    """The library beside other engines."""
+    """Compares the library with other engines."""
     from benchmarks import comparison, comparison_page, report
 
     figures = comparison.measure(asked.rounds, batches=1536)

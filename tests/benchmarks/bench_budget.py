@@ -1,4 +1,4 @@
-"""The rows of the budget that are no workload in a mode: the order, compiling, memory."""
+"""The rows of the budget other than workloads in a mode: the order, compiling, memory."""
 
 import functools
 import os
@@ -17,13 +17,14 @@ from datarax._order import SwapOrNot, keys_of
 
 MILLION = 1_000_000
 LARGE = 288
-"""MiB of images: enough to tell a copy of the data from all else that takes memory."""
+"""MiB of images: enough that a copy of the data stands out from all other memory."""
 
 LEFT_BEHIND = 4
-"""MiB that 10^5 batches, or 10^3 pipelines, may leave: under one object for each batch."""
+"""MiB that 10^5 batches, or 10^3 pipelines, may leave behind: under one object for each batch."""
 
 ITS_OWN = 9_999
-"""Records of what compiles here, so that it is compiled anew for the workloads."""
+"""The number of records for programs that are compiled here. The workloads have others, so that
+JAX must compile theirs again."""
 
 pytestmark = pytest.mark.benchmark(group="budget")
 on_cpu = pytest.mark.skipif(
@@ -33,7 +34,7 @@ on_cpu = pytest.mark.skipif(
 
 
 def exactly(value: float) -> Estimate:
-    """A count: nothing about it is uncertain."""
+    """A count, which has no uncertainty."""
     return Estimate(value, value, value)
 
 
@@ -96,7 +97,7 @@ def bench_retrace(benchmark, row):
 def bench_import(benchmark, row):
     task = "import time, jax, flax.nnx; t = time.process_time(); import datarax; "
     task += "print(time.process_time() - t)"
-    # What is installed has its bytecode beside it, as JAX and Flax have.
+    # Let Python write bytecode: an installed package has it, as JAX and Flax do here.
     plain = {name: x for name, x in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     run = functools.partial(
         subprocess.run, [sys.executable, "-c", task], check=True, capture_output=True, text=True

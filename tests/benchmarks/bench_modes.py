@@ -1,4 +1,4 @@
-"""Every workload in every mode, stored and shuffled, beside the hand-written side."""
+"""Every workload in every mode, stored and shuffled, compared with the same work by hand."""
 
 import pytest
 from benchmarks.harness import cold
@@ -10,7 +10,7 @@ SHUFFLED_SCAN = 1.3
 
 def budget(work: Workload, mode: Mode, shuffle: bool) -> float | None:
     if work.learns and mode != "scan":
-        return None  # a training step takes its time, in whichever loop it stands
+        return None  # a training step takes its time in any loop
     return SHUFFLED_SCAN if shuffle and mode == "scan" else BUDGET[mode]
 
 

@@ -1,8 +1,9 @@
-"""Engines side by side, through the adapters of the conformance suite; each in its own process.
+"""Compares engines, through the adapters of the conformance suite, each in its own process.
 
 All engines of one workload live at the same time and take turns, some epochs each, so that a drift
-of the machine's speed meets all of them. A time counts only if what was handed out in those very
-epochs is right: the rows of the oracle in its order, or, for an order of the engine's own, all.
+of the machine's speed affects all of them. A time counts only if the engine's batches in the timed
+epochs are right: the oracle's rows, in the oracle's order or, if the engine shuffles in its own
+order, as a permutation.
 """
 
 import contextlib
@@ -30,18 +31,18 @@ HERE = Path(__file__).parent
 CONFORMANCE = HERE.parents[1] / "conformance"
 SEED = 0
 ENOUGH = 5.0
-"""Seconds that a contender is timed for at most, once it has run three times."""
+"""Once a contender has run three times, the most seconds that it is timed for in all."""
 
 EPOCHS = 3
-"""Epochs in a row that an engine runs when its turn comes: one alone would be timed in caches that
-the others have filled."""
+"""Epochs in a row that an engine runs in its turn. A single one would run on caches that the other
+engines have filled."""
 
 FIRSTS = 3
-"""Processes in which the time to the first result is taken of those whose times are held against
-each other: there is one first result in each."""
+"""Processes in which the time to the first result is measured, for each engine in `JUDGED`. A
+process has only one first result."""
 
 BEGINNING = ("first", "compiling")
-"""What is told of the beginning, in seconds: lists, of one time or of several."""
+"""The figures of the start, in seconds: lists of one time or of several."""
 
 PATIENCE = 600.0
 """Seconds for one answer of an engine."""
@@ -73,7 +74,7 @@ CONTENDERS = tuple(
 )
 
 JUDGED = ("datarax-reference", "datarax-0.1.17")
-"""The environments of ours, and of the engine that is not to be ahead of it at the beginning."""
+"""The environments of Datarax, and of the engine that must not be faster to the first result."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -101,7 +102,7 @@ class Task:
 
     @functools.cache  # noqa: B019 - a task lives as long as the run
     def of_epoch(self, epoch: int, shuffle: bool) -> dict[str, Any]:
-        """What the oracle hands out in an epoch."""
+        """What the oracle gives in an epoch, as `Seen` describes it."""
         length = len(self.columns["id"])
         offsets = np.arange(length)
         base = model.base_key(SEED) if shuffle else None
@@ -117,7 +118,7 @@ class Task:
 
 
 def whole(length: int, batch_size: int, x: np.ndarray) -> dict[str, np.ndarray]:
-    """As many records as fill whole batches: engines differ in what becomes of a rest."""
+    """As many records as fill whole batches, since engines treat a partial batch differently."""
     kept = length // batch_size * batch_size
     return {"id": np.arange(kept, dtype=np.int32), "x": x[:kept]}
 
@@ -138,7 +139,7 @@ def images(batches: int) -> Task:
 
 
 class Racer:
-    """A contender in its process, and what it has shown so far. With a `fault` it is out."""
+    """A contender, its process and its results so far. With a `fault` it is disqualified."""
 
     def __init__(self, contender: Contender):
         self.contender = contender
@@ -162,7 +163,7 @@ class Racer:
         return answer.get("value")
 
     def enter(self, task: Task) -> None:
-        """Whether the adapter can do that at all."""
+        """Sets `fault` if the adapter does not claim what the task needs."""
         claims = (self.ask("hello") or {}).get("capabilities", [])
         wanted = {"for": "iter"}.get(self.contender.mode, self.contender.mode)
         for capability in [wanted, *(["dag"] if task.nodes else [])]:
@@ -170,7 +171,7 @@ class Racer:
                 self.fault = self.fault or f"its adapter has no {capability}"
 
     def check(self, told: Mapping[str, Any], task: Task, epoch: int, shuffle: bool) -> None:
-        """Puts it out unless it has handed out an epoch: the first again, or the one due."""
+        """Sets `fault` unless the batches were those of an epoch: of the first or of this one."""
         expected = [task.of_epoch(e, shuffle) for e in {0, epoch}]
         if told["in_order"] in [one["in_order"] for one in expected]:
             self.shown["gave"] = "the oracle's batches"
@@ -188,7 +189,8 @@ class Racer:
 
 
 def command(environment: str) -> list[str]:
-    """What starts an engine. Its own environment must not find this project's packages."""
+    """The command that starts an engine. An engine with its own environment must not find this
+    project's packages."""
     engine = engines.ENGINES.get(environment, {"adapter": str(HERE / "numpy_floor.py:Adapter")})
     foreign = "requirements" in engine
     python = engines.python_of(environment) if foreign else sys.executable
@@ -215,7 +217,7 @@ def race(task: Task) -> Iterator[list[Racer]]:
 
 
 def stored(task: Task, folder: Path) -> dict[str, Any]:
-    """What an engine is told of a task; the columns are in a file."""
+    """The task as an engine gets it. The columns are in a file."""
     path = folder / f"{task.name}-{len(task.columns['id'])}.npz"
     if not path.exists():
         np.savez(path, **task.columns)
@@ -223,7 +225,8 @@ def stored(task: Task, folder: Path) -> dict[str, Any]:
 
 
 def times(task: Task, shuffle: bool, folder: Path, rounds: int) -> list[dict[str, Any]]:
-    """Some epochs in a row each, of which the median counts, in turn, several times over."""
+    """The times of all contenders. In each round, they take turns to run some epochs in a row, of
+    which the median counts."""
     given = {**stored(task, folder), "seed": SEED if shuffle else None}
     begun = beginnings(task, given)
     with race(task) as racers:
@@ -232,14 +235,14 @@ def times(task: Task, shuffle: bool, folder: Path, rounds: int) -> list[dict[str
             racer.shown |= {x: [y] if x in BEGINNING else y for x, y in told.items()}
         for turn in range(-1, rounds):
             for racer in racers:
-                # Slow ones take part in fewer rounds: theirs is no close race.
+                # Slow contenders run fewer rounds: their results are not close.
                 if len(racer.seconds) >= 3 and sum(racer.seconds.values()) > ENOUGH:
                     continue
                 if (told := racer.ask("epochs", count=EPOCHS)) is None:
                     continue
                 for epoch, one in enumerate(told, 1 + (turn + 1) * EPOCHS):
                     racer.check(one, task, epoch, shuffle)
-                if turn >= 0:  # the first one warms what the build has not
+                if turn >= 0:  # the first turn warms up what the build has not
                     racer.seconds[turn] = statistics.median(one["seconds"] for one in told)
                     racer.shown["compiling again"] = sum(one["compiling"] for one in told)
         for racer in racers:
@@ -252,8 +255,8 @@ def times(task: Task, shuffle: bool, folder: Path, rounds: int) -> list[dict[str
 
 
 def beginnings(task: Task, given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """How long ours and the newest `datarax` of PyPI take to the first result, and how much of it
-    they compile: each time in a process of its own, in turn."""
+    """The time that Datarax and the newest `datarax` of PyPI take to the first result, and the part
+    of it spent compiling. They take turns, each time in a new process."""
     found: dict[str, list[dict[str, Any]]] = {}
     for contender in FIRSTS * [x for x in CONTENDERS if x.environment in JUDGED]:
         racer = Racer(contender)
@@ -268,7 +271,8 @@ def beginnings(task: Task, given: Mapping[str, Any]) -> dict[str, dict[str, Any]
 
 
 def against_ours(racer: Racer, racers: Sequence[Racer]) -> dict[str, float]:
-    """How many times as long as ours of the same kind it took, over the rounds both ran in."""
+    """The ratio of its time to that of Datarax, loop to loop or scan to scan, over the rounds that
+    both ran."""
     scans = racer.contender.mode == "scan"
     ours = next(r for r in racers if (r.contender.mode == "scan") == scans)
     pairs = [racer.seconds[turn] / ours.seconds[turn] for turn in racer.seconds]
@@ -292,7 +296,7 @@ def weights(folder: Path, batches: int) -> list[dict[str, Any]]:
 
 
 def measure(rounds: int, batches: int) -> dict[str, Any]:
-    """All of it, as it is written down."""
+    """All figures, as the file has them."""
     for name in {contender.environment for contender in CONTENDERS} - {""}:
         engines.make(name)
     with tempfile.TemporaryDirectory() as made:

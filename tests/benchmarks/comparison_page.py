@@ -1,4 +1,4 @@
-"""From the figures of the engines to their page, and whether the targets are met."""
+"""Makes the page of the engines from their figures, and judges the targets."""
 
 import json
 import statistics
@@ -15,7 +15,7 @@ NEWEST = "datarax 0.1.17"
 
 OURS = ("Datarax", "Datarax-scan")
 NO_ENGINE = ("naive NumPy engine", "NumPy indexing")
-"""What is shown as the host's floor: nobody releases them."""
+"""Contenders that show the host's floor. They are not released engines."""
 
 MEMORY = """\
 The last column judges Datarax, never the engine of its row: ours fails where it takes more than the
@@ -26,7 +26,7 @@ cap allows, or more than that engine by more than the margin. See
 
 
 class Target(NamedTuple):
-    """What the comparison must show: `found` is to be at least `wanted`."""
+    """What the comparison must show: `found` must be at least `wanted`."""
 
     title: str
     found: Estimate
@@ -84,7 +84,7 @@ def page(figures: dict[str, Any] | None) -> str:
     races = {(row["task"], row["shuffle"]): row for row in figures["times"]}
     for (task, _), first in races.items():
         text += f"## {task}, {order(first)}\n\n"
-        # Not in one table: a scan is another kind of work, and ranked against other scans only.
+        # Not in one table: a scan is another kind of work, and is only ranked among scans.
         rows = alike(figures, first)
         text += race("loop", [row for row in rows if row["mode"] != "scan"])
         text += race("scan", [row for row in rows if row["mode"] == "scan"])
@@ -128,7 +128,7 @@ def milliseconds(row: dict[str, Any]) -> tuple[str, str]:
 
 
 def memory(rows: list[dict[str, Any]]) -> str:
-    """Peak memory of every contender, and how ours stands beside it."""
+    """Peak memory of every contender, and the verdict on Datarax compared with it."""
     ours = {scan: next(r for r in rows if r["name"] == OURS[scan]) for scan in (False, True)}
 
     def line(row: dict[str, Any]) -> tuple[str, ...]:
@@ -146,7 +146,7 @@ def memory(rows: list[dict[str, Any]]) -> str:
 
 
 def places(rows: list[dict[str, Any]]) -> str:
-    """What each engine hands out, and where it lies."""
+    """What each engine hands out, and on which device."""
     gives = {row["name"]: row for row in rows if "gives" in row}
     return "\n" + table(
         ("engine", "version", "hands out"),

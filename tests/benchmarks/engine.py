@@ -1,7 +1,7 @@
-"""One engine in a process of its own: times epochs of it, and says what it really handed out.
+"""Runs one engine in its own process: times its epochs, and tells which rows it handed out.
 
-It is driven like an engine of the conformance suite, through the same adapter, and needs no more
-than NumPy and the engine. Batches are kept while the clock runs and looked at when it has stopped.
+It is driven like an engine of the conformance suite, through the same adapter, and needs only NumPy
+and the engine. Batches are kept while the clock runs, and read after it has stopped.
 """
 
 import array
@@ -19,13 +19,13 @@ from datarax_conformance.session import Session
 
 COMPILING = "/jax/core/compile/"
 CHUNK = 16
-"""Batches that a scan gives at once where memory is measured: all of them would be a copy."""
+"""Batches of one scan when memory is measured. A scan of all of them would copy the data."""
 SIZE = 16
 """Bytes of the digest of a row."""
 
 
 class Timer(Session):
-    """The actions `build`, `epochs` and `weigh`, beside those of the suite."""
+    """The actions `build`, `epochs` and `weigh`, in addition to those of the suite."""
 
     def __init__(self, adapter: Adapter):
         super().__init__(adapter)
@@ -37,14 +37,14 @@ class Timer(Session):
         self.compiling += seconds * event.startswith(COMPILING)
 
     def do_build(self, mode: str, **given: Any) -> dict[str, Any]:
-        """A stream, and how long it took to get to its first batch, or its first scan."""
+        """Builds a stream, and tells the time to its first batch or its first scan."""
         self._load(mode, given)
         before, start = self.compiling, time.perf_counter()
         self.stream = self.adapter.build(self.program, self.ops)
         batches = self._batches_of_an_epoch()
         batch = wait(next(batches))
         told = {"first": time.perf_counter() - start, "compiling": self.compiling - before}
-        for _ in batches:  # to the end, for engines that go on where they stand
+        for _ in batches:  # to the end: some engines go on from where they are
             pass
         array = next(iter(batch.values()))
         kind = type(array).__module__.partition(".")[0].removesuffix("lib")
@@ -52,7 +52,7 @@ class Timer(Session):
         return {"version": self.adapter.version, "gives": gives, **told}
 
     def do_epochs(self, count: int) -> list[dict[str, Any]]:
-        """The time of each of so many epochs in a row, every batch waited for, and its content."""
+        """The time and the content of `count` epochs in a row. Every batch is waited for."""
         runs = [self._epoch() for _ in range(count)]
         told = []
         for seconds, compiling, kept in runs:
@@ -71,7 +71,7 @@ class Timer(Session):
         return time.perf_counter() - start, self.compiling - before, kept
 
     def do_weigh(self, mode: str, small: Mapping[str, Any], **given: Any) -> dict[str, Any]:
-        """Peak memory of an epoch over that of a small one of the same kind; data included."""
+        """Peak memory of an epoch above that of a small one of the same kind, with the data."""
         for one in (small, given):
             base = peak()
             self._load(mode, one)
@@ -89,7 +89,7 @@ class Timer(Session):
         self.mode = mode
 
     def _batches_of_an_epoch(self, chunk: int = 0) -> Iterator[Any]:
-        """Batch by batch; a scan gives all of them stacked, or chunks of so many."""
+        """The batches of an epoch. A scan gives them stacked, all at once or in chunks."""
         count = len(self.program.columns["id"]) // self.program.batch_size
         if self.mode == "for":
             return iter(self.stream)
@@ -107,7 +107,7 @@ class Timer(Session):
 
 
 class Seen:
-    """What was handed out: a digest of every row, in the order in which they came."""
+    """What an engine has handed out: a digest of every row, in the order in which they came."""
 
     def __init__(self):
         self.ids = array.array("q")
@@ -115,7 +115,7 @@ class Seen:
         self.batches = 0
 
     def add(self, batch: Mapping[str, Any]) -> None:
-        """A batch, or the stacked batches of a scan."""
+        """Adds a batch, or the stacked batches of a scan."""
         fields = {name: np.asarray(batch[name]) for name in sorted(batch)}
         stacked = fields["id"].ndim
         self.batches += fields["id"].size // fields["id"].shape[-1]
@@ -138,14 +138,14 @@ class Seen:
 
 
 def wait(batch: Any) -> Any:
-    """The batch, once it is there. Only JAX hands out what is still being computed."""
+    """The batch, once it is computed. Only JAX hands out arrays before that."""
     if jax := sys.modules.get("jax"):
         jax.block_until_ready(batch)
     return batch
 
 
 def device_of(array: Any) -> str:
-    """Where an array lies, as far as it says."""
+    """The platform of an array's device, "cpu" if the array names none."""
     device = getattr(array, "device", "cpu")
     return str(getattr(device, "platform", device))
 

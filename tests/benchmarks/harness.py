@@ -1,7 +1,7 @@
-"""How a ratio is measured: both sides in turn, in one process, and how far it is certain.
+"""Measures a ratio of times, both sides in turn in one process, and its confidence interval.
 
-The machine's speed drifts, so a ratio is taken between two neighbours in time. Reported is the
-median over such pairs, with the interval that holds the true median 95 times in 100.
+The machine's speed drifts, so each ratio is of two runs next to each other in time. The result is
+the median over such pairs, with its 95 % confidence interval.
 """
 
 import gc
@@ -16,11 +16,11 @@ ROUNDS = (11, 101)
 """The fewest and the most pairs that are timed."""
 
 COMPILING = "/jax/core/compile/"
-"""What JAX calls the events of tracing, lowering and compiling."""
+"""The prefix of JAX's events for tracing, lowering and compiling."""
 
 
 class Estimate(NamedTuple):
-    """A median, and an interval that holds the true one 95 times in 100."""
+    """A median, and its 95 % confidence interval."""
 
     value: float
     low: float
@@ -52,9 +52,9 @@ def verdict(found: Estimate, budget: float) -> str:
 
 
 class Side(NamedTuple):
-    """What is compared: `call`, after `prepare`, which is not timed.
+    """One side of a comparison: `call` is timed, `prepare` before it is not.
 
-    Where the work goes batch by batch, `taker()` gives a function that returns the next one.
+    If the work goes batch by batch, `taker()` returns a function that returns the next batch.
     """
 
     prepare: Callable[[], Any]
@@ -84,7 +84,7 @@ COMPILER = Compiler()
 
 
 def cold(make: Callable[[], Side]) -> tuple[Side, Any, dict[str, float]]:
-    """A side just made, the result of its first call, and what making and calling it has cost."""
+    """A new side, the result of its first call, and the seconds that making and calling it took."""
     gc.collect()
     before, start = COMPILER.seconds, time.perf_counter()
     side = make()
@@ -96,8 +96,8 @@ def cold(make: Callable[[], Side]) -> tuple[Side, Any, dict[str, float]]:
 def in_turn(benchmark: Any, ours: Side, floor: Side, seconds: float) -> dict[str, Estimate]:
     """Times both sides in turn, for about `seconds`; ours with the clock of pytest-benchmark.
 
-    Who goes first alternates: the second of a pair finds a warmer cache. Both have run before
-    with what is timed, so nothing is compiled any more.
+    The side that goes first alternates, since the second of a pair finds a warmer cache. Both sides
+    have run before with what is timed, so nothing compiles any more.
     """
     pair = min(ours.run()[0] + floor.run()[0] for _ in range(2))
     rounds = min(max(int(seconds / pair), ROUNDS[0]), ROUNDS[1])

@@ -1,7 +1,7 @@
-"""Resident memory: measured in a process of its own, and judged by one explicit rule.
+"""Resident memory: measured in a separate process, and judged by one explicit rule.
 
-Measured is Linux's high-water mark of the process itself. `ru_maxrss` will not do: a child starts
-with that of its parent.
+The figure is Linux's high-water mark of the process itself. `ru_maxrss` will not do: a child
+process starts with its parent's.
 """
 
 import json
@@ -31,14 +31,14 @@ def classify_rss_comparison(
     margin: float = 1.05,
     null: float = 0.02,
 ) -> Verdict:
-    """Whether a pipeline's peak memory is all right beside a peer's on the same data.
+    """The verdict on a pipeline's peak memory, compared with a peer's on the same data.
 
-    All in bytes; `ours` and `peer` are peaks over what each process took before it had the data,
-    `size` is that of the data. Decided in this order:
+    All are in bytes. `ours` and `peer` are peaks above what each process took before it had the
+    data, `size` is the size of the data. The rules are, in this order:
 
     - more than `cap` times the data fails, whatever the peer does or whether there is one;
     - without a peer, or with one below `null` times the data, there is nothing to compare with.
-      Such a peer maps the data or had loaded them before it was measured: it says nothing of us;
+      Such a peer maps the data, or had loaded them before it was measured;
     - at most `margin` times the peer passes, more fails.
     """
     for name, value in {"ours": ours, "peer": peer, "size": size}.items():
@@ -85,7 +85,7 @@ def _status(field: str) -> int:
 
 
 def in_own_process(task: str, **arguments: Any) -> dict[str, float]:
-    """What a task of this file measures, in a process that does nothing else."""
+    """The figures of a task of this file, from a process that does nothing else."""
     command = [sys.executable, "-m", "benchmarks.memory", task, json.dumps(arguments)]
     tests = str(Path(__file__).parent.parent)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([tests, *sys.path])}
@@ -93,11 +93,11 @@ def in_own_process(task: str, **arguments: Any) -> dict[str, float]:
     return json.loads(done.stdout)
 
 
-# The tasks. Their imports are their own: what is imported counts as memory.
+# The tasks. Each has its own imports, since imported modules count as memory.
 
 
 def epoch(mode: str, shuffle: bool, mebibytes: int) -> dict[str, float]:
-    """The peak while an epoch of images goes by, over that of a small epoch of the same kind."""
+    """The peak over an epoch of images, above that of a small epoch of the same kind."""
 
     import numpy as np
     from benchmarks.workloads import Workload, ours

@@ -1,4 +1,4 @@
-"""Adapter of no engine at all: what fancy indexing in NumPy takes on this host."""
+"""Adapter of fancy indexing in NumPy, which is no engine: the floor on this host."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""The pages of the site that show what was measured: nothing on them is typed by hand."""
+"""The pages of the site that show the figures. No figure on them is typed by hand."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ def pages(folder: Path) -> dict[str, str]:
 
 
 def write(folder: Path) -> None:
-    """The pages and the plots they show."""
+    """Writes the pages and their plots."""
     from benchmarks import plots
 
     for name, text in pages(folder).items():

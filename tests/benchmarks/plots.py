@@ -41,7 +41,7 @@ def write(run: "Run", folder: Path) -> None:
 
 
 def modes(run: "Run") -> Any:
-    """For every mode a row a workload: the ratio with its interval, and the budget."""
+    """A panel for each mode, with a row for each workload: ratio, interval and budget."""
     names = list(dict.fromkeys(row.info["workload"] for row in run.of("modes")))
     figure, panels = plt.subplots(1, 3, figsize=(10, 0.35 * len(names) + 1.4), sharey=True)
     for panel, mode in zip(panels, ("for", "step", "scan"), strict=True):

@@ -1,4 +1,4 @@
-"""What pytest needs for the benchmarks: fixtures, and what their JSON says of the machine."""
+"""The pytest plugin of the benchmarks: fixtures, and the description of the machine in the JSON."""
 
 import os
 import platform
@@ -17,7 +17,7 @@ def pytest_addoption(parser: pytest.Parser):
 
 
 def machine() -> dict[str, Any]:
-    """What a figure depends on."""
+    """The machine and the versions that a figure depends on."""
     device = jax.devices()[0]
     return {
         "cpu": cpuinfo.get_cpu_info().get("brand_raw", platform.machine()),
@@ -42,14 +42,14 @@ def pytest_benchmark_generate_commit_info() -> dict[str, Any]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
-    # Only what the pages are made from: every single time would be 100 times as much.
+    # Keep only what the pages need: with every single time, the file would be 100 times as large.
     for benchmark in output_json["benchmarks"]:
         del benchmark["stats"]["data"], benchmark["options"]
 
 
 @pytest.fixture
 def row(benchmark: Any) -> Callable[..., None]:
-    """Notes a row of the report: what was found, its unit, its budget and whatever else."""
+    """Notes a row of the report: the figure, its unit, its budget and any other values."""
 
     def note(found: Estimate, *, unit: str = "x", budget: float | None = None, **more: Any):
         benchmark.extra_info.update(

@@ -1,7 +1,7 @@
-"""From the JSON of a run to its pages: a Markdown table for every question, and plots as SVG.
+"""Makes the pages of a run from its JSON: a Markdown table for every question, and SVG plots.
 
-What a page says was read from a file of figures beside it. A file that is not there was not
-measured, and the page says that.
+A page reads its figures from a file beside it. If there is no file, nothing was measured, and the
+page says so.
 """
 
 import json
@@ -46,13 +46,13 @@ class Row:
         return "" if self.budget is None else verdict(self.found, self.budget)
 
     def batch(self, side: str) -> Estimate:
-        """Microseconds a batch of one side."""
+        """Microseconds per batch of one side."""
         times, batches = self.info[side], self.info["batches"]
         return Estimate(*(times[end] * MICRO / batches for end in Estimate._fields))
 
 
 class Run:
-    """All that one run has measured, and on what."""
+    """The figures of one run, and its machine."""
 
     def __init__(self, path: Path):
         self.file: dict[str, Any] = json.loads(path.read_text())
@@ -113,7 +113,7 @@ def budget(run: Run) -> str:
 
 
 def batches(run: Run) -> str:
-    """Microseconds a batch in every mode, and how much faster `scan` is than `for`."""
+    """Microseconds per batch in every mode, and how much faster `scan` is than `for`."""
     rows = []
     for looped in run.of("modes", mode="for"):
         same = {name: looped.info[name] for name in ("workload", "shuffle")}
@@ -146,7 +146,7 @@ def cold(run: Run) -> str:
 
 
 def slopes(run: Run) -> str:
-    """The exponent with which the time of a batch grows, from a line through the logarithms."""
+    """The exponent of the growth of a batch's time: the slope of a line through the logarithms."""
     exponents = []
     for axis, mode in sorted({(r.info["axis"], r.info["mode"]) for r in run.of("growth")}):
         rows = run.of("growth", axis=axis, mode=mode)
@@ -246,7 +246,7 @@ COLOURS = {"within": None, "met": None, "within noise": "yellow"}
 
 
 def show(title: str, found: Iterable[tuple[str, str, str, str, str]]) -> int:
-    """Prints what was found beside what was asked for; how many rows do not hold."""
+    """Prints the figures with what was asked for. Returns how many rows fail."""
     from rich.console import Console
     from rich.table import Table
 

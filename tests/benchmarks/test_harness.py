@@ -1,4 +1,4 @@
-"""How a ratio becomes a verdict, and a file of figures a page."""
+"""Tests how a ratio becomes a verdict, and how a file of figures becomes a page."""
 
 import numpy as np
 import pytest
@@ -65,7 +65,7 @@ TIMED |= {"ratio": {"value": 2.0, "low": 1.5, "high": 2.5}}
 
 @pytest.fixture
 def figures():
-    """Of ours and of another engine, in both modes; ours takes more memory than the cap allows."""
+    """Figures of Datarax and of another engine, in both modes. Datarax exceeds the memory cap."""
     names = [("Datarax", "for"), ("datarax 0.1.17", "for")]
     names += [(f"{name}-scan", "scan") for name, _ in names]
     weighed = {"peak": 200 * MIB, "size": 100 * MIB}

@@ -1,5 +1,5 @@
-"""The rule that judges memory, branch by branch; and memory that must stay flat, on a small
-scale.
+"""Tests the rule that judges memory, branch by branch, and, on a small scale, that memory stays
+flat.
 """
 
 import math

@@ -1,7 +1,7 @@
-"""What is measured: a table of workloads, each as a pipeline and as an expert writes it by hand.
+"""The table of workloads, each as a pipeline and as an expert writes it by hand.
 
-Both sides of a workload share the data, the functions that work on it, and what consumes a batch;
-what differs is the pipeline alone. `check` holds the two to giving the same batches.
+Both sides of a workload share the data, the functions that work on it, and the consumer of a batch.
+Only the pipeline differs. `check` fails unless both give the same batches.
 """
 
 import dataclasses
@@ -34,8 +34,8 @@ class Workload:
     """`stages(parameters)` are those of a pipeline; `by_hand(parameters, batch, keys)` does their
     work, where `keys(name)` are the keys of the batch's records for the stage of that name.
 
-    A batch is reduced to a number by `scan` and left alone in the other modes; with `learns` it
-    trains a small network in all of them. Of an epoch `timed` batches count, if it has so many.
+    `scan` reduces a batch to a number, and the other modes leave it as it is. With `learns`, a
+    batch trains a small network in all modes. At most `timed` batches of an epoch are timed.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Workload:
 
     @property
     def batches(self) -> int:
-        """How many are timed: whole ones of one epoch, the same number in every mode."""
+        """How many batches are timed: whole ones of one epoch, the same number in every mode."""
         return min(self.timed, self.length // self.batch_size)
 
 
@@ -90,7 +90,7 @@ def floor(work: Workload, shuffle: bool, mode: Mode) -> Side:
 
 
 def looped(work: Workload, reset: Callable[[], Any], taker: Callable[[], Take]) -> Side:
-    """One batch after the other, each waited for."""
+    """A loop over batches that waits for each one."""
     learn = learner() if work.learns else lambda batch: batch
 
     def drive() -> None:
@@ -102,7 +102,7 @@ def looped(work: Workload, reset: Callable[[], Any], taker: Callable[[], Take]) 
 
 
 class ByHand:
-    """A workload without a pipeline. Shuffling gathers by an order that is given as an array."""
+    """A workload without a pipeline. To shuffle, it gathers by an order given as an array."""
 
     def __init__(self, work: Workload, shuffle: bool):
         self.work = work
@@ -166,7 +166,7 @@ class ByHand:
 
 @functools.cache
 def order_of(length: int) -> np.ndarray:
-    """The records of the first epoch in their shuffled order, for the side that is given it."""
+    """The records of the first epoch in their shuffled order, for the side by hand."""
     records = {"record": np.arange(length, dtype=np.int32)}
     source = MemorySource(MemorySourceConfig(shuffle=True), records, rngs=nnx.Rngs(SEED))
     return np.asarray(source.get_batch_at(0, length)["record"])
@@ -183,7 +183,7 @@ def check(ours: Side, floor: Side, first: tuple[Any, Any]) -> None:
         jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4), found, expected)
 
 
-# What consumes a batch.
+# The consumers of a batch.
 
 
 def reduce(batch: Batch) -> jax.Array:
@@ -206,7 +206,7 @@ def network() -> tuple[Network, nnx.Optimizer]:
 
 
 def train(model: Network, optimizer: nnx.Optimizer, batch: Batch) -> jax.Array:
-    """One step of the optimizer; the loss."""
+    """Takes one step of the optimizer and returns the loss."""
 
     def loss(model: Network) -> jax.Array:
         logits = model(batch["features"])
@@ -341,7 +341,7 @@ def affine_by_hand(parameters: Any, batch: Batch, keys: Keys) -> Batch:
 def tabular(
     name: str, *, length: int = 10_000, batch_size: int = 64, depth: int = 0, fields: int = 1
 ) -> Workload:
-    """A table of 16 numbers a field, through `depth` stages with parameters of their own."""
+    """A table of 16 numbers per field, through `depth` stages, each with its own parameters."""
     return Workload(
         name=name,
         data=functools.partial(table, length, 16, fields),

@@ -1,4 +1,4 @@
-"""One table of sources over the same records; every law of tests/sources/ goes through it."""
+"""One table of sources over the same records. The tests in tests/sources/ check all of them."""
 
 import contextlib
 import dataclasses
@@ -36,7 +36,7 @@ N = 23
 
 
 def columns(n: int = N) -> dict[str, np.ndarray]:
-    """Records that say who they are, in each of their fields."""
+    """Records whose number can be told from each of their fields."""
     ids = np.arange(n, dtype=np.int32)
     return {"id": ids, "x": np.float32(ids[:, None] * 3 + np.arange(3))}
 
@@ -132,7 +132,7 @@ def hf_dataset(n: int = N):
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """`open(folder)` writes the files and returns a function from `shuffle` to a source."""
+    """`prepare(folder)` writes the files and returns a function from `shuffle` to a source."""
 
     name: str
     prepare: Callable[[Path], Callable[..., EagerSourceBase]]
