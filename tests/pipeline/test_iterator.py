@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import math
 import threading
 import time
 import weakref
@@ -35,7 +36,7 @@ from hypothesis import given, settings, strategies as st
 
 from datarax import Pipeline
 from datarax.errors import StageError
-from datarax.pipeline import _compute_ahead, _read_batches, _runtime
+from datarax.pipeline import _compute_ahead, _read_ahead, _read_batches, _runtime
 from datarax.pipeline._program import Program
 from datarax.sources import (
     IterableSource,
@@ -376,6 +377,7 @@ def test_while_batches_are_handed_over_others_are_computed_side_by_side(on_host,
         return record_words(batch, keys=keys)
 
     monkeypatch.setattr(_compute_ahead, "beside", counting)
+    monkeypatch.setattr(_read_ahead, "CHUNK_SECONDS", math.inf)  # else slow reads come one by one
     source = None
     if on_host:
         data = columns(33)
