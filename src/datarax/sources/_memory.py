@@ -68,7 +68,7 @@ class MemorySource(EagerSourceBase):
             raise EmptySourceError("`data`")
         self.config = config
         self.length = next(iter(lengths.values()))
-        self.tree = _tree(fields)
+        _, self.tree = _split(fields)
         self.data = FixedBundle(
             {name: Column(_fitting(name, x), copy=config.copy) for name, x in columns.items()}
         )
@@ -86,9 +86,9 @@ class MemorySource(EagerSourceBase):
         return jax.tree.unflatten(self.tree, [take(self.data.get(x)) for x in self.data.names])
 
 
-def _tree(fields: dict[str, Any]) -> Any:
-    """The nesting of fields, with its leaves in the order of `flat_fields`."""
-    return jax.tree.structure(fields, is_leaf=lambda x: not isinstance(x, dict))
+def _split(fields: Any) -> tuple[list[Any], Any]:
+    """The leaves of (nested) fields in the order of `flat_fields`, and their nesting."""
+    return jax.tree.flatten(fields, is_leaf=lambda x: not isinstance(x, dict))
 
 
 def _columns(data: Any) -> dict[str, Any]:
@@ -106,18 +106,17 @@ def _columns(data: Any) -> dict[str, Any]:
                 )
         return {str(i): list(column) for i, column in enumerate(zip(*data, strict=True))}
     if isinstance(data, list | tuple) and data and isinstance(data[0], Mapping):
-        rows = [
-            flat_fields(_columns(row), escaped) if isinstance(row, Mapping) else row for row in data
-        ]
-        for i, row in enumerate(rows):
-            if not isinstance(row, dict) or row.keys() != rows[0].keys():
+        rows = [_split(_columns(row) if isinstance(row, Mapping) else row) for row in data]
+        nesting = rows[0][1]
+        for i, (_, found) in enumerate(rows):
+            if found != nesting:
                 raise FieldTypeError(
                     f"[{i}]",
                     "must be a dict with the fields of the first record, "
-                    f"{list(rows[0])}, got {data[i]!r}.",
+                    f"{list(flat_fields(_columns(data[0]), escaped))}, got {data[i]!r}.",
                 )
-        columns = [[row[name] for row in rows] for name in rows[0]]
-        return jax.tree.unflatten(_tree(_columns(data[0])), columns)
+        columns = zip(*(leaves for leaves, _ in rows), strict=True)
+        return jax.tree.unflatten(nesting, map(list, columns))
     return {"data": data}
 
 
