@@ -318,6 +318,14 @@ CASES = {
             {},
         ),
         (
+            lambda: pipeline(
+                source=indexed([{"mask": 0.5}] * 3, on_error="mask", max_errors=1), batch_size=2
+            ),
+            "The mask of a batch needs a field name of its own, but "
+            "mask_name='mask' and the data has the fields ['mask']. Choose another `mask_name`.",
+            {},
+        ),
+        (
             lambda: pipeline(last_batch="pad", mask_name=None),
             "The mask of a batch needs a field name of its own, but "
             "mask_name=None and the data has the fields ['id', 'x']. Choose another `mask_name`.",

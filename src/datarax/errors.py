@@ -260,7 +260,7 @@ class SourceTypeError(SourceError, code="source-type"):
 class EmptySourceError(SourceError, code="empty-source"):
     """The source has no records, or a pass over a stream has none."""
 
-    def __init__(self, what: str = "", *, text: str | None = None):
+    def __init__(self, what: str = "`data`", *, text: str | None = None):
         super().__init__(text or f"A source must hold at least one record, but {what} holds none.")
 
 

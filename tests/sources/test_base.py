@@ -327,7 +327,7 @@ def test_what_is_no_key_is_refused(unchecked, key, got):
 
 
 @pytest.mark.spec("SRC-015", "ERR-012")
-@pytest.mark.parametrize("size", [0, -1, 2.5, "3", True], ids=repr)
+@pytest.mark.parametrize("size", [0, -1, 2**31, 2.5, "3", True], ids=repr)
 def test_a_batch_of_no_size_is_refused(unchecked, size):
     with pytest.raises(errors.BatchSizeError):
         Numbers(10).get_batch_at(0, size)
