@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from itertools import repeat
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
@@ -78,7 +78,8 @@ class Seen(NamedTuple):
     mutable: bool
 
 
-Results = list[tuple[Batch, Changes]]
+Results: TypeAlias = list[tuple[Batch, Changes]]
+"""Batches in a row, each with the values that have changed by then."""
 
 
 class ComputedAhead:
@@ -150,9 +151,9 @@ class ComputedAhead:
                 last = self.ready[-1]
                 start, values = last.end, updated(values, {binding.cursor_index: last.packed})
             count = several if fits(several, due, start, cut, single) else 1
-            again = max(0, count - due)
-            first = Cursor(start.epoch, start.offset - again * cut.size) if again else start
+            first, again = start, max(0, count - due)
             if again:
+                first = Cursor(start.epoch, start.offset - again * cut.size)
                 packed = pack(first, length_of(pipeline.source))
                 values = updated(values, {binding.cursor_index: packed})
             args = values, order(first, cut, count)

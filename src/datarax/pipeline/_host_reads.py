@@ -66,7 +66,7 @@ class HostReads:
         """
         if self._checked is values:
             return self.ahead
-        reader = reader_of(pipeline.source)
+        reader = _reader_of(pipeline.source)
         if reader is None:
             self._close()
             self.ahead, self._checked, self._depends = None, values, NOTHING
@@ -87,7 +87,7 @@ class HostReads:
             kept = {*indices, binding.cursor_index}
             own = [x if i in kept else np.uint32(0) for i, x in enumerate(values)]
             order = _order_on_host(orders(), own)
-            settings = settings_of(pipeline, reader, order, x64=x64, device=device)
+            settings = _settings_of(pipeline, reader, order, x64=x64, device=device)
             ahead, self.pass_end = ReadAhead(settings, pipeline.num_threads), None
             self._close = weakref.finalize(self, ahead.close)
             self._static, self._read, self.ahead = static, read, ahead
@@ -95,14 +95,14 @@ class HostReads:
         return self.ahead
 
 
-def reader_of(source: Any) -> Reader | Stream | None:
+def _reader_of(source: Any) -> Reader | Stream | None:
     """What reads the rows of a source on the host; None if they are in memory."""
     if isinstance(source, StreamSource):
         return source.stream
     return source.reader if isinstance(source, EagerSourceBase) else None
 
 
-def settings_of(
+def _settings_of(
     pipeline: "Pipeline",
     reader: Reader | Stream,
     order: Callable[[int], Any],

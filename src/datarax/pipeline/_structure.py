@@ -68,7 +68,7 @@ def _lasts(static: Any, depth: int = 8) -> bool:
         return True
     if isinstance(static, tuple | frozenset):
         return all(_is_light(x, depth) for x in static)
-    if isinstance(static, MixReader):
+    if isinstance(static, MixReader):  # equal to another whose readers are equal
         return all(map(_lasts, static.readers))
     if isinstance(static, Reader):
         return type(static).__eq__ is not object.__eq__

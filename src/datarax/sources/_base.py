@@ -224,7 +224,7 @@ _HELD: dict[str, tuple[type, ...]] = {
     "masks": (bool, np.bool_),
     "max_errors": (int, np.integer),
 }
-"""What the attributes of a source may be that pipelines look at."""
+"""The types of the attributes that a pipeline reads from every source."""
 
 Source: TypeAlias = EagerSourceBase | HasGetBatchAt
 
