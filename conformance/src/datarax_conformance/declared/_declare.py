@@ -1,6 +1,6 @@
-"""How cases are declared: programs and scripts in a few words.
+"""Helpers that declare the programs and scripts of cases.
 
-Values that are left out the model fills in.
+The model fills in the expected values that a declaration leaves out.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ..arrays import encode
 from ..case import Case
 from ..requirements import needed_by, requirements
 
-# What a script needs of an engine, beyond the profile of the requirement.
+# The profile that each action needs, besides the profile of the requirement.
 NEEDED = {
     "step": "step",
     "for": "iter",
@@ -40,7 +40,7 @@ def program(
     columns: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """`count` records with the fields `id` and `x` unless `columns` says otherwise."""
+    """A program of `count` records with the columns `id` and `x`, or with the given `columns`."""
     if columns is None:
         columns = id_and_x(count)
     return {
@@ -66,7 +66,7 @@ def id_and_x(count: int) -> dict[str, np.ndarray]:
 def chain(
     count: int, batch_size: int, last_batch: str = "keep", *ops: str, **more: Any
 ) -> dict[str, Any]:
-    """A program whose nodes n0, n1, … follow one another."""
+    """A program whose nodes n0, n1, … form a chain."""
     names = [f"n{i}" for i in range(len(ops))]
     edges = {name: names[i - 1 : i] if i else [] for i, name in enumerate(names)}
     return program(
@@ -109,7 +109,7 @@ def same_rows(note: str) -> dict[str, Any]:
 
 
 def rows_of(program: Mapping[str, Any]) -> dict[str, Any]:
-    """Each row is one of the program's records as a whole."""
+    """A check that each row is one whole record of the program."""
     return {"check": "rows_of", "columns": program["columns"]}
 
 
@@ -137,10 +137,10 @@ def profiles_of(
 
 
 def relied_on(names: Sequence[str], program: Mapping[str, Any], script: Script) -> list[str]:
-    """Requirements that a script takes for granted while it checks `names`."""
+    """The requirements that a script relies on, besides `names`, which it checks."""
     used: list[str] = []
     looped: set[str] = set()
-    left: set[str] = set()  # by `break`, within an epoch
+    left: set[str] = set()  # streams left within an epoch, by `break` or after `next`
     streams, read_by = {"main": program}, {}
     acts = {action["do"] for action in script}
     policies = {program["last_batch"], *(action.get("last_batch") for action in script)}

@@ -1,4 +1,4 @@
-"""Chapter 80: what is refused, and how the refusal reads."""
+"""Chapter 80: which programs are refused, and what the errors name."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ case = table.case
 
 
 def graph(nodes: str, edges: dict[str, Any], sink: str | None) -> dict:
-    """Nodes of one operation: only the names count."""
+    """A graph whose nodes all have the same operation."""
     return program(4, 2, nodes=dict.fromkeys(nodes.split(), "add"), edges=edges, sink=sink)
 
 
@@ -20,7 +20,7 @@ def refused(cites: str, slug: str, title: str, wrong: dict, code: str, **details
 
 
 def cycles(cites: str, slug: str, title: str, wrong: dict, *cycle: str) -> None:
-    """Any node of the cycle may come first."""
+    """A case that accepts the error with any node of the cycle named first."""
     turns = [[*cycle[i:], *cycle[: i + 1]] for i in range(len(cycle))]
     case(
         cites,
@@ -32,19 +32,25 @@ def cycles(cites: str, slug: str, title: str, wrong: dict, *cycle: str) -> None:
 
 
 FINE = graph("a b", {"a": [], "b": ["a"]}, "b")
-case("ERR-001", "accepted", "a program without a fault", program(4, 2), [build()])
-case("ERR-001", "graph", "a graph without a fault", FINE, [build()])
+case(
+    "ERR-001",
+    "accepted",
+    "a program without a graph and without a fault is accepted",
+    program(4, 2),
+    [build()],
+)
+case("ERR-001", "graph", "a graph without a fault is accepted", FINE, [build()])
 case(
     "ERR-001",
     "long",
-    "a chain of a thousand and one nodes, which runs too",
+    "a chain of 1001 nodes is accepted and runs",
     chain(4, 2, "keep", *["add"] * 1001),
     [build(), loop(take=1)],
 )
 case(
     "ERR-001",
     "wide",
-    "a node with twenty predecessors",
+    "a node with twenty predecessors is accepted",
     program(
         4,
         2,
@@ -57,18 +63,28 @@ case(
 refused(
     "ERR-002",
     "graph",
-    "refused when built, whatever the code",
+    "a cycle is refused when the stream is built, whatever the code",
     graph("a b", {"a": ["b"], "b": ["a"]}, "b"),
     "*",
 )
-refused("ERR-002", "source", "wherever the fault is", program(4, 0), "*")
 refused(
-    "ERR-003", "two", "two nodes in a circle", graph("a b", {"a": ["b"], "b": ["a"]}, "b"), "cycle"
+    "ERR-002",
+    "source",
+    "batch_size=0 is refused when the stream is built, whatever the code",
+    program(4, 0),
+    "*",
+)
+refused(
+    "ERR-003",
+    "two",
+    "a cycle of two nodes is refused",
+    graph("a b", {"a": ["b"], "b": ["a"]}, "b"),
+    "cycle",
 )
 refused(
     "ERR-003",
     "entry",
-    "with an entry",
+    "a cycle of two nodes that a third node feeds is refused",
     graph("p a b", {"p": [], "a": ["p", "b"], "b": ["a"]}, "b"),
     "cycle",
 )
@@ -76,14 +92,14 @@ MANY = [f"n{i}" for i in range(1001)]
 refused(
     "ERR-003",
     "long",
-    "a thousand and one nodes in a circle",
+    "a cycle of 1001 nodes is refused",
     graph(" ".join(MANY), {name: [MANY[i - 1]] for i, name in enumerate(MANY)}, "n0"),
     "cycle",
 )
 cycles(
     "ERR-004",
     "after",
-    "the nodes of the cycle, not what comes after",
+    "the error of a cycle leaves out a node that reads from the cycle",
     graph("a b c", {"a": ["b"], "b": ["a"], "c": ["b"]}, "c"),
     "a",
     "b",
@@ -91,16 +107,23 @@ cycles(
 cycles(
     "ERR-004",
     "declared-first",
-    "nor who only reads it, though declared first",
+    "the error of a cycle leaves out a reader of the cycle that is declared first",
     graph("c a b", {"c": ["b"], "a": ["b"], "b": ["a"]}, "c"),
     "a",
     "b",
 )
-cycles("ERR-004", "two", "the two nodes", graph("a b", {"a": ["b"], "b": ["a"]}, "b"), "a", "b")
+cycles(
+    "ERR-004",
+    "two",
+    "the error of a cycle names both nodes of a cycle of two",
+    graph("a b", {"a": ["b"], "b": ["a"]}, "b"),
+    "a",
+    "b",
+)
 cycles(
     "ERR-004",
     "three",
-    "three nodes, in their order",
+    "the error of a cycle names its three nodes in the order of the data flow",
     graph("a b c", {"a": ["c"], "b": ["a"], "c": ["b"]}, "c"),
     "a",
     "b",
@@ -109,7 +132,7 @@ cycles(
 cycles(
     "ERR-004",
     "before",
-    "nor what comes before",
+    "the error of a cycle leaves out the nodes that feed or read the cycle",
     graph("p a b c", {"p": [], "a": ["p", "b"], "b": ["a"], "c": ["b", "p"]}, "c"),
     "a",
     "b",
@@ -117,7 +140,7 @@ cycles(
 cycles(
     "ERR-004",
     "long",
-    "four of six",
+    "the error of a cycle names the four of six nodes that form the cycle",
     graph(
         "p a b c d q",
         {"p": [], "a": ["p", "d"], "b": ["a"], "c": ["b", "p"], "d": ["c"], "q": ["d"]},
@@ -131,7 +154,7 @@ cycles(
 refused(
     "ERR-005",
     "own",
-    "a node that reads itself",
+    "a node whose only predecessor is itself is refused",
     graph("a", {"a": ["a"]}, "a"),
     "self-loop",
     node="a",
@@ -139,7 +162,7 @@ refused(
 refused(
     "ERR-005",
     "among",
-    "itself among others",
+    "a node with itself among its predecessors is refused",
     graph("a b", {"a": [], "b": ["a", "b"]}, "b"),
     "self-loop",
     node="b",
@@ -147,19 +170,24 @@ refused(
 refused(
     "ERR-006",
     "unknown",
-    "a name nobody has",
+    "an unknown predecessor is refused, naming it and the node",
     graph("a b", {"a": [], "b": ["a", "c"]}, "b"),
     "unknown-predecessor",
     node="b",
     name="c",
 )
 refused(
-    "ERR-007", "unknown", "a sink nobody is", graph("a", {"a": []}, "z"), "unknown-sink", name="z"
+    "ERR-007",
+    "unknown",
+    "an unknown sink is refused, naming it",
+    graph("a", {"a": []}, "z"),
+    "unknown-sink",
+    name="z",
 )
 refused(
     "ERR-008",
     "none",
-    "a node without an entry",
+    "a node without an entry in the edges is refused",
     graph("a b", {"b": []}, "b"),
     "missing-edges",
     node="a",
@@ -167,7 +195,7 @@ refused(
 refused(
     "ERR-008",
     "read",
-    "also where another reads it",
+    "a node without an entry in the edges that another node reads is refused",
     graph("a b", {"b": ["a"]}, "b"),
     "missing-edges",
     node="a",
@@ -175,7 +203,7 @@ refused(
 refused(
     "ERR-009",
     "ghost",
-    "an entry without a node",
+    "an entry in the edges for an unknown node is refused",
     graph("a", {"a": [], "ghost": ["a"]}, "a"),
     "edges-without-node",
     name="ghost",
@@ -183,7 +211,7 @@ refused(
 refused(
     "ERR-010",
     "aside",
-    "a node that leads nowhere",
+    "a node that reads the source and does not lead to the sink is refused",
     graph("a b", {"a": [], "b": []}, "a"),
     "unused-node",
     node="b",
@@ -191,27 +219,33 @@ refused(
 refused(
     "ERR-010",
     "after",
-    "a node after the sink",
+    "a node that reads the sink and does not lead to it is refused",
     graph("a b", {"a": [], "b": ["a"]}, "a"),
     "unused-node",
     node="b",
 )
-refused("ERR-011", "empty", "no nodes at all", program(4, 2, sink="a"), "no-nodes")
+refused("ERR-011", "empty", "a graph without nodes is refused", program(4, 2, sink="a"), "no-nodes")
 for slug, size in {"zero": 0, "negative": -3, "float": 2.5, "bool": True, "text": "4"}.items():
-    refused("ERR-012", slug, f"batch_size={size!r}", program(4, size), "batch-size")
-refused("ERR-013", "rows", "columns of no rows", program(0, 2), "empty-source")
-refused("ERR-013", "columns", "no columns", program(0, 2, columns={}), "empty-source")
+    refused("ERR-012", slug, f"batch_size={size!r} is refused", program(4, size), "batch-size")
+refused("ERR-013", "rows", "columns without rows are refused", program(0, 2), "empty-source")
+refused(
+    "ERR-013",
+    "columns",
+    "a program without columns is refused",
+    program(0, 2, columns={}),
+    "empty-source",
+)
 refused(
     "ERR-014",
     "lengths",
-    "columns of 4 and of 3 rows",
+    "columns of 4 and of 3 rows are refused",
     program(0, 2, columns=id_and_x(4) | {"x": np.zeros(3, np.float32)}),
     "unequal-lengths",
 )
 refused(
     "ERR-015",
     "strings",
-    "a column of strings",
+    "a column of strings is refused",
     program(0, 2, columns=id_and_x(2) | {"name": np.array(["a", "b"])}),
     "field-type",
     field="name",
@@ -219,7 +253,7 @@ refused(
 refused(
     "ERR-015",
     "objects",
-    "a column of mixed objects",
+    "a column of mixed objects is refused",
     program(0, 2, columns=id_and_x(2) | {"any": np.array([None, "b"], object)}),
     "field-type",
     field="any",
@@ -227,7 +261,7 @@ refused(
 refused(
     "ERR-015",
     "dates",
-    "a column of dates",
+    "a column of dates is refused",
     program(0, 2, columns=id_and_x(2) | {"day": np.array([0, 1], "datetime64[D]")}),
     "field-type",
     field="day",
@@ -235,7 +269,7 @@ refused(
 refused(
     "ERR-015",
     "no-rows",
-    "a column that is one number",
+    "a column that is a single number is refused",
     program(0, 2, columns=id_and_x(2) | {"one": np.float32(1)}),
     "field-type",
     field="one",
@@ -243,7 +277,7 @@ refused(
 refused(
     "ERR-016",
     "string",
-    "a string for a list",
+    "a string in place of a list of predecessors is refused",
     graph("a b", {"a": [], "b": "a"}, "b"),
     "predecessors-type",
     node="b",
@@ -251,7 +285,7 @@ refused(
 refused(
     "ERR-016",
     "letters",
-    "also where every letter is a node",
+    "a string of predecessors is refused even if each of its letters is a node",
     graph("a b ab", {"a": [], "b": [], "ab": "ab"}, "ab"),
     "predecessors-type",
     node="ab",
@@ -259,7 +293,7 @@ refused(
 refused(
     "ERR-017",
     "source",
-    "a node called source",
+    "a node named `source` is refused",
     graph("source", {"source": []}, "source"),
     "node-name",
     name="source",
@@ -268,38 +302,46 @@ for slug, name in {"empty": "", "underscore": "_a"}.items():
     case(
         "ERR-034",
         slug,
-        f"a node called {name!r}",
+        f"a node named {name!r} is accepted, or refused with the code node-name",
         program(4, 2, nodes={name: "add"}, edges={name: []}, sink=name),
         [build(expect={"any": [{"check": "no_error"}, error("node-name", name=name)]})],
     )
 case(
     "ERR-035",
     "equal-crc",
-    "two names with one key",
+    "two nodes whose names have the same CRC-32 are refused",
     graph("plumless buckeroo", {"plumless": [], "buckeroo": ["plumless"]}, "buckeroo"),
     [build(expect=error("node-name"))],
 )
 for slug, policy in {"unknown": "wrap", "case": "Keep", "empty": ""}.items():
-    refused("ERR-018", slug, f"last_batch={policy!r}", program(4, 2, policy), "last-batch")
-refused("ERR-019", "wide", "no batch is ever whole", program(3, 4, "drop"), "last-batch")
+    refused(
+        "ERR-018", slug, f"last_batch={policy!r} is refused", program(4, 2, policy), "last-batch"
+    )
+refused(
+    "ERR-019",
+    "wide",
+    "under drop, a batch_size above the number of records is refused",
+    program(3, 4, "drop"),
+    "last-batch",
+)
 refused(
     "ERR-020",
     "mask",
-    "a column called mask",
+    "under pad, a column named mask is refused",
     program(0, 2, "pad", columns=id_and_x(4) | {"mask": np.ones(4, bool)}),
     "mask-name",
 )
 case(
     "ERR-020",
     "keep",
-    "which is fine where nothing is filled",
+    "under keep, a column named mask is accepted",
     program(0, 2, columns=id_and_x(4) | {"mask": np.ones(4, bool)}),
     [build()],
 )
 refused(
     "ERR-021",
     "missing",
-    "a stage that reads a field that is not there",
+    "a stage that picks a field that is not there is refused",
     chain(4, 2, "keep", "pick(nothing)"),
     "stage",
     node="n0",
@@ -307,7 +349,7 @@ refused(
 refused(
     "ERR-021",
     "later",
-    "a later stage",
+    "the second of three stages is refused if it picks a field that is not there",
     chain(4, 2, "keep", "affine(2,1)", "pick(nothing)", "affine(1,0)"),
     "stage",
     node="n1",
@@ -315,7 +357,7 @@ refused(
 refused(
     "ERR-021",
     "affine",
-    "a stage that reads x, where there is none",
+    "affine is refused over columns without a field x",
     program(
         0,
         2,
@@ -330,7 +372,7 @@ refused(
 
 
 def random_graph(number: int) -> dict:
-    """A graph of few names, drawn at random and so wrong more often than not."""
+    """A random graph of at most four nodes, which is faulty more often than not."""
     draw = np.random.default_rng(number)
     names = ["a", "b", "c", "d"][: draw.integers(1, 5)]
     pool = [*names, "z"]
@@ -354,7 +396,7 @@ CODES = (
 case(
     "ERR-031",
     "graphs",
-    "forty graphs of names",
+    "forty random graphs are each accepted or refused with a code of the spec",
     FINE,
     [
         build(
@@ -370,14 +412,14 @@ DIAMONDS = {name: NAMES[i - 1 : i] * 2 if i else [] for i, name in enumerate(NAM
 case(
     "ERR-031",
     "diamonds",
-    "sixty nodes that each read the one before twice: 2**59 ways from the source",
+    "a graph of 60 nodes with 2**59 paths from the source is accepted in bounded time",
     graph(" ".join(NAMES), DIAMONDS, "n59"),
     [build()],
 )
 refused(
     "ERR-031",
     "diamonds-cycle",
-    "and the first one reads the last",
+    "a cycle through 60 nodes with double edges is refused in bounded time",
     graph(" ".join(NAMES), DIAMONDS | {"n0": ["n59"]}, "n59"),
     "cycle",
 )

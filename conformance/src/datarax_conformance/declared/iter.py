@@ -22,42 +22,94 @@ from ._declare import (
 table = Table()
 case = table.case
 
-case("ITER-001", "one-epoch", "a loop is an epoch", program(12, 4), [loop()])
-case("ITER-001", "one-record", "an epoch of one record", program(1, 1), [loop()])
-case("ITER-001", "one-batch", "an epoch of one batch", program(4, 4), [loop()])
-case("ITER-002", "short", "the last batch is shorter", program(10, 4), [loop()])
 case(
-    "ITER-002", "wide", "a batch wider than the epoch is the epoch", program(3, 5), [loop(), loop()]
+    "ITER-001",
+    "one-epoch",
+    "a loop yields every record of an epoch once, in stored order",
+    program(12, 4),
+    [loop()],
 )
-case("ITER-002", "one-left", "one record is left", program(5, 2), [loop()])
-case("ITER-003", "whole", "whole batches only", program(10, 4, "drop"), [loop(), loop()])
-case("ITER-003", "divides", "all of them where nothing is left", program(8, 4, "drop"), [loop()])
+case(
+    "ITER-001",
+    "one-record",
+    "a loop over a single record yields one batch of one row",
+    program(1, 1),
+    [loop()],
+)
+case(
+    "ITER-001",
+    "one-batch",
+    "a loop yields one batch if batch_size is the number of records",
+    program(4, 4),
+    [loop()],
+)
+case(
+    "ITER-002",
+    "short",
+    "under keep, the last batch of a loop is shorter and holds the records left",
+    program(10, 4),
+    [loop()],
+)
+case(
+    "ITER-002",
+    "wide",
+    "under keep, a loop yields one short batch if batch_size exceeds the epoch",
+    program(3, 5),
+    [loop(), loop()],
+)
+case(
+    "ITER-002",
+    "one-left",
+    "under keep, the last batch of a loop holds the one record left",
+    program(5, 2),
+    [loop()],
+)
+case(
+    "ITER-003",
+    "whole",
+    "under drop, a loop yields whole batches only",
+    program(10, 4, "drop"),
+    [loop(), loop()],
+)
+case(
+    "ITER-003",
+    "divides",
+    "under drop, a loop yields every record if batch_size divides the epoch",
+    program(8, 4, "drop"),
+    [loop()],
+)
 case(
     "ITER-004",
     "stop-for-ever",
-    "after the end comes nothing",
+    "an exhausted iterator raises StopIteration at every further next",
     program(4, 2),
     [do("iter"), do("next", n=5)],
 )
-case("ITER-004", "drop", "nor under drop", program(5, 2, "drop"), [do("iter"), do("next", n=5)])
+case(
+    "ITER-004",
+    "drop",
+    "under drop, an exhausted iterator yields no further batch",
+    program(5, 2, "drop"),
+    [do("iter"), do("next", n=5)],
+)
 case(
     "ITER-004",
     "next-loop",
-    "not even when a new loop has begun",
+    "an exhausted iterator stays exhausted after another loop has begun",
     program(4, 2),
     [do("iter"), do("next", n=3), do("iter", to="other"), do("next", on="other"), do("next", n=2)],
 )
 case(
     "ITER-004",
     "loop",
-    "a loop over an iterator is its rest, a second one nothing",
+    "a loop over an iterator yields the rest of its epoch, a second loop nothing",
     program(7, 2),
     [do("iter"), do("next"), loop(on="it"), loop(on="it"), loop(take=1)],
 )
 case(
     "ITER-004",
     "restored",
-    "not even when the stream has been moved back",
+    "an exhausted iterator stays exhausted after an earlier state is restored",
     program(4, 2),
     [
         do("save", to="s"),
@@ -68,45 +120,87 @@ case(
         loop(),
     ],
 )
-case("ITER-005", "filled", "the last batch is filled", program(10, 4, "pad"), [loop()])
-case("ITER-005", "wide", "one filled batch", program(2, 5, "pad"), [loop(), loop()])
-case("ITER-006", "again", "three loops are three epochs", program(4, 2), [loop(), loop(), loop()])
-case("ITER-006", "keep", "after a short batch too", program(5, 2), [loop(), loop()])
-case("ITER-006", "pad", "after a filled batch too", program(3, 2, "pad"), [loop(), loop()])
-case("ITER-007", "rest", "after a break the rest comes", program(8, 2), [loop(take=1), loop()])
+case(
+    "ITER-005",
+    "filled",
+    "under pad, a loop fills its last batch with zero rows and masks them",
+    program(10, 4, "pad"),
+    [loop()],
+)
+case(
+    "ITER-005",
+    "wide",
+    "under pad, a loop yields one padded batch if batch_size exceeds the epoch",
+    program(2, 5, "pad"),
+    [loop(), loop()],
+)
+case(
+    "ITER-006",
+    "again",
+    "three loops, one after the other, yield an epoch each",
+    program(4, 2),
+    [loop(), loop(), loop()],
+)
+case(
+    "ITER-006",
+    "keep",
+    "under keep, the loop after one with a short last batch yields the next epoch",
+    program(5, 2),
+    [loop(), loop()],
+)
+case(
+    "ITER-006",
+    "pad",
+    "under pad, the loop after one with a padded last batch yields the next epoch",
+    program(3, 2, "pad"),
+    [loop(), loop()],
+)
+case(
+    "ITER-007",
+    "rest",
+    "a loop after a break yields the rest of the epoch",
+    program(8, 2),
+    [loop(take=1), loop()],
+)
 case(
     "ITER-007",
     "break",
-    "and then the next epoch",
+    "after a break, a loop yields the rest of the epoch, the one after it a new epoch",
     program(10, 3),
     [loop(take=2), loop(), loop(take=1)],
 )
-case("ITER-007", "step", "a loop goes on where step stopped", program(10, 3), [step(2), loop()])
+case(
+    "ITER-007",
+    "step",
+    "a loop after step yields the rest of the epoch",
+    program(10, 3),
+    [step(2), loop()],
+)
 case(
     "ITER-007",
     "run-on",
-    "step ran on into the next epoch",
+    "a loop yields the rest of the epoch into which a batch of step has run on",
     program(5, 3),
     [step(2), loop(), loop(take=1)],
 )
 case(
     "ITER-007",
     "drop",
-    "the rest under drop",
+    "under drop, a loop after a break yields the whole batches left of the epoch",
     program(10, 3, "drop"),
     [loop(take=2), loop(), loop(take=1)],
 )
 case(
     "ITER-007",
     "pad",
-    "the rest under pad",
+    "under pad, a loop after a break yields the rest of the epoch, padded",
     program(10, 3, "pad"),
     [loop(take=2), loop(), loop(take=1)],
 )
 case(
     "ITER-007",
     "shuffled",
-    "the rest of a shuffled epoch is that of the epoch, and then comes the next",
+    "after a break, a loop yields the rest of a shuffled epoch in that epoch's order",
     program(20, 5, seed=9),
     [
         do("iter"),
@@ -122,7 +216,7 @@ case(
 case(
     "ITER-008",
     "turns",
-    "two iterators take turns",
+    "two iterators over one stream share its batches, each handed out once",
     program(8, 2),
     [
         do("iter", to="a"),
@@ -138,7 +232,7 @@ case(
 case(
     "ITER-009",
     "left",
-    "an iterator ends with its epoch, whoever took the last batch",
+    "an iterator stops when another one has taken the last batch of its epoch",
     program(4, 2),
     [
         do("iter", to="a"),
@@ -154,21 +248,21 @@ case(
 case(
     "ITER-009",
     "step",
-    "step may leave the epoch too",
+    "an iterator stops when step has moved the stream into the next epoch",
     program(5, 2),
     [do("iter"), do("next"), step(2), do("next", n=2)],
 )
 case(
     "ITER-009",
     "at-call",
-    "the epoch is that of the call of iter",
+    "an iterator belongs to the epoch of the iter() call, not of the first next()",
     program(4, 2),
     [do("iter"), step(2), do("next"), loop()],
 )
 case(
     "ITER-009",
     "next-epoch",
-    "also while others are in the middle of the next epoch",
+    "an iterator of an ended epoch stops while others are within the next one",
     program(6, 2),
     [
         do("iter", to="a"),
@@ -185,38 +279,42 @@ case(
 case(
     "ITER-009",
     "asked-late",
-    "an iterator that is first asked after its epoch",
+    "an iterator first asked after its epoch has ended raises StopIteration",
     program(4, 2),
     [do("iter"), loop(), do("next"), loop()],
 )
 case(
     "ITER-010",
     "between",
-    "a step between two batches of a loop",
+    "step within a loop returns the next batch, and the loop goes on after it",
     program(10, 2),
     [do("iter"), do("next"), step(), do("next", n=2), step(), do("next", n=2)],
 )
 case(
     "ITER-010",
     "scan",
-    "so does a scan",
+    "scan within a loop returns the next batch, and the loop goes on after it",
     program(12, 2),
     [do("iter"), do("next"), scan(1), do("next", n=2), scan(1), do("next", n=2)],
 )
 case(
     "ITER-011",
     "drop",
-    "under drop",
+    "under drop, for and step give the same batches",
     program(10, 4, "drop"),
     [loop(), build(to="b"), step(2, on="b")],
 )
 case(
-    "ITER-011", "pad", "under pad", program(10, 4, "pad"), [loop(), build(to="b"), step(3, on="b")]
+    "ITER-011",
+    "pad",
+    "under pad, for and step give the same batches",
+    program(10, 4, "pad"),
+    [loop(), build(to="b"), step(3, on="b")],
 )
 case(
     "ITER-011",
     "divides",
-    "under keep, where the batches come out even",
+    "under keep, for and step give the same batches if batch_size divides the epoch",
     program(8, 4),
     [loop(), build(to="b"), step(2, on="b")],
 )
@@ -224,25 +322,31 @@ case(
 # Chapter 10
 
 FOUR = np.array([3, 1, 4, 1])
-case("SRC-001", "fields", "the fields of a batch are the columns", program(6, 2), [loop()])
+case(
+    "SRC-001",
+    "fields",
+    "without a graph, a batch has a field for each column and no other",
+    program(6, 2),
+    [loop()],
+)
 case(
     "SRC-001",
     "one-field",
-    "a single field",
+    "a program with one column gives batches with one field",
     program(4, 2, columns={"id": np.arange(4, dtype=np.int32)}),
     [loop()],
 )
 case(
     "SRC-001",
     "mask",
-    "a column called mask is one like any other, where nothing is filled",
+    "under keep, a column named mask is a field like any other",
     program(0, 2, columns=id_and_x(4) | {"mask": np.array([True, False, False, True])}),
     [loop()],
 )
 case(
     "SRC-002",
     "rows",
-    "the fields of a row are those of one record",
+    "each row of a batch holds the fields of one record",
     program(
         4,
         3,
@@ -257,7 +361,7 @@ case(
 case(
     "SRC-002",
     "shuffled",
-    "also when shuffled",
+    "each row of a shuffled batch holds the fields of one record",
     program(
         7,
         3,
@@ -281,28 +385,28 @@ for policy, cites, sizes in (
     case(
         cites,
         f"any-order-{policy}",
-        f"whatever the order of an epoch is, under {policy}",
+        f"under {policy}, a shuffled loop yields each record once, as a whole row",
         shuffled,
         [loop(expect={"all": [permutation(7, sizes=sizes), rows_of(shuffled)]}) for _ in range(2)],
     )
     case(
         "SRC-002 SRC-003" if policy == "keep" else "SRC-002 STEP-006",
         f"any-order-step-{policy}",
-        f"so it is for step, under {policy}",
+        f"under {policy}, the rows of shuffled steps are whole records",
         shuffled,
         [step(6, expect=rows_of(shuffled))],
     )
     case(
         "SRC-002 SCAN-001",
         f"any-order-scan-{policy}",
-        f"and for scan, under {policy}",
+        f"under {policy}, the rows of a shuffled scan are whole records",
         shuffled,
         [scan(6, expect=rows_of(shuffled))],
     )
     case(
         "SRC-002",
         f"any-order-resumed-{policy}",
-        f"and from a state on, under {policy}",
+        f"under {policy}, a shuffled stream resumes with rows that are whole records",
         shuffled,
         [
             loop(take=1),
@@ -317,7 +421,7 @@ for policy, cites, sizes in (
 case(
     "SRC-003",
     "types",
-    "types stay",
+    "bool, int8, uint8, int16, float16 and float32 columns keep their type",
     program(
         4,
         2,
@@ -332,7 +436,7 @@ case(
 case(
     "SRC-003",
     "unsigned",
-    "the wider unsigned types stay",
+    "uint16 and uint32 columns keep their type",
     program(
         4,
         2,
@@ -344,7 +448,7 @@ case(
 case(
     "SRC-003",
     "shapes",
-    "the shape of a row stays",
+    "columns with rows of shape (2, 3) and (1,) keep these shapes",
     program(
         3,
         2,
@@ -359,7 +463,7 @@ case(
 case(
     "SRC-003",
     "zero-width",
-    "a row may be empty",
+    "a column with rows of shape (0,) keeps this shape",
     program(
         3, 2, columns={"id": np.arange(3, dtype=np.int32), "none": np.zeros((3, 0), np.float32)}
     ),
@@ -385,14 +489,14 @@ def wide(kind: str, values: list[float]) -> dict[str, object]:
 case(
     "SRC-004",
     "int64",
-    "int64 may become int32",
+    "an int64 column arrives as int64 or int32, with the same values",
     wide("int", [1, -2, 3]),
     [loop(expect={"any": narrowed("int", [1, -2, 3])})],
 )
 case(
     "SRC-004",
     "float64",
-    "float64 may become float32",
+    "a float64 column arrives as float64 or float32, with the same values",
     wide("float", [0.5, -2.25]),
     [loop(expect={"any": narrowed("float", [0.5, -2.25])})],
 )
@@ -400,7 +504,7 @@ for kind in ("int", "uint", "float"):
     case(
         "SRC-003",
         f"modes-{kind}",
-        f"{kind}64 has one type in all modes",
+        f"a column of {kind}64 has one type and the same values in for, step and scan",
         wide(kind, [1, 2, 3, 0]),
         [
             loop(note="a", expect={"any": narrowed(kind, [1, 2, 3, 0])}),
@@ -412,7 +516,7 @@ LIMIT = 2**31
 case(
     "SRC-005",
     "int32-range",
-    "the limits of int32 arrive",
+    "the limits of int32 in an int64 column arrive exactly",
     wide("int", [LIMIT - 1, -LIMIT]),
     [loop(expect={"any": narrowed("int", [LIMIT - 1, -LIMIT])})],
 )
@@ -421,7 +525,7 @@ for slug, values in {"above": [1, LIMIT], "below": [1, -LIMIT - 1], "far": [2**4
     case(
         "SRC-005",
         slug,
-        "a number beyond int32 arrives, or the program is refused",
+        f"{max(values, key=abs)} in an int64 column arrives exactly, or the program is refused",
         wide("int", values),
         [
             build(expect={"any": [{"check": "no_error"}, refused]}),
@@ -431,7 +535,7 @@ for slug, values in {"above": [1, LIMIT], "below": [1, -LIMIT - 1], "far": [2**4
 case(
     "SRC-006",
     "range",
-    "the largest float32 arrives",
+    "the largest float32 and 0.1 in a float64 column arrive exactly or as float32",
     wide("float", [3.4028234663852886e38, 0.1]),
     [
         loop(
@@ -447,18 +551,24 @@ case(
 case(
     "SRC-006",
     "beyond",
-    "a float beyond float32 arrives, or the program is refused",
+    "1e300 in a float64 column arrives exactly, or the program is refused",
     wide("float", [1e300, 1.0]),
     [
         build(expect={"any": [{"check": "no_error"}, error("field-type", field="wide")]}),
         loop(expect={"any": [narrowed("float", [1e300, 1.0])[0], error("not-built")]}),
     ],
 )
-case("SRC-007", "columns", "the columns are as they were", program(5, 2), [loop(), do("columns")])
+case(
+    "SRC-007",
+    "columns",
+    "a loop leaves the program's columns unchanged",
+    program(5, 2),
+    [loop(), do("columns")],
+)
 case(
     "SRC-005",
     "uint32-range",
-    "the limits of uint32 arrive",
+    "the limits of uint32 in a uint64 column arrive exactly",
     wide("uint", [2**32 - 1, 0]),
     [loop(expect={"any": narrowed("uint", [2**32 - 1, 0])})],
 )
@@ -466,7 +576,7 @@ for slug, values in {"unsigned": [2**32 + 5, 1], "unsigned-far": [2**63 + 1, 1]}
     case(
         "SRC-005",
         slug,
-        "a number beyond uint32 arrives, or the program is refused",
+        f"{max(values)} in a uint64 column arrives exactly, or the program is refused",
         wide("uint", values),
         [
             build(expect={"any": [{"check": "no_error"}, error("field-type", field="wide")]}),
@@ -481,7 +591,7 @@ HALVES = [
 case(
     "SRC-005",
     "second-batch",
-    "also where it is not in the first batch",
+    "2**40 in the second batch arrives exactly, or the program is refused",
     program(0, 2, columns=LATE),
     [
         build(expect={"any": [{"check": "no_error"}, error("field-type", field="wide")]}),
@@ -491,7 +601,7 @@ case(
 case(
     "SRC-005",
     "step",
-    "nor does step cut it",
+    "step returns 2**40 + 7 exactly, or the program is refused",
     wide("int", [2**40 + 7, 5]),
     [
         build(expect={"any": [{"check": "no_error"}, error("field-type", field="wide")]}),
@@ -502,7 +612,7 @@ TWICE = {name: encode(np.stack([column] * 2)) for name, column in LATE.items()}
 case(
     "SRC-005 SCAN-001",
     "scan",
-    "nor does a scan",
+    "scan returns 2**40 exactly, or the program is refused",
     program(0, 4, columns=LATE),
     [
         build(expect={"any": [{"check": "no_error"}, error("field-type", field="wide")]}),
@@ -512,7 +622,7 @@ case(
 case(
     "SRC-006",
     "not-finite",
-    "infinities and NaN stay what they are",
+    "infinities and NaN in a float32 column arrive unchanged",
     program(
         0,
         4,
@@ -526,7 +636,7 @@ case(
 case(
     "SRC-006",
     "small",
-    "the smallest numbers arrive",
+    "subnormal float16 and float32 numbers arrive unchanged",
     program(
         0,
         2,
@@ -541,13 +651,13 @@ case(
 case(
     "SRC-006",
     "minus-zero",
-    "minus zero keeps its sign",
+    "minus zero in a float32 column keeps its sign",
     program(
         0,
         4,
         columns={
             "id": np.arange(4, dtype=np.int32),
-            # Beside an infinity the column is stored as bytes, which tell the two zeros apart.
+            # A column with an infinity is stored as bytes, which distinguish 0.0 from -0.0.
             "x": np.array([-0.0, 0, np.inf, 1], np.float32),
         },
     ),
@@ -556,14 +666,14 @@ case(
 case(
     "SRC-007",
     "pad",
-    "filling is not written into them",
+    "under pad, step leaves the program's columns unchanged",
     program(5, 3, "pad"),
     [step(3), do("columns")],
 )
 case(
     "SRC-007",
     "shuffled",
-    "nor are they shuffled themselves",
+    "shuffling leaves the program's columns unchanged",
     program(9, 3, seed=1),
     [
         loop(expect=permutation(9)),
@@ -574,49 +684,49 @@ case(
 case(
     "SRC-008",
     "declared",
-    "columns declared the other way round",
+    "columns declared in reverse order give the same batches",
     program(6, 4, columns=dict(reversed(id_and_x(6).items()))),
     [loop()],
 )
 case(
     "SRC-009",
     "kept",
-    "a batch stays as it was while others come",
+    "a batch of a loop keeps its values while later batches are handed out",
     program(6, 2),
     [loop(hold="all"), loop(), do("recall", hold="all")],
 )
 case(
     "SRC-009",
     "step",
-    "so does a batch of step",
+    "a batch of step keeps its values while later batches are handed out",
     program(6, 4),
     [step(2, hold="two"), step(4), do("recall", hold="two")],
 )
 case(
     "SRC-009",
     "pad",
-    "so does a filled one",
+    "a padded batch of a loop keeps its values while later batches are handed out",
     program(5, 2, "pad"),
     [loop(hold="all"), loop(), do("recall", hold="all")],
 )
 case(
     "SRC-009",
     "scan",
-    "so does what a scan gave",
+    "the arrays of a scan keep their values after the next scan",
     program(12, 2),
     [scan(2, hold="two"), scan(2), do("recall", hold="two")],
 )
 case(
     "SRC-040",
     "next-epoch",
-    "what is written into batches does not come back",
+    "values written into batches do not appear in the next epoch or the columns",
     program(6, 2),
     [loop(hold="all"), do("scribble", hold="all"), loop(), do("columns")],
 )
 case(
     "SRC-040",
     "next-batch",
-    "nor in the next batch",
+    "values written into a batch do not appear in the batches after it",
     program(6, 2),
     [
         do("iter"),
@@ -629,35 +739,35 @@ case(
 case(
     "SRC-040",
     "graph",
-    "nor through a graph",
+    "values written into a graph's batches do not appear in the next epoch or columns",
     chain(6, 2, "keep", "affine(2,1)"),
     [loop(hold="all"), do("scribble", hold="all"), loop(), do("columns")],
 )
 case(
     "SRC-040",
     "mask",
-    "nor in the mask",
+    "under pad, values written into fields and mask do not appear in the next epoch",
     program(6, 2, "pad"),
     [loop(hold="all"), do("scribble", hold="all"), loop(), do("columns")],
 )
 case(
     "SRC-040",
     "scan",
-    "nor what is written into a scan's arrays",
+    "values written into a scan's arrays do not appear in the next scan or columns",
     program(8, 2),
     [scan(2, hold="two"), do("scribble", hold="two"), scan(4), do("columns")],
 )
 case(
     "SRC-010",
     "numpy",
-    "NumPy's global generator is left alone",
+    "a loop does not draw from the global generators of NumPy and Python",
     program(10, 4),
     [loop(), do("global_random")],
 )
 case(
     "SRC-010",
     "shuffled",
-    "also when shuffled",
+    "a shuffled order does not depend on the global generators of NumPy and Python",
     program(10, 4, seed=3),
     [
         loop(note="a", expect={"check": "permutation", "length": 10}),
@@ -669,14 +779,14 @@ case(
 case(
     "SRC-011",
     "turns",
-    "two streams do not meet",
+    "two equal streams that are consumed in turns give equal batches",
     program(6, 2),
     [build(to="b"), step(2), step(1, on="b"), step(1), step(2, on="b")],
 )
 case(
     "SRC-011",
     "data",
-    "nor do their data, alike as they are",
+    "two streams whose columns differ only in their values each give their own",
     program(6, 2),
     [
         build(to="b", columns={name: encode(c[::-1]) for name, c in id_and_x(6).items()}),
@@ -686,11 +796,11 @@ case(
     ],
 )
 
-# SHUF-002 is a requirement of loops.
+# Chapter 40; SHUF-002 belongs to profile iter.
 case(
     "SHUF-002",
     "stored",
-    "without a seed every epoch has the stored order",
+    "without a seed, every epoch has the stored order",
     program(5, 2),
     [loop(), loop()],
 )

@@ -9,7 +9,7 @@ case = table.case
 
 
 def split(parts: int | str, *arguments: Any, **more: Any) -> dict[str, Any]:
-    """A chain, or a program without stages, whose batches are split into so many parts."""
+    """A chain, or a program without stages, whose batches are split into `parts` parts."""
     make = chain if len(arguments) > 3 else program
     return make(*arguments, options={"mesh": parts}, **more)
 
@@ -21,7 +21,7 @@ def rows(how: str, **arguments: Any) -> dict[str, Any]:
 case(
     "MESH-001",
     "modes",
-    "records, order, keys and state of stages",
+    "splitting over 4 devices leaves records, keys and state of stages unchanged",
     split(4, 24, 8, "keep", "keys", "count", seed=3),
     [loop(), step(2), do("scan", length=2), do("cursor")],
     ["shuffle.exact"],
@@ -29,28 +29,28 @@ case(
 case(
     "MESH-001",
     "masks",
-    "masks lie with their rows",
+    "under pad, splitting over 2 devices leaves batches and masks unchanged",
     split(2, 10, 4, "pad", "affine(2,1)"),
     [loop(), step(), do("scan", length=3)],
 )
 case(
     "MESH-002",
     "parts",
-    "one part after the other",
+    "each of 4 devices holds a quarter of the rows, one quarter after the other",
     split(4, 16, 8),
     [rows("step"), rows("for"), rows("for")],
 )
 case(
     "MESH-002",
     "short",
-    "six rows are not four parts",
+    "a last batch of 6 rows, which 4 devices cannot share, lies whole on each",
     split(4, 14, 8),
     [rows("for"), rows("for"), rows("step")],
 )
 case(
     "MESH-003",
     "job",
-    "two processes, a half each",
+    "each of two processes reads only the records of its own devices",
     split(4, 24, 8),
     [do("ask", what="reads", processes=2)],
 )
@@ -58,21 +58,21 @@ for what in ("seed", "length"):
     case(
         "MESH-006",
         what,
-        f"another {what} in each process",
+        f"processes of a job whose pipelines differ in {what} are refused",
         split(4, 24, 8),
         [do("ask", what="differ", of=what)],
     )
 for name, parts, what in (
-    ("odd", 3, "eight rows are not three parts"),
-    ("columns", "columns", "the columns are not to be split"),
-    ("explicit", "explicit", "axes that are explicit"),
-    ("word", "word", "the name of an axis alone"),
+    ("odd", 3, "a sharding that splits 8 rows into 3 parts is refused"),
+    ("columns", "columns", "a sharding that splits axis 1 is refused"),
+    ("explicit", "explicit", "a sharding over explicit axes is refused"),
+    ("word", "word", "the name of a mesh axis in place of a sharding is refused"),
 ):
     case("MESH-004", name, what, split(parts, 16, 8), [build(expect=error("sharding"))])
 case(
     "MESH-005",
     "fewer",
-    "on with fewer devices, and with none told",
+    "a state taken on 4 devices resumes on 2, and without a sharding",
     split(4, 20, 4, "keep", "count", seed=1),
     [
         step(2),

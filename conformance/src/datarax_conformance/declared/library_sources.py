@@ -24,7 +24,7 @@ EXACT = ["shuffle.exact"]
 
 
 def over(form: str, count: int, size: int, policy: str = "keep", **more: Any) -> dict[str, Any]:
-    """A program over a source of that form; `source` has what else is to be said of it."""
+    """A program over a source of that form; `source` has further options of the source."""
     source = {"form": form, **more.pop("source", {})}
     options = {"source": source, **more.pop("options", {})}
     return program(count, size, policy, options=options, **more)
@@ -40,12 +40,18 @@ def at_least(**least: float) -> dict[str, Any]:
 
 MODES: Script = [loop(), step(2), build(to="c"), scan(3, on="c"), loop(on="c")]
 
-# A source of one's own.
-case("SRC-012", "all", "a length and a gather are enough", over("gather", 10, 4), [*MODES])
+# Sources that users write, and data in memory.
+case(
+    "SRC-012",
+    "all",
+    "a source with only a length and `gather` works in for, step and scan",
+    over("gather", 10, 4),
+    [*MODES],
+)
 case(
     "SRC-012",
     "shuffled",
-    "the order is the pipeline's business",
+    "a source with only a length and `gather` is shuffled by the pipeline",
     over("gather", 10, 4, "pad", seed=5),
     [*MODES],
     EXACT,
@@ -53,7 +59,7 @@ case(
 case(
     "SRC-013",
     "called",
-    "offset and key of each epoch",
+    "`get_batch_at` is called with the offset within the epoch and the epoch's key",
     over("random-access", 10, 4, seed=5),
     [loop(), step(3), do("seek", epoch=7, offset=8), step()],
     EXACT,
@@ -61,7 +67,7 @@ case(
 case(
     "SRC-013",
     "scan",
-    "also in a scan that runs over the end",
+    "a scan across epochs calls `get_batch_at` with the offset and key of each epoch",
     over("random-access", 6, 4, seed=1),
     [scan(5), do("cursor")],
     EXACT,
@@ -69,7 +75,7 @@ case(
 case(
     "SRC-014",
     "on",
-    "one epoch without an end",
+    "a source without a length is read as one endless epoch in step, for and scan",
     over("endless", 3, 4, seed=5),
     [step(2), loop(take=3), do("cursor"), scan(2)],
     EXACT,
@@ -77,7 +83,7 @@ case(
 case(
     "SRC-014",
     "length",
-    "it has no length",
+    "len over a source without a length is an error",
     over("endless", 3, 4, seed=5),
     [do("len", expect=error("*")), step()],
     EXACT,
@@ -86,7 +92,7 @@ READ = over("memory", 10, 4, seed=5)
 case(
     "SRC-015",
     "places",
-    "any place of the stream, by position and key",
+    "`get_batch_at` returns the rows at any position of the stream of a key",
     READ,
     [ask("read", start=start, n=n, seed=9) for start, n in ((0, 4), (27, 4))],
     EXACT,
@@ -94,14 +100,14 @@ case(
 case(
     "SRC-015",
     "stored",
-    "stored order needs no key",
+    "`get_batch_at` of an unshuffled source returns the stored order despite the key",
     over("memory", 10, 4, source={"shuffle": False}),
     [ask("read", start=8, n=5, seed=9)],
 )
 case(
     "SRC-016",
     "chunks",
-    "chunks of one key are an epoch",
+    "consecutive chunks of `get_batch_at` under one key make up an epoch",
     READ,
     [
         ask("read", start=20, n=5, seed=3),
@@ -109,28 +115,39 @@ case(
     ],
     EXACT,
 )
-for form in ("dict", "nested", "records", "array"):
+for form, data in (
+    ("dict", "a dict of arrays"),
+    ("nested", "a nested dict"),
+    ("records", "a list of dicts"),
+    ("array", "a bare array, as the field `data`"),
+):
     case(
         "SRC-017",
         form,
-        f"data given as {form}",
+        f"MemorySource takes {data}",
         over("memory", 5, 2, source={"data": form}),
         [loop()],
     )
 case(
     "SRC-018",
     "copied",
-    "a private copy does not see a later write",
+    "with copy=True, a write to the user's arrays does not show in later batches",
     over("memory", 6, 2, source={"copy": True}),
     [step(), do("overwrite"), step(3)],
 )
 
-# In storage.
-case("SRC-019", "modes", "all modes, stored order", over("storage", 10, 4), [*MODES])
+# Sources in storage.
+case(
+    "SRC-019",
+    "modes",
+    "files give the batches of the same records in memory, in for, step and scan",
+    over("storage", 10, 4),
+    [*MODES],
+)
 case(
     "SRC-019",
     "shuffled",
-    "all modes, shuffled and padded",
+    "files give the batches of the same records in memory, shuffled and padded",
     over("storage", 10, 4, "pad", seed=3),
     [*MODES, do("jit_step", n=2, on="c")],
     EXACT,
@@ -139,7 +156,7 @@ for how in ("deepcopy", "pickle"):
     case(
         "SRC-020",
         how,
-        f"a {how} goes on where the original is",
+        f"a {how} of a pipeline over files continues where the original stands",
         over("storage", 10, 4, seed=3),
         [step(2), do("copy", how=how, to="b"), step(2), step(2, on="b"), loop(on="b")],
         EXACT,
@@ -147,14 +164,14 @@ for how in ("deepcopy", "pickle"):
 case(
     "SRC-030",
     "cursor",
-    "what was read ahead is not in the cursor",
+    "records that were read ahead do not show in the cursor, or after a seek",
     over("storage", 20, 2, source={"delay": 0.002}),
     [do("iter"), do("next", n=3), do("cursor"), do("seek", epoch=0, offset=15), do("next", n=2)],
 )
 case(
     "SRC-030",
     "state",
-    "nor in a state",
+    "records that were read ahead do not show in a saved state",
     over("storage", 20, 2, seed=2),
     [
         do("iter"),
@@ -175,23 +192,29 @@ UNREADABLE = {
 case(
     "SRC-031",
     "record",
-    "the batches before it, then its name",
+    "a loop hands out the batches before an unreadable record, then names the record",
     BROKEN,
     [do("iter"), do("next", n=2), do("next", expect=UNREADABLE), do("cursor")],
 )
-case("SRC-031", "step", "in a step", BROKEN, [step(2), step(expect=UNREADABLE), do("cursor")])
-for damage in ("missing", "text"):
+case(
+    "SRC-031",
+    "step",
+    "step names the record that cannot be read and does not move the cursor",
+    BROKEN,
+    [step(2), step(expect=UNREADABLE), do("cursor")],
+)
+for damage, file in (("missing", "a missing file"), ("text", "a .npy file that holds text")):
     case(
         "SRC-031",
         damage,
-        "a file that is none is named",
+        f"{file} is refused, naming the file",
         over("storage", 6, 2, source={"damage": damage}),
         [build(expect={**error("file"), "says": {"file": ["id.npy"]}})],
     )
 case(
     "SRC-032",
     "again",
-    "asked again it is read again",
+    "step after a failed read reads again, and succeeds once the record is readable",
     BROKEN,
     [
         step(2),
@@ -206,21 +229,21 @@ case(
 case(
     "SRC-032",
     "scan",
-    "a scan that fails has moved nothing",
+    "a scan that fails to read a record moves nothing and can be repeated",
     BROKEN,
     [step(), scan(3, expect=UNREADABLE), do("cursor"), ask("mend"), scan(3)],
 )
 case(
     "STEP-012",
     "stages",
-    "nor has a stage counted it",
+    "a batch that cannot be read leaves the cursor and the state of stages unchanged",
     chain(12, 3, "keep", "count", options={"source": {"form": "storage", "unreadable": [4]}}),
     [step(), step(expect=error("read", record=4)), do("cursor"), ask("mend"), step(2)],
 )
 case(
     "STEP-012",
     "stage",
-    "a stage that fails leaves all as it was",
+    "a stage that fails leaves the cursor and the state of stages unchanged",
     chain(12, 3, "keep", "count", "fails-at(7)"),
     [step(2), step(expect=error("stage", node="n1")), do("cursor"), do("seek", epoch=1, offset=0),
      step()],
@@ -229,14 +252,14 @@ MASKING = {"unreadable": [2, 7], "on_error": "mask"}
 case(
     "SRC-033",
     "zero",
-    "zero, and False in the mask",
+    'with on_error="mask", unreadable records are zero and False in the mask',
     over("storage", 10, 4, source={**MASKING, "max_errors": 2}),
     [loop(), loop()],
 )
 case(
     "SRC-033",
     "most",
-    "as long as there are not too many",
+    'with on_error="mask", more than max_errors unreadable records are an error',
     over("storage", 10, 4, "pad", source={**MASKING, "max_errors": 1}),
     [step(), step(expect=error("read", record=7)), do("cursor")],
 )
@@ -244,7 +267,7 @@ SEEN = chain(10, 4, "keep", "affine(2,1)", "keys", seed=4, options={"source": {"
 case(
     "SRC-034",
     "nodes",
-    "every node's values of one record",
+    "replay gives every node's values for one record in one epoch",
     SEEN,
     [step(2), ask("replay", record=7, epoch=3), do("cursor"), step()],
     EXACT,
@@ -252,7 +275,7 @@ case(
 case(
     "SRC-034",
     "state",
-    "and nothing has moved",
+    "replay does not change the state of a stage",
     chain(10, 4, "keep", "count", options={"source": {"form": "gather"}}),
     [step(), ask("replay", record=2, epoch=0), step()],
 )
@@ -266,28 +289,28 @@ case(
 case(
     "SRC-036",
     "cut",
-    "a file that is cut is named",
+    "a truncated file is refused",
     over("storage", 40, 4, source={"damage": "cut"}),
     [build(expect=error("file"))],
 )
 case(
     "SRC-036",
     "grown",
-    "one that has grown gives its rows",
+    "a file with bytes appended gives its rows",
     over("storage", 40, 4, source={"damage": "grown"}),
     [build(), loop()],
 )
 case(
     "SRC-037",
     "extra",
-    "the extra that brings the package is named",
+    "the error of a missing package names the extra that installs it",
     over("package", 4, 2, source={"extra": "arrow"}),
     [build(expect={**error("missing-package"), "says": {"text": ["pip install", "[arrow]"]}})],
 )
 case(
     "SRC-038",
     "waited",
-    "seconds of waiting for a slow source",
+    "stats() counts seconds of waiting for a slow source and of computing",
     over("storage", 12, 2, source={"delay": 0.02}),
     [loop(), ask("stats", expect=at_least(waited=0.02, computed=1e-9))],
 )
@@ -296,11 +319,17 @@ case(
 MIX = {"lengths": [9, 6], "weights": [2, 1], "stop": "first"}
 MIXED = over("mixture", 15, 3, seed=4, source=MIX)
 SHARES = {"check": "shares", "begins": [0, 9], "quotas": [2, 1]}
-case("SRC-021", "period", "every period has its shares", MIXED, [loop(expect=SHARES)])
+case(
+    "SRC-021",
+    "period",
+    "every period of a mixture has the exact share of each source",
+    MIXED,
+    [loop(expect=SHARES)],
+)
 case(
     "SRC-021",
     "nearest",
-    "the nearest shares of a short period",
+    "a mixture with weights 0.7 and 0.3 has 7 and 3 rows in each period",
     over("mixture", 40, 8, seed=4, source={**MIX, "lengths": [30, 10], "weights": [0.7, 0.3]}),
     [loop(expect={"check": "shares", "begins": [0, 30], "quotas": [7, 3]})],
 )
@@ -308,14 +337,14 @@ UNSHUFFLED = {**MIX, "lengths": [4, 7], "weights": [1, 1]}
 case(
     "SRC-022",
     "turns",
-    "each source in its own order to its end, over epochs",
+    "a mixture reads each source in its own order to its end, across epochs",
     over("mixture", 11, 4, seed=4, source=UNSHUFFLED),
     [step(9, expect={"check": "in_turn", "lengths": [4, 7]})],
 )
 case(
     "SRC-023",
     "key",
-    "the same key, the same places; another, others",
+    "a mixture's order is fixed by seed and epoch, and differs with either",
     over("mixture", 30, 6, seed=4, source={**MIX, "lengths": [20, 10]}),
     [
         loop(expect=SHARES | {"begins": [0, 20]}, note="a"),
@@ -329,7 +358,7 @@ case(
 case(
     "SRC-023",
     "traced",
-    "inside the user's jit",
+    "a mixture gives the same batches in the user's nnx.jit",
     MIXED,
     [step(3, note="a"), build(to="b"), do("jit_step", n=3, on="b", expect=same_rows("a"))],
 )
@@ -337,7 +366,7 @@ for stop, batches in (("first", 4), ("all", 6)):
     case(
         "SRC-024",
         stop,
-        f"an epoch that stops with {stop}",
+        f'with stop="{stop}", an epoch of the mixture has {batches} batches',
         over("mixture", 15, 3, seed=4, source={**MIX, "stop": stop}),
         [
             do("len", expect={"value": batches}),
@@ -347,7 +376,7 @@ for stop, batches in (("first", 4), ("all", 6)):
 case(
     "SRC-025",
     "same",
-    "on the host, on the device, one of each",
+    "a mixture gives the same rows from sources on host, device or one of each",
     MIXED,
     [
         loop(expect=SHARES, note="a"),
@@ -364,14 +393,14 @@ case(
 case(
     "SRC-026",
     "specs",
-    "records of different shapes",
+    "a mixture of sources whose records differ in shape is refused",
     over("mixture", 15, 3, seed=4, source={**MIX, "differ": True}),
     [build(expect={**error("specs"), "says": {"text": ["[3]", "[4]"]}})],
 )
 case(
     "SRC-026",
     "none",
-    "shares that no period has, an epoch without a period",
+    "a mixture without a period, or with no period in an epoch, is refused",
     over("mixture", 15, 3, seed=4, source={**MIX, "weights": [1000, 1]}),
     [
         build(expect=error("*")),
@@ -382,26 +411,32 @@ case(
 
 # Streams.
 PASSES = over("iterable", 10, 4)
-case("SRC-027", "for", "an epoch a pass", PASSES, [loop(), do("cursor"), loop(), step(4)])
+case(
+    "SRC-027",
+    "for",
+    "a stream without a length is read as one epoch per pass",
+    PASSES,
+    [loop(), do("cursor"), loop(), step(4)],
+)
 for policy in ("drop", "pad"):
     case(
         "SRC-027",
         policy,
-        f"under {policy}",
+        f"under {policy}, a stream without a length is read as one epoch per pass",
         over("iterable", 10, 4, policy),
         [loop(), loop(), scan(3)],
     )
 case(
     "SRC-027",
     "length",
-    "which nobody knows",
+    "over a stream without a length, len and scan without a length are refused",
     PASSES,
     [do("len", expect=error("*")), scan(None, expect=error("last-batch")), scan(2)],
 )
 case(
     "SRC-028",
     "skips",
-    "it goes on at the record",
+    "a state over a stream resumes at its record, with another batch_size",
     PASSES,
     [
         step(4),
@@ -414,12 +449,19 @@ case(
     ],
 )
 WINDOWS = over("iterable", 10, 3, seed=4, source={"window": 4})
-case("SRC-039", "for", "every window in its order", WINDOWS, [loop(), loop(), step(3)], EXACT)
+case(
+    "SRC-039",
+    "for",
+    "a stream shuffled in windows has each window in the order of the spec",
+    WINDOWS,
+    [loop(), loop(), step(3)],
+    EXACT,
+)
 for policy in ("drop", "pad"):
     case(
         "SRC-039",
         policy,
-        f"under {policy}",
+        f"under {policy}, a stream shuffled in windows has each window in the order of the spec",
         over("iterable", 10, 3, policy, seed=4, source={"window": 4}),
         [loop(), scan(4)],
         EXACT,
@@ -427,7 +469,7 @@ for policy in ("drop", "pad"):
 case(
     "SRC-039",
     "keys",
-    "the keys are those of the records",
+    "over a stream shuffled in windows, keys are those of the records",
     chain(10, 3, "keep", "keys", seed=4, options={"source": {"form": "iterable", "window": 4}}),
     [loop(), loop()],
     EXACT,
@@ -435,7 +477,7 @@ case(
 case(
     "SRC-039",
     "skips",
-    "a run resumes within a window",
+    "a stream shuffled in windows resumes, and seeks to a place, within a window",
     WINDOWS,
     [
         step(2),
@@ -452,14 +494,14 @@ case(
 case(
     "SRC-029",
     "jit",
-    "no random access",
+    "step over a stream in the user's nnx.jit is refused, moving nothing",
     PASSES,
     [step(), do("jit_step", n=1, expect=error("random-access")), step()],
 )
 case(
     "SRC-029",
     "nothing",
-    "a pass without a batch",
+    "under drop, a pass of a stream without a whole batch is refused",
     over("iterable", 3, 4, "drop"),
     [build(), loop(expect=error("empty-source"))],
 )
@@ -468,7 +510,7 @@ case(
 case(
     "SHUF-014",
     "far",
-    "2**40 records",
+    "orders of 2**40 records use 64-bit words",
     program(4, 2),
     [
         ask("order", length=2**40, seed=seed, epoch=1, offsets=[0, 1, 2**39], how="eager")
@@ -479,7 +521,7 @@ case(
 case(
     "SHUF-014",
     "edge",
-    "the first length of 64-bit words, and the last of 32",
+    "orders of 2**32 records use 64-bit words, those of 2**32 - 1 do not",
     program(4, 2),
     [
         ask("order", length=length, seed=9, epoch=0, offsets=[0, 1, 2**31], how="eager")
@@ -490,7 +532,7 @@ case(
 case(
     "SHUF-015",
     "back",
-    "from records to offsets",
+    "the inverse of an order gives the offset of each record",
     program(4, 2),
     [
         ask("places", length=n, seed=3, epoch=epoch, records=records, how="eager")
@@ -506,7 +548,7 @@ for count in (1, 33, 100):
     case(
         "SHUF-016",
         f"n{count}",
-        f"JAX's own permutation of {count}",
+        f"shuffle='permutation' is jax.random.permutation, for a source of length {count}",
         over("memory", count, 32, seed=3, source={"shuffle": "permutation"}),
         [loop(), loop()],
         EXACT,
@@ -514,7 +556,7 @@ for count in (1, 33, 100):
 case(
     "SHUF-017",
     "traced",
-    "eagerly, compiled and mapped",
+    "an order gives the same records eagerly, under jit and under vmap",
     program(4, 2),
     [
         ask("order", length=101, seed=3, epoch=2, offsets=[0, 50, 100], how=how)
@@ -534,14 +576,14 @@ for count, size, window in ((1, 1, 1), (10, 3, 2), (40, 7, 4), (32, 8, 2), (33, 
     case(
         "SHUF-018",
         name,
-        f"{count} records in blocks of {size}, windows of {window}",
+        f"blocks of {size}, windows of {window}: an epoch of length {count} has each record once",
         blocks(count, size, window),
         [loop(expect=permutation(count))],
     )
 case(
     "SHUF-019",
     "records",
-    "which record stands where",
+    "33 records in blocks of 7, the last one short, have the order of the spec",
     blocks(33, 7, 2),
     [loop(), loop()],
     EXACT,
@@ -549,7 +591,7 @@ case(
 case(
     "SHUF-019",
     "even",
-    "blocks of one size",
+    "32 records in blocks of 4, all of one size, have the order of the spec",
     blocks(32, 4, 2),
     [loop()],
     EXACT,
@@ -557,14 +599,14 @@ case(
 case(
     "SHUF-020",
     "few",
-    "a window has few blocks",
+    "the rows of a window of 3 blocks come from at most 4 blocks",
     blocks(64, 4, 3),
     [loop(expect={"check": "few_blocks", "size": 4, "window": 3})],
 )
 case(
     "KEYS-015",
     "offset",
-    "the offset in the place of the record",
+    "over a source with only `get_batch_at`, keys take the offset, not the record",
     over("random-access", 6, 4, seed=5, nodes={"n0": "keys"}, edges={"n0": []}, sink="n0"),
     [loop(), step(2)],
     EXACT,

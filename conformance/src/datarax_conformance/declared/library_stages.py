@@ -25,7 +25,7 @@ def wrong(cites: str, slug: str, title: str, bad: dict, code: str, **says: list[
 case(
     "STEP-018",
     "renamed",
-    "the mask has another name, the data may have its own",
+    "mask_name renames the mask, and the data may have a field named mask",
     program(
         5,
         3,
@@ -40,7 +40,7 @@ case(
 case(
     "KEYS-007",
     "first",
-    "counted from the first row of the batch",
+    "the key of a batch is made from the epoch and offset of its first row",
     chain(10, 4, "keep", "key", seed=11),
     [loop(), step(2)],
     EXACT,
@@ -50,7 +50,7 @@ NEAREST = chain(4, 4, "keep", "element-keys", seed=1, options={"rngs": {"default
 case(
     "KEYS-010",
     "operator",
-    "an operator's own, or the pipeline's, by the name of the stream",
+    "an operator takes its key from its own rngs, else from the pipeline's",
     NEAREST,
     [
         action
@@ -78,7 +78,7 @@ case(
 case(
     "KEYS-010",
     "source",
-    "a source's own, or the pipeline's, from the stream `shuffle`",
+    "a source takes its key from its own rngs, else from the pipeline's",
     program(10, 4, seed=1, options={"rngs": RNGS}),
     [
         step(2),
@@ -92,7 +92,7 @@ case(
 case(
     "KEYS-011",
     "read",
-    "no counter has moved",
+    "deriving keys does not move the counters of the pipeline's rngs",
     chain(8, 4, "keep", "keys", seed=1, options={"rngs": RNGS}),
     [step(2), ask("counters"), loop(), ask("counters")],
     EXACT,
@@ -100,7 +100,7 @@ case(
 case(
     "KEYS-012",
     "words",
-    "the first two words of another generator's key",
+    "a key of another generator counts by its first two words",
     program(10, 4, seed=1, options={"rngs": {"default": [1, 2, 3, 4]}}),
     [loop()],
     EXACT,
@@ -109,14 +109,14 @@ DRAWS = chain(10, 4, "keep", "draws")
 case(
     "KEYS-013",
     "modes",
-    "once for each batch, in all modes",
+    "the rngs of a stage advance once for each batch, in every mode",
     DRAWS,
     [step(2), loop(), scan(2), do("jit_step", n=2), step()],
 )
 case(
     "KEYS-014",
     "names",
-    "functions, classes, operators, and those that are taken",
+    "stages of a chain are named by function or class, repeats with a number",
     entries(
         "function:double=affine(2,0)",
         "class:Noise=affine(1,1)",
@@ -133,7 +133,7 @@ case(
 case(
     "KEYS-014",
     "keys",
-    "keys are counted from these names",
+    "the second stage named jitter in a chain gets the keys of `jitter_1`",
     entries("function:jitter=keys", "function:jitter=keys", seed=3),
     [step()],
     EXACT,
@@ -145,14 +145,14 @@ READS = {"d": ["b", "a"], "c": ["a"], "b": [], "a": [], "e": ["d", "c"]}
 case(
     "DAG-012",
     "ties",
-    "topological, ties as declared",
+    "stages are listed in topological order, ties in the order of declaration",
     program(4, 2, nodes=DIAMOND, edges=READS, sink="e"),
     [ask("names"), step()],
 )
 case(
     "DAG-014",
     "stream",
-    "the same stream",
+    "a chain gives the same stream as the graph with the same names",
     entries("function:double=affine(2,0)", "function:jitter=keys", seed=3),
     [
         loop(note="a"),
@@ -170,7 +170,7 @@ case(
 case(
     "DAG-014",
     "program",
-    "and the same compiled program",
+    "a chain compiles to the same program as the graph with the same names",
     entries("function:double=affine(2,0)", "function:more=affine(1,1)"),
     [
         ask("program", note="a", expect={"check": "no_error"}),
@@ -189,14 +189,14 @@ KINDS = {"n0": "equinox", "n1": "function", "n2": "nnx"}
 case(
     "DAG-015",
     "mixed",
-    "an Equinox module, a function and an NNX module in one graph",
+    "an Equinox module, a function and an NNX module work in one graph",
     chain(8, 4, "keep", "affine(2,1)", "affine(3,0)", "affine(1,5)", options={"kinds": KINDS}),
     [loop(), scan(2), step()],
 )
 case(
     "DAG-015",
     "alone",
-    "each alone",
+    "an Equinox module, a function and an NNX module each work as the only stage",
     chain(4, 2, "keep", "affine(2,1)"),
     [
         action
@@ -207,7 +207,7 @@ case(
 case(
     "DAG-016",
     "arguments",
-    "predecessors by place, keys by name",
+    "stages get predecessors as positional arguments, keys by keyword",
     program(
         6,
         3,
@@ -222,21 +222,21 @@ case(
 case(
     "DAG-017",
     "modes",
-    "in every mode",
+    "an overridden `__call__` gets each batch in step, for and scan",
     chain(12, 4, "keep", "affine(2,1)", options={"override": True}),
     [step(2), loop(), scan(3)],
 )
 case(
     "DAG-017",
     "pad",
-    "under pad",
+    "under pad, an overridden `__call__` gets each batch in step, for and scan",
     chain(10, 4, "pad", "affine(2,1)", options={"override": True}),
     [step(2), loop(), scan(3)],
 )
 case(
     "DAG-018",
     "specs",
-    "what each node hands out, before anything is consumed",
+    "element_spec and node_specs give shapes and types before any batch is made",
     program(
         6,
         3,
@@ -250,7 +250,7 @@ case(
 case(
     "DAG-019",
     "count",
-    "stages begin at nothing, also after a replacement",
+    "building, asking for specs and replacing a stage leave state of stages unchanged",
     chain(8, 4, "keep", "count", "draws", "affine(2,0)"),
     [
         step(),
@@ -269,7 +269,7 @@ AXES = {
 case(
     "DAG-020",
     "two",
-    "two stages that disagree on an axis",
+    "stages that bind one axis name to two sizes are refused, two names are accepted",
     chain(4, 2, "keep", "axes(x,b n)", "axes(y,b n)", columns=AXES),
     [
         build(expect=error("stage", node="n1")),
@@ -280,14 +280,14 @@ case(
 case(
     "DAG-021",
     "rows",
-    "each row on its own, without a key",
+    "an operator without randomness gets each row on its own, with None as key",
     chain(6, 3, "keep", "element"),
     [loop()],
 )
 case(
     "DAG-021",
     "keys",
-    "with the key of the record",
+    "a stochastic operator gets the key of the record of each row",
     chain(6, 3, "keep", "element-keys", seed=4),
     [loop(), step(2)],
     EXACT,
@@ -295,7 +295,7 @@ case(
 case(
     "DAG-022",
     "value",
-    "another element; the first is as it was",
+    "update_data returns another element and leaves the first unchanged",
     chain(6, 3, "keep", "update"),
     [step()],
 )
@@ -306,15 +306,27 @@ SHOWN = program(
     edges={"first": [], "second": ["source"], "both": ["first", "second"]},
     sink="both",
 )
-for how, words in (
-    ("print", ["first", "second", "both", "first, second", "float32[3]"]),
-    ("html", ["first", "second", "both", "first, second", "float32[3]"]),
-    ("mermaid", ["first", "second", "both", "float32[3]"]),
+for how, title, words in (
+    (
+        "print",
+        "print(pipeline) shows the nodes, their predecessors and their specs",
+        ["first", "second", "both", "first, second", "float32[3]"],
+    ),
+    (
+        "html",
+        "the HTML form of a pipeline shows the nodes, their predecessors and their specs",
+        ["first", "second", "both", "first, second", "float32[3]"],
+    ),
+    (
+        "mermaid",
+        "to_mermaid() shows the nodes of a pipeline and their specs",
+        ["first", "second", "both", "float32[3]"],
+    ),
 ):
     case(
         "DAG-023",
         how,
-        f"as {how}",
+        title,
         SHOWN,
         [ask("show", how=how, expect={"check": "mentions", "words": words})],
     )
@@ -339,7 +351,7 @@ LARGE = {"id": {"dtype": "int32", "range": 4000}}
 case(
     "STATE-016",
     "form",
-    "JSON in the form of the table, and short",
+    "a state is JSON in the form of the table, of fewer than 1024 bytes",
     program(4000, 16, seed=2**32 - 1, columns=LARGE),
     [step(3), do("save", to="s", expect={"all": [FORM, {"check": "state_at_most", "most": 1023}]})],
     ["resume"],
@@ -349,7 +361,7 @@ for form in ("dict", "text", "bytes"):
     case(
         "STATE-017",
         form,
-        f"as {form}",
+        f"set_state takes a state as {form}",
         COUNTED,
         [
             step(2),
@@ -364,7 +376,7 @@ for form in ("dict", "text", "bytes"):
 case(
     "STATE-018",
     "length",
-    "which field, and both values",
+    "the error of a refused state names the field and both values",
     program(10, 4),
     [
         step(),
@@ -396,7 +408,7 @@ for slug, path, value in MALFORMED:
     case(
         "STATE-019",
         slug,
-        f"{'.'.join(path)} is {value!r}",
+        f"a state is refused if {'.'.join(path)} is {'missing' if value is None else repr(value)}",
         chain(10, 4, "keep", "count"),
         [
             step(),
@@ -410,7 +422,7 @@ for slug, path, value in MALFORMED:
 case(
     "STATE-020",
     "size",
-    "a state of many records is as short as one of few",
+    "a state over 4000 records has fewer than 1024 bytes",
     program(4000, 16, columns=LARGE),
     [step(), do("save", to="s", expect={"check": "state_at_most", "most": 1023})],
     ["resume"],
@@ -418,7 +430,7 @@ case(
 case(
     "STATE-020",
     "checkpoint",
-    "a checkpoint of the NNX way too",
+    "a checkpoint of nnx.to_pure_dict over 4000 records has at most 4000 bytes",
     program(4000, 16, columns=LARGE),
     [
         step(),
@@ -429,7 +441,7 @@ case(
 case(
     "STATE-021",
     "resumes",
-    "the place and the stages",
+    "nnx.replace_by_pure_dict resumes the cursor and the state of stages",
     COUNTED,
     [
         step(4),
@@ -446,7 +458,7 @@ for how, modes in (("deepcopy", [step(), loop()]), ("pickle", [loop(), scan(2)])
     case(
         "STATE-022",
         how,
-        f"a {how}, before and after any mode ran",
+        f"a {how} of a pipeline, made before or after it ran, continues on its own",
         chain(12, 4, "keep", "count", seed=3),
         [
             do("copy", how=how, to="before"),
@@ -471,15 +483,21 @@ for slug, length in (("negative", -1), ("half", 2.5), ("text", "3"), ("bool", Tr
     case(
         "SCAN-017",
         slug,
-        f"a length of {length!r}",
+        f"scan with length={length!r} is refused and moves nothing",
         CHAIN,
         [step(), do("scan", length=length, expect=error("scan-length")), do("cursor"), step()],
     )
-case("SCAN-011", "stacked", "its results, stacked", CHAIN, [fold(), fold(2), step()])
+case(
+    "SCAN-011",
+    "stacked",
+    "a scan returns the stacked results of its function",
+    CHAIN,
+    [fold(), fold(2), step()],
+)
 case(
     "SCAN-018",
     "named",
-    "a module that it was not given",
+    "a scan function that reaches a module not given to it is refused, naming it",
     CHAIN,
     [
         fold(fn="captures", expect={**error("captured"), "says": {"names": ["held"]}}),
@@ -489,7 +507,7 @@ case(
 case(
     "SCAN-019",
     "values",
-    "the same results, however many batches at a time",
+    "the results of a scan do not depend on unroll and fetch",
     CHAIN,
     [fold(6, fetch=4), fold(6, fetch=1, unroll=2), fold(6), step()],
 )
@@ -497,36 +515,42 @@ for name in ("unroll", "fetch"):
     case(
         "SCAN-019",
         name,
-        f"no batch, and half of one, for {name}",
+        f"a scan with {name}=0 or {name}=1.5 is refused",
         CHAIN,
         [fold(expect=error("scan-length")) | {name: count} for count in (0, 1.5)] + [step()],
     )
-case("SCAN-012", "carry", "the sum so far", CHAIN, [fold(carry=10.0), fold(2, carry=0.0), step()])
+case(
+    "SCAN-012",
+    "carry",
+    "a scan passes its carry on and returns the last one with the outputs",
+    CHAIN,
+    [fold(carry=10.0), fold(2, carry=0.0), step()],
+)
 case(
     "SCAN-012",
     "modules",
-    "a carry and a module",
+    "a scan passes both a carry and a module to its function",
     CHAIN,
     [fold(carry=1.0, modules=["triple"]), step()],
 )
 case(
     "SCAN-013",
     "state",
-    "a module has counted every call",
+    "a module given to two scans counts a call for each of their batches",
     CHAIN,
     [fold(modules=["triple"]), fold(2, modules=["triple"]), step()],
 )
 case(
     "SCAN-014",
     "once",
-    "the second scan traces nothing",
+    "a repeated scan of the same function and length traces nothing",
     CHAIN,
     [fold(), step(2), fold(), loop(), fold(2), fold(), fold(2)],
 )
 case(
     "SCAN-015",
     "fresh",
-    "each gives its own results",
+    "24 new scan functions give their own results, and at most 16 stay in memory",
     CHAIN,
     [
         ask("fresh", n=24),
@@ -537,14 +561,14 @@ LINEAR = chain(8, 4, "keep", "affine(2,1)", "affine(3,-1)")
 case(
     "SCAN-016",
     "nnx",
-    "as through a step",
+    "gradients of scans reach the parameters of NNX stages",
     LINEAR,
     [step(), do("grad", node="n0", length=3), do("grad", node="n1", length=1), do("cursor")],
 )
 case(
     "SCAN-016",
     "equinox",
-    "also of an Equinox module",
+    "gradients of a scan and of a step reach the parameters of an Equinox stage",
     chain(8, 4, "keep", "affine(2,1)", options={"kinds": {"n0": "equinox"}}),
     [do("grad", node="n0", length=2), do("grad", node="n0")],
 )
@@ -577,15 +601,22 @@ for slug, code, class_, bad, details in (
     case(
         "ERR-022",
         slug,
-        f"{class_}, a ValueError",
+        f"the error {code} is a ValueError of class {class_}",
         bad,
         [build(expect=error(code, **{"class": class_, "is_value_error": True, **details}))],
     )
-wrong("ERR-023", "size", "what came, and what may", program(4, -7), "batch-size", text=["-7", "1"])
+wrong(
+    "ERR-023",
+    "size",
+    "the error of batch_size=-7 says what came and what is allowed",
+    program(4, -7),
+    "batch-size",
+    text=["-7", "1"],
+)
 wrong(
     "ERR-023",
     "sink",
-    "what came, and what there is",
+    "the error of an unknown sink names it and the nodes there are",
     program(4, 2, nodes={"alpha": "add"}, edges={"alpha": []}, sink="omega"),
     "unknown-sink",
     text=["omega", "alpha", "sink"],
@@ -593,7 +624,7 @@ wrong(
 wrong(
     "ERR-023",
     "drop",
-    "what came, and what would do",
+    "the error of drop with too few records gives both numbers and mentions keep",
     program(4, 9, "drop"),
     "last-batch",
     text=["9", "4", "keep"],
@@ -601,7 +632,7 @@ wrong(
 wrong(
     "ERR-024",
     "both",
-    "a chain and a graph",
+    "`stages` given together with `nodes`, `edges` and `sink` are refused",
     program(
         4,
         2,
@@ -615,7 +646,7 @@ wrong(
 case(
     "ERR-025",
     "built",
-    "at construction: node, predecessors, cause",
+    "a stage that fails at construction is named, with its predecessors and cause",
     program(4, 2, nodes={"a": "add", "b": "fails"}, edges={"a": [], "b": ["a"]}, sink="b"),
     [
         build(
@@ -629,37 +660,72 @@ case(
 case(
     "ERR-025",
     "run",
-    "at run time",
+    "a stage that fails at run time is named, with its predecessors",
     chain(8, 4, "keep", "affine(1,0)", "fails-at(5)"),
     [step(), step(expect={**error("stage", node="n1"), "says": {"predecessors": ["n0"]}})],
 )
-for what in ("none", "array", "ragged", "number"):
+for what, returned in (
+    ("none", "None"),
+    ("array", "an array"),
+    ("ragged", "fields with different numbers of rows"),
+    ("number", "a number as a field"),
+):
     wrong(
         "ERR-026",
         what,
-        f"a stage that returns {what}",
+        f"a stage that returns {returned} is refused",
         chain(4, 2, "keep", f"returns({what})"),
         "stage",
         node=["n0"],
     )
-wrong("ERR-027", "both", "both at once", chain(4, 2, "keep", "both-keys", seed=1), "stage")
-wrong("ERR-032", "held", "a module that is held", chain(4, 2, "keep", "captures"), "stage")
-wrong("ERR-036", "held", "held by a stage", chain(4, 2, "keep", "pipeline"), "stage")
-for what in ("int", "short"):
+wrong(
+    "ERR-027",
+    "both",
+    "a stage that declares both `key` and `keys` is refused",
+    chain(4, 2, "keep", "both-keys", seed=1),
+    "stage",
+)
+wrong(
+    "ERR-032",
+    "held",
+    "a function stage that reaches an NNX object other than its arguments is refused",
+    chain(4, 2, "keep", "captures"),
+    "stage",
+)
+wrong(
+    "ERR-036",
+    "held",
+    "a stage that holds a pipeline is refused",
+    chain(4, 2, "keep", "pipeline"),
+    "stage",
+)
+for what, how in (("int", "of integers"), ("short", "of one row for a batch of two")):
     wrong(
         "ERR-028",
         what,
-        f"a mask that is {what}",
+        f"a sink that returns a mask {how} is refused",
         chain(5, 2, "pad", f"mask({what})"),
         "stage",
         node=["n0"],
     )
-wrong("ERR-033", "data", "the bare arrays", over("none", 4, 2), "source-type")
-wrong("ERR-030", "keys", "keys without rngs", chain(4, 2, "keep", "keys"), "rngs")
+wrong(
+    "ERR-033",
+    "data",
+    "a dict of arrays in place of a source is refused",
+    over("none", 4, 2),
+    "source-type",
+)
+wrong(
+    "ERR-030",
+    "keys",
+    "a stage that declares `keys` is refused without rngs",
+    chain(4, 2, "keep", "keys"),
+    "rngs",
+)
 wrong(
     "ERR-030",
     "shuffle",
-    "a shuffled source without rngs",
+    "a shuffled source is refused without rngs",
     program(4, 2, seed=1, options={"rngs": {}}),
     "rngs",
 )

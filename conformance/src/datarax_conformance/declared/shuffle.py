@@ -1,4 +1,4 @@
-"""Chapters 35 and 40: any good order (shuffle.valid), and ours bit for bit (shuffle.exact)."""
+"""Chapters 35 and 40: any valid order (shuffle.valid), and the library's own (shuffle.exact)."""
 
 import numpy as np
 
@@ -21,12 +21,16 @@ table = Table()
 case = table.case
 
 case(
-    "SHUF-001", "ten", "every record once", program(10, 10, seed=0), [loop(expect=permutation(10))]
+    "SHUF-001",
+    "ten",
+    "a shuffled epoch in one batch holds each of 10 records exactly once",
+    program(10, 10, seed=0),
+    [loop(expect=permutation(10))],
 )
 case(
     "SHUF-001",
     "cut",
-    "also cut into batches",
+    "a shuffled epoch cut into batches of 4 holds each of 12 records exactly once",
     program(12, 4, seed=1),
     [loop(expect=permutation(12, sizes=[4, 4, 4]))],
 )
@@ -34,14 +38,14 @@ for policy, sizes in {"keep": [7, 7, 3], "pad": [7, 7, 7]}.items():
     case(
         "SHUF-001",
         policy,
-        f"under {policy}",
+        f"under {policy}, each of two shuffled epochs holds each of 17 records exactly once",
         program(17, 7, policy, seed=2),
         [loop(expect=permutation(17, sizes=sizes)) for _ in range(2)],
     )
 case(
     "SHUF-001",
     "small",
-    "numbers of records that are no powers of two",
+    "shuffled epochs of 6, 11 to 14, 21 and 30 records hold each record once",
     program(1, 40, seed=3),
     [
         action
@@ -70,7 +74,7 @@ for power in range(1, 21):
     case(
         "SHUF-001",
         f"around-2-{power:02}",
-        f"2^{power} records, one fewer and one more",
+        f"2^{power} - 1, 2^{power} and 2^{power} + 1 shuffled records come exactly once each",
         program(1, 1, seed=0),
         around(power),
     )
@@ -79,7 +83,7 @@ SEEDED = program(40, 8, seed=7)
 case(
     "SHUF-003",
     "again",
-    "equal programs, equal epochs",
+    "streams built from equal programs have the same orders in two epochs",
     SEEDED,
     [
         loop(note="a", expect=permutation(40)),
@@ -92,14 +96,14 @@ case(
 case(
     "SHUF-003",
     "process",
-    "also in another process",
+    "a stream built from an equal program in another process has the same order",
     SEEDED,
     [loop(note="a", expect=permutation(40)), do("restart"), build(), loop(expect=same_rows("a"))],
 )
 case(
     "SHUF-004",
     "sizes",
-    "the order is that of another batch size",
+    "batch sizes 1, 7, 8, 13, 40 and 64 give the same orders of two epochs",
     SEEDED,
     [
         loop(note="a", expect=permutation(40)),
@@ -118,7 +122,7 @@ case(
 case(
     "SHUF-004",
     "drop",
-    "the order is that of another batch size, as far as whole batches go",
+    "under drop, batch sizes 8 and 20 give the same order of an epoch",
     program(40, 8, "drop", seed=7),
     [
         loop(note="a", expect=permutation(40)),
@@ -129,7 +133,7 @@ case(
 case(
     "SHUF-005",
     "pad",
-    "the order under pad is that under keep",
+    "two epochs under pad have the same orders as under keep",
     program(20, 8, seed=7),
     [
         loop(note="a", expect=permutation(20)),
@@ -142,7 +146,7 @@ case(
 case(
     "SHUF-005",
     "drop",
-    "the order under drop is a prefix of that under keep",
+    "the first epoch under drop is a prefix of the first epoch under keep",
     program(20, 8, seed=7),
     [
         loop(take=2, note="a"),
@@ -153,7 +157,7 @@ case(
 case(
     "SHUF-005",
     "drop-later",
-    "so it is in later epochs",
+    "two epochs under drop are each a prefix of the same epoch under keep",
     program(20, 8, seed=7),
     [
         loop(take=2, note="a"),
@@ -167,7 +171,7 @@ case(
 case(
     "SHUF-006",
     "step",
-    "step and for give one order",
+    "for and step give the same order of a shuffled epoch",
     program(20, 5, seed=9),
     [
         loop(note="a", expect=permutation(20)),
@@ -180,7 +184,7 @@ case(
 case(
     "SHUF-006",
     "broken-off",
-    "an epoch broken off and taken up again",
+    "a shuffled epoch read by for, step and for again has the order that step gives",
     program(20, 5, seed=9),
     [
         step(note="head"),
@@ -197,7 +201,7 @@ case(
 case(
     "SHUF-006",
     "pad",
-    "step and for give one order under pad",
+    "under pad, for and step give the same orders of two shuffled epochs",
     program(20, 8, "pad", seed=9),
     [
         loop(note="a", expect=permutation(20)),
@@ -210,7 +214,7 @@ case(
 case(
     "SHUF-006",
     "scan",
-    "so do step and scan",
+    "step and scan give the same orders of two shuffled epochs",
     program(20, 5, seed=9),
     [
         step(4, note="a", expect=permutation(20)),
@@ -223,7 +227,7 @@ case(
 case(
     "SHUF-006",
     "wide",
-    "a batch of three epochs has the orders of all three",
+    "a batch of three shuffled epochs has the orders of all three",
     program(20, 20, seed=9),
     [
         step(3, note="three"),
@@ -234,7 +238,7 @@ case(
 case(
     "SHUF-007",
     "epochs",
-    "four epochs, four orders",
+    "four epochs of one seed have four different orders, with 33 records",
     program(33, 33, seed=0),
     [
         loop(
@@ -247,7 +251,7 @@ case(
 case(
     "SHUF-007",
     "large",
-    "also of many records",
+    "two epochs of one seed have different orders, with 1000 records",
     program(0, 1000, seed=1, columns={"id": {"dtype": "int32", "range": 1000}}),
     [
         loop(note="a", expect=permutation(1000)),
@@ -257,14 +261,14 @@ case(
 case(
     "SHUF-007",
     "twenty",
-    "twenty epochs, twenty orders",
+    "twenty epochs of one seed have twenty different orders, with 33 records",
     program(33, 33, seed=2),
     [loop(note=f"e{e}", expect={"all": [permutation(33), new_order()]}) for e in range(20)],
 )
 case(
     "SHUF-007",
     "hundreds",
-    "the order of the first epoch does not come again in 257",
+    "the order of a seed's first epoch does not come again in the next 257 epochs",
     program(33, 33, seed=2),
     [
         loop(note="first", expect=permutation(33)),
@@ -275,7 +279,7 @@ SEEDS = (0, 1, 2, 2**31 - 1, 2**31, 2**31 + 1, 2**32 - 1)
 case(
     "SHUF-008",
     "seeds",
-    "seven seeds, seven orders",
+    "seven seeds from 0 to 2**32 - 1 give seven different orders of the first epoch",
     program(33, 33, seed=0),
     [
         action
@@ -295,7 +299,7 @@ case(
 case(
     "SHUF-009",
     "next",
-    "epoch 1 of seed 0 is not epoch 0 of seed 1",
+    "epoch 1 of seed 0 and epoch 0 of seed 1 have different orders",
     program(33, 33, seed=0),
     [
         loop(note="00", expect=permutation(33)),
@@ -307,7 +311,7 @@ case(
 case(
     "SHUF-009",
     "table",
-    "four epochs of four seeds, sixteen orders",
+    "no order in four epochs of one seed is an order of another, for four seeds",
     program(40, 40, seed=0),
     [
         action
@@ -333,7 +337,7 @@ case(
 case(
     "SHUF-009",
     "hundred",
-    "a hundred epochs of two seeds, two hundred orders",
+    "104 epochs of each of two seeds have 208 different orders",
     program(33, 33, seed=0),
     [
         action
@@ -348,7 +352,7 @@ for count in (20_000, 100_000, 2**20, 10**9):
     case(
         "SHUF-010",
         f"n{count}",
-        f"neighbours among {count} records are strangers",
+        f"neighbouring offsets of {count} records hold unrelated records",
         program(0, 10_001, seed=4, columns={"id": {"dtype": "int32", "range": count}}),
         [
             loop(
@@ -366,7 +370,7 @@ for count in (20_000, 100_000, 2**20, 10**9):
 case(
     "SHUF-011",
     "values",
-    "other values, other types, another graph, one order",
+    "another column leaves the orders of two epochs unchanged",
     program(20, 5, seed=3, columns={"id": np.arange(20, dtype=np.int32)}),
     [
         loop(note="a", expect=permutation(20)),
@@ -380,7 +384,7 @@ GRAPH = chain(20, 5, "keep", "affine(2,1)")
 case(
     "SHUF-011",
     "graph",
-    "a graph leaves the order alone",
+    "a graph leaves the order of an epoch unchanged",
     program(20, 5, seed=3),
     [
         loop(note="a", expect=permutation(20)),
@@ -390,7 +394,7 @@ case(
     ["dag"],
 )
 
-# Bit for bit: the values are stored.
+# The order of the library, bit for bit: the cases store the expected values.
 
 
 def exact(
@@ -407,11 +411,19 @@ def exact(
     )
 
 
-exact("KEYS-001", "first", "the first order of all", 5, 5, 0, [loop()])
+exact(
+    "KEYS-001",
+    "first",
+    "seed 0 gives the first epoch of 5 records the order of the spec",
+    5,
+    5,
+    0,
+    [loop()],
+)
 exact(
     "KEYS-002",
     "seeds",
-    "the order under seeds of all sizes",
+    "seeds 1, 42, 2**31 - 1, 2**31 and 2**32 - 1 give the orders of the spec",
     8,
     8,
     1,
@@ -421,16 +433,56 @@ exact(
         for action in (build(to=f"s{seed}", seed=seed), loop(on=f"s{seed}"))
     ],
 )
-exact("KEYS-003", "epochs", "the key of the epoch is folded in", 8, 8, 42, [loop(), loop(), loop()])
-exact("KEYS-004", "source", "the order key is that of the node `source`", 16, 16, 7, [loop()])
-exact("KEYS-005", "epochs", "later epochs", 7, 7, 12345, [loop() for _ in range(6)])
-exact("SHUF-012", "rounds", "first word modulo the number of records", 1000, 100, 3, [loop(take=2)])
-exact("SHUF-012", "two", "two records", 2, 2, 0, [loop() for _ in range(8)])
+exact(
+    "KEYS-003",
+    "epochs",
+    "the key of each of three epochs has the number of the epoch folded in",
+    8,
+    8,
+    42,
+    [loop(), loop(), loop()],
+)
+exact(
+    "KEYS-004",
+    "source",
+    "the order of an epoch comes from the key of the node `source`",
+    16,
+    16,
+    7,
+    [loop()],
+)
+exact(
+    "KEYS-005",
+    "epochs",
+    "six epochs of one seed have the orders of their epoch keys",
+    7,
+    7,
+    12345,
+    [loop() for _ in range(6)],
+)
+exact(
+    "SHUF-012",
+    "rounds",
+    "a round takes its first word modulo the number of records, with 1000 records",
+    1000,
+    100,
+    3,
+    [loop(take=2)],
+)
+exact(
+    "SHUF-012",
+    "two",
+    "eight shuffled epochs of two records have the orders of their round keys",
+    2,
+    2,
+    0,
+    [loop() for _ in range(8)],
+)
 for count in (10, 1, 2, 3, 33, 100, 255, 256, 257):
     exact(
         "SHUF-013",
         f"n{count}",
-        f"two epochs of {count} records",
+        f"two epochs of a source of length {count} have the order of swap-or-not",
         count,
         count,
         42,
@@ -441,7 +493,7 @@ for count in (65_536, 65_537, 1_000_000, 2_000_000_000, 2**32 - 1):
     case(
         "SHUF-013",
         f"head-n{count}",
-        f"the first rows of {count} records",
+        f"the first 64 offsets of {count} records have the order of swap-or-not",
         program(0, 64, seed=42, columns={"id": {"dtype": dtype, "range": count}}),
         [loop(take=1)],
         ["shuffle.exact"],

@@ -19,21 +19,21 @@ def restore(on: str = "b", **arguments: object) -> dict:
 case(
     "STATE-001",
     "middle",
-    "a fresh stream goes on in the middle of an epoch",
+    "a fresh stream with a restored state continues in the middle of the epoch",
     program(8, 2),
     [loop(take=1), SAVE, *LATER, loop(on="b")],
 )
 case(
     "STATE-001",
     "epochs",
-    "and into the next ones",
+    "a fresh stream with a restored state continues into the next epoch",
     program(10, 3),
     [loop(take=2), SAVE, *LATER, loop(on="b"), loop(on="b")],
 )
 case(
     "STATE-001",
     "shuffled",
-    "also when shuffled",
+    "a fresh shuffled stream with a restored state continues with the same records",
     program(10, 3, seed=4),
     [
         loop(take=2),
@@ -48,7 +48,7 @@ case(
 case(
     "STATE-001",
     "process",
-    "also in another process",
+    "a state restored in another process continues with the same shuffled records",
     program(10, 3, seed=4),
     [
         loop(take=2),
@@ -63,7 +63,7 @@ case(
 case(
     "STATE-001",
     "columns",
-    "whatever the order of the columns",
+    "a state is accepted by a stream whose columns are declared in reverse order",
     program(8, 2),
     [
         loop(take=1),
@@ -77,28 +77,28 @@ for number in range(7):
     case(
         "STATE-002",
         f"after-{number}",
-        f"a state after {number} batches",
+        f"a state saved after {number} batch{'es' * (number != 1)} resumes with the next one",
         program(6, 2),
         [*[loop(take=1) for _ in range(number)], SAVE, *LATER, loop(on="b"), loop(on="b")],
     )
 case(
     "STATE-002",
     "pad",
-    "a state after a filled batch",
+    "under pad, a state saved after a padded batch resumes with the next batch",
     program(5, 2, "pad"),
     [step(3), SAVE, *LATER, step(4, on="b"), loop(on="b")],
 )
 case(
     "STATE-002",
     "end-of-loop",
-    "a state at the end of a loop starts the next epoch",
+    "a state saved at the end of a loop resumes with the next epoch",
     program(4, 2, seed=2),
     [loop(), SAVE, loop(note="next"), *LATER, loop(on="b", expect=same_rows("next"))],
 )
 case(
     "STATE-002",
     "run-on",
-    "a state after a batch that ran on",
+    "a state saved after a batch that ran on into the next epoch resumes after it",
     program(5, 3),
     [step(2), SAVE, *LATER, loop(on="b"), loop(on="b")],
 )
@@ -106,56 +106,56 @@ for count, shown in {9: [loop()] * 9, 300: [step(300)]}.items():
     case(
         "STATE-002",
         f"epoch-{count}",
-        f"a state in epoch {count}",
+        f"a state saved at the start of epoch {count} resumes with that epoch",
         program(33, 33, seed=5),
         [*shown, SAVE, loop(note="next"), *LATER, loop(on="b", expect=same_rows("next"))],
     )
 case(
     "STATE-003",
     "in-loop",
-    "a state in the loop's body counts what was handed out",
+    "a state saved within a loop counts exactly the batches handed out",
     program(8, 2),
     [do("iter"), do("next"), SAVE, do("next"), *LATER, loop(on="b")],
 )
 case(
     "STATE-003",
     "each",
-    "whatever the batch",
+    "a state saved in a loop after three batches of one row resumes with the fourth",
     program(6, 1),
     [do("iter"), do("next", n=3), SAVE, do("next"), do("next"), *LATER, loop(on="b", take=2)],
 )
 case(
     "STATE-003",
     "stages",
-    "so does the state of a stage in it",
+    "a stage's state saved within a loop counts exactly the batches handed out",
     chain(8, 2, "keep", "count"),
     [do("iter"), do("next"), SAVE, do("next"), *LATER, loop(on="b")],
 )
 case(
     "STATE-004",
     "snapshot",
-    "a state stays while the stream moves",
+    "a saved state does not change when the stream moves on",
     program(8, 2),
     [loop(take=1), SAVE, loop(take=2), *LATER, loop(on="b")],
 )
 case(
     "STATE-004",
     "stages",
-    "so does the state of a stage in it",
+    "a saved state of a stage does not change when the stream moves on",
     chain(8, 2, "keep", "count"),
     [loop(take=1), SAVE, loop(take=2), *LATER, loop(on="b")],
 )
 case(
     "STATE-005",
     "untouched",
-    "saving moves nothing",
+    "saving states within a loop does not move the stream",
     program(8, 2),
     [do("iter"), do("next"), SAVE, do("save", to="t"), do("next"), SAVE, loop()],
 )
 case(
     "STATE-006",
     "back",
-    "a stream goes back",
+    "restoring a state on a consumed stream takes it back, twice",
     program(10, 3),
     [
         loop(take=1),
@@ -170,7 +170,7 @@ case(
 case(
     "STATE-006",
     "back-shuffled",
-    "also to an earlier epoch",
+    "restoring a state takes a shuffled stream back to an earlier epoch",
     program(6, 4, seed=1),
     [
         loop(take=1),
@@ -185,7 +185,7 @@ case(
 case(
     "STATE-006",
     "in-loop",
-    "also while a loop is under way",
+    "restoring a state within a loop makes the loop go on from that state",
     program(12, 2),
     [
         do("iter"),
@@ -200,7 +200,7 @@ case(
 case(
     "STATE-007",
     "wider",
-    "another batch size goes on at the same record",
+    "a state resumes at the same record with batch_size 5 instead of 2",
     program(12, 2),
     [
         loop(take=2),
@@ -214,7 +214,7 @@ case(
 case(
     "STATE-007",
     "shuffled",
-    "also when shuffled",
+    "a shuffled state resumes at the same record with batch_size 4 instead of 3",
     program(12, 3, seed=6),
     [
         loop(take=1),
@@ -228,49 +228,49 @@ case(
 case(
     "STATE-007",
     "narrower-drop",
-    "nor does it come back to what drop has skipped",
+    "under drop, a smaller batch_size does not go back to records that were skipped",
     program(10, 4, "drop"),
     [loop(), SAVE, build(to="b", batch_size=2), restore(), loop(on="b"), loop(on="b", take=1)],
 )
 case(
     "STATE-007",
     "drop",
-    "under drop with the next epoch, where too few records are left",
+    "under drop, a batch_size above the records left resumes with the next epoch",
     program(10, 2, "drop"),
     [loop(take=4), SAVE, build(to="b", batch_size=4), restore(), loop(on="b")],
 )
 case(
     "STATE-008",
     "keep-pad",
-    "from keep to pad",
+    "a state saved under keep resumes under pad",
     program(10, 4),
     [loop(take=1), SAVE, build(to="b", last_batch="pad"), restore(), loop(on="b")],
 )
 case(
     "STATE-008",
     "pad-keep",
-    "from pad to keep",
+    "a state saved under pad resumes under keep",
     program(10, 4, "pad"),
     [loop(take=1), SAVE, build(to="b", last_batch="keep"), restore(), loop(on="b")],
 )
 case(
     "STATE-008",
     "keep-drop",
-    "from keep to drop, past the last whole batch",
+    "a keep state past the last whole batch resumes under drop with the next epoch",
     program(10, 4),
     [loop(take=2), SAVE, build(to="b", last_batch="drop"), restore(), loop(on="b", take=1)],
 )
 case(
     "STATE-008",
     "drop-loop",
-    "where the next loop is the whole next epoch",
+    "from a keep state past the last whole batch, a drop loop is the whole next epoch",
     program(10, 4),
     [loop(take=2), SAVE, build(to="b", last_batch="drop"), restore(), loop(on="b")],
 )
 case(
     "STATE-008",
     "drop-keep",
-    "from drop to keep, at the start of an epoch",
+    "a drop state at the start of an epoch resumes under keep with that epoch",
     program(10, 4, "drop"),
     [loop(), SAVE, build(to="b", last_batch="keep"), restore(), loop(on="b")],
 )
@@ -287,21 +287,31 @@ def refused(cites: str, slug: str, title: str, first: dict, **changes: object) -
     )
 
 
-refused("STATE-009", "seed", "another seed", program(8, 2, seed=1), seed=2)
+refused(
+    "STATE-009",
+    "seed",
+    "a state of a stream with another seed is refused",
+    program(8, 2, seed=1),
+    seed=2,
+)
 refused(
     "STATE-009",
     "far-seed",
-    "a seed that differs in the top bit alone",
+    "a state of a stream with a seed that differs in the top bit alone is refused",
     program(8, 2, seed=1),
     seed=1 + 2**31,
 )
 refused(
-    "STATE-010", "unshuffled", "from shuffled to stored order", program(8, 2, seed=0), seed=None
+    "STATE-010",
+    "unshuffled",
+    "a state of a shuffled stream is refused by an unshuffled one",
+    program(8, 2, seed=0),
+    seed=None,
 )
 case(
     "STATE-010",
     "shuffled",
-    "from stored order to shuffled",
+    "a state of an unshuffled stream is refused by a shuffled one",
     program(8, 2),
     [loop(take=1), SAVE, build(to="b", seed=0), restore(expect=error("state"))],
     ["shuffle.valid"],
@@ -309,20 +319,30 @@ case(
 refused(
     "STATE-011",
     "length",
-    "another number of records",
+    "a state of a stream of 8 records is refused by one of 9",
     program(8, 2),
     columns=program(9, 2)["columns"],
 )
-refused("STATE-011", "shorter", "fewer records", program(8, 2), columns=program(7, 2)["columns"])
+refused(
+    "STATE-011",
+    "shorter",
+    "a state of a stream of 8 records is refused by one of 7",
+    program(8, 2),
+    columns=program(7, 2)["columns"],
+)
 COLUMNS = id_and_x(8)
-for slug, title, columns in (
-    ("name", "another name", {"id": COLUMNS["id"], "y": COLUMNS["x"]}),
-    ("more", "one column more", COLUMNS | {"y": COLUMNS["x"]}),
-    ("shape", "another shape of row", COLUMNS | {"x": COLUMNS["x"].reshape(8, 1)}),
-    ("type", "another type", COLUMNS | {"x": COLUMNS["x"].astype(np.float16)}),
+for slug, what, columns in (
+    ("name", "another column name", {"id": COLUMNS["id"], "y": COLUMNS["x"]}),
+    ("more", "one more column", COLUMNS | {"y": COLUMNS["x"]}),
+    ("shape", "another row shape", COLUMNS | {"x": COLUMNS["x"].reshape(8, 1)}),
+    ("type", "another column type", COLUMNS | {"x": COLUMNS["x"].astype(np.float16)}),
 ):
     refused(
-        "STATE-012", slug, title, program(8, 2), columns=program(8, 2, columns=columns)["columns"]
+        "STATE-012",
+        slug,
+        f"a state is refused by a stream with {what}",
+        program(8, 2),
+        columns=program(8, 2, columns=columns)["columns"],
     )
 
 
@@ -334,7 +354,7 @@ FIRST = [
 case(
     "STATE-012",
     "narrowed",
-    "a wider type is another one, or the same where it is narrowed",
+    "a stream with an int64 column refuses a state of int32, or narrows and resumes",
     program(8, 2),
     [
         loop(take=1),
@@ -342,12 +362,12 @@ case(
         loop(take=1, note="next"),
         build(to="b", columns=WIDE["columns"]),
         restore(expect={"any": [{"check": "no_error"}, error("state")]}),
-        # After a refusal the stream stands at its start, where an engine may narrow or not.
+        # After a refusal the stream is at its start. The engine may narrow the column or not.
         loop(on="b", take=1, expect={"any": [same_rows("next"), *FIRST]}),
     ],
 )
 CHAIN = chain(8, 2, "keep", "affine(2,1)", "affine(3,0)")
-for slug, title, changes in (
+for slug, what, changes in (
     (
         "nodes",
         "another node name",
@@ -359,16 +379,16 @@ for slug, title, changes in (
     ),
     (
         "edges",
-        "another edge",
+        "another edge between its nodes",
         {"nodes": {"n0": "affine(2,1)", "n1": "add"}, "edges": {"n0": [], "n1": ["n0", "n0"]}},
     ),
     ("none", "no graph", {"nodes": {}, "edges": {}, "sink": None}),
 ):
-    refused("STATE-013", slug, title, CHAIN, **changes)
+    refused("STATE-013", slug, f"a state is refused by a stream with {what}", CHAIN, **changes)
 refused(
     "STATE-013",
     "swapped",
-    "predecessors in another order",
+    "a state is refused by a stream that swaps the predecessors of a node",
     program(
         8,
         2,
@@ -383,14 +403,14 @@ for slug, first, then in (("source-edge", [], ["source"]), ("no-edge", ["source"
     case(
         "STATE-013",
         slug,
-        "the source is read with an empty list and by its name alike",
+        f"a state with the predecessors {first} is accepted with the predecessors {then}",
         program(8, 2, edges={"a": first}, **ROOT),
         [loop(take=1), SAVE, build(to="b", edges={"a": then}), restore(), loop(on="b")],
     )
 case(
     "STATE-013",
     "some",
-    "from no graph to one",
+    "a state of a stream without a graph is refused by one with a graph",
     program(8, 2),
     [
         loop(take=1),
@@ -403,7 +423,7 @@ case(
 case(
     "STATE-014",
     "goes-on",
-    "a refusal leaves the stream where it was",
+    "a stream that refuses a state of another seed goes on where it was",
     program(8, 2, seed=1),
     [
         loop(take=3),
@@ -420,7 +440,7 @@ case(
 case(
     "STATE-014",
     "stages",
-    "and its stages as they were",
+    "a stream that refuses a state keeps the state of its stages",
     chain(8, 2, "keep", "count"),
     [
         loop(take=3),
@@ -434,13 +454,13 @@ case(
 for slug, title, first, changes in (
     (
         "graph",
-        "also where another graph is refused",
+        "a stream that refuses a state of another graph goes on where it was",
         chain(8, 2, "keep", "affine(2,1)"),
         {"nodes": {"other": "affine(2,1)"}, "edges": {"other": []}, "sink": "other"},
     ),
     (
         "columns",
-        "also where another type is",
+        "a stream that refuses a state with another column type goes on where it was",
         program(8, 2),
         {"columns": program(8, 2, columns={**COLUMNS, "x": COLUMNS["id"]})["columns"]},
     ),
@@ -461,9 +481,19 @@ for slug, title, first, changes in (
     )
 COUNTED = chain(8, 2, "keep", "count")
 for slug, title, whose, part in (
-    ("half", "the first half of a state", program(8, 2), 0.5),
-    ("empty", "a state of no bytes", program(8, 2), 0),
-    ("stages", "nor does one that is cut move a stage", COUNTED, 0.9),
+    (
+        "half",
+        "the first half of a state is refused, and the stream goes on where it was",
+        program(8, 2),
+        0.5,
+    ),
+    (
+        "empty",
+        "a state of no bytes is refused, and the stream goes on where it was",
+        program(8, 2),
+        0,
+    ),
+    ("stages", "a state cut to nine tenths is refused, and stages keep their state", COUNTED, 0.9),
 ):
     case(
         "STATE-023",
@@ -482,21 +512,21 @@ for slug, title, whose, part in (
 case(
     "STATE-015",
     "count",
-    "the count of a stage goes on",
+    "a fresh stream with a restored state goes on with the count of a stage",
     chain(6, 2, "keep", "count"),
     [loop(), loop(take=1), SAVE, *LATER, loop(on="b")],
 )
 case(
     "STATE-015",
     "back",
-    "also backwards",
+    "restoring an earlier state takes the count of a stage back",
     chain(6, 2, "keep", "count"),
     [loop(take=1), SAVE, loop(), do("restore", origin="s"), loop()],
 )
 case(
     "STATE-015",
     "names",
-    "whatever characters the names have",
+    "the state of a node named `a/b` is saved and restored",
     program(
         6,
         2,
@@ -511,7 +541,7 @@ EDGES = {"a": [], "q": ["a"], "z": ["q"]}
 case(
     "STATE-015 STATE-001",
     "declared",
-    "and in whatever order they are declared",
+    "a state with stages is accepted if nodes are declared in another order",
     program(8, 2, nodes=NODES, edges=EDGES, sink="z"),
     [
         loop(take=1),

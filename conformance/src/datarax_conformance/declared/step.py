@@ -1,4 +1,4 @@
-"""Chapter 20: step, and what every batch owes its source."""
+"""Chapter 20: step."""
 
 import numpy as np
 
@@ -10,26 +10,56 @@ case = table.case
 case(
     "STEP-001",
     "first-batches",
-    "batches follow one another from record 0 on",
+    "step returns consecutive batches of records, starting at record 0",
     program(12, 4),
     [step(2)],
 )
-case("STEP-001", "one-row", "batches of one row", program(3, 1), [step(3)])
-case("STEP-002", "next-epoch", "after the last record comes the first", program(8, 4), [step(5)])
-case("STEP-002", "one-record", "one record, again and again", program(1, 1), [step(3)])
-case("STEP-002", "one-batch-epochs", "a batch that is an epoch", program(5, 5), [step(3)])
+case(
+    "STEP-001",
+    "one-row",
+    "step with batch_size=1 returns one record after the other",
+    program(3, 1),
+    [step(3)],
+)
+case(
+    "STEP-002",
+    "next-epoch",
+    "step continues with record 0 after the last record of an epoch",
+    program(8, 4),
+    [step(5)],
+)
+case(
+    "STEP-002",
+    "one-record",
+    "step over a single record returns it in every batch",
+    program(1, 1),
+    [step(3)],
+)
+case(
+    "STEP-002",
+    "one-batch-epochs",
+    "step returns an epoch each time if batch_size is the number of records",
+    program(5, 5),
+    [step(3)],
+)
 case(
     "STEP-003",
     "runs-on",
-    "the batch at the end of an epoch is filled from the next",
+    "under keep, step fills the batch at the end of an epoch from the next epoch",
     program(10, 4),
     [step(6)],
 )
-case("STEP-003", "almost-all", "all but one record in a batch", program(5, 4), [step(6)])
+case(
+    "STEP-003",
+    "almost-all",
+    "under keep, step with batches of 4 over 5 records fills them across epochs",
+    program(5, 4),
+    [step(6)],
+)
 case(
     "STEP-003",
     "shuffled",
-    "both parts of a filled batch are in the order of their epoch",
+    "a batch across two shuffled epochs holds each part in its own epoch's order",
     program(10, 4, seed=5),
     [step(6)],
     ["shuffle.exact"],
@@ -37,7 +67,7 @@ case(
 case(
     "STEP-003",
     "any-order",
-    "whatever the order of an epoch is",
+    "steps of 8 and of 20 records return the same rows over two shuffled epochs",
     program(20, 8, seed=9),
     [
         build(to="epochs", batch_size=20),
@@ -45,24 +75,60 @@ case(
         step(5, expect=same_rows("epochs")),
     ],
 )
-case("STEP-004", "three-epochs", "a batch of more than three epochs", program(3, 10), [step(3)])
-case("STEP-004", "one-record", "one record fills a batch", program(1, 4), [step(2)])
-case("STEP-004", "by-one", "one row more than an epoch", program(4, 5), [step(5)])
-case("STEP-005", "skips", "the rest of an epoch is skipped", program(10, 4, "drop"), [step(5)])
-case("STEP-005", "divides", "nothing to skip", program(8, 4, "drop"), [step(4)])
-case("STEP-005", "one-batch", "a batch that is the epoch", program(4, 4, "drop"), [step(3)])
-ZEROS = {"without": ["mask"]}  # the mask is a matter of STEP-007
+case(
+    "STEP-004",
+    "three-epochs",
+    "under keep, a batch of 10 over 3 records holds more than three epochs",
+    program(3, 10),
+    [step(3)],
+)
+case(
+    "STEP-004",
+    "one-record",
+    "under keep, a batch of 4 over a single record repeats that record",
+    program(1, 4),
+    [step(2)],
+)
+case(
+    "STEP-004",
+    "by-one",
+    "under keep, batches one row longer than the epoch run on from epoch to epoch",
+    program(4, 5),
+    [step(5)],
+)
+case(
+    "STEP-005",
+    "skips",
+    "under drop, step skips the records at the end that do not fill a batch",
+    program(10, 4, "drop"),
+    [step(5)],
+)
+case(
+    "STEP-005",
+    "divides",
+    "under drop, step skips no record if batch_size divides the epoch",
+    program(8, 4, "drop"),
+    [step(4)],
+)
+case(
+    "STEP-005",
+    "one-batch",
+    "under drop, step skips no record if batch_size is the number of records",
+    program(4, 4, "drop"),
+    [step(3)],
+)
+ZEROS = {"without": ["mask"]}  # the cases of STEP-007 check the mask
 case(
     "STEP-006",
     "zeros",
-    "zero rows fill the last batch",
+    "under pad, step fills the last batch of an epoch with zero rows",
     program(10, 4, "pad"),
     [step(4, expect=ZEROS)],
 )
 case(
     "STEP-006",
     "kinds",
-    "a zero of every type",
+    "under pad, padding is zero in boolean, integer and float fields",
     program(
         3,
         4,
@@ -78,7 +144,7 @@ case(
 case(
     "STEP-006",
     "wide",
-    "a batch wider than an epoch, with rows of two axes",
+    "under pad, a batch wider than the epoch is padded, in a (2, 3)-shaped field too",
     program(
         3,
         5,
@@ -87,21 +153,45 @@ case(
     ),
     [step(2, expect=ZEROS)],
 )
-case("STEP-007", "mask", "the mask is False on the filling alone", program(5, 3, "pad"), [step(4)])
-case("STEP-007", "divides", "a mask also where nothing is filled", program(6, 3, "pad"), [step(2)])
-case("STEP-008", "next-epoch", "after the filling comes record 0", program(7, 4, "pad"), [step(5)])
-case("STEP-008", "divides", "no empty batch after a full last one", program(8, 4, "pad"), [step(4)])
+case(
+    "STEP-007",
+    "mask",
+    "under pad, the mask is True for records and False for padding",
+    program(5, 3, "pad"),
+    [step(4)],
+)
+case(
+    "STEP-007",
+    "divides",
+    "under pad, a batch without padding has a mask that is True throughout",
+    program(6, 3, "pad"),
+    [step(2)],
+)
+case(
+    "STEP-008",
+    "next-epoch",
+    "under pad, the batch after a padded one starts the next epoch with record 0",
+    program(7, 4, "pad"),
+    [step(5)],
+)
+case(
+    "STEP-008",
+    "divides",
+    "under pad, no empty batch follows an epoch that batch_size divides",
+    program(8, 4, "pad"),
+    [step(4)],
+)
 case(
     "STEP-009",
     "sizes",
-    "batches of 3 and of 7 are cut from one stream",
+    "batches of 3 and of 7 rows from step hold the same rows when joined",
     program(10, 3),
     [step(14, note="a"), build(to="b", batch_size=7), step(6, on="b", expect=same_rows("a"))],
 )
 case(
     "STEP-009",
     "wide",
-    "also where a batch spans epochs",
+    "batches of 3 and of 12 rows over 4 records hold the same rows when joined",
     program(4, 3),
     [step(8, note="a"), build(to="b", batch_size=12), step(2, on="b", expect=same_rows("a"))],
 )
