@@ -38,7 +38,7 @@ KNOWN_FAULTS = (
     ("grain", "SHUF-010-n1000000000"),  # neighbours among a billion records
     ("datarax-0.1.3", "SHUF-001-cut"),  # a new order at every step
     ("datarax-0.1.3", "ERR-004-after"),  # the cycle error names bystanders
-    ("datarax-0.1.3", "ERR-008-none"),  # a node without an entry
+    ("datarax-0.1.3", "ERR-008-none"),  # a node without an entry in the edges
     ("datarax-0.1.4", "SHUF-001-cut"),
     ("datarax-0.1.4", "STEP-017-for"),  # a changed parameter is not seen
     ("datarax-0.1.17", "ITER-006-again"),  # the second loop is empty

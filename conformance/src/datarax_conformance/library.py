@@ -494,7 +494,7 @@ class Extended(Library):
             self.made = self.through(Fetched(batch, start, epochs, records))
             batch, self.after = self.made[self.plan.sink], self.counts
         finally:
-            self.counts = counts  # only `take` keeps the new ones: a batch may fail or be a peek
+            self.counts = counts  # only `take` keeps the new counts: a batch may fail or be unused
         passed, offset = divmod(start.offset + count, length)
         after = settle(Cursor(start.epoch + passed, offset), length, self.program)
         return batch, self.states, after

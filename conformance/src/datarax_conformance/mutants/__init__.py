@@ -1,4 +1,4 @@
-"""Shows that the suite has teeth: engines, values and comparators that are wrong on purpose."""
+"""Checks that the suite detects faulty engines, stored values and comparators."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .semantic import BENIGN, MUTANTS
 
 
 class Findings:
-    """What was found wrong, and a line for each kind of mutant."""
+    """Collects the faults found, and prints a line for each kind of mutant."""
 
     def __init__(self) -> None:
         self.faults: list[str] = []
@@ -31,9 +31,9 @@ def citing(mutant: Mutant, case: Case) -> bool:
 
 
 def semantic_row(mutant: Mutant) -> list[str]:
-    """The cases that notice a semantic mutant, of those that cite what it breaks.
+    """The cases that notice a semantic mutant, of those that cite a requirement it breaks.
 
-    All the light ones; the heavy ones that cite what no light one does.
+    Heavy cases are tried only for requirements that no light case has found broken.
     """
     light, heavy = ([case for case in cases if citing(mutant, case)] for cases in cases_by_weight())
     found = list(noticing(mutant, light))
@@ -43,13 +43,13 @@ def semantic_row(mutant: Mutant) -> list[str]:
 
 
 def bites(case: Case) -> bool:
-    """Whether some mutant is noticed by this case; those of what it cites are tried first."""
+    """Whether this case notices a mutant. Mutants that break what it cites are tried first."""
     mutants = sorted(MUTANTS, key=lambda mutant: not citing(mutant, case))
     return any(list(noticing(mutant, [case])) for mutant in mutants)
 
 
 def survives(mutant: Mutant) -> bool:
-    """The heaviest cases are left out: with them there could only be fewer survivors."""
+    """Whether no case notices the mutant. Leaving out the heaviest can only add survivors."""
     light, heavy = cases_by_weight()
     return (
         next(noticing(mutant, light), None) is None
@@ -86,7 +86,7 @@ def check_semantic(pool: Pool, only: str, findings: Findings) -> dict[str, list[
 
 
 def check_teeth(pool: Pool, rows: dict[str, list[str]], findings: Findings) -> None:
-    """Every case must notice some mutant."""
+    """Every case must notice at least one mutant."""
     biting = {case for row in rows.values() for case in row}
     others = [case for case in stored_cases() if case.id not in biting]
     toothless = zip(others, pool.map(bites, others, chunksize=1), strict=True)

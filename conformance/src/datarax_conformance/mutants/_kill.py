@@ -16,16 +16,16 @@ from ..engine import Local
 from ..runner import play
 from ._mutant import Mutant, adapter_of, module_of
 
-PATIENCE = 5.0  # seconds of work after which a mutant counts as hanging
+PATIENCE = 5.0  # seconds of CPU time after which a mutant counts as hanging
 
 
 class Hang(BaseException):
-    """Not an Exception: no engine is to swallow it."""
+    """Not an Exception, so that no `except Exception` of an engine catches it."""
 
 
 @contextlib.contextmanager
 def deadline(seconds: float) -> Iterator[None]:
-    """Work, not wall clock: a busy machine makes no mutant hang."""
+    """Raises `Hang` after that much CPU time, so a busy machine does not make a mutant hang."""
 
     def ring(*_: Any) -> None:
         raise Hang
@@ -39,12 +39,12 @@ def deadline(seconds: float) -> Iterator[None]:
 
 
 def noticing(mutant: Mutant, cases: Iterable[Case]) -> Iterator[Case]:
-    """The cases that do not pass on a mutant. Nothing is blocked: each case speaks for itself."""
+    """The cases that do not pass on a mutant. Each is judged alone, so none is blocked."""
     try:
         with deadline(PATIENCE):
             adapter = adapter_of(mutant)
     except (Hang, Exception):
-        yield from cases  # it does not even load
+        yield from cases  # it does not load, so every case fails
         return
     for case in cases:
         if set(case.profiles) <= adapter.capabilities:
@@ -58,7 +58,7 @@ def noticing(mutant: Mutant, cases: Iterable[Case]) -> Iterator[Case]:
 
 
 def misses_vectors(mutant: Mutant) -> bool:
-    """Whether the golden vectors notice it: they reach numbers of records that no program holds."""
+    """Whether the golden vectors notice it. They cover more records than programs can hold."""
     try:
         with deadline(PATIENCE):
             module = module_of(mutant)
@@ -77,13 +77,13 @@ def misses_vectors(mutant: Mutant) -> bool:
 
 
 def weight(case: Case) -> int:
-    """The most records that a column of it counts."""
+    """The largest number of records in a counting column of the case."""
     columns = [case.program["columns"], *(action.get("columns", {}) for action in case.script)]
     return max((column.get("range", 0) for part in columns for column in part.values()), default=0)
 
 
 @functools.cache
 def cases_by_weight() -> tuple[list[Case], list[Case]]:
-    """The light cases, basic ones first, and the heavy ones, for mutants that no others notice."""
+    """The light cases and the heavy ones, each with the basic cases first."""
     ordered = sorted(stored_cases(), key=lambda case: (not case.basic, case.id))
     return [c for c in ordered if weight(c) <= 5_000], [c for c in ordered if weight(c) > 5_000]

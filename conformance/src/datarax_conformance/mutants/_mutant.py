@@ -1,4 +1,4 @@
-"""An edit of the model's source, and the engine that comes of it."""
+"""A mutant: edits of the model's source, and the engine that results."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ def model_source() -> str:
 
 @functools.cache
 def library_source() -> str:
-    """The texts of the library, to stand below the model's."""
+    """The source of the library, which is appended to that of the model."""
     texts = map(inspect.getsource, (library_sources, library))
     return OWN_IMPORT.sub("", "\n".join(texts))
 
 
 @dataclasses.dataclass(frozen=True)
 class Mutant:
-    """`edits` are (old, new) pairs; each old text stands once in the model, else in the library."""
+    """`edits` are (old, new) pairs. Each old text occurs once in the model, else in the library."""
 
     name: str
-    breaks: Sequence[str]  # the requirements that it violates; none: it is benign and must pass
+    breaks: Sequence[str]  # the requirements that it violates; none if benign: it must pass
     edits: Sequence[tuple[str, str]]
     drops: Sequence[str] = ()  # profiles that it does not claim
-    text: str = ""  # the whole source of the model, where it did not come of edits
+    text: str = ""  # the whole source of the model, if not the stored one
 
     @property
     def source(self) -> str:
@@ -51,7 +51,7 @@ class Mutant:
 
 def module_of(mutant: Mutant) -> types.ModuleType:
     module = types.ModuleType("datarax_conformance_mutant")
-    sys.modules[module.__name__] = module  # where dataclasses look their module up
+    sys.modules[module.__name__] = module  # dataclasses look up their module here
     exec(compile(mutant.source, "mutant.py", "exec"), vars(module))
     return module
 

@@ -1,4 +1,4 @@
-"""Mutants of the model that nobody thought up: one small change of the syntax tree each."""
+"""Mutants of the model that are generated, each by one small change of the syntax tree."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def sites(tree: ast.Module) -> Iterator[tuple[str, ast.AST]]:
             if name in ("annotation", "returns", "decorator_list"):
                 continue
             for child in value if isinstance(value, list) else [value]:
-                # `strict=` is an assertion: it changes no result.
+                # `strict=` only asserts; changing it changes no result.
                 strict = isinstance(child, ast.keyword) and child.arg == "strict"
                 if isinstance(child, ast.AST) and not strict:
                     yield place, child
@@ -86,7 +86,7 @@ def sites(tree: ast.Module) -> Iterator[tuple[str, ast.AST]]:
 
 
 def automatic() -> list[Mutant]:
-    """A name holds while the function it names stays as it is."""
+    """All generated mutants. The name of one stays the same as long as its function does."""
     found: dict[str, str] = {}
     tree = ast.parse(model_source())
     for place, node in list(sites(tree)):
@@ -107,6 +107,6 @@ def copy_with(tree: ast.Module, kept: ast.AST) -> ast.Module:
 
 
 def survivors_explained() -> Mapping[str, str]:
-    """Why a mutant that survives is no hole: it does the same, or what the spec leaves open."""
+    """Why each surviving mutant is no gap: it is equivalent, or does what the spec leaves open."""
     path = pathlib.Path(__file__).parent / "survivors.json"
     return json.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Comparators that are wrong: the stored cases, right and spoilt, must notice them."""
+"""Faulty comparators, which the stored cases and altered copies of them must notice."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .data import answers_of, leaves, open_ended, with_flip
 
 
 def probes() -> list[tuple[Any, Any, Any, bool]]:
-    """Expectation, answer, notes and verdict, from the stored cases and their spoilt copies."""
+    """Expectation, answer, notes and verdict, from the stored cases and altered copies of them."""
     found = []
     for case in cases_by_weight()[0]:
         for expect, answer, notes in answers_of(case):
@@ -45,7 +45,7 @@ def masked(*values: bool) -> dict[str, Any]:
 
 
 def floats(*bits: int) -> dict[str, Any]:
-    """Floats of 32 bits, as these bits have them."""
+    """An array of float32 numbers with these bit patterns."""
     return encode(np.array(bits, np.uint32).view(np.float32))
 
 
@@ -60,7 +60,7 @@ def row(id: int, x: int, kind: str = "int64", **fields: Any) -> dict[str, Any]:
 
 
 def both(first: int, second: int, *mask: bool) -> dict[str, Any]:
-    """A batch of record 1, and of record 0 or a row of padding, as the mask says."""
+    """A batch of record 1 and then record 0, or padding where the mask is False."""
     x = {"dtype": "int64", "shape": [2], "data": [first, second]}
     return ids(1, 0, x=x, **masked(*mask))
 
@@ -243,7 +243,7 @@ BY_HAND: list[tuple[Any, Any, Any, bool]] = [
 
 
 def mutated() -> dict[str, types.ModuleType]:
-    """Every automatic mutant of the comparator that changes a verdict and not just its words."""
+    """Every automatic mutant of the comparator, but for changes within the text of a message."""
     tree = ast.parse(inspect.getsource(compare))
     spoken = {
         id(part)
@@ -270,13 +270,13 @@ def wrong(module: types.ModuleType, expect: Any, answer: Any, notes: Any, agree:
     try:
         return (module.deviation(expect, answer, notes) is None) != agree
     except Exception:
-        return agree  # a comparator that breaks accepts nothing
+        return agree  # an exception counts as a deviation
 
 
 def check() -> tuple[int, int, list[str]]:
-    """How many wrong comparators there are, how many are noticed, and the others."""
+    """The number of faulty comparators, the number noticed, and a text for each of the others."""
     known = sorted(probes(), key=lambda probe: len(str(probe[0])))
-    # Where the comparator itself fails a probe, no mutant would be told from it.
+    # If the comparator itself fails a probe, its mutants cannot be told from it.
     faults = [f"the comparator fails a probe: {p[0]}" for p in known if wrong(compare, *p)]
     if faults:
         return len(faults), 0, faults

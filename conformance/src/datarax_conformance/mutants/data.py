@@ -1,4 +1,4 @@
-"""Stored values that are wrong: whichever is changed, the case must fail on a right engine."""
+"""Faulty stored values: with any one changed, the case must fail on a correct engine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ._kill import cases_by_weight
 
 
 def flipped(value: Any) -> Any:
-    """Another value of the same kind, or None where there is nothing to change."""
+    """Another value of the same kind, or None for a value of no known kind."""
     if isinstance(value, bool):
         return not value
     if isinstance(value, (int, float)):
@@ -44,7 +44,7 @@ def with_flip(value: Any, path: tuple[Any, ...]) -> Any:
 
 
 def answers_of(case: Case) -> list[tuple[Any, dict[str, Any], dict[str, Any]]]:
-    """Expectation, answer and notes of each action, as the model gives them."""
+    """The expectation of each action, with the model's answer and the notes at that time."""
     recorder = Recorder(Adapter())
     assert play(case, recorder, timeout=600).outcome == "PASS"
     found, notes, answers = [], {}, iter(recorder.answers)
@@ -67,7 +67,7 @@ def red(expect: Any, answer: Any, notes: Any) -> bool:
 
 
 def open_ended(path: tuple[Any, ...], expect: Any) -> bool:
-    """Bounds and alternatives: changing one leaves others that hold, which is what they are for."""
+    """Whether changing this value may leave the verdict as it is: a bound, or one alternative."""
     return (
         "any" in path
         or path[-1] in ("low", "high", "within", "steps", "most")
@@ -77,7 +77,7 @@ def open_ended(path: tuple[Any, ...], expect: Any) -> bool:
 
 
 def check() -> tuple[int, int, list[str]]:
-    """How many stored values there are, how many count, and those that do not."""
+    """The number of stored values, the number that count, and a text for each of the others."""
     total, faults = 0, []
     for case in cases_by_weight()[0]:
         for expect, answer, notes in answers_of(case):

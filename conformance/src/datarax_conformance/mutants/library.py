@@ -1,10 +1,10 @@
-"""Engines of profile jax that each get one thing wrong: edits of the library over the model."""
+"""Engines of profile jax with one fault each: edits of the library that extends the model."""
 
 from __future__ import annotations
 
 from ._mutant import Mutant
 
-# Places at which several mutants work.
+# Parts of the source that several mutants edit.
 PUBLIC = "        positions = start + np.arange(n)\n"
 WINDOW = "        number = offset // (size * window)\n"
 NARROW = "        if length < 2**32:\n"

@@ -1,6 +1,6 @@
-"""Engines that each get one thing wrong, as engines do; at least one breaks each requirement.
+"""Engines with one fault each; at least one breaks each requirement.
 
-Then variants that get nothing wrong: whoever fails them asks for more than the spec does.
+Then variants without a fault: a case that fails one asks for more than the spec does.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ def mutant(name: str, breaks: str, *edits: tuple[str, str], drops: str = "") -> 
     return Mutant(name, breaks.split(), edits, drops.split())
 
 
-# Places in the model at which several mutants work.
+# Parts of the model that several mutants edit.
 GATHER = "    return {name: column[records] for name, column in columns.items()}\n"
 TAKE = "        batch, self.states, self.cursor = self.next_batch(stay)\n        return batch\n"
 RECORDS = "        records = order_of(self.base, epochs, offsets, length)\n"
@@ -36,7 +36,7 @@ STACK = "    return {name: np.stack([batch[name] for batch in batches]) for name
 
 
 def within(place: str, old: str, new: str, then: str = "") -> tuple[str, str]:
-    """An edit of a few words of a place, and of what comes after it."""
+    """An edit that replaces `old` within a part of the model and adds `then` after the part."""
     return place, place.replace(old, new) + then
 
 
@@ -45,13 +45,13 @@ def gathered(what: str) -> tuple[str, str]:
 
 
 def salted(salt: str) -> tuple[str, str]:
-    """An order that also depends on something else."""
+    """An edit after which the order also depends on `salt`."""
     base = f"None if self.base is None else (self.base[0], (self.base[1] + {salt}) % 2**32)"
     return within(RECORDS, "self.base", base)
 
 
 def in_one_buffer(place: str) -> tuple[str, str]:
-    """Arrays of one form are filled again and again, not made anew."""
+    """An edit that fills one buffer for all batches of the same names, shapes and types."""
     return within(
         place,
         "return",
@@ -70,7 +70,7 @@ def after_scan(what: str) -> tuple[str, str]:
 
 
 def generated(body: str) -> tuple[str, str]:
-    """Iterators are generators with this body."""
+    """An edit that makes iterators generators with this body."""
     lines = "".join(f"        {line}\n" for line in body.splitlines())
     return (
         "        return EpochIterator(self)\n",
@@ -78,7 +78,7 @@ def generated(body: str) -> tuple[str, str]:
     )
 
 
-# Iterators that have the next batch made before they are asked; a step forgets it.
+# Iterators that make the next batch ahead of time; a step discards it.
 AHEAD = (
     generated(
         "try:\n"
@@ -92,7 +92,7 @@ AHEAD = (
     (PROGRAM, PROGRAM + "        self.ahead = None\n"),
     (STEP, "        self.ahead = None\n" + STEP),
 )
-ANY_ORDER = "shuffle.exact jax"  # a mutant that has an order of its own claims neither
+ANY_ORDER = "shuffle.exact jax"  # not claimed by a mutant with another valid order
 
 MUTANTS = [
     # 10 source
