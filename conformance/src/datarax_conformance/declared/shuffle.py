@@ -7,6 +7,7 @@ from ._declare import (
     build,
     chain,
     do,
+    id_and_x,
     loop,
     new_order,
     other_order,
@@ -370,14 +371,25 @@ for count in (20_000, 100_000, 2**20, 10**9):
 case(
     "SHUF-011",
     "values",
-    "another column leaves the orders of two epochs unchanged",
+    "columns of other names, types, values or number leave the order unchanged",
     program(20, 5, seed=3, columns={"id": np.arange(20, dtype=np.int32)}),
     [
         loop(note="a", expect=permutation(20)),
         loop(note="b", expect=permutation(20)),
-        build(to="columns", columns=program(20, 5)["columns"]),
-        loop(on="columns", expect={"check": "same_order", "like": "a"}),
-        loop(on="columns", expect={"check": "same_order", "like": "b"}),
+        *(
+            action
+            for to, columns in (
+                ("more", id_and_x(20)),
+                ("values", {"id": np.arange(20, dtype=np.int32), "x": np.zeros(20, np.float32)}),
+                ("names", {"id": np.arange(20, dtype=np.int32), "a": np.ones(20, np.float32)}),
+                ("types", {"id": np.arange(20, dtype=np.int16), "x": np.ones((20, 2), np.uint8)}),
+            )
+            for action in (
+                build(to=to, columns=program(20, 5, columns=columns)["columns"]),
+                loop(on=to, expect={"check": "same_order", "like": "a"}),
+                loop(on=to, expect={"check": "same_order", "like": "b"}),
+            )
+        ),
     ],
 )
 GRAPH = chain(20, 5, "keep", "affine(2,1)")

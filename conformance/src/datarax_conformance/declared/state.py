@@ -536,6 +536,20 @@ case(
     ),
     [loop(take=2), SAVE, *LATER, loop(on="b")],
 )
+for name, order in (("first", ["a", "z"]), ("second", ["z", "a"])):
+    case(
+        "STATE-015",
+        f"two-{name}",
+        f"of two stages that count, the {name} one resumes its count",
+        program(
+            8,
+            2,
+            nodes={"a": "count", "z": "count", "sum": "add"},
+            edges={"a": [], "z": [], "sum": order},
+            sink="sum",
+        ),
+        [loop(take=1), SAVE, *LATER, loop(on="b")],
+    )
 NODES = {"a": "count", "q": "pick(id)", "z": "count"}
 EDGES = {"a": [], "q": ["a"], "z": ["q"]}
 case(

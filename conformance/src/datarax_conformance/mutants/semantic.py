@@ -245,6 +245,11 @@ MUTANTS = [
         (GATHER, "    np.random.random()\n" + GATHER),
     ),
     mutant(
+        "a shuffle draws from NumPy's global generator",
+        "SRC-010",
+        (RECORDS, RECORDS + "        self.base is None or np.random.random()\n"),
+    ),
+    mutant(
         "Python's global generator is drawn from",
         "SRC-010",
         (GATHER, '    __import__("random").random()\n' + GATHER),
@@ -798,6 +803,12 @@ MUTANTS = [
         ),
     ),
     mutant("the order depends on the columns", "SHUF-011", salted("len(program.columns)")),
+    mutant(
+        "the order depends on the type of the first column",
+        "SHUF-011",
+        salted("next(iter(program.columns.values())).dtype.itemsize"),
+        drops=ANY_ORDER,
+    ),
     mutant("the order depends on the graph", "SHUF-011", salted("len(program.nodes)")),
     mutant(
         "the words of a round are swapped",
@@ -1301,6 +1312,15 @@ MUTANTS = [
             "    if not text:\n"
             "        return Cursor(0, 0), dict.fromkeys(stream.states, 0)\n"
             "    state, own = json.loads(text), json.loads(save(stream))\n",
+        ),
+    ),
+    mutant(
+        "the state of the last stage alone is restored",
+        "STATE-015",
+        (
+            "    return settle(cursor, stream.length, stream.program), states\n",
+            "    last = dict(list(states.items())[-1:])\n"
+            "    return settle(cursor, stream.length, stream.program), stream.states | last\n",
         ),
     ),
     mutant(
