@@ -97,7 +97,7 @@ class Piped:
                 env=self.environment,
                 text=True,
                 encoding="utf-8",
-                errors="replace",  # so that the reader survives; `_ask` rejects what is no JSON
+                errors="surrogateescape",  # so that the reader survives; `_ask` rejects it
             )
         except OSError as exc:
             raise Lost("ADAPTER-ERROR", f"cannot start: {exc.strerror}") from exc
@@ -146,9 +146,10 @@ class Piped:
                 how = "closed its standard output"
             raise Lost("CRASH", f"the process {how} at {action['do']!r}")
         try:
+            line.encode()  # fails where a byte was no UTF-8
             answer = json.loads(line)
         except ValueError:
-            raise Lost("ADAPTER-ERROR", f"not a line of JSON: {line[:100]!r}") from None
+            raise Lost("ADAPTER-ERROR", f"not a line of JSON in UTF-8: {line[:100]!r}") from None
         if not is_answer(answer):
             raise Lost("ADAPTER-ERROR", f"not an answer: {line[:100]!r}")
         return canonical(answer)
