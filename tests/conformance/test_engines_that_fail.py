@@ -51,7 +51,7 @@ def outcomes(tmp_path, trouble, timeout=20.0):
         ("print('Segmentation fault (just kidding)', flush=True); continue", "ADAPTER-ERROR"),
         ("print('[1, 2]', flush=True); continue", "ADAPTER-ERROR"),
         ("os.write(1, b'\\xff\\n'); continue", "ADAPTER-ERROR"),
-        ("os.write(1, b'{\"value\": [], \"note\": \"\\xff\"}\\n'); continue", "ADAPTER-ERROR"),
+        ('os.write(1, b\'{"value": [], "note": "\\xff"}\\n\'); continue', "ADAPTER-ERROR"),
         ("os.close(1); time.sleep(60)", "CRASH"),
         ('answer = [{"id": {"dtype": "uint8", "shape": [1], "data": [300]}}]', "FAIL"),
         (

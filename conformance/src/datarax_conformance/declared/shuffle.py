@@ -371,7 +371,7 @@ for count in (20_000, 100_000, 2**20, 10**9):
 case(
     "SHUF-011",
     "values",
-    "columns of other names, types, values or number leave the order unchanged",
+    "names, types, values, order and number of columns leave the order unchanged",
     program(20, 5, seed=3, columns={"id": np.arange(20, dtype=np.int32)}),
     [
         loop(note="a", expect=permutation(20)),
@@ -381,6 +381,7 @@ case(
             for to, columns in (
                 ("more", id_and_x(20)),
                 ("values", {"id": np.arange(20, dtype=np.int32), "x": np.zeros(20, np.float32)}),
+                ("order", dict(reversed(id_and_x(20).items()))),
                 ("names", {"id": np.arange(20, dtype=np.int32), "a": np.ones(20, np.float32)}),
                 ("types", {"id": np.arange(20, dtype=np.int16), "x": np.ones((20, 2), np.uint8)}),
             )

@@ -809,6 +809,12 @@ MUTANTS = [
         salted("next(iter(program.columns.values())).dtype.itemsize"),
         drops=ANY_ORDER,
     ),
+    mutant(
+        "the order depends on the name of the first column",
+        "SHUF-011",
+        salted("len(next(iter(program.columns)))"),
+        drops=ANY_ORDER,
+    ),
     mutant("the order depends on the graph", "SHUF-011", salted("len(program.nodes)")),
     mutant(
         "the words of a round are swapped",
