@@ -596,6 +596,72 @@ def test_methods_of_equal_trainers_are_one_function():
     assert [type(x) for x in Trainer.traces] == [float, int, float]
 
 
+class Weighted(eqx.Module):
+    weight: jax.Array
+    traces: ClassVar[list[str]] = []
+
+    def step(self, batch):
+        self.traces.append("step")
+        return batch["x"].sum() * self.weight
+
+    @eqx.filter_jit
+    def filter_jitted(self, batch):
+        return self.step(batch)
+
+    @jax.jit
+    def jitted(self, batch):
+        return self.step(batch)
+
+
+def weigh(module, batch, *, scale=1):
+    return module.step(batch) * scale
+
+
+@pytest.mark.spec("SCAN-014", "SCAN-015")
+@pytest.mark.parametrize(
+    "access",
+    [
+        lambda module: module.step,
+        lambda module: module.filter_jitted,
+        lambda module: module.jitted,
+        lambda module: functools.partial(weigh, module),
+        lambda module: functools.partial(weigh, module, scale=np.float32(1)),
+        lambda module: eqx.Partial(weigh, module),
+        lambda module: jax.tree_util.Partial(weigh, module),
+    ],
+)
+def test_a_function_that_is_made_anew_of_the_same_parts_is_one_function(access):
+    stream = pipeline(length=12, batch_size=2)
+    Weighted.traces.clear()
+    one, two = Weighted(jnp.float32(1)), Weighted(jnp.float32(2))
+    stream.scan(access(one), 2)
+    traced = len(Weighted.traces)
+    for _ in range(2):
+        stream.reset()
+        first = stream.scan(access(one), 2)
+    assert len(Weighted.traces) == traced > 0
+    stream.reset()
+    np.testing.assert_array_equal(stream.scan(access(two), 2), 2 * first)
+
+
+@pytest.mark.spec("SCAN-015")
+@pytest.mark.parametrize("kind", [functools.partial, eqx.Partial])
+def test_what_a_partial_holds_may_change_in_place(kind):
+    stream, factors = pipeline(length=4, batch_size=2), np.ones(2, np.float32)
+
+    def step_fn(factors, options, batch):
+        return batch["x"].sum() * 0 + factors.sum() + options["more"]
+
+    for more in (1, 2):
+        factors[:] = more
+        found = stream.scan(kind(step_fn, factors, {"more": more}), 1)
+        assert found.tolist() == [3 * more]
+    options = {"more": 0}
+    for more in (1, 2):
+        options["more"] = more
+        assert stream.scan(kind(step_fn, factors, options), 1).tolist() == [4 + more]
+
+
 @pytest.mark.spec("SCAN-015")
 def test_functions_that_share_an_address_do_not_share_a_result():
     stream = pipeline(length=2, batch_size=1)

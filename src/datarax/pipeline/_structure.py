@@ -16,6 +16,8 @@ from itertools import chain
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any, TypeVar
 
+import equinox as eqx
+import jax
 import numpy as np
 from flax import nnx
 
@@ -53,9 +55,12 @@ class Structure:
         return self._types == other._types and self.graphdef == other.graphdef
 
 
-LIGHT = (bool, int, float, complex, str, bytes, type, np.dtype, np.ufunc)
+LIGHT = (bool, int, float, complex, np.number, str, bytes, type, np.dtype, np.ufunc)
 LIGHT = (*LIGHT, enum.Enum, BuiltinFunctionType, ModuleType, type(None))
 """Types of objects that hold no arrays, or that live as long as the process."""
+
+UNCHANGING = (FunctionType, jax.Array, eqx.Module, *LIGHT)
+"""Types of objects that do not change in place."""
 
 
 def _lasts(static: Any, depth: int = 8) -> bool:
@@ -116,19 +121,33 @@ class FunctionKey:
     dataclasses by value. `trainer.step` is a new object at every access, equal to the last one."""
 
     def __init__(self, function: Callable[..., Any]):
-        self.held, self._types = function, types_of(function)
-        try:
-            self._hash = hash(function)
-        except TypeError:
-            self._types, self._hash = ById(function), id(function)
+        self.held, self._key = function, _key_of(function)
 
     def __hash__(self) -> int:
-        return self._hash
+        return hash(self._key)
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, FunctionKey) or self._types != other._types:
-            return False
-        return isinstance(self._types, ById) or self.held == other.held
+        return isinstance(other, FunctionKey) and self._key == other._key
+
+
+def _key_of(function: Callable[..., Any]) -> Any:
+    """A partial, or a method of an Equinox module that holds arrays, is compared by its parts: it
+    may be a new object at every access. Not so where a part can change in place, since the program
+    would keep what it was."""
+    key = types_of(function), function
+    try:
+        hash(key)
+    except TypeError:
+        key = ById(function)
+    parts: tuple[Any, ...] = ()
+    if isinstance(function, functools.partial | eqx.Partial):
+        names = sorted(function.keywords)
+        parts = function.func, *function.args, *names, *map(function.keywords.get, names)
+    elif isinstance(key, ById) and hasattr(function, "__func__"):
+        parts = function.__func__, function.__self__  # pyright: ignore
+    if len(parts) < 2 or not all(isinstance(x, UNCHANGING) for x in parts[1:]):
+        return key
+    return tuple((types_of(x), x) if isinstance(x, LIGHT) else ById(x) for x in parts)
 
 
 def types_of(static: Any) -> Any:
