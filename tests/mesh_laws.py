@@ -4,11 +4,13 @@
 """
 
 import json
+import re
 import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -345,31 +347,55 @@ def check_the_default_device_of_a_thread():
         assert [x["x"].device for x in batches] == [device] * 6
 
 
+def check_what_a_scan_is_given_lies_on_the_mesh():
+    grid = Mesh(np.array(jax.devices()[:2]), ("data",), axis_types=(AxisType.Auto,))
+    sharding = NamedSharding(grid, PartitionSpec("data"))
+    source = MemorySource(MemorySourceConfig(), {"x": VALUES[:, :3]})
+    pipeline = Pipeline(source=source, batch_size=SIZE, sharding=sharding)
+    alone = jax.device_put(jnp.float32(0), jax.devices()[3])
+
+    def add(carry, model, batch):
+        return carry + batch["x"].sum() + model.bias[...].sum(), None
+
+    model = nnx.Linear(1, 1, rngs=nnx.Rngs(0))
+    for carry, name in ((alone, "init_carry"), ([alone], "init_carry[0]")):
+        text = re.escape(f"is over the devices 0, 1, but `{name}` was put on 3: put it on the mesh")
+        with pytest.raises(ShardingError, match=text):
+            pipeline.scan(lambda carry, batch: (carry, batch["x"]), 1, init_carry=carry)
+    model.bias.set_raw_value(jax.device_put(model.bias[...], jax.devices()[3]))
+    with pytest.raises(ShardingError, match=r"but `modules\[0\]\.bias` was put on 3: put it"):
+        pipeline.scan(add, 1, modules=(model,), init_carry=jnp.float32(0))
+    everywhere = NamedSharding(grid, PartitionSpec())
+    model.bias.set_raw_value(jax.device_put(model.bias[...], everywhere))
+    pipeline.scan(add, 1, modules=(model,), init_carry=jnp.float32(0))
+    assert pipeline.cursor == (0, SIZE)
+
+
 def check_data_on_other_devices_are_refused():
     grid = Mesh(np.array(jax.devices()[:2]), ("data",), axis_types=(AxisType.Auto,))
     sharding = NamedSharding(grid, PartitionSpec("data"))
-    try:
+    text = r"the devices 0, 1, but an array of shape \(24, 3\) that the pipeline holds is split"
+    with pytest.raises(ShardingError, match=text):
         Pipeline(source=held_in_parts(), batch_size=SIZE, sharding=sharding)
-    except ShardingError as error:
-        text = (
-            "over the devices 0, 1, but an array of shape (24, 3) that the pipeline holds is split"
-        )
-        assert text in str(error)
-    else:
-        raise AssertionError("data on four devices were taken for a mesh of two")
+
+
+def refused(differs, **settings):
+    """The text with which a pipeline is refused whose processes differ in what is named. It is
+    refused in every process, since all would get wrong batches."""
+    source = MemorySource(MemorySourceConfig(shuffle=True), VALUES[:, :3])
+    text = f"over the same data, but they differ in {differs}; this one has"
+    with pytest.raises(ShardingError, match=text) as caught:
+        Pipeline(source=source, batch_size=SIZE, sharding=by_rows(), **settings)
+    return str(caught.value)
 
 
 def check_processes_that_differ():
-    """The error is raised in every process, since all would get wrong batches."""
-    source = MemorySource(MemorySourceConfig(shuffle=True), VALUES[:, :3])
-    seed = nnx.Rngs(jax.process_index())
-    try:
-        Pipeline(source=source, batch_size=SIZE, rngs=seed, sharding=by_rows())
-    except ShardingError as error:
-        text = "must build the same pipeline over the same data, but they differ in seed; here it"
-        assert text in str(error)
-    else:
-        raise AssertionError("a seed for each process was taken")
+    number = jax.process_index()
+    refused("seed", rngs=nnx.Rngs(number))
+    refused("mask_name", rngs=nnx.Rngs(0), last_batch="pad", mask_name=f"mask{number}")
+    nodes = {"nodes": {f"n{number}": dict}, "edges": {f"n{number}": []}, "sink": f"n{number}"}
+    text = refused("graph", rngs=nnx.Rngs(0), **nodes)  # not the seed, which is the same
+    assert text.endswith(f"; here they are n{number} (type) of source.")
 
 
 def check_nothing_is_ahead():
@@ -391,6 +417,7 @@ def main(devices, port=0, process=0, processes=1):
     else:
         check_one_source_serves_several()
         check_data_on_other_devices_are_refused()
+        check_what_a_scan_is_given_lies_on_the_mesh()
         check_nothing_is_copied_for_every_batch()
         check_a_sharding_may_change()
         check_a_value_may_be_given_on_one_device()

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Iterable
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -178,6 +179,21 @@ def place_held(module: Any, sharding: NamedSharding) -> None:
             part.set_raw_value(new)
         else:
             setattr(part, name, new)
+
+
+def check_beside(values: Iterable[tuple[str, Any]], sharding: NamedSharding) -> None:
+    """Raises `ShardingError` for an array that JAX will not move to the devices of the mesh.
+
+    `values` are with the names that the user knows them by.
+    """
+    for name, x in values:
+        if _is_elsewhere(x, sharding) and x.committed:
+            asked, has = (_ids_text(_devices(y)) for y in (sharding, x.sharding))
+            raise ShardingError(
+                f"is over the devices {asked}, but `{name}` was put on {has}: put it on the mesh "
+                "first, with `jax.device_put(x, NamedSharding(mesh, PartitionSpec()))` where all "
+                "devices are to hold it"
+            )
 
 
 def is_placed(module: Any, sharding: NamedSharding) -> bool:

@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 
 from .._host_memory import keep_memory
+from .._mesh import check_beside
 from .._order import word
 from .._rows import Cut, check_counted, pack, running_on, start_after, touched
 from .._settings import on_cpu
@@ -113,6 +114,8 @@ def scan(
                 raise CapturedError(names) from error
             if isinstance(error, TypeError):
                 _check_carry(init_carry)
+            if isinstance(error, ValueError) and pipeline.sharding is not None:
+                check_beside(_given(modules, init_carry), pipeline.sharding)
             raise
         binding.write(after, values)
         runtime.moved(pipeline, end)
@@ -226,6 +229,17 @@ def _check_carry(carry: Any) -> None:
                 "module carry the arrays, `arrays, rest = eqx.partition(module, eqx.is_array)`, "
                 "and put it together in the function: `eqx.combine(arrays, rest)`."
             ) from error
+
+
+def _given(modules: Sequence[Any], carry: Any) -> Iterator[tuple[str, Any]]:
+    """The values that a scan is given, by name."""
+    for path, x in iter_graph(tuple(modules)):
+        if isinstance(x, nnx.Variable | jax.Array):
+            value = x.get_raw_value() if isinstance(x, nnx.Variable) else x
+            name = f"modules[{path[0]}]" + "".join(f".{key}" for key in path[1:])
+            yield from ((name, leaf) for leaf in jax.tree.leaves(value))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(carry):
+        yield f"init_carry{jax.tree_util.keystr(path)}", leaf
 
 
 def _end(pipeline: "Pipeline", length: int) -> Cursor | None:
