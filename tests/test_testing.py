@@ -92,6 +92,23 @@ def test_the_sources_of_the_library_keep_the_laws(name):
     check_source(SOURCES[name]())
 
 
+class Fractions(EagerSourceBase):
+    """XLA rounds the quotient of one row otherwise than those of several."""
+
+    def __len__(self):
+        return 40
+
+    def gather(self, records):
+        return {"x": records.astype(jnp.float32) / 40}
+
+
+@pytest.mark.internal("what the checks for parts of one's own find")
+def test_rounding_that_depends_on_the_number_of_rows_is_no_fault():
+    check_source(Fractions())
+    with pytest.raises(LawError, match="SRC-012 does not hold"):
+        check_source(Fractions(), rtol=0.0)
+
+
 BATCH = {"id": np.arange(6, dtype=np.int32), "x": np.arange(6, dtype=np.float32)}
 
 

@@ -210,14 +210,14 @@ class CapturedError(DataraxError, code="captured"):
     also raised for a pipeline that a traced function closes over.
     """
 
-    def __init__(self, names: Sequence[str], *, text: str | None = None):
+    def __init__(self, names: Sequence[str], *, text: str | None = None, way_out: str = ""):
         self.names = list(names)
         super().__init__(
             text
             or f"`step_fn` must be given the NNX objects that it uses, but reaches {self.names} by "
             "itself: compiled, it would keep their current values for good. "
             "Pass them in `modules=`, and `step_fn` gets them as arguments. Read what is not an "
-            "array before the call."
+            f"array before the call.{way_out}"
         )
 
 

@@ -104,6 +104,18 @@ def test_a_carry_that_is_no_tree_of_arrays_is_told_what_to_carry():
         pipeline().scan(lambda carry, batch: (carry, None), 2, init_carry=carry)
 
 
+@pytest.mark.spec("SCAN-011")
+@pytest.mark.parametrize("carried", [False, True])
+def test_a_result_that_is_no_tree_of_arrays_is_named(carried):
+    def some(*given):
+        out = {"a": (1, [given[-1]["x"], "text"])}
+        return (given[0], out) if carried else out
+
+    text = r"must return arrays and numbers, but `out\['a'\]\[1\]\[1\]` is a str\."
+    with pytest.raises(TypeError, match=text):
+        pipeline().scan(some, 2, init_carry=0 if carried else None)
+
+
 @pytest.mark.spec("SCAN-019", "SCAN-001", "SCAN-002")
 @settings(max_examples=8)
 @given(

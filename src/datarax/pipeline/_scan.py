@@ -111,7 +111,7 @@ def scan(
                     after[binding.cursor_index] = pack(end, length_of(pipeline.source))
         except Exception as error:
             if names := blamed(step_fn, error):
-                raise CapturedError(names) from error
+                raise _refusal(step_fn, names) from error
             if isinstance(error, TypeError):
                 _check_carry(init_carry)
             if isinstance(error, ValueError) and pipeline.sharding is not None:
@@ -219,16 +219,22 @@ def _rest_of_epoch(pipeline: "Pipeline") -> int:
 
 def _check_carry(carry: Any) -> None:
     """Raises for a carry that JAX cannot carry."""
-    for path, x in jax.tree_util.tree_leaves_with_path(carry):
+    for path, x in _others(carry):
+        raise TypeError(
+            f"`init_carry` holds arrays and numbers, but `init_carry{path}` is a "
+            f"{type(x).__name__}. Of an Equinox module carry the arrays, "
+            "`arrays, rest = eqx.partition(module, eqx.is_array)`, "
+            "and put it together in the function: `eqx.combine(arrays, rest)`."
+        )
+
+
+def _others(tree: Any) -> Iterator[tuple[str, Any]]:
+    """The leaves that are no arrays or numbers, with their paths."""
+    for path, x in jax.tree_util.tree_leaves_with_path(tree):
         try:
             jax.typeof(x)
-        except TypeError as error:
-            which, kind = f"init_carry{jax.tree_util.keystr(path)}", type(x).__name__
-            raise TypeError(
-                f"`init_carry` holds arrays and numbers, but `{which}` is a {kind}. Of an Equinox "
-                "module carry the arrays, `arrays, rest = eqx.partition(module, eqx.is_array)`, "
-                "and put it together in the function: `eqx.combine(arrays, rest)`."
-            ) from error
+        except TypeError:
+            yield jax.tree_util.keystr(path), x
 
 
 def _given(modules: Sequence[Any], carry: Any) -> Iterator[tuple[str, Any]]:
@@ -276,10 +282,18 @@ def scan_program(structure: Structure, function: FunctionKey, loop: Loop) -> Pro
 
     def check(constants: Sequence[Any]) -> None:
         if names := captured(step_fn, constants):
-            raise CapturedError(names)
+            raise _refusal(step_fn, names)
 
     check([])  # first, since a trace with foreign NNX objects may fail with a worse error
     return Program(_Scan(structure, step_fn, loop).run, check=check)
+
+
+def _refusal(step_fn: Callable[..., Any], names: Sequence[str]) -> CapturedError:
+    way_out, owner = "", getattr(step_fn, "__self__", step_fn)
+    if isinstance(owner, nnx.Pytree):
+        method = f"{type(owner).__name__}.{getattr(step_fn, '__name__', '__call__')}"
+        way_out = f" For a method of an object `x`: `scan({method}, modules=(x,))`."
+    return CapturedError(names, way_out=way_out)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -385,6 +399,7 @@ class _Scan:
                 )
             raise
         if not self.loop.carried:
+            _check_arrays(pair)
             return carry, pair
         if not (isinstance(pair, tuple) and len(pair) == 2):
             raise TypeError(
@@ -397,7 +412,17 @@ class _Scan:
                 f"A scan must keep the type and shape of its carry, but `carry{within}` was {was} "
                 f"and became {is_now}; let `init_carry` begin as what it becomes."
             )
+        _check_arrays(pair[1])
         return pair
+
+
+def _check_arrays(out: Any) -> None:
+    """Raises for a result of the function that no loop can stack."""
+    for path, x in _others(out):
+        raise TypeError(
+            "The function of a scan must return arrays and numbers, but "
+            f"`out{path}` is a {type(x).__name__}."
+        )
 
 
 def fetched_at_once(
