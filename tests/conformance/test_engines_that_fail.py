@@ -1,9 +1,11 @@
 """An engine may hang, die or talk nonsense: its cases get a name for it, and the run goes on."""
 
 import os
+import pathlib
 import subprocess
 import sys
 import textwrap
+import time
 
 import numpy as np
 import pytest
@@ -53,6 +55,9 @@ def outcomes(tmp_path, trouble, timeout=20.0):
         ("os.write(1, b'\\xff\\n'); continue", "ADAPTER-ERROR"),
         ('os.write(1, b\'{"value": [], "note": "\\xff"}\\n\'); continue', "ADAPTER-ERROR"),
         ("os.close(1); time.sleep(60)", "CRASH"),
+        ("print('[' * 10**5, flush=True); continue", "ADAPTER-ERROR"),
+        ("print('{\"value\": []}', flush=True)", "FAIL"),  # two answers
+        ("os.fork() and os._exit(0); time.sleep(3600)", "CRASH"),
         ('answer = [{"id": {"dtype": "uint8", "shape": [1], "data": [300]}}]', "FAIL"),
         (
             'print(\'{"error": {"code": "x", "details": null, "type": "", "message": ""}}\','
@@ -62,9 +67,55 @@ def outcomes(tmp_path, trouble, timeout=20.0):
     ],
 )
 def test_trouble_has_a_name_and_the_run_goes_on(tmp_path, trouble, outcome):
-    found = outcomes(tmp_path, trouble, timeout=3.0 if outcome == "TIMEOUT" else 20.0)
+    slow = outcome == "TIMEOUT" or "fork" in trouble
+    found = outcomes(tmp_path, trouble, timeout=3.0 if slow else 20.0)
     assert found["STEP-001-first-batches"] == outcome
     assert found["ITER-001-one-epoch"] == "FAIL"  # it was asked, and answered wrongly
+
+
+def test_a_line_that_no_action_asked_for_is_said_at_once():
+    twice = "import sys\nfor line in sys.stdin: print('{\"value\": 1}\\n5', flush=True)"
+    engine = Piped([sys.executable, "-c", twice])
+    for check in (engine.check_silent, lambda: engine.execute({"do": "len"}, 20.0)):
+        assert engine.execute({"do": "len"}, 20.0) == {"value": 1}
+        until = time.monotonic() + 20.0
+        while engine.lines.empty() and time.monotonic() < until:
+            time.sleep(0.01)
+        with pytest.raises(Lost, match=r"a line that no action asked for: '5\\n'"):
+            check()
+        engine.check_silent()  # the next action starts another process
+    engine.close()
+
+
+def test_the_children_of_an_engine_end_with_it(tmp_path):
+    pid = tmp_path / "pid"
+    script = tmp_path / "engine.py"
+    script.write_text(
+        "import os, sys, time\n"
+        "sys.stdin.readline()\n"
+        "if os.fork():\n"
+        "    print('{\"value\": 1}', flush=True)\n"
+        "else:\n"
+        f"    open({str(pid)!r}, 'w').write(str(os.getpid()))\n"
+        "time.sleep(3600)\n"
+    )
+    engine = Piped([sys.executable, str(script)])
+    assert engine.execute({"do": "hello"}, 20.0) == {"value": 1}
+    until = time.monotonic() + 20.0
+    while not (pid.exists() and pid.read_text()) and time.monotonic() < until:
+        time.sleep(0.01)
+    engine.close()  # the child holds the other end of the pipes
+    while is_running(int(pid.read_text())) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert not is_running(int(pid.read_text()))
+
+
+def is_running(pid):
+    """Whether there is such a process that is no zombie."""
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_an_engine_that_does_not_read_has_its_time_and_no_more():
@@ -72,7 +123,7 @@ def test_an_engine_that_does_not_read_has_its_time_and_no_more():
     engine = Piped(command)
     action = {"do": "begin", "program": "x" * 2**20}  # more than a pipe holds
     try:
-        with pytest.raises(Lost, match=r"no answer to 'begin' within 0\.5 s"):
+        with pytest.raises(Lost, match="no answer to 'begin' in time"):
             engine.execute(action, 0.5)
     finally:
         engine.close()
@@ -98,6 +149,7 @@ def test_base64_with_other_characters_in_it_is_not_mended():
         (["no_such_module:Adapter"], "No module named 'no_such_module'"),
         (["json:Adapter"], "module 'json' has no attribute 'Adapter'"),
         (["x", "--exec", "./no-such-engine"], "cannot start: No such file or directory"),
+        (["x", "--exec", ""], "--exec needs a command"),
         (["x", "--exec", "true"], "the process ended with code 0 at 'hello'"),
         (["x", "--exec", "echo 5"], "not an answer: '5"),
     ],

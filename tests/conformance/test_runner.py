@@ -8,13 +8,14 @@ import pathlib
 import re
 import sys
 from collections import Counter
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from datarax_conformance import cli, report, run_conformance
 from datarax_conformance.arrays import encode
 from datarax_conformance.case import stored_cases
-from datarax_conformance.compare import difference
+from datarax_conformance.compare import deviation, difference
 from datarax_conformance.model_adapter import Adapter
 from datarax_conformance.runner import expected_failures
 
@@ -58,7 +59,9 @@ def write(tmp_path, *entries):
     [
         ({"case": "ITER-999-none"}, "is no case of this suite"),
         ({"expires": "2025-12-31"}, "expired on 2025-12-31"),
-        ({"link": ""}, "must give"),
+        ({"expires": "soon"}, "Expected failure 1 of expected.json: `expires` must be a date"),
+        ({"link": ""}, "must give texts"),
+        ({"link": 7}, "must give texts"),
     ],
 )
 def test_an_expected_failure_is_complete_known_and_in_time(tmp_path, change, words):
@@ -66,11 +69,63 @@ def test_an_expected_failure_is_complete_known_and_in_time(tmp_path, change, wor
         expected_failures(write(tmp_path, {**ENTRY, **change}), stored_cases(), TODAY)
 
 
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("{}", "expected.json must hold a list, got {}"),
+        ("[", "expected.json is not JSON: Expecting value"),
+        ("[3]", "Expected failure 1 of expected.json must give texts .*, got 3"),
+        (json.dumps([ENTRY, ENTRY]), "Expected failure 2 .* names 'ITER-002-short' again"),
+    ],
+)
+def test_a_file_of_expected_failures_that_is_none_is_named(tmp_path, text, words, capsys):
+    path = tmp_path / "expected.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=words):
+        expected_failures(path, stored_cases(), TODAY)
+    assert cli.main(["run", "x:Y", "--expected-failures", str(path)]) == 2
+    assert capsys.readouterr().err.startswith("datarax-conformance: ")
+
+
+def test_a_part_of_the_cases_is_no_whole_run(tmp_path):
+    result = run_conformance(Adapter(), only=["ITER-002"])
+    assert result["partial"] and "a part of the cases only" in report.to_text(result)
+    assert "partial run" in report.to_badge(result) and "#2e7d32" not in report.to_badge(result)
+    assert "<br>partial run</th>" in report.to_html([result])
+
+
+def test_texts_of_an_engine_may_hold_anything(tmp_path, capsys):
+    class Odd(Adapter):
+        def build(self, program, ops):
+            raise RuntimeError("\x1b[31mred\x00 \ud800")
+
+    result = run_conformance(Odd(), only=["ITER-002"])
+    report.write_report(result, tmp_path)
+    ElementTree.parse(tmp_path / "junit.xml")
+    read = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert read["summary"] == result["summary"]
+
+
+def test_a_mask_that_is_no_boolean_for_each_row_is_named():
+    def answer(**fields):
+        return {"value": [{name: encode(np.asarray(x)) for name, x in fields.items()}]}
+
+    ids = np.arange(3, dtype=np.int32)
+    expect = {"check": "permutation", "length": 2}
+    assert deviation(expect, answer(id=ids, mask=[True, True, False]), {}) is None
+    reason = deviation(expect, answer(id=ids, mask=np.array([1, 1, 0])), {})
+    assert reason == "mask: expected bool(3,), got int64(3,)"
+    reason = deviation(expect, answer(id=ids, mask=[True]), {})
+    assert reason == "mask: expected bool(3,), got bool(1,)"
+
+
 def test_an_unexpected_pass_is_an_error(tmp_path):
     expected = expected_failures(write(tmp_path, ENTRY), stored_cases(), TODAY)
     result = run_conformance(Adapter(), only=["ITER-002"], expected=expected)
     assert result["summary"]["XPASS"] == 1
     assert report.failed(result)
+    assert "it is listed as a known failure, but passes: remove the entry" in report.to_text(result)
+    report.write_report(result, tmp_path)
 
 
 LIMITS = {"last_batch pad": "it has no mask"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import io
 import json
 import pathlib
 import shlex
@@ -120,7 +121,9 @@ def do_run(args: argparse.Namespace) -> int:
     expected = []
     if args.expected_failures:
         expected = expected_failures(args.expected_failures, known, datetime.date.today())
-    adapter = args.adapter
+    adapter, command = args.adapter, shlex.split(args.exec or "")
+    if args.exec is not None and not command:
+        raise ValueError("--exec needs a command, got an empty one.")
     if args.in_process:
         from .adapter import load_adapter
 
@@ -133,7 +136,7 @@ def do_run(args: argparse.Namespace) -> int:
         jobs=args.jobs,
         shuffle=args.shuffle,
         python=args.python,
-        command=shlex.split(args.exec) if args.exec else (),
+        command=command,
     )
     if args.out:
         report.write_report(result, args.out)
@@ -211,6 +214,8 @@ def do_explore(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # an engine's texts may hold anything
     try:
         return args.do(args)
     except (ValueError, OSError) as exc:

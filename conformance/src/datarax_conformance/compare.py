@@ -44,7 +44,10 @@ def deviation(
         if "like" in arguments:
             like = arguments["like"]
             arguments["like"] = [*notes.values()] if like == "*" else notes[like]
-        return CHECKS[expect["check"]](answer["value"], **arguments)
+        check = CHECKS[expect["check"]]
+        if check in BY_MASK and (reason := _mask_fault(answer["value"])):
+            return reason
+        return check(answer["value"], **arguments)
     return difference(expect["value"], without(answer["value"], expect.get("without", ())))
 
 
@@ -128,6 +131,20 @@ def rows(answer: Any, field: str, padding: bool = False) -> np.ndarray:
         mask = decode(batch["mask"]) if "mask" in batch else np.ones(values.shape[:axes], bool)
         parts.append(values[~mask if padding else mask])
     return np.concatenate(parts) if parts else np.zeros(0, np.int32)
+
+
+def _mask_fault(answer: Any) -> str | None:
+    """Why the mask of a batch cannot say which rows are padding."""
+    axes = 2 if isinstance(answer, Mapping) else 1
+    for batch in batches_of(answer):
+        if "mask" not in batch:
+            continue
+        mask = decode(batch["mask"])
+        others = (decode(x).shape[:axes] for name, x in batch.items() if name != "mask")
+        shape = next(others, mask.shape)
+        if mask.dtype != bool or mask.shape != shape:
+            return f"mask: expected bool{shape}, got {mask.dtype}{mask.shape}"
+    return None
 
 
 def _no_error(value: Any) -> None:
@@ -318,3 +335,6 @@ CHECKS: Mapping[str, Callable[..., str | None]] = {
     "in_turn": _in_turn,
     "few_blocks": _few_blocks,
 }
+
+BY_MASK = (_permutation, _same_rows, _rows_of, _same_order, _other_order, _new_order)
+"""Checks that look at the rows where the mask is True."""

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -27,6 +28,7 @@ class Lost(Exception):
 
 class Engine(Protocol):
     def execute(self, action: Mapping[str, Any], timeout: float) -> dict[str, Any]: ...
+    def check_silent(self) -> None: ...
     def restart(self) -> None: ...
     def close(self) -> None: ...
 
@@ -53,6 +55,9 @@ class Local:
     def execute(self, action: Mapping[str, Any], timeout: float) -> dict[str, Any]:
         del timeout
         return self.session.execute(action)
+
+    def check_silent(self) -> None:
+        pass
 
     def close(self) -> None:
         pass
@@ -98,6 +103,7 @@ class Piped:
                 text=True,
                 encoding="utf-8",
                 errors="surrogateescape",  # so that the reader survives; `_ask` rejects it
+                start_new_session=True,  # so that `close` can end its children, too
             )
         except OSError as exc:
             raise Lost("ADAPTER-ERROR", f"cannot start: {exc.strerror}") from exc
@@ -128,7 +134,19 @@ class Piped:
             self.close()
             raise
 
+    def check_silent(self) -> None:
+        """Raises if the process has written a line that answers no action."""
+        if self.process is None or self.lines.empty():
+            return
+        line = self.lines.get()
+        if line is None:
+            self.lines.put(None)  # it has ended, which the next action will find
+            return
+        self.close()
+        raise Lost("ADAPTER-ERROR", f"a line that no action asked for: {line[:100]!r}")
+
     def _ask(self, action: Mapping[str, Any], timeout: float) -> dict[str, Any]:
+        self.check_silent()
         if self.process is None:
             self.process = self._start()
         assert self.process.stdin is not None
@@ -138,7 +156,9 @@ class Piped:
         try:
             line = self.lines.get(timeout=timeout)
         except queue.Empty:
-            raise Lost("TIMEOUT", f"no answer to {action['do']!r} within {timeout:g} s") from None
+            if self.process.poll() is None:
+                raise Lost("TIMEOUT", f"no answer to {action['do']!r} in time") from None
+            line = None  # the process has ended, but a child of it holds its output open
         if line is None:
             try:
                 how = f"ended with code {self.process.wait(timeout=LAST_WORDS)}"
@@ -147,21 +167,39 @@ class Piped:
             raise Lost("CRASH", f"the process {how} at {action['do']!r}")
         try:
             line.encode()  # fails where a byte was no UTF-8
-            answer = json.loads(line)
-        except ValueError:
+            answer = canonical(json.loads(line))
+        except (ValueError, RecursionError):
             raise Lost("ADAPTER-ERROR", f"not a line of JSON in UTF-8: {line[:100]!r}") from None
         if not is_answer(answer):
             raise Lost("ADAPTER-ERROR", f"not an answer: {line[:100]!r}")
-        return canonical(answer)
+        return answer
 
     def close(self) -> None:
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-            for pipe in (self.process.stdin, self.process.stdout):
-                with contextlib.suppress(OSError):
-                    pipe.close()  # type: ignore[union-attr]
-            self.process = None
+        if self.process is None:
+            return
+        process, self.process = self.process, None
+        _kill(process)
+        process.wait()
+        # In a thread, since it waits for the reader, which a process that has left the session of
+        # this one may keep waiting.
+        closing = threading.Thread(target=_close_pipes, args=(process,), daemon=True)
+        closing.start()
+        closing.join(LAST_WORDS)
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    """Kills a process that leads a session, and its children."""
+    if not hasattr(os, "killpg"):  # Windows
+        process.kill()
+        return
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # all have ended
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def _close_pipes(process: subprocess.Popen[str]) -> None:
+    for pipe in (process.stdin, process.stdout):
+        with contextlib.suppress(OSError):
+            pipe.close()  # type: ignore[union-attr]
 
 
 def serve_command(target: str, python: str = sys.executable) -> list[str]:

@@ -6,18 +6,21 @@ import hashlib
 import html
 import json
 import pathlib
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 from xml.etree import ElementTree
 
 from .adapter import PROFILES
+from .case import stored_cases
 from .requirements import requirements
 from .runner import BAD, OUTCOMES, Run, Verdict
 from .version import SPEC, VERSION
 
 FORMAT = 1
 LONG = 48  # a report cuts longer lists
+NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 KINDS = {"PASS": "passed", "BLOCKED": "not judged", "UNSUPPORTED": "not judged"}
 KINDS_SHOWN = ("failed", "passed", "not judged")
 NO_CASE = "no case: each needs another profile too, which is not claimed"
@@ -46,9 +49,16 @@ def make_report(run: Run, verdicts: Sequence[Verdict], target: str) -> Report:
         "engine": engine,
         "summary": count_outcomes(verdicts),
         "profiles": {p: counts for p, counts in profiles.items() if counts or p in asked},
+        **({"partial": True} if is_partial(run) else {}),
         "digest": hashlib.sha256(lines.encode()).hexdigest(),
         "verdicts": [make_entry(verdict, target) for verdict in verdicts],
     }
+
+
+def is_partial(run: Run) -> bool:
+    """Whether the run has left out cases of the profiles that the engine claims."""
+    claimed, ran = set(run.identity["capabilities"]), {case.id for case in run.cases}
+    return any(case.id not in ran and claimed >= {*case.profiles} for case in stored_cases())
 
 
 def count_outcomes(verdicts: Any) -> dict[str, int]:
@@ -140,7 +150,13 @@ def to_text(report: Report) -> str:
             f"  {profile:{width}}  "
             + (", ".join(f"{n} {outcome}" for outcome, n in counts.items()) or NO_CASE)
         )
-    parts += [f"none of the cases of {p} passed, which is claimed" for p in unproven(report)]
+    if report.get("partial"):
+        parts.append("a part of the cases only")
+    parts += [
+        f"none of the cases of {p} passed, which is claimed"
+        for p in unproven(report)
+        if not {*report["profiles"][p]} & {*BAD}  # else the failures have said so
+    ]
     if not report["verdicts"]:
         parts.append("no case was judged: those chosen are of profiles that are not claimed")
     parts.append(f"digest {report['digest'][:16]}")
@@ -164,7 +180,7 @@ def to_junit(report: Report) -> str:
         elif outcome != "PASS":
             ElementTree.SubElement(case, "skipped", message=f"{outcome}: {reason}")
     ElementTree.indent(root)
-    return ElementTree.tostring(root, encoding="unicode") + "\n"
+    return NOT_IN_XML.sub("\ufffd", ElementTree.tostring(root, encoding="unicode")) + "\n"
 
 
 def to_badge(report: Report) -> str:
@@ -173,6 +189,8 @@ def to_badge(report: Report) -> str:
     good = [p for p in claimed if set(report["profiles"][p]) == {"PASS"}]
     label, text = "datarax spec " + report["spec"], f"{len(good)}/{len(claimed)} profiles"
     colour = "#2e7d32" if claimed and good == claimed else "#b26a00"
+    if report.get("partial"):
+        text, colour = "partial run", "#757575"
     left, right = 7 * len(label) + 10, 7 * len(text) + 10
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + right}" height="20" role="img">'
@@ -233,7 +251,8 @@ def to_html(reports: Sequence[Report], link: str = "../../spec/") -> str:
 
 def _head(corner: str, reports: Sequence[Report]) -> list[str]:
     engines = [
-        f"<th>{html.escape(r['engine']['name'])}<br>{html.escape(r['engine']['version'])}</th>"
+        f"<th>{html.escape(r['engine']['name'])}<br>{html.escape(r['engine']['version'])}"
+        f"{'<br>partial run' if r.get('partial') else ''}</th>"
         for r in reports
     ]
     return ["<table>", f"<thead><tr><th>{corner}</th>", *engines, "</tr></thead>\n<tbody>"]
@@ -289,7 +308,7 @@ def write_report(report: Report, folder: pathlib.Path) -> None:
     for entry in report["verdicts"]:
         if "minimal" in entry:
             text = json.dumps(entry["minimal"], indent=1, ensure_ascii=False) + "\n"
-            (faults / f"{entry['case']}.json").write_text(text, encoding="utf-8")
+            write_text(faults / f"{entry['case']}.json", text)
     if not any(faults.iterdir()):
         faults.rmdir()
     for name, text in (
@@ -297,4 +316,9 @@ def write_report(report: Report, folder: pathlib.Path) -> None:
         ("junit.xml", to_junit(report)),
         ("badge.svg", to_badge(report)),
     ):
-        (folder / name).write_text(text, encoding="utf-8")
+        write_text(folder / name, text)
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """An engine's texts may hold half a surrogate pair, which UTF-8 does not have."""
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import concurrent.futures
+import contextlib
 import dataclasses
 import datetime
 import fnmatch
@@ -35,6 +36,7 @@ OUTCOMES = (
     "XFAIL",
     "XPASS",
 )
+UNEXPECTED = "it is listed as a known failure, but passes: remove the entry"
 MET = ("PASS", "N/A", "UNSUPPORTED")  # outcomes that do not block cases that need the case
 
 
@@ -107,10 +109,13 @@ def play(case: Case, engine: Engine, timeout: float) -> Verdict:
                 return Verdict(case, "UNSUPPORTED", "the engine holds its columns in memory")
             try:
                 reason = deviation(expect, answer, notes)
-            except (LookupError, TypeError, ValueError, AttributeError):
-                reason = f"no value of the form that {action['do']!r} gives"
+            except (LookupError, TypeError, ValueError, AttributeError) as error:
+                cause = f"{type(error).__name__}: {error}"
+                reason = f"no value of the form that {action['do']!r} gives ({cause})"
                 return Verdict(case, "ADAPTER-ERROR", reason, index, expect, answer)
             if reason:
+                with contextlib.suppress(Lost):  # if it has said more, it begins anew
+                    engine.check_silent()
                 return Verdict(case, "FAIL", reason, index, expect, answer)
             if action["do"] == "build":
                 stream = action.get("to", "main")
@@ -118,8 +123,10 @@ def play(case: Case, engine: Engine, timeout: float) -> Verdict:
             name = action.get("note", action["to"] if action["do"] == "save" else None)
             if name is not None:
                 notes[name] = answer["value"]
+        engine.check_silent()
     except Lost as lost:
-        return Verdict(case, lost.outcome, str(lost), index, expect)
+        limit = f": a case has {timeout:g} s" if lost.outcome == "TIMEOUT" else ""
+        return Verdict(case, lost.outcome, f"{lost}{limit}", index, expect)
     if "fault" in answer:
         return Verdict(case, "ADAPTER-ERROR", answer["fault"], index, expect)
     return Verdict(case, "PASS")
@@ -139,17 +146,28 @@ def expected_failures(
     path: pathlib.Path, known: Sequence[Case], today: datetime.date
 ) -> list[ExpectedFailure]:
     """The list in the JSON file `path`; an incomplete, unmatched or expired entry is an error."""
-    entries = []
-    for number, entry in enumerate(json.loads(path.read_text(encoding="utf-8")), 1):
+    entries: list[ExpectedFailure] = []
+    try:
+        listed = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path.name} is not JSON: {error}") from error
+    if not isinstance(listed, list):
+        raise ValueError(f"{path.name} must hold a list, got {listed!r}.")
+    for number, entry in enumerate(listed, 1):
         where = f"Expected failure {number} of {path.name}"
         wanted = {field.name for field in dataclasses.fields(ExpectedFailure)}
-        if set(entry) != wanted or not all(entry.values()):
-            raise ValueError(
-                f"{where} must give {sorted(wanted)}, got {sorted(k for k in entry if entry[k])}."
-            )
+        given = entry if isinstance(entry, dict) else {}
+        said = {name for name, text in given.items() if text and isinstance(text, str)}
+        if said != wanted or set(given) != wanted:
+            raise ValueError(f"{where} must give texts {sorted(wanted)}, got {entry!r}.")
+        if entry["case"] in {known.case for known in entries}:
+            raise ValueError(f"{where} names {entry['case']!r} again.")
         if entry["case"] not in {case.id for case in known}:
             raise ValueError(f"{where} names {entry['case']!r}, which is no case of this suite.")
-        expires = datetime.date.fromisoformat(entry["expires"])
+        try:
+            expires = datetime.date.fromisoformat(entry["expires"])
+        except ValueError as error:
+            raise ValueError(f"{where}: `expires` must be a date: {error}.") from error
         if expires < today:
             raise ValueError(
                 f"{where} ({entry['case']}) expired on {expires}: fix the engine or renew it."
@@ -288,7 +306,9 @@ class Run:
                 return Verdict(case, "BLOCKED", f"needs {name}")
         verdict = play(case, self._engine(), self.timeout)
         if case.id in self.expected:
-            known = {"FAIL": "XFAIL", "CRASH": "XFAIL", "TIMEOUT": "XFAIL", "PASS": "XPASS"}
+            if verdict.outcome == "PASS":
+                return dataclasses.replace(verdict, outcome="XPASS", reason=UNEXPECTED)
+            known = {"FAIL": "XFAIL", "CRASH": "XFAIL", "TIMEOUT": "XFAIL"}
             return dataclasses.replace(verdict, outcome=known.get(verdict.outcome, verdict.outcome))
         return verdict
 
