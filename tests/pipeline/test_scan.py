@@ -638,6 +638,7 @@ def weigh(module, batch, *, scale=1):
         lambda module: module.jitted,
         lambda module: functools.partial(weigh, module),
         lambda module: functools.partial(weigh, module, scale=np.float32(1)),
+        lambda module: functools.partial(module.step),
         lambda module: eqx.Partial(weigh, module),
         lambda module: jax.tree_util.Partial(weigh, module),
     ],
@@ -654,6 +655,24 @@ def test_a_function_that_is_made_anew_of_the_same_parts_is_one_function(access):
     assert len(Weighted.traces) == traced > 0
     stream.reset()
     np.testing.assert_array_equal(stream.scan(access(two), 2), 2 * first)
+
+
+@pytest.mark.spec("SCAN-015")
+@pytest.mark.parametrize("kind", [functools.partial, eqx.Partial])
+def test_partials_that_pass_the_same_otherwise_are_others(kind):
+    def step_fn(*given, name=0.0):
+        return jnp.asarray(name if len(given) == 1 else -given[1])
+
+    stream = pipeline(length=4, batch_size=1)
+    for partial, found in (
+        (kind(step_fn, "name", 1.0), -1.0),
+        (kind(step_fn, name=1.0), 1.0),
+        (kind(step_fn, name=1), 1),
+        (kind(step_fn, name=True), True),
+        (kind(step_fn), 0.0),
+    ):
+        [out] = stream.scan(partial, 1)
+        assert out == found and out.dtype == jnp.asarray(found).dtype
 
 
 @pytest.mark.spec("SCAN-015")

@@ -139,15 +139,17 @@ def _key_of(function: Callable[..., Any]) -> Any:
         hash(key)
     except TypeError:
         key = ById(function)
-    parts: tuple[Any, ...] = ()
     if isinstance(function, functools.partial | eqx.Partial):
-        names = sorted(function.keywords)
-        parts = function.func, *function.args, *names, *map(function.keywords.get, names)
+        whole, args, names = function.func, function.args, sorted(function.keywords)
+        parts = len(args), *args, *names, *map(function.keywords.get, names)
     elif isinstance(key, ById) and hasattr(function, "__func__"):
-        parts = function.__func__, function.__self__  # pyright: ignore
-    if len(parts) < 2 or not all(isinstance(x, UNCHANGING) for x in parts[1:]):
+        whole, parts = function.__func__, (function.__self__,)  # pyright: ignore
+    else:
         return key
-    return tuple((types_of(x), x) if isinstance(x, LIGHT) else ById(x) for x in parts)
+    if not all(isinstance(x, UNCHANGING) for x in parts):
+        return key
+    values = ((types_of(x), x) if isinstance(x, LIGHT) else ById(x) for x in parts)
+    return _key_of(whole), *values
 
 
 def types_of(static: Any) -> Any:
