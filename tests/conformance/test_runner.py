@@ -6,6 +6,7 @@ import itertools
 import json
 import pathlib
 import re
+import shlex
 import sys
 from collections import Counter
 from xml.etree import ElementTree
@@ -343,6 +344,31 @@ def test_a_failure_says_everything():
         "replay:   datarax-conformance run",
     ):
         assert part in text
+
+
+BROKEN = """
+from datarax_conformance.model_adapter import Adapter as Model
+
+
+class Adapter(Model):
+    def build(self, program, ops):
+        raise RuntimeError("no")
+"""
+
+
+@pytest.mark.parametrize("how", [[], ["--in-process"]])
+def test_a_replay_takes_the_adapter_and_the_case_as_they_were_typed(tmp_path, capsys, how):
+    (tmp_path / "my adapter.py").write_text(BROKEN)
+    case = next(case for case in stored_cases() if case.id == "STEP-001-one-row")
+    own = dataclasses.replace(case, id="STEP-001-own").to_json()
+    (tmp_path / "own case.json").write_text(json.dumps(own))
+    chosen = ["--case", str(tmp_path / "own case.json"), "--case", "STEP-001-one-row"]
+    typed = ["run", f"{tmp_path / 'my adapter.py'}:Adapter", *how]
+    assert cli.main([*typed, *chosen]) == 1
+    lines = re.findall("replay:   datarax-conformance (.*)", capsys.readouterr().out)
+    assert [shlex.split(line) for line in lines] == [[*typed, *chosen[2:]], [*typed, *chosen[:2]]]
+    assert cli.main(shlex.split(lines[1])) == 1
+    assert "FAIL STEP-001-own" in capsys.readouterr().out
 
 
 def test_what_was_not_judged_says_why():

@@ -41,12 +41,15 @@ def run_conformance(
     blocking: bool = True,
     python: str = sys.executable,
     command: Sequence[str] = (),
+    replay: str = "",
 ) -> report.Report:
     """The report on `adapter`, or on a `command` that speaks the protocol.
 
     `adapter` is an object, `module:Class` or `file.py:Class`. `only` names cases, requirements or
-    profiles. `shuffle` is the seed of a random order of the cases. Raises `AdapterError`, a
-    `ValueError`, if no case can run: the adapter does not load, say, or claims no profile.
+    profiles. `shuffle` is the seed of a random order of the cases. `replay` is what
+    `datarax-conformance run` takes to run the same engine again, where that does not follow from
+    the rest. Raises `AdapterError`, a `ValueError`, if no case can run: the adapter does not load,
+    say, or claims no profile.
     """
     chosen = selected(stored_cases() if cases is None else cases, only)
     if shuffle is not None:
@@ -65,7 +68,7 @@ def run_conformance(
             verdicts = run.all()
         finally:
             run.close()
-    return report.make_report(run, verdicts, arguments_of(adapter, python, command))
+    return report.make_report(run, verdicts, replay or arguments_of(adapter, python, command))
 
 
 def arguments_of(adapter: str | Adapter, python: str, command: Sequence[str]) -> str:

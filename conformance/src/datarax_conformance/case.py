@@ -29,6 +29,7 @@ class Case:
     basic: bool
     program: Mapping[str, Any]
     script: Sequence[Mapping[str, Any]]
+    file: str = ""  # where it was read from, if it is not stored
 
     @property
     def requirement(self) -> str:
@@ -69,7 +70,9 @@ class Case:
         return cls(**data)
 
     def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        data = dataclasses.asdict(self)
+        del data["file"]
+        return data
 
     @property
     def path(self) -> pathlib.Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import io
 import json
@@ -12,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from . import report
-from .api import run_conformance
+from .api import arguments_of, run_conformance
 from .case import Case, load_case, selected, stored_cases
 from .requirements import requirements
 from .runner import expected_failures
@@ -116,7 +117,7 @@ def do_run(args: argparse.Namespace) -> int:
     files = [name for name in args.case if name.endswith(".json")]
     names = [name for name in args.case if name not in files]
     cases: Sequence[Case] = selected(known, names) if names or not files else []
-    own = [load_case(pathlib.Path(name)) for name in files]
+    own = [dataclasses.replace(load_case(pathlib.Path(name)), file=name) for name in files]
     cases = [*{case.id: case for case in [*cases, *own]}.values()]
     expected = []
     if args.expected_failures:
@@ -124,10 +125,12 @@ def do_run(args: argparse.Namespace) -> int:
     adapter, command = args.adapter, shlex.split(args.exec or "")
     if args.exec is not None and not command:
         raise ValueError("--exec needs a command, got an empty one.")
+    replay = arguments_of(adapter, args.python, command)
     if args.in_process:
         from .adapter import load_adapter
 
         adapter = load_adapter(adapter)
+        replay += " --in-process"
     result = run_conformance(
         adapter,
         cases=cases,
@@ -137,6 +140,7 @@ def do_run(args: argparse.Namespace) -> int:
         shuffle=args.shuffle,
         python=args.python,
         command=command,
+        replay=replay,
     )
     if args.out:
         report.write_report(result, args.out)

@@ -7,6 +7,7 @@ import html
 import json
 import pathlib
 import re
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -73,6 +74,7 @@ def make_entry(verdict: Verdict, target: str) -> dict[str, Any]:
         entry["reason"] = verdict.reason
     if verdict.outcome in (*BAD, "XFAIL"):
         requirement = requirements()[case.requirement]
+        chosen = shlex.quote(case.file or case.id)
         shortest = case if verdict.action is None else case.until(verdict.action)
         entry |= {
             "title": case.title,
@@ -82,7 +84,7 @@ def make_entry(verdict: Verdict, target: str) -> dict[str, Any]:
             "expected": brief(verdict.expected),
             "got": brief(verdict.got),
             "minimal": shortest.to_json(),
-            "replay": f"datarax-conformance run {target} --case {case.id}",
+            "replay": f"datarax-conformance run {target} --case {chosen}",
         }
     return entry
 

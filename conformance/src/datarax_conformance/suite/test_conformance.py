@@ -1,5 +1,7 @@
 """One test for each stored case; `--adapter` names the engine."""
 
+import shlex
+
 import pytest
 
 from datarax_conformance.case import Case
@@ -12,7 +14,7 @@ def test_case(conformance_case: Case, conformance_run: Run, request: pytest.Fixt
     if verdict.outcome in BAD:
         adapter = request.config.getoption("--adapter")
         assert adapter is not None  # the run has refused to start without one
-        entry = make_entry(verdict, adapter)
+        entry = make_entry(verdict, shlex.quote(adapter))
         pytest.fail(to_paragraph(entry), pytrace=False)
     if verdict.outcome == "XFAIL":
         pytest.xfail(verdict.reason)
