@@ -3,7 +3,9 @@
 import itertools
 import math
 import os
+import threading
 import types
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.extend
@@ -28,6 +30,50 @@ def test_what_gives_no_array_is_not_compiled(result, compiled):
     found = program([]), program([])
     count = compiling.count("/jax/core/compile/backend_compile_duration")
     assert (found, count) == ((result, result), compiled)
+
+
+@pytest.mark.spec("SRC-011")
+@pytest.mark.parametrize("result", [{"kept": None}, {"kept": 1.0}])
+def test_a_program_is_called_anew_after_an_interrupt_at_any_moment_of_its_first_call(
+    result, monkeypatch
+):
+    look = Program._first_look
+
+    def looked(self, traced):
+        look(self, traced)
+        raise KeyboardInterrupt
+
+    def compiled(self):
+        raise KeyboardInterrupt
+
+    for name, interrupted in (("_first_look", looked), ("_compiled", property(compiled))):
+        program = Program(lambda values: result)
+        first = program._jitted
+        with monkeypatch.context() as patch:
+            patch.setattr(Program, name, interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                program([])
+        # JAX may take the old one for a function that is being traced.
+        assert program._jitted is not first and not program.called
+        assert program([]) == result
+        assert program([]) == result
+
+
+@pytest.mark.spec("SRC-011")
+def test_threads_may_make_the_first_call_of_a_program_together():
+    program = Program(lambda values: {"kept": None})
+    plain, ready = program._jitted.trace, threading.Barrier(2)
+
+    class Slow:
+        def trace(self, *args):
+            traced = plain(*args)
+            ready.wait(20)
+            return traced
+
+    program._jitted = Slow()
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(program, [[], []]))
+    assert found == [{"kept": None}, {"kept": None}]
 
 
 ROWS, MANY = (

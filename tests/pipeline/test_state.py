@@ -480,6 +480,9 @@ def _variable(state):
     return variable
 
 
+# A weak float32 of 0.5, as a state records it.
+HALF = {"dtype": "float32", "data": "AAAAPw=="}
+
 MALFORMED = {
     "not JSON": lambda s: json.dumps(s)[:-1],
     "not text": lambda s: b"\xff\xfe",
@@ -511,6 +514,8 @@ MALFORMED = {
     "no such type": _edit(lambda s: _variable(s).update(dtype="banana")),
     "other shape": _edit(lambda s: _variable(s).update(shape=[1])),
     "no data": _edit(lambda s: _variable(s).pop("data")),
+    "weak text": _edit(lambda s: _variable(s).update(weak_type=True, dtype="U1")),
+    "weak float for an integer": _edit(lambda s: _variable(s).update(weak_type=True, **HALF)),
     "weak type a text": _edit(lambda s: _variable(s).update(weak_type="yes")),
     "data null": _edit(lambda s: _variable(s).update(data=None)),
     "data not base64": _edit(lambda s: _variable(s).update(data="***")),

@@ -1,5 +1,6 @@
 """Compiled programs, and those that make the batches of `step` and `for`."""
 
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -56,25 +57,44 @@ class Program:
         check: Callable[[list[Any]], None] = lambda constants: None,
     ):
         self._batches, self._one_thread, self._check = batches, one_thread, check
-        self.traced = False
-        self._inner: Any = jax.jit(function)  # for calls inside a trace
-        self._outer = self._inner  # for all other calls
-        self.called = False
+        self._function = function
+        self.traced = self.called = False
+        self._begin()
+
+    def _begin(self) -> None:
+        @functools.wraps(self._function)
+        def function(*args: Any) -> Any:
+            return self._function(*args)
+
+        self._jitted = jax.jit(function)
+        self._inner: Any = self._jitted  # for calls inside a trace
+        self._outer: Any = self._jitted  # for all other calls
 
     def __call__(self, values: Any, *args: Any) -> Any:
         with transferring(), checking_values():  # NumPy arguments are transferred, the cursor say
             if self.called:
                 result = self._compiled(values, *args)
             else:
-                start = time.perf_counter(), time.process_time()
-                self._first_look(self._inner.trace(values, *args))
-                result = self._compiled(values, *args)
-                end = time.perf_counter(), time.process_time()
-                self.seconds = min(map(sub, end, start))
-                self.called = True
+                result = self._first_call(values, *args)
         # Only a callback can fail at run time. Wait for it, so that the error is raised here.
         if self.host_nodes and not has_tracer([result]):
             jax.block_until_ready(result)
+        return result
+
+    def _first_call(self, *args: Any) -> Any:
+        """Threads may make it at the same time: pipelines of equal structure share a program."""
+        start = time.perf_counter(), time.process_time()
+        try:
+            self._first_look(self._jitted.trace(*args))
+            result = self._compiled(*args)
+        except BaseException as error:
+            if not isinstance(error, Exception):
+                # Interrupted, JAX may take the function for one that is being traced for ever.
+                self._begin()
+            raise
+        end = time.perf_counter(), time.process_time()
+        self.seconds = min(map(sub, end, start))
+        self.called = True
         return result
 
     @property
@@ -95,7 +115,7 @@ class Program:
             return
         self.shared = not self._one_thread and weight(jaxpr) > self._batches * ONE_THREAD_BYTES
         options = None if self.shared else ONE_THREAD
-        self._outer = jax.jit(with_inlined_threefry(self._inner), compiler_options=options)
+        self._outer = jax.jit(with_inlined_threefry(self._jitted), compiler_options=options)
 
 
 @cached_per_structure(CUTS)

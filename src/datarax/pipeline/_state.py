@@ -234,8 +234,7 @@ def _load(name: str, saved: Any, leaf: Any) -> Any:
     if not isinstance(weakly, bool):
         raise StateError(f"variables.{name}.weak_type", f"must be a boolean, got {weakly!r}.")
     for field in ("key", "dtype", "shape"):
-        # A weak type adopts another, and either of the two may have done so already.
-        adopts = field == "dtype" and ("weak_type" in mine or weakly)
+        adopts = field == "dtype" and _may_adopt(mine, saved)
         if saved.get(field) != mine.get(field) and not adopts:
             raise StateError(
                 f"variables.{name}",
@@ -244,11 +243,11 @@ def _load(name: str, saved: Any, leaf: Any) -> Any:
     try:
         data = base64.b64decode(saved["data"], validate=True)
         array = np.frombuffer(data, jnp.dtype(saved["dtype"])).reshape(mine["shape"])
+        value = jnp.array(array)
     except (KeyError, TypeError, ValueError) as error:
         raise StateError(f"variables.{name}", f"holds no data of its type: {error}") from error
     if array.dtype == bool and (array.view(np.uint8) > 1).any():
         raise StateError(f"variables.{name}", "holds a byte that is no boolean.")
-    value = jnp.array(array)
     weak = weak_zeros(array.shape, value.dtype) if weakly else None
     if weak is not None:
         value = weak.at[...].set(value)
@@ -256,6 +255,25 @@ def _load(name: str, saved: Any, leaf: Any) -> Any:
         value = jax.random.wrap_key_data(value, impl=mine["key"])
     stays = isinstance(leaf, jax.Array) and leaf.committed
     return jax.device_put(value, leaf.sharding) if stays else value
+
+
+def _may_adopt(mine: Mapping[str, Any], saved: Mapping[str, Any]) -> bool:
+    """Whether one of two arrays may have become of the type of the other: a weak type adopts
+    another, unless that is of a lower kind, as an integer is below a float."""
+    weakly = [bool(x.get("weak_type")) for x in (mine, saved)]
+    try:
+        kinds = [_kind_number(jnp.dtype(x["dtype"])) for x in (mine, saved)]
+    except (KeyError, TypeError):
+        return False
+    if all(weakly):
+        return min(kinds) >= 0
+    below, above = kinds if weakly[0] else kinds[::-1]
+    return any(weakly) and 0 <= below <= above
+
+
+def _kind_number(dtype: Any) -> int:
+    kinds = jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating
+    return next((i for i, kind in enumerate(kinds) if jnp.issubdtype(dtype, kind)), -1)
 
 
 def _object(state: Mapping[str, Any], field: str) -> Mapping[str, Any]:
