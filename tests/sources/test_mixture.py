@@ -203,6 +203,8 @@ def test_specs_that_disagree_are_both_shown():
     [
         ({"num_sources": 2, "weights": (1.0,)}, "one number for each"),
         ({"num_sources": 2, "weights": (1.0, 0.0)}, "positive numbers"),
+        ({"num_sources": 2, "weights": (1.0, 10**400)}, "positive numbers"),
+        ({"num_sources": 2, "weights": (1.0, float("nan"))}, "positive numbers"),
         ({"num_sources": 1, "stop": "last"}, '"first" or "all"'),
         ({"num_sources": 2.0}, "one number for each"),
         ({"num_sources": 2, "weights": ("a", "b")}, "positive numbers"),
@@ -223,7 +225,7 @@ def test_what_cannot_be_mixed_is_refused():
         mix((2, 50), (3, 1))
     with pytest.raises(ValueError, match="Take shuffle=True"):
         mix((4, 4), shuffle="permutation")
-    with pytest.raises(TypeError, match="parts of a mixture instead"):
+    with pytest.raises(TypeError, match="Source 0 of a mixture is a mixture itself"):
         MixDataSourcesNode(MixDataSourcesConfig(num_sources=1), [mix((4, 4))])
 
     class Backwards(Numbers):
@@ -241,6 +243,20 @@ def test_what_cannot_be_mixed_is_refused():
             ValueError, match=r"mask the records .* source 1 does and source 0 does"
         ):
             MixDataSourcesNode(MixDataSourcesConfig(num_sources=2), [other, masking([])])
+
+
+class Placed(nnx.Module):
+    def __len__(self):
+        return 4
+
+    def get_batch_at(self, start, batch_size, key=None):
+        raise NotImplementedError
+
+
+@pytest.mark.spec("SRC-026")
+def test_a_source_without_gather_cannot_be_mixed(unchecked):
+    with pytest.raises(TypeError, match=r"must have a length and `gather`.* got Placed\."):
+        MixDataSourcesNode(MixDataSourcesConfig(num_sources=1), [Placed()])
 
 
 class Broken(list):

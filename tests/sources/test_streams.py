@@ -1051,3 +1051,17 @@ def test_a_window_that_holds_records_which_no_cursor_counts_is_refused():
     with pytest.raises(SeekError, match="no cursor counts further"):
         for _ in range(2):
             pipeline.step()
+
+
+class CanBeCalled(list):
+    def __call__(self, more):
+        raise NotImplementedError
+
+
+@pytest.mark.spec("SRC-027")
+def test_an_iterable_that_can_be_called_is_iterated():
+    source = IterableSource(
+        IterableSourceConfig(), CanBeCalled({"x": np.int32(i)} for i in range(3))
+    )
+    [batch] = Pipeline(source=source, batch_size=3)
+    assert batch["x"].tolist() == [0, 1, 2]

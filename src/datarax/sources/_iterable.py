@@ -161,7 +161,8 @@ class IterableSource(StreamSource):
                 "IterableSource takes an iterable, or a function that returns an iterator, got "
                 f"{type(records).__name__}."
             )
-        begin = records if callable(records) else functools.partial(iter, records)
+        # An iterable that can also be called, as a data set with a method for it, is iterated.
+        begin = functools.partial(iter, records) if isinstance(records, Iterable) else records
         stream = IterableStream(begin, names("fields", config.fields), "IterableSource")
         super().__init__(stream, config, rngs=rngs)
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-import math
+import sys
 from collections.abc import Sequence
 from typing import Literal
 
@@ -82,7 +82,7 @@ class MixDataSourcesConfig:
                 f"`weights` has one number for each of `num_sources`, at least 1 of them; "
                 f"got {self.num_sources!r} sources and {len(weights)} weights."
             )
-        if not all(isinstance(w, int | float) and math.isfinite(w) and w > 0 for w in weights):
+        if not all(isinstance(w, int | float) and 0 < w <= sys.float_info.max for w in weights):
             raise ValueError(
                 f"`weights` are positive numbers, got {weights}. Leave out the others."
             )
@@ -372,10 +372,14 @@ def _check(sources: Sequence[EagerSourceBase]) -> None:
                 f"Source {i} of a mixture must be a source, got {type(source).__name__}. Of arrays "
                 "make one: MemorySource(MemorySourceConfig(), data)."
             )
-        if not isinstance(source, EagerSourceBase) or isinstance(source, MixDataSourcesNode):
+        if isinstance(source, MixDataSourcesNode):
             raise TypeError(
-                f"Source {i} of a mixture must have a length and be no mixture itself, got "
-                f"{type(source).__name__}. Give the parts of a mixture instead of it."
+                f"Source {i} of a mixture is a mixture itself. Give its parts instead of it."
+            )
+        if not isinstance(source, EagerSourceBase):
+            raise TypeError(
+                f"Source {i} of a mixture must have a length and `gather`, as an EagerSourceBase "
+                f"has, got {type(source).__name__}."
             )
         if source.shuffle == "permutation":
             raise ValueError(
