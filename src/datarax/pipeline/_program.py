@@ -62,9 +62,11 @@ class Program:
         self._begin()
 
     def _begin(self) -> None:
-        @functools.wraps(self._function)
+        plain = self._function  # `self` would make a cycle, which keeps what the function holds
+
+        @functools.wraps(plain)
         def function(*args: Any) -> Any:
-            return self._function(*args)
+            return plain(*args)
 
         self._jitted = jax.jit(function)
         self._inner: Any = self._jitted  # for calls inside a trace
