@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import textwrap
@@ -116,6 +117,54 @@ def is_running(pid):
         return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def test_a_process_that_has_left_the_session_does_not_keep_the_run(tmp_path):
+    (tmp_path / "engine.py").write_text(
+        "import subprocess, sys\n"
+        "child = subprocess.Popen(['sleep', '20'], start_new_session=True)\n"
+        "for line in sys.stdin: print('{\"value\": %d}' % child.pid, flush=True)\n"
+    )
+    engine = Piped([sys.executable, str(tmp_path / "engine.py")])
+    child = engine.execute({"do": "begin"}, 20.0)["value"]
+    start = time.monotonic()
+    engine.close()  # the child holds the other end of the pipes
+    assert time.monotonic() - start < 3
+    os.kill(child, signal.SIGKILL)
+
+
+SLOW = """
+import json, os, pathlib, sys, time
+hello = {"name": "x", "version": "1", "spec": "0.1", "capabilities": ["step", "iter"]}
+for line in sys.stdin:
+    if "hello" not in line:
+        pathlib.Path(str(os.getpid())).touch()
+        time.sleep(60)
+    print(json.dumps({"value": hello}), flush=True)
+"""
+
+
+@pytest.mark.parametrize("sent, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_a_run_that_is_ended_ends_its_engines(tmp_path, sent, code, jobs):
+    (tmp_path / "engine.py").write_text(SLOW)
+    command = f"{sys.executable} {tmp_path / 'engine.py'}"
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    asked = ["datarax_conformance", "run", "x", "--exec", command, "--jobs", jobs]
+    run = subprocess.Popen(
+        [sys.executable, "-m", *asked], cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True
+    )
+    start = time.monotonic()
+    while not (busy := [int(path.name) for path in tmp_path.iterdir() if path.name.isdigit()]):
+        assert time.monotonic() - start < 30
+        time.sleep(0.05)
+    run.send_signal(sent)
+    _, said = run.communicate(timeout=30)
+    assert run.returncode == code
+    assert "Traceback" not in said
+    for process in busy:
+        with pytest.raises(ProcessLookupError):
+            os.kill(process, 0)
 
 
 def test_an_engine_that_does_not_read_has_its_time_and_no_more():

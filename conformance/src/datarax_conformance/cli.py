@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import datetime
 import io
 import json
 import pathlib
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -220,8 +222,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # an engine's texts may hold anything
+    with contextlib.suppress(ValueError):  # not the main thread
+        # The engines are in sessions of their own: who ends the run must let it end them.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         return args.do(args)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     except (ValueError, OSError) as exc:
         print(f"datarax-conformance: {exc}", file=sys.stderr)
         return 2

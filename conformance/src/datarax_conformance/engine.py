@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 from .adapter import Adapter
 from .arrays import canonical
@@ -82,6 +82,31 @@ def is_answer(answer: Any) -> bool:
     return "value" in answer or isinstance(answer.get("fault"), str)
 
 
+def write(pipe: TextIO, lines: queue.Queue[str | None]) -> None:
+    """Writes the lines up to None. If the process has ended, `read` notices it."""
+    with contextlib.suppress(OSError), pipe:
+        for line in iter(lines.get, None):
+            pipe.write(line)
+            pipe.flush()
+
+
+def read(pipe: TextIO, lines: queue.Queue[str | None]) -> None:
+    """Puts what is read into `lines`, and None at the end."""
+    with pipe:
+        for line in pipe:
+            lines.put(line)
+    lines.put(None)
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """Kills a process and its group, also if the process itself has ended before."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except (AttributeError, ProcessLookupError, PermissionError):
+        process.kill()  # no groups on this platform, or nobody left in this one
+    process.wait()
+
+
 class Piped:
     """A process that reads one action per line and writes one answer per line."""
 
@@ -107,25 +132,15 @@ class Piped:
             )
         except OSError as exc:
             raise Lost("ADAPTER-ERROR", f"cannot start: {exc.strerror}") from exc
-        self.lines: queue.Queue[str | None] = queue.Queue()
-        reader = threading.Thread(target=self._read, args=(process, self.lines), daemon=True)
-        reader.start()
+        self.actions, self.lines = queue.Queue[str | None](), queue.Queue[str | None]()
+        # In threads, each with a pipe of its own, which it also closes: a read or a write blocks
+        # for as long as anything holds the other end, and a `close` would wait for it.
+        for target, pipe, lines in (
+            (write, process.stdin, self.actions),
+            (read, process.stdout, self.lines),
+        ):
+            threading.Thread(target=target, args=(pipe, lines), daemon=True).start()
         return process
-
-    @staticmethod
-    def _write(process: subprocess.Popen[str], line: str) -> None:
-        assert process.stdin is not None
-        with contextlib.suppress(OSError, ValueError):  # `_read` notices that it ended
-            process.stdin.write(line)
-            process.stdin.flush()
-
-    @staticmethod
-    def _read(process: subprocess.Popen[str], lines: queue.Queue[str | None]) -> None:
-        assert process.stdout is not None
-        with contextlib.suppress(ValueError):  # `close` closed the pipe
-            for line in process.stdout:
-                lines.put(line)
-        lines.put(None)
 
     def execute(self, action: Mapping[str, Any], timeout: float) -> dict[str, Any]:
         try:
@@ -149,19 +164,17 @@ class Piped:
         self.check_silent()
         if self.process is None:
             self.process = self._start()
-        assert self.process.stdin is not None
-        # In a thread, since the write blocks once the pipe is full and the process does not read.
-        line_out = json.dumps(action) + "\n"
-        threading.Thread(target=self._write, args=(self.process, line_out), daemon=True).start()
+        process = self.process
+        self.actions.put(json.dumps(action) + "\n")
         try:
             line = self.lines.get(timeout=timeout)
         except queue.Empty:
-            if self.process.poll() is None:
+            if process.poll() is None:
                 raise Lost("TIMEOUT", f"no answer to {action['do']!r} in time") from None
-            line = None  # the process has ended, but a child of it holds its output open
+            line = None  # it has ended, but something that it started holds its output
         if line is None:
             try:
-                how = f"ended with code {self.process.wait(timeout=LAST_WORDS)}"
+                how = f"ended with code {process.wait(timeout=LAST_WORDS)}"
             except subprocess.TimeoutExpired:
                 how = "closed its standard output"
             raise Lost("CRASH", f"the process {how} at {action['do']!r}")
@@ -175,31 +188,12 @@ class Piped:
         return answer
 
     def close(self) -> None:
-        if self.process is None:
-            return
-        process, self.process = self.process, None
-        _kill(process)
-        process.wait()
-        # In a thread, since it waits for the reader, which a process that has left the session of
-        # this one may keep waiting.
-        closing = threading.Thread(target=_close_pipes, args=(process,), daemon=True)
-        closing.start()
-        closing.join(LAST_WORDS)
-
-
-def _kill(process: subprocess.Popen[str]) -> None:
-    """Kills a process that leads a session, and its children."""
-    if not hasattr(os, "killpg"):  # Windows
-        process.kill()
-        return
-    with contextlib.suppress(ProcessLookupError, PermissionError):  # all have ended
-        os.killpg(process.pid, signal.SIGKILL)
-
-
-def _close_pipes(process: subprocess.Popen[str]) -> None:
-    for pipe in (process.stdin, process.stdout):
-        with contextlib.suppress(OSError):
-            pipe.close()  # type: ignore[union-attr]
+        """Ends the process and what it has started. Ctrl-C in the terminal does not reach them,
+        since they have a session of their own."""
+        if self.process is not None:
+            kill(self.process)
+            self.actions.put(None)
+            self.process = None
 
 
 def serve_command(target: str, python: str = sys.executable) -> list[str]:

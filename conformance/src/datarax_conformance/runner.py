@@ -246,7 +246,12 @@ class Run:
         self.engines = [new_engine() for _ in range(jobs)]  # processes start at the first action
         self.idle = list(self.engines)
         self.local = threading.local()
-        self.identity = self._hello()
+        self.closed = False
+        try:
+            self.identity = self._hello()
+        except BaseException:
+            self.close()
+            raise
 
     def _engine(self) -> Engine:
         if not hasattr(self.local, "engine"):
@@ -266,7 +271,6 @@ class Run:
             answer = {"fault": f"{lost.outcome}: {lost}"}
         fault = answer.get("fault") or answer.get("error", {}).get("message")
         if fault := fault or wrong_claim(answer.get("value")):
-            self.close()
             raise AdapterError(f"The adapter cannot be run: {' '.join(fault.split())}")
         return answer["value"]
 
@@ -317,7 +321,8 @@ class Run:
 
         def work_out(group: Sequence[Case]) -> None:
             for case in group:
-                self.verdict(case)
+                if not self.closed:
+                    self.verdict(case)
 
         if self.jobs == 1:  # in this thread, for a debugger
             for group in self.groups:
@@ -325,9 +330,14 @@ class Run:
         else:
             self.idle = list(self.engines)  # also the one that answered `hello`
             with concurrent.futures.ThreadPoolExecutor(self.jobs) as pool:
-                list(pool.map(work_out, self.groups))
+                try:
+                    list(pool.map(work_out, self.groups))
+                except BaseException:  # Ctrl-C: the pool waits for its threads, which wait for
+                    self.close()  # the engines
+                    raise
         return [self.verdict(case) for case in self.cases]
 
     def close(self) -> None:
+        self.closed = True
         for engine in self.engines:
             engine.close()
