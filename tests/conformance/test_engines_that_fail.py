@@ -1,7 +1,9 @@
 """An engine may hang, die or talk nonsense: its cases get a name for it, and the run goes on."""
 
+import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -10,14 +12,15 @@ import time
 
 import numpy as np
 import pytest
-from datarax_conformance import run_conformance
+from datarax_conformance import report, run_conformance
 from datarax_conformance.adapter import load_adapter
 from datarax_conformance.arrays import canonical, encode
 from datarax_conformance.case import selected, stored_cases
 from datarax_conformance.cli import main
 from datarax_conformance.compare import difference
-from datarax_conformance.engine import Lost, Piped
+from datarax_conformance.engine import Lost, Piped, received
 from datarax_conformance.model_adapter import Adapter
+from datarax_conformance.session import to_line
 
 pytestmark = pytest.mark.internal
 
@@ -42,8 +45,8 @@ def outcomes(tmp_path, trouble, timeout=20.0):
     script = tmp_path / "engine.py"
     script.write_text(textwrap.dedent(ENGINE).replace("TROUBLE", trouble))
     command = [sys.executable, str(script)]
-    report = run_conformance("x", cases=CASES, command=command, timeout=timeout, blocking=False)
-    return {entry["case"]: entry["outcome"] for entry in report["verdicts"]}
+    told = run_conformance("x", cases=CASES, command=command, timeout=timeout, blocking=False)
+    return {entry["case"]: entry["outcome"] for entry in told["verdicts"]}
 
 
 @pytest.mark.parametrize(
@@ -55,6 +58,7 @@ def outcomes(tmp_path, trouble, timeout=20.0):
         ("print('[1, 2]', flush=True); continue", "ADAPTER-ERROR"),
         ("os.write(1, b'\\xff\\n'); continue", "ADAPTER-ERROR"),
         ('os.write(1, b\'{"value": [], "note": "\\xff"}\\n\'); continue', "ADAPTER-ERROR"),
+        ("print('{\"value\":' + '[' * 99 + ']' * 99 + '}', flush=True); continue", "ADAPTER-ERROR"),
         ("os.close(1); time.sleep(60)", "CRASH"),
         ("print('[' * 10**5, flush=True); continue", "ADAPTER-ERROR"),
         ("print('{\"value\": []}', flush=True)", "FAIL"),  # two answers
@@ -193,6 +197,47 @@ def test_base64_with_other_characters_in_it_is_not_mended():
 
 
 @pytest.mark.parametrize(
+    "answer, said",
+    [
+        ({}, "not an answer, as it has no `value`, `error` or `fault`: '{}'"),
+        ({"fault": 3}, "not an answer, as it has no `value`, `error` or `fault`: "),
+        ({"error": "x"}, "not an answer, as its `error` is no object: "),
+        ({"error": {"code": "x"}}, "not an answer, as its `error` has no `details`, `type`, `me"),
+        (
+            {"error": {"code": "x", "details": 3, "type": "", "message": ""}},
+            "not an answer, as the `details` of its `error` are no object: ",
+        ),
+    ],
+)
+def test_what_is_not_an_answer_says_what_it_lacks(answer, said):
+    with pytest.raises(Lost, match=re.escape(said)):
+        received(json.dumps(answer))
+
+
+class Mumbling(Adapter):
+    """Fails with half of a pair of surrogates in its text."""
+
+    def build(self, program, ops):
+        raise RuntimeError("\ud800 and \U0001f642")
+
+
+def test_half_a_surrogate_is_replaced_where_an_answer_is_received(tmp_path):
+    name = "STEP-001-first-batches"
+    [local] = run_conformance(Mumbling(), only=[name])["verdicts"]
+    assert "? and \U0001f642" in local["reason"]
+    error = {"code": "x", "details": {}, "type": "", "message": "\ud800"}
+    trouble = f"print({json.dumps({'error': error})!r}, flush=True); continue"
+    assert outcomes(tmp_path, trouble)[name] == "FAIL"
+    report.write_report(run_conformance(Mumbling(), only=[name]), tmp_path / "out")
+
+
+def test_an_answer_that_is_no_json_is_an_adapter_error():
+    assert to_line({"value": {1, 2}}) == (
+        '{"fault": "an answer that JSON cannot hold: Object of type set is not JSON serializable"}'
+    )
+
+
+@pytest.mark.parametrize(
     "asked, cause",
     [
         (["no_such_module:Adapter"], "No module named 'no_such_module'"),
@@ -260,9 +305,9 @@ class Broken:
 
 
 def test_a_classify_that_breaks_its_contract_is_an_adapter_error():
-    report = run_conformance(Broken(), only=["STEP-001"])
-    assert report["verdicts"][0]["outcome"] == "ADAPTER-ERROR"
-    assert "classify returns (code, details)" in report["verdicts"][0]["reason"]
+    verdict = run_conformance(Broken(), only=["STEP-001"])["verdicts"][0]
+    assert verdict["outcome"] == "ADAPTER-ERROR"
+    assert "classify returns (code, details)" in verdict["reason"]
 
 
 @pytest.mark.parametrize("details", [None, 3, {"nodes": {1, 2}}])

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from typing import Any, Protocol, TextIO
 
 from .adapter import Adapter
 from .arrays import canonical
-from .session import Session
+from .session import Session, to_line
 
 
 class Lost(Exception):
@@ -54,7 +55,7 @@ class Local:
 
     def execute(self, action: Mapping[str, Any], timeout: float) -> dict[str, Any]:
         del timeout
-        return self.session.execute(action)
+        return received(to_line(self.session.execute(action)))
 
     def check_silent(self) -> None:
         pass
@@ -72,14 +73,54 @@ LAST_WORDS = 5.0
 """Seconds that a process may take to exit after it has closed its output."""
 
 
-def is_answer(answer: Any) -> bool:
+DEEP = 64  # lists and objects within one another; an answer has no use for more
+
+# Half of a pair of surrogates, or a whole pair. JSON can hold half a pair, UTF-8 cannot.
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def received(line: str) -> dict[str, Any]:
+    """The answer in a line, for the runner to compare and to report."""
+    try:
+        line.encode()  # fails where a byte was no UTF-8
+        answer = json.loads(line)
+    except RecursionError:
+        raise Lost("ADAPTER-ERROR", f"nested too deep: {line[:100]!r}") from None
+    except ValueError:
+        raise Lost("ADAPTER-ERROR", f"not a line of JSON in UTF-8: {line[:100]!r}") from None
+    if depth(answer) > DEEP:
+        raise Lost("ADAPTER-ERROR", f"nested too deep: {line[:100]!r}")
+    if fault := no_answer(answer):
+        raise Lost("ADAPTER-ERROR", f"{fault}: {line[:100]!r}")
+    if SURROGATE.search(line):
+        answer = json.loads(json.dumps(answer, ensure_ascii=False).encode(errors="replace"))
+    return canonical(answer)
+
+
+def depth(value: Any) -> int:
+    """How many lists and objects stand within one another, at most. Does not recurse."""
+    count, level = 0, [value]
+    while level := [part for part in level if isinstance(part, dict | list)]:
+        count += 1
+        level = [x for part in level for x in (part.values() if isinstance(part, dict) else part)]
+    return count
+
+
+def no_answer(answer: Any) -> str | None:
+    """Why a JSON value is not an answer, or None."""
     if not isinstance(answer, dict):
-        return False
-    if "error" in answer:
-        error = answer["error"]
-        said = isinstance(error, dict) and error.keys() >= {"code", "details", "type", "message"}
-        return said and isinstance(error["details"], dict)
-    return "value" in answer or isinstance(answer.get("fault"), str)
+        return "not an answer"
+    if "error" not in answer:
+        said = "value" in answer or isinstance(answer.get("fault"), str)
+        return None if said else "not an answer, as it has no `value`, `error` or `fault`"
+    error = answer["error"]
+    if not isinstance(error, dict):
+        return "not an answer, as its `error` is no object"
+    if missing := [x for x in ("code", "details", "type", "message") if x not in error]:
+        return f"not an answer, as its `error` has no {', '.join(f'`{x}`' for x in missing)}"
+    if not isinstance(error["details"], dict):
+        return "not an answer, as the `details` of its `error` are no object"
+    return None
 
 
 def write(pipe: TextIO, lines: queue.Queue[str | None]) -> None:
@@ -178,14 +219,7 @@ class Piped:
             except subprocess.TimeoutExpired:
                 how = "closed its standard output"
             raise Lost("CRASH", f"the process {how} at {action['do']!r}")
-        try:
-            line.encode()  # fails where a byte was no UTF-8
-            answer = canonical(json.loads(line))
-        except (ValueError, RecursionError):
-            raise Lost("ADAPTER-ERROR", f"not a line of JSON in UTF-8: {line[:100]!r}") from None
-        if not is_answer(answer):
-            raise Lost("ADAPTER-ERROR", f"not an answer: {line[:100]!r}")
-        return answer
+        return received(line)
 
     def close(self) -> None:
         """Ends the process and what it has started. Ctrl-C in the terminal does not reach them,

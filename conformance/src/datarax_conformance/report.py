@@ -310,7 +310,7 @@ def write_report(report: Report, folder: pathlib.Path) -> None:
     for entry in report["verdicts"]:
         if "minimal" in entry:
             text = json.dumps(entry["minimal"], indent=1, ensure_ascii=False) + "\n"
-            write_text(faults / f"{entry['case']}.json", text)
+            (faults / f"{entry['case']}.json").write_text(text, encoding="utf-8")
     if not any(faults.iterdir()):
         faults.rmdir()
     for name, text in (
@@ -318,9 +318,4 @@ def write_report(report: Report, folder: pathlib.Path) -> None:
         ("junit.xml", to_junit(report)),
         ("badge.svg", to_badge(report)),
     ):
-        write_text(folder / name, text)
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-    """An engine's texts may hold half a surrogate pair, which UTF-8 does not have."""
-    path.write_text(text, encoding="utf-8", errors="backslashreplace")
+        (folder / name).write_text(text, encoding="utf-8")

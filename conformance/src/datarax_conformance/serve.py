@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .adapter import load_adapter
-from .session import Session, scrubbed
+from .session import Session, scrubbed, to_line
 
 
 def serve(target: str, session: type[Session] = Session) -> None:
@@ -25,7 +25,7 @@ def serve(target: str, session: type[Session] = Session) -> None:
             return fault
 
     for line in sys.stdin:
-        answers.write(json.dumps(answer(json.loads(line))) + "\n")
+        answers.write(to_line(answer(json.loads(line))) + "\n")
         answers.flush()
 
 

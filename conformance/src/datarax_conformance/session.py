@@ -77,6 +77,14 @@ def answered(value: Any) -> Any:
     return to_batch(value) if arrays else value
 
 
+def to_line(answer: Mapping[str, Any]) -> str:
+    """The answer as JSON, or the fault that it is none."""
+    try:
+        return json.dumps(answer)
+    except (TypeError, ValueError, RecursionError) as exc:
+        return json.dumps({"fault": scrubbed(f"an answer that JSON cannot hold: {exc}")})
+
+
 class Session:
     def __init__(self, adapter: Adapter):
         self.adapter = adapter
