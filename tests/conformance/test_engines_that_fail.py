@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from datarax_conformance import report, run_conformance
 from datarax_conformance.adapter import load_adapter
-from datarax_conformance.arrays import canonical, encode
+from datarax_conformance.arrays import canonical, encode, unreadable
 from datarax_conformance.case import selected, stored_cases
 from datarax_conformance.cli import main
 from datarax_conformance.compare import difference
@@ -42,11 +42,15 @@ for line in sys.stdin:
 
 
 def outcomes(tmp_path, trouble, timeout=20.0):
+    return {name: entry["outcome"] for name, entry in told(tmp_path, trouble, timeout).items()}
+
+
+def told(tmp_path, trouble, timeout=20.0):
     script = tmp_path / "engine.py"
     script.write_text(textwrap.dedent(ENGINE).replace("TROUBLE", trouble))
     command = [sys.executable, str(script)]
-    told = run_conformance("x", cases=CASES, command=command, timeout=timeout, blocking=False)
-    return {entry["case"]: entry["outcome"] for entry in told["verdicts"]}
+    result = run_conformance("x", cases=CASES, command=command, timeout=timeout, blocking=False)
+    return {entry["case"]: entry for entry in result["verdicts"]}
 
 
 @pytest.mark.parametrize(
@@ -194,6 +198,50 @@ def test_base64_with_other_characters_in_it_is_not_mended():
     assert canonical(answer) == answer
     answer["base64"] += "~"
     assert canonical(answer) == answer
+
+
+ONES = {"dtype": "float32", "shape": [2]}
+
+
+@pytest.mark.parametrize(
+    "array, said",
+    [
+        ({**ONES, "base64": "AACAPw=="}, "cannot reshape array of size 1 into shape (2,)"),
+        ({**ONES, "base64": "AACAPw~="}, "Only base64 data is allowed"),
+        ({**ONES, "base64": "AACAPw="}, "Incorrect padding"),
+        ({**ONES, "data": ["x", 1]}, "could not convert string to float: 'x'"),
+        ({**ONES, "dtype": "int33", "data": [1, 1]}, "data type 'int33' not understood"),
+        (ONES, "an array has `data` or `base64`"),
+        ({"dtype": "uint8", "shape": [1], "data": [300]}, "300 out of bounds for uint8"),
+    ],
+)
+def test_an_array_that_cannot_be_read_says_where_it_stands_and_why(array, said):
+    answer = [{"id": encode(np.arange(2))}, {"id": encode(np.arange(2)), "x": array}]
+    assert re.fullmatch(rf"\[1\]\.x: .*{re.escape(said)}.*", str(unreadable(answer)))
+
+
+@pytest.mark.parametrize(
+    "array, outcome, said",
+    [
+        (
+            {**ONES, "shape": [4], "base64": "AACAPw=="},
+            "ADAPTER-ERROR",
+            "no value of the form that 'step' gives: ",
+        ),
+        (
+            ONES,
+            "FAIL",
+            "[0].x: expected the names ['data', 'dtype', 'shape'], got ['dtype', 'shape'] (",
+        ),
+    ],
+)
+def test_a_report_says_which_array_cannot_be_read(tmp_path, array, outcome, said):
+    [case] = [case for case in CASES if case.id == "STEP-001-first-batches"]
+    right = case.script[1]["expect"]["value"]
+    answer = [{**batch, "x": array} for batch in right]
+    entry = told(tmp_path, f"answer = {answer}")[case.id]
+    assert entry["outcome"] == outcome
+    assert entry["reason"].startswith(f"{said}[0].x: ")
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,25 @@ def fits(data: Mapping[str, Any]) -> bool:
     return kind not in FITTING or not given.size or given.dtype.kind in FITTING[kind]
 
 
+def unreadable(answer: Any, path: str = "") -> str | None:
+    """The first array in an answer that cannot be read: where it stands, and why."""
+    if isinstance(answer, list):
+        parts = [(f"{path}[{i}]", part) for i, part in enumerate(answer)]
+    elif not isinstance(answer, dict):
+        return None
+    elif answer.keys() >= {"dtype", "shape"}:
+        try:
+            decode(answer)
+        except KeyError:
+            return f"{path or 'value'}: an array has `data` or `base64`"
+        except (TypeError, ValueError, OverflowError) as exc:
+            return f"{path or 'value'}: {exc}"
+        return None
+    else:
+        parts = [(f"{path}.{name}".lstrip("."), part) for name, part in answer.items()]
+    return next((found for at, part in parts if (found := unreadable(part, at))), None)
+
+
 def decode(data: Mapping[str, Any]) -> Any:
     """The array of `{"dtype", "shape", "data" | "base64"}`. `{"dtype", "range": n}` is 0 to n-1, as
     a `Range` if n is more than `FAR`."""

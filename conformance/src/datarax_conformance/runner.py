@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from .adapter import PROFILES
+from .arrays import unreadable
 from .case import Case, stored_cases
 from .compare import ANYTHING, deviation
 from .engine import Engine, Lost
@@ -109,13 +110,15 @@ def play(case: Case, engine: Engine, timeout: float) -> Verdict:
                 return Verdict(case, "UNSUPPORTED", "the engine holds its columns in memory")
             try:
                 reason = deviation(expect, answer, notes)
-            except (LookupError, TypeError, ValueError, AttributeError) as error:
-                cause = f"{type(error).__name__}: {error}"
-                reason = f"no value of the form that {action['do']!r} gives ({cause})"
+            except (LookupError, TypeError, ValueError, AttributeError) as exc:
+                why = unreadable(answer["value"]) or f"{type(exc).__name__}: {exc}"
+                reason = f"no value of the form that {action['do']!r} gives: {why}"
                 return Verdict(case, "ADAPTER-ERROR", reason, index, expect, answer)
             if reason:
                 with contextlib.suppress(Lost):  # if it has said more, it begins anew
                     engine.check_silent()
+                why = unreadable(answer.get("value"))
+                reason = f"{reason} ({why})" if why else reason
                 return Verdict(case, "FAIL", reason, index, expect, answer)
             if action["do"] == "build":
                 stream = action.get("to", "main")
