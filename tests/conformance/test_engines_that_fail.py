@@ -290,17 +290,33 @@ def test_an_answer_that_is_no_json_is_an_adapter_error():
     [
         (["no_such_module:Adapter"], "No module named 'no_such_module'"),
         (["json:Adapter"], "module 'json' has no attribute 'Adapter'"),
+        (["nofile.py:Adapter"], "No such file or directory"),
+        (["no_such_module:Adapter", "--in-process"], "No module named 'no_such_module'"),
         (["x", "--exec", "./no-such-engine"], "cannot start: No such file or directory"),
         (["x", "--exec", ""], "--exec needs a command"),
         (["x", "--exec", "true"], "the process ended with code 0 at 'hello'"),
         (["x", "--exec", "echo 5"], "not an answer: '5"),
     ],
 )
-def test_what_is_no_engine_at_all_is_said_once(asked, cause, capsys):
-    assert main(["run", *asked]) == 2
+def test_what_is_no_engine_at_all_is_said_once(asked, cause, capsys, command="run"):
+    assert main([command, *asked]) == 2
     shown = capsys.readouterr()
     assert shown.out == ""
     assert shown.err.count("\n") == 1 and cause in shown.err
+
+
+def test_explore_too_says_it_once(capsys):
+    test_what_is_no_engine_at_all_is_said_once(["no.py:A"], "No such file", capsys, "explore")
+
+
+def test_explore_shows_the_program_at_which_an_engine_dies(tmp_path, capsys):
+    (tmp_path / "dying.py").write_text(
+        "import os\nfrom datarax_conformance.model_adapter import Adapter as Model\n"
+        "class Adapter(Model):\n    def build(self, program, ops): os._exit(3)\n"
+    )
+    assert main(["explore", f"{tmp_path / 'dying.py'}:Adapter", "--examples", "2"]) == 1
+    said = "CRASH: the process ended with code 3 at 'build'\n{\"program\": "
+    assert capsys.readouterr().out.startswith(said)
 
 
 def run_module(*arguments):

@@ -17,8 +17,8 @@ from datarax_conformance import cli, report, run_conformance
 from datarax_conformance.arrays import encode
 from datarax_conformance.case import stored_cases
 from datarax_conformance.compare import deviation, difference
+from datarax_conformance.files import expected_failures
 from datarax_conformance.model_adapter import Adapter
-from datarax_conformance.runner import expected_failures
 
 pytestmark = pytest.mark.internal
 
@@ -53,39 +53,6 @@ def write(tmp_path, *entries):
     path = tmp_path / "expected.json"
     path.write_text(json.dumps(entries))
     return path
-
-
-@pytest.mark.parametrize(
-    "change, words",
-    [
-        ({"case": "ITER-999-none"}, "is no case of this suite"),
-        ({"expires": "2025-12-31"}, "expired on 2025-12-31"),
-        ({"expires": "soon"}, "Expected failure 1 of expected.json: `expires` must be a date"),
-        ({"link": ""}, "must give texts"),
-        ({"link": 7}, "must give texts"),
-    ],
-)
-def test_an_expected_failure_is_complete_known_and_in_time(tmp_path, change, words):
-    with pytest.raises(ValueError, match=words):
-        expected_failures(write(tmp_path, {**ENTRY, **change}), stored_cases(), TODAY)
-
-
-@pytest.mark.parametrize(
-    "text, words",
-    [
-        ("{}", "expected.json must hold a list, got {}"),
-        ("[", "expected.json is not JSON: Expecting value"),
-        ("[3]", "Expected failure 1 of expected.json must give texts .*, got 3"),
-        (json.dumps([ENTRY, ENTRY]), "Expected failure 2 .* names 'ITER-002-short' again"),
-    ],
-)
-def test_a_file_of_expected_failures_that_is_none_is_named(tmp_path, text, words, capsys):
-    path = tmp_path / "expected.json"
-    path.write_text(text)
-    with pytest.raises(ValueError, match=words):
-        expected_failures(path, stored_cases(), TODAY)
-    assert cli.main(["run", "x:Y", "--expected-failures", str(path)]) == 2
-    assert capsys.readouterr().err.startswith("datarax-conformance: ")
 
 
 def test_a_part_of_the_cases_is_no_whole_run(tmp_path):
@@ -245,6 +212,17 @@ def test_a_run_that_shows_nothing_has_failed(monkeypatch, claim, said):
         ({"limits": {"build": "no"}}, "the limit 'build' names nothing"),
         ({"limits": {"for": "no"}}, "the limit 'for' names nothing"),
         ({"limits": {"last_batch pad": ""}}, "the limit 'last_batch pad' gives no reason"),
+        ({"limits": ["records *"]}, "`limits` gives a reason for each feature, as a text, got ['"),
+        (
+            {"limits": {"records *": 3}},
+            "`limits` gives a reason for each feature, as a text, got {",
+        ),
+        ({"limits": None}, "`limits` gives a reason for each feature, as a text, got None"),
+        ({"capabilities": "iter"}, "`capabilities` is a set of profiles, as texts, got 'iter'"),
+        ({"capabilities": None}, "`capabilities` is a set of profiles, as texts, got None"),
+        ({"capabilities": [["iter"]]}, "`capabilities` is a set of profiles, as texts, got [['i"),
+        ({"name": None}, "`name` is a text, got None"),
+        ({"version": 1}, "`version` is a text, got 1"),
     ],
 )
 def test_what_an_adapter_says_of_itself_must_make_sense(monkeypatch, claim, said):
@@ -253,6 +231,21 @@ def test_what_an_adapter_says_of_itself_must_make_sense(monkeypatch, claim, said
     with pytest.raises(ValueError, match="The adapter cannot be run") as caught:
         run_conformance(Limited(), only=["ITER-001"])
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "how, said",
+    [
+        ({"timeout": -1}, "The timeout is a number of seconds above 0, got -1."),
+        ({"timeout": float("nan")}, "The timeout is a number of seconds above 0, got nan."),
+        ({"timeout": float("inf")}, "The timeout is a number of seconds above 0, got inf."),
+        ({"jobs": 0}, "There is at least 1 job, got 0."),
+        ({"only": "iter"}, "The names of cases are a list, got 'iter'."),
+    ],
+)
+def test_what_a_run_cannot_do_is_refused(how, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        run_conformance(Adapter(), **how)
 
 
 def test_the_digest_does_not_depend_on_the_order_of_the_run():

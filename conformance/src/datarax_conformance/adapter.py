@@ -130,6 +130,13 @@ def load_adapter(target: str) -> Adapter:
     place, _, name = target.rpartition(":")
     if not place:
         raise ValueError(f"An adapter is named `module:Class` or `file.py:Class`, got {target!r}.")
+    try:
+        return _load(place, name)
+    except Exception as exc:
+        raise ValueError(f"cannot load {target}: {type(exc).__name__}: {exc}") from exc
+
+
+def _load(place: str, name: str) -> Adapter:
     if place.endswith(".py"):
         path = pathlib.Path(place)
         sys.path.append(str(path.parent.resolve()))  # the file may import its neighbours

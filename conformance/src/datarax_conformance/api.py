@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 
 from . import report
 from .adapter import Adapter
-from .case import Case, selected, stored_cases
+from .case import Case, stored_cases
 from .engine import Engine, Local, Piped, serve_command
+from .files import chosen
 from .runner import ExpectedFailure, Run
 
 
@@ -45,24 +46,24 @@ def run_conformance(
 ) -> report.Report:
     """The report on `adapter`, or on a `command` that speaks the protocol.
 
-    `adapter` is an object, `module:Class` or `file.py:Class`. `only` names cases, requirements or
-    profiles. `shuffle` is the seed of a random order of the cases. `replay` is what
-    `datarax-conformance run` takes to run the same engine again, where that does not follow from
-    the rest. Raises `AdapterError`, a `ValueError`, if no case can run: the adapter does not load,
-    say, or claims no profile.
+    `adapter` is an object, `module:Class` or `file.py:Class`. `only` names cases, requirements,
+    profiles or JSON files of cases. `shuffle` is the seed of a random order of the cases. `replay`
+    is what `datarax-conformance run` takes to run the same engine again, where that does not follow
+    from the rest. Raises `AdapterError`, a `ValueError`, if no case can run: the adapter does not
+    load, say, or claims no profile.
     """
-    chosen = selected(stored_cases() if cases is None else cases, only)
+    asked = chosen(stored_cases() if cases is None else cases, only)
     if shuffle is not None:
-        chosen = random.Random(shuffle).sample(chosen, len(chosen))
+        asked = random.Random(shuffle).sample(asked, len(asked))
     with tempfile.TemporaryDirectory(prefix="datarax-conformance-") as shared:
         run = Run(
             engine_for(adapter, python, command, shared),
-            chosen,
+            asked,
             expected=expected,
             timeout=timeout,
             blocking=blocking,
             in_order=shuffle is not None,
-            jobs=jobs if isinstance(adapter, str) else 1,
+            jobs=jobs if isinstance(adapter, str) else min(jobs, 1),
         )
         try:
             verdicts = run.all()

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import datetime
 import io
-import json
 import pathlib
 import shlex
 import signal
@@ -16,9 +14,9 @@ from collections.abc import Sequence
 
 from . import report
 from .api import arguments_of, run_conformance
-from .case import Case, load_case, selected, stored_cases
+from .case import stored_cases
+from .files import expected_failures, load_report
 from .requirements import requirements
-from .runner import expected_failures
 
 
 def parser() -> argparse.ArgumentParser:
@@ -115,15 +113,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def do_run(args: argparse.Namespace) -> int:
-    known = stored_cases()
-    files = [name for name in args.case if name.endswith(".json")]
-    names = [name for name in args.case if name not in files]
-    cases: Sequence[Case] = selected(known, names) if names or not files else []
-    own = [dataclasses.replace(load_case(pathlib.Path(name)), file=name) for name in files]
-    cases = [*{case.id: case for case in [*cases, *own]}.values()]
     expected = []
     if args.expected_failures:
-        expected = expected_failures(args.expected_failures, known, datetime.date.today())
+        expected = expected_failures(args.expected_failures, stored_cases(), datetime.date.today())
     adapter, command = args.adapter, shlex.split(args.exec or "")
     if args.exec is not None and not command:
         raise ValueError("--exec needs a command, got an empty one.")
@@ -135,7 +127,7 @@ def do_run(args: argparse.Namespace) -> int:
         replay += " --in-process"
     result = run_conformance(
         adapter,
-        cases=cases,
+        only=args.case,
         expected=expected,
         timeout=args.timeout,
         jobs=args.jobs,
@@ -157,7 +149,7 @@ def do_list(args: argparse.Namespace) -> int:
 
 
 def do_matrix(args: argparse.Namespace) -> int:
-    print(report.to_html([json.loads(path.read_text(encoding="utf-8")) for path in args.reports]))
+    print(report.to_html([load_report(path) for path in args.reports]))
     return 0
 
 

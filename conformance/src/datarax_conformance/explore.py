@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 try:
@@ -25,8 +26,9 @@ except ModuleNotFoundError as error:
 from .api import engine_for
 from .compare import difference
 from .declared._declare import chain, program
-from .engine import Engine, Local
+from .engine import Engine, Local, Lost
 from .model_adapter import Adapter
+from .runner import hello
 
 PROGRAM = st.builds(
     lambda count, size, policy, seed: program(
@@ -50,6 +52,13 @@ CHAIN = st.builds(
 )
 
 
+def answer_of(engine: Engine, action: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return engine.execute(action, 60)
+    except Lost as lost:
+        return {"fault": f"{lost.outcome}: {lost}"}
+
+
 class Machine(RuleBasedStateMachine):
     """Sends the same actions to the model and to the engine. Their answers must be equal."""
 
@@ -71,14 +80,16 @@ class Machine(RuleBasedStateMachine):
         kinds += [CHAIN] if self.claims("dag") else []
         self.program = data.draw(st.one_of(kinds))
         for engine in (self.model, self.engine):
-            engine.execute({"do": "begin", "program": self.program}, 60)
+            answer_of(engine, {"do": "begin", "program": self.program})
         self.both({"do": "build"})
 
     def both(self, action: dict[str, Any]) -> None:
         self.script.append(action)
         expected = self.model.execute(action, 60)
-        got = self.engine.execute(action, 60)
-        if "value" in expected and action["do"] != "save":
+        got = answer_of(self.engine, action)
+        if "fault" in got:
+            fault = got["fault"]
+        elif "value" in expected and action["do"] != "save":
             fault = difference(expected, got)
         else:
             fault = difference(
@@ -113,9 +124,11 @@ class Machine(RuleBasedStateMachine):
 
 def explore(target: str, examples: int) -> int:
     """Runs the engine `target` on `examples` random programs."""
+    if examples < 1:
+        raise ValueError(f"There is at least 1 example, got {examples}.")
     engine = engine_for(target)()
     try:
-        profiles = set(engine.execute({"do": "hello"}, 60)["value"]["capabilities"])
+        profiles = set(hello(engine, 60)["capabilities"])
         machine = type("Explore", (Machine,), {"engine": engine, "profiles": profiles})
         checks = [HealthCheck.too_slow, HealthCheck.filter_too_much]
         run_state_machine_as_test(

@@ -24,9 +24,9 @@ from . import mutants, report, spec, trace, vectors
 from .api import run_conformance
 from .case import stored_cases
 from .casebook import faults, stale_cites
+from .files import expected_failures
 from .mutants._mutant import adapter_of
 from .requirements import requirements
-from .runner import expected_failures
 from .version import SPEC, VERSION
 
 Answer = tuple[bool, str]

@@ -13,7 +13,8 @@ import pytest
 
 from .api import engine_for
 from .case import stored_cases
-from .runner import AdapterError, Run, expected_failures
+from .files import expected_failures
+from .runner import Run
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -48,7 +49,7 @@ def conformance_run(request: pytest.FixtureRequest) -> Iterator[Run]:
             expected=expected_failures(listed, cases, datetime.date.today()) if listed else (),
             timeout=timeout,
         )
-    except AdapterError as error:  # once, not for every case
+    except (ValueError, OSError) as error:  # once, not for every case
         pytest.exit(str(error), returncode=2)
     yield run
     run.close()

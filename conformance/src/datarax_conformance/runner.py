@@ -9,7 +9,6 @@ import dataclasses
 import datetime
 import fnmatch
 import json
-import pathlib
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -145,40 +144,6 @@ class ExpectedFailure:
     expires: datetime.date
 
 
-def expected_failures(
-    path: pathlib.Path, known: Sequence[Case], today: datetime.date
-) -> list[ExpectedFailure]:
-    """The list in the JSON file `path`; an incomplete, unmatched or expired entry is an error."""
-    entries: list[ExpectedFailure] = []
-    try:
-        listed = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path.name} is not JSON: {error}") from error
-    if not isinstance(listed, list):
-        raise ValueError(f"{path.name} must hold a list, got {listed!r}.")
-    for number, entry in enumerate(listed, 1):
-        where = f"Expected failure {number} of {path.name}"
-        wanted = {field.name for field in dataclasses.fields(ExpectedFailure)}
-        given = entry if isinstance(entry, dict) else {}
-        said = {name for name, text in given.items() if text and isinstance(text, str)}
-        if said != wanted or set(given) != wanted:
-            raise ValueError(f"{where} must give texts {sorted(wanted)}, got {entry!r}.")
-        if entry["case"] in {known.case for known in entries}:
-            raise ValueError(f"{where} names {entry['case']!r} again.")
-        if entry["case"] not in {case.id for case in known}:
-            raise ValueError(f"{where} names {entry['case']!r}, which is no case of this suite.")
-        try:
-            expires = datetime.date.fromisoformat(entry["expires"])
-        except ValueError as error:
-            raise ValueError(f"{where}: `expires` must be a date: {error}.") from error
-        if expires < today:
-            raise ValueError(
-                f"{where} ({entry['case']}) expired on {expires}: fix the engine or renew it."
-            )
-        entries.append(ExpectedFailure(**{**entry, "expires": expires}))
-    return entries
-
-
 def alike(cases: Sequence[Case]) -> list[list[Case]]:
     """The cases in groups whose programs differ at most in the seed, the longest group first.
 
@@ -204,6 +169,11 @@ def wrong_claim(identity: Any) -> str | None:
         if name not in identity:
             return f"it does not give its `{name}`"
     claimed, spec = identity["capabilities"], identity["spec"]
+    for name in ("name", "version"):
+        if not isinstance(identity[name], str) or not identity[name]:
+            return f"`{name}` is a text, got {identity[name]!r}"
+    if not isinstance(claimed, list) or not all(isinstance(name, str) for name in claimed):
+        return f"`capabilities` is a set of profiles, as texts, got {claimed!r}"
     if not claimed:
         return f"`capabilities` is empty: claim some of {', '.join(PROFILES)}"
     if unknown := sorted(set(claimed) - set(PROFILES)):
@@ -211,6 +181,8 @@ def wrong_claim(identity: Any) -> str | None:
     if spec != SPEC:
         return f"it follows spec {spec!r}, but version {VERSION} of the suite checks spec {SPEC!r}"
     limits = identity.get("limits", {})
+    if not isinstance(limits, dict) or not all(isinstance(x, str) for x in limits.values()):
+        return f"`limits` gives a reason for each feature, as a text, got {limits!r}"
     asked = {feature for case in stored_cases() if limits for feature in case.features}
     for limit, reason in limits.items():
         if not reason:
@@ -221,6 +193,19 @@ def wrong_claim(identity: Any) -> str | None:
                 "as 'last_batch pad' and 'records *' do"
             )
     return None
+
+
+def hello(engine: Engine, timeout: float) -> dict[str, Any]:
+    """The adapter's answer to `hello`. Raises `AdapterError` if no case can run with it."""
+    answer: dict[str, Any]
+    try:
+        answer = engine.execute({"do": "hello"}, timeout)
+    except Lost as lost:
+        answer = {"fault": f"{lost.outcome}: {lost}"}
+    fault = answer.get("fault") or answer.get("error", {}).get("message")
+    if fault := fault or wrong_claim(answer.get("value")):
+        raise AdapterError(f"The adapter cannot be run: {' '.join(fault.split())}")
+    return answer["value"]
 
 
 class Run:
@@ -237,6 +222,10 @@ class Run:
         in_order: bool = False,
         jobs: int = 1,
     ):
+        if not 0 < timeout <= threading.TIMEOUT_MAX:
+            raise ValueError(f"The timeout is a number of seconds above 0, got {timeout:g}.")
+        if jobs < 1:
+            raise ValueError(f"There is at least 1 job, got {jobs}.")
         self.cases = cases
         self.groups = [[case] for case in cases] if in_order else alike(cases)
         self.expected = {entry.case for entry in expected}
@@ -251,7 +240,7 @@ class Run:
         self.local = threading.local()
         self.closed = False
         try:
-            self.identity = self._hello()
+            self.identity = hello(self._engine(), timeout)
         except BaseException:
             self.close()
             raise
@@ -264,18 +253,6 @@ class Run:
                     self.engines += self.idle
                 self.local.engine = self.idle.pop()
         return self.local.engine
-
-    def _hello(self) -> dict[str, Any]:
-        """The adapter's answer to `hello`. Raises `AdapterError` if no case can run with it."""
-        answer: dict[str, Any]
-        try:
-            answer = self._engine().execute({"do": "hello"}, self.timeout)
-        except Lost as lost:
-            answer = {"fault": f"{lost.outcome}: {lost}"}
-        fault = answer.get("fault") or answer.get("error", {}).get("message")
-        if fault := fault or wrong_claim(answer.get("value")):
-            raise AdapterError(f"The adapter cannot be run: {' '.join(fault.split())}")
-        return answer["value"]
 
     def limit(self, case: Case) -> str:
         """The adapter's limits that the case meets, with their reasons; empty if there are none."""

@@ -19,7 +19,7 @@ def serve(target: str, session: type[Session] = Session) -> None:
     try:
         answer = session(load_adapter(target)).execute
     except Exception as exc:
-        fault = {"fault": scrubbed(f"cannot load {target}: {type(exc).__name__}: {exc}")}
+        fault = {"fault": scrubbed(str(exc))}
 
         def answer(action: Mapping[str, Any]) -> dict[str, Any]:
             return fault

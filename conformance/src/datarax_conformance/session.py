@@ -13,7 +13,7 @@ import random
 import re
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -130,13 +130,13 @@ class Session:
     # Actions. `on` names the stream or iterator; `to` and `hold` name what is kept for later.
 
     def do_hello(self) -> dict[str, Any]:
-        adapter = self.adapter
+        adapter, claimed = self.adapter, self.adapter.capabilities
         return {
             "name": adapter.name,
             "version": adapter.version,
             "spec": adapter.spec,
-            "capabilities": sorted(adapter.capabilities),
-            "limits": dict(getattr(adapter, "limits", {})),
+            "capabilities": sorted(claimed) if isinstance(claimed, Set | list) else claimed,
+            "limits": getattr(adapter, "limits", {}),
         }
 
     def do_begin(self, program: Mapping[str, Any]) -> None:
