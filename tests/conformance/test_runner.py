@@ -96,6 +96,7 @@ def test_an_unexpected_pass_is_an_error(tmp_path):
     report.write_report(result, tmp_path)
 
 
+NOTHING = {"*": "it has nothing"}
 LIMITS = {"last_batch pad": "it has no mask"}
 
 
@@ -186,17 +187,18 @@ def test_an_engine_that_fails_for_another_reason_has_failed():
 
 
 @pytest.mark.parametrize(
-    "claim, said",
+    "claim, only, said",
     [
-        ({"limits": {"last_batch *": "no"}}, "none of the cases of iter passed"),
-        ({"capabilities": ["iter", "shuffle.exact"]}, "shuffle.exact  no case: each needs"),
-        ({"capabilities": ["step"]}, "no case was judged"),
+        ({"limits": NOTHING}, ["scan"], "\nnone of the cases of scan passed, which is claimed\n"),
+        ({"limits": NOTHING}, ["SCAN-001"], "\nno case was judged\n"),
+        ({"capabilities": ["iter", "shuffle.exact"]}, ["SHUF-012"], "\n  shuffle.exact  no case: "),
+        ({"capabilities": ["step"]}, ["ITER-001"], "\nno case was judged: those chosen are of pr"),
     ],
 )
-def test_a_run_that_shows_nothing_has_failed(monkeypatch, claim, said):
+def test_a_run_that_shows_nothing_has_failed(monkeypatch, claim, only, said):
     for name, value in claim.items():
         monkeypatch.setattr(Limited, name, value)
-    result = run_conformance(Limited(), only=["ITER-001", "SHUF-012"])
+    result = run_conformance(Limited(), only=only)
     assert report.failed(result)
     assert said in report.to_text(result)
     assert "#2e7d32" not in report.to_badge(result)  # the green of all that is claimed
@@ -322,6 +324,12 @@ def test_the_file_of_a_case_is_run_besides_those_that_are_named(tmp_path, capsys
     assert cli.main(["run", adapter, "--in-process", *names]) == 0
     text = capsys.readouterr().out
     assert "step  1 PASS" in text and "iter  2 PASS" in text
+
+
+def test_a_failure_alone_does_not_say_that_nothing_of_its_profile_passes():
+    result = run_conformance(NoEpochs(), only=["STEP-001-first-batches"])
+    assert result["profiles"] == {"step": {"FAIL": 1}}
+    assert "none of the cases" not in report.to_text(result)
 
 
 def test_a_failure_says_everything():

@@ -24,6 +24,7 @@ LONG = 48  # a report cuts longer lists
 NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 KINDS = {"PASS": "passed", "BLOCKED": "not judged", "UNSUPPORTED": "not judged"}
 KINDS_SHOWN = ("failed", "passed", "not judged")
+NOT_JUDGED = {"BLOCKED", "UNSUPPORTED"}
 NO_CASE = "no case: each needs another profile too, which is not claimed"
 
 Report = Mapping[str, Any]
@@ -101,15 +102,31 @@ def brief(value: Any) -> Any:
 
 
 def failed(report: Report) -> bool:
-    """Whether a case failed, no case of a claimed profile passed, or no case was judged."""
-    bad = any(report["summary"].get(outcome) for outcome in BAD)
-    return bad or bool(unproven(report)) or not report["verdicts"]
+    """Whether a case failed, or the run shows nothing of what is claimed."""
+    return any(report["summary"].get(outcome) for outcome in BAD) or bool(nothing_shown(report))
 
 
-def unproven(report: Report) -> list[str]:
-    """The claimed profiles of which cases were chosen, but none passed."""
-    claimed = report["engine"]["capabilities"]
-    return [p for p, counts in report["profiles"].items() if p in claimed and "PASS" not in counts]
+def nothing_shown(report: Report) -> list[str]:
+    """Sentences: no case was judged, or none of a claimed profile passed, though all were run."""
+    said = []
+    if not report["verdicts"]:
+        said.append("no case was judged: those chosen are of profiles that are not claimed")
+    elif not report["summary"].keys() - NOT_JUDGED:
+        said.append("no case was judged")
+    claimed = {*report["engine"]["capabilities"]}
+    reported = {entry["case"] for entry in report["verdicts"]}
+    missed = {
+        case.profiles[0]
+        for case in stored_cases()
+        if claimed >= {*case.profiles} and case.id not in reported
+    }
+    # A failure has said so already.
+    unproven = [p for p, counts in report["profiles"].items() if not {"PASS", *BAD} & {*counts}]
+    return said + [
+        f"none of the cases of {p} passed, which is claimed"
+        for p in unproven
+        if p in claimed - missed
+    ]
 
 
 def to_paragraph(entry: Mapping[str, Any]) -> str:
@@ -130,7 +147,7 @@ def not_judged(entries: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], li
     """The BLOCKED and UNSUPPORTED cases, by outcome and reason."""
     found: dict[tuple[str, str], list[str]] = {}
     for entry in entries:
-        if entry["outcome"] in ("BLOCKED", "UNSUPPORTED"):
+        if entry["outcome"] in NOT_JUDGED:
             found.setdefault((entry["outcome"], entry["reason"]), []).append(entry["case"])
     return found
 
@@ -154,13 +171,7 @@ def to_text(report: Report) -> str:
         )
     if report.get("partial"):
         parts.append("a part of the cases only")
-    parts += [
-        f"none of the cases of {p} passed, which is claimed"
-        for p in unproven(report)
-        if not {*report["profiles"][p]} & {*BAD}  # else the failures have said so
-    ]
-    if not report["verdicts"]:
-        parts.append("no case was judged: those chosen are of profiles that are not claimed")
+    parts += nothing_shown(report)
     parts.append(f"digest {report['digest'][:16]}")
     return "\n".join(parts)
 
