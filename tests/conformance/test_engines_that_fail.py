@@ -326,12 +326,37 @@ def run_module(*arguments):
     )
 
 
-def test_pytest_too_says_it_once(tmp_path):
-    plugin = ("pytest", "-p", "datarax_conformance.plugin", "-c", os.devnull, "--rootdir", tmp_path)
-    suite = ("--pyargs", "datarax_conformance.suite", "--adapter", "no_such_module:Adapter")
-    done = run_module(*plugin, *suite)
-    assert done.returncode == 2
-    assert (done.stdout + done.stderr).count("No module named 'no_such_module'") == 1
+def run_suite(folder, *arguments):
+    """The exit code and the output of the stored cases as tests."""
+    plugin = ("pytest", "-p", "datarax_conformance.plugin", "-c", os.devnull, "--rootdir", folder)
+    done = run_module(*plugin, "-q", "--pyargs", "datarax_conformance.suite", *arguments)
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments, code, said",
+    [
+        ([], 4, "The conformance suite needs an engine: --adapter module:Class"),
+        (["--adapter", "no_such_module:Adapter"], 2, "No module named 'no_such_module'"),
+        (["--adapter", "x:y", "--expected-failures", "none.json"], 2, "No such file or directory"),
+    ],
+)
+def test_pytest_too_says_it_once(tmp_path, arguments, code, said):
+    told = run_suite(tmp_path, *arguments)
+    assert told[0] == code
+    assert told[1].count(said) == 1 and " error" not in told[1]
+
+
+def test_pytest_too_fails_if_nothing_of_a_profile_passes(tmp_path):
+    (tmp_path / "idle.py").write_text(
+        "from datarax_conformance.model_adapter import Adapter as Model\n"
+        "class Adapter(Model):\n    capabilities = ['scan']\n    limits = {'*': 'nothing'}\n"
+    )
+    adapter = ("--adapter", f"{tmp_path / 'idle.py'}:Adapter")
+    code, told = run_suite(tmp_path, *adapter)
+    assert code == 1
+    assert told.count("none of the cases of scan passed, which is claimed") == 1
+    assert run_suite(tmp_path, *adapter, "-k", "SCAN-001")[0] == 0
 
 
 def test_the_package_is_the_command():

@@ -14,6 +14,7 @@ import pytest
 from .api import engine_for
 from .case import stored_cases
 from .files import expected_failures
+from .report import make_report, nothing_shown
 from .runner import Run
 
 
@@ -37,7 +38,10 @@ def conformance_run(request: pytest.FixtureRequest) -> Iterator[Run]:
     config = request.config
     adapter = config.getoption("--adapter")
     if not adapter:
-        raise pytest.UsageError("The conformance suite needs an engine: --adapter module:Class")
+        pytest.exit(
+            "The conformance suite needs an engine: --adapter module:Class",
+            returncode=pytest.ExitCode.USAGE_ERROR,
+        )
     cases = stored_cases()
     timeout = config.getoption("--case-timeout")
     assert timeout is not None  # it has a default
@@ -53,3 +57,7 @@ def conformance_run(request: pytest.FixtureRequest) -> Iterator[Run]:
         pytest.exit(str(error), returncode=2)
     yield run
     run.close()
+    verdicts = [done.result() for done in run.verdicts.values() if not done.exception()]
+    whole = len(verdicts) == len(cases)  # not with -k, nor in one of the processes of xdist
+    if whole and (said := nothing_shown(make_report(run, verdicts, adapter))):
+        pytest.fail("\n".join(said), pytrace=False)
