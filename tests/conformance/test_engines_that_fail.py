@@ -288,7 +288,7 @@ def test_an_answer_that_is_no_json_is_an_adapter_error():
 @pytest.mark.parametrize(
     "asked, cause",
     [
-        (["no_such_module:Adapter"], "No module named 'no_such_module'"),
+        (["no_such_module:Adapter"], "No module named 'no_such_module'\n"),
         (["json:Adapter"], "module 'json' has no attribute 'Adapter'"),
         (["nofile.py:Adapter"], "No such file or directory"),
         (["no_such_module:Adapter", "--in-process"], "No module named 'no_such_module'"),
@@ -397,6 +397,55 @@ def test_a_classify_that_breaks_its_contract_is_an_adapter_error():
     verdict = run_conformance(Broken(), only=["STEP-001"])["verdicts"][0]
     assert verdict["outcome"] == "ADAPTER-ERROR"
     assert "classify returns (code, details)" in verdict["reason"]
+
+
+FAULTY = """
+from datarax_conformance.model_adapter import Adapter as Model
+
+
+def helper():
+    raise RuntimeError("no")
+
+
+class Adapter(Model):
+    def build(self, program, ops):
+        helper()
+
+    def classify(self, exc):
+        return 1 / 0 if self.strict else ("unclassified", {})
+
+    strict = False
+"""
+
+
+def test_an_exception_shows_the_lines_from_which_it_came(tmp_path):
+    (tmp_path / "faulty.py").write_text(FAULTY)
+    adapter = f"{tmp_path / 'faulty.py'}:Adapter"
+    result = run_conformance(adapter, only=["STEP-001-first-batches"])
+    [entry] = result["verdicts"]
+    assert entry["trace"] == (
+        '…/faulty.py:11 in build: helper()\n…/faulty.py:6 in helper: raise RuntimeError("no")'
+    )
+    assert "trace" not in entry["got"]["error"]
+    assert "\n    …/faulty.py:11 in build: helper()\n" in report.to_text(result)
+    (tmp_path / "faulty.py").write_text(FAULTY.replace("strict = False", "strict = True"))
+    [entry] = run_conformance(adapter, only=["STEP-001-first-batches"])["verdicts"]
+    assert entry["reason"] == (
+        "classify failed: ZeroDivisionError: division by zero: …/faulty.py:14 in classify: "
+        'return 1 / 0 if self.strict else ("unclassified", {})'
+    )
+    (tmp_path / "faulty.py").write_text("x = 1\nx.y\n")
+    with pytest.raises(
+        ValueError, match=r"has no attribute 'y': …/faulty\.py:2 in <module>: x\.y$"
+    ):
+        run_conformance(adapter)
+
+
+def test_a_crash_shows_the_last_words_and_passes_all_on(tmp_path, capfd):
+    trouble = "os.write(2, b'one\\ntwo\\n/tmp/there/three\\n4\\n5\\n6'); os._exit(3)"
+    entry = told(tmp_path, trouble)["STEP-001-first-batches"]
+    assert entry["trace"] == "two\n…/three\n4\n5\n6"
+    assert "one\ntwo\n/tmp/there/three\n4\n5\n6" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("details", [None, 3, {"nodes": {1, 2}}])

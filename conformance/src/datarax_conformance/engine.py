@@ -16,15 +16,15 @@ from typing import Any, Protocol, TextIO
 
 from .adapter import Adapter
 from .arrays import canonical
-from .session import Session, to_line
+from .session import Session, scrubbed, to_line
 
 
 class Lost(Exception):
     """The engine gave no answer. `outcome` is the verdict in the report."""
 
-    def __init__(self, outcome: str, message: str):
+    def __init__(self, outcome: str, message: str, trace: str = ""):
         super().__init__(message)
-        self.outcome = outcome
+        self.outcome, self.trace = outcome, trace
 
 
 class Engine(Protocol):
@@ -139,6 +139,28 @@ def read(pipe: TextIO, lines: queue.Queue[str | None]) -> None:
     lines.put(None)
 
 
+class LastWords:
+    """Passes the standard error of a process on as it comes, and keeps its last lines."""
+
+    def __init__(self, pipe: Any):
+        self.pipe, self.last = pipe, b""
+        self.thread = threading.Thread(target=self.pass_on, daemon=True)
+        self.thread.start()
+
+    def pass_on(self) -> None:
+        with self.pipe:
+            while said := self.pipe.buffer.read1():
+                self.last = (self.last + said)[-4000:]
+                with contextlib.suppress(OSError):
+                    os.write(2, said)
+
+    def text(self) -> str:
+        """The last lines of a process that has ended, or has closed its output."""
+        self.thread.join(timeout=1)
+        lines = self.last.decode(errors="replace").splitlines()
+        return "\n".join(scrubbed(line) for line in lines[-5:])
+
+
 def kill(process: subprocess.Popen[str]) -> None:
     """Kills a process and its group, also if the process itself has ended before."""
     try:
@@ -165,6 +187,7 @@ class Piped:
                 self.command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
                 env=self.environment,
                 text=True,
                 encoding="utf-8",
@@ -181,6 +204,7 @@ class Piped:
             (read, process.stdout, self.lines),
         ):
             threading.Thread(target=target, args=(pipe, lines), daemon=True).start()
+        self.words = LastWords(process.stderr)
         return process
 
     def execute(self, action: Mapping[str, Any], timeout: float) -> dict[str, Any]:
@@ -218,7 +242,7 @@ class Piped:
                 how = f"ended with code {process.wait(timeout=LAST_WORDS)}"
             except subprocess.TimeoutExpired:
                 how = "closed its standard output"
-            raise Lost("CRASH", f"the process {how} at {action['do']!r}")
+            raise Lost("CRASH", f"the process {how} at {action['do']!r}", self.words.text())
         return received(line)
 
     def close(self) -> None:

@@ -73,6 +73,8 @@ def make_entry(verdict: Verdict, target: str) -> dict[str, Any]:
     entry: dict[str, Any] = {"case": case.id, "cites": list(case.cites), "outcome": verdict.outcome}
     if verdict.reason:
         entry["reason"] = verdict.reason
+    if verdict.trace:
+        entry["trace"] = verdict.trace
     if verdict.outcome in (*BAD, "XFAIL"):
         requirement = requirements()[case.requirement]
         chosen = shlex.quote(case.file or case.id)
@@ -136,7 +138,8 @@ def to_paragraph(entry: Mapping[str, Any]) -> str:
         f"  {', '.join(entry['cites'])}: {entry['sentence']}\n"
         f"  {entry['link']}\n"
         f"  {entry['reason']}\n"
-        f"  case:     {json.dumps(entry['minimal'], ensure_ascii=False)}\n"
+        + "".join(f"    {line}\n" for line in entry.get("trace", "").splitlines())
+        + f"  case:     {json.dumps(entry['minimal'], ensure_ascii=False)}\n"
         f"  expected: {json.dumps(entry['expected'], ensure_ascii=False)}\n"
         f"  got:      {json.dumps(entry['got'], ensure_ascii=False)}\n"
         f"  replay:   {entry['replay']}\n"
@@ -189,7 +192,8 @@ def to_junit(report: Report) -> str:
                 entry["minimal"]
             )
         elif outcome in BAD:
-            ElementTree.SubElement(case, "error", message=reason, type=outcome)
+            error = ElementTree.SubElement(case, "error", message=reason, type=outcome)
+            error.text = entry.get("trace")
         elif outcome != "PASS":
             ElementTree.SubElement(case, "skipped", message=f"{outcome}: {reason}")
     ElementTree.indent(root)

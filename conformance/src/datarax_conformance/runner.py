@@ -48,6 +48,7 @@ class Verdict:
     action: int | None = None  # where the engine deviated
     expected: Any = None
     got: Any = None
+    trace: str = ""  # where in the engine it happened, or its last words; never compared
 
 
 # Actions that use no stream. The others use the one that `on` names.
@@ -118,7 +119,8 @@ def play(case: Case, engine: Engine, timeout: float) -> Verdict:
                     engine.check_silent()
                 why = unreadable(answer.get("value"))
                 reason = f"{reason} ({why})" if why else reason
-                return Verdict(case, "FAIL", reason, index, expect, answer)
+                trace = str(answer.get("error", {}).pop("trace", ""))
+                return Verdict(case, "FAIL", reason, index, expect, answer, trace)
             if action["do"] == "build":
                 stream = action.get("to", "main")
                 refused = refused | {stream} if "error" in answer else refused - {stream}
@@ -128,7 +130,7 @@ def play(case: Case, engine: Engine, timeout: float) -> Verdict:
         engine.check_silent()
     except Lost as lost:
         limit = f": a case has {timeout:g} s" if lost.outcome == "TIMEOUT" else ""
-        return Verdict(case, lost.outcome, f"{lost}{limit}", index, expect)
+        return Verdict(case, lost.outcome, f"{lost}{limit}", index, expect, trace=lost.trace)
     if "fault" in answer:
         return Verdict(case, "ADAPTER-ERROR", answer["fault"], index, expect)
     return Verdict(case, "PASS")

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .adapter import load_adapter
-from .session import Session, scrubbed, to_line
+from .session import Session, frames, scrubbed, to_line
 
 
 def serve(target: str, session: type[Session] = Session) -> None:
@@ -19,7 +19,8 @@ def serve(target: str, session: type[Session] = Session) -> None:
     try:
         answer = session(load_adapter(target)).execute
     except Exception as exc:
-        fault = {"fault": scrubbed(str(exc))}
+        cause = exc.__cause__ or exc
+        fault = {"fault": scrubbed(": ".join([str(exc), *frames(cause, 1)]))}
 
         def answer(action: Mapping[str, Any]) -> dict[str, Any]:
             return fault

@@ -2,17 +2,22 @@
 
 Actions and answers are plain JSON, so a session is the same in this process and behind a pipe. The
 answer is `{"value": …}`, `{"error": {"code", "details", "type", "message"}}` for an exception of
-the engine, or `{"fault": text}` if the adapter itself broke its contract.
+the engine, or `{"fault": text}` if the adapter itself broke its contract. An error may have a
+`trace`: lines for the reader, that are never compared.
 """
 
 from __future__ import annotations
 
 import base64
+import importlib
 import json
+import linecache
+import pathlib
 import random
 import re
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
@@ -22,6 +27,8 @@ from .adapter import Adapter, Program
 from .arrays import encode, is_held
 from .ops import Ops
 
+NOT_SHOWN = (str(pathlib.Path(__file__).parent), str(pathlib.Path(importlib.__file__).parent))
+NOT_SHOWN += ("<frozen",)
 STOP = "stop"
 IN_MEMORY = "in-memory"
 """The error code of an engine that holds its columns in memory, if they do not fit."""
@@ -43,6 +50,22 @@ def scrubbed(text: str) -> str:
     """The text without paths and addresses, since reports are compared between machines."""
     text = re.sub(r"\b0x[0-9a-fA-F]+", "0x…", text)
     return re.sub(r"(?<![\w:])/(?:[\w.\-+]+/)+", "…/", text)[:600]
+
+
+def frames(exc: BaseException, count: int = 3) -> list[str]:
+    """The last frames of its traceback, but those of the suite and of `import`."""
+    found = [
+        (frame.f_code, line)
+        for frame, line in traceback.walk_tb(exc.__traceback__)
+        if not frame.f_code.co_filename.startswith(NOT_SHOWN)
+    ]
+    return [
+        scrubbed(
+            f"{code.co_filename}:{line} in {code.co_name}: "
+            f"{linecache.getline(code.co_filename, line).strip()}"
+        )
+        for code, line in found[-count:]
+    ]
 
 
 def to_batch(batch: Any) -> dict[str, Any]:
@@ -108,7 +131,8 @@ class Session:
         try:
             answer = (IN_MEMORY, {}) if is_held(exc) else self.adapter.classify(exc)
         except Exception as fault:
-            return {"fault": scrubbed(f"classify failed: {type(fault).__name__}: {fault}")}
+            said = f"classify failed: {type(fault).__name__}: {fault}"
+            return {"fault": scrubbed(": ".join([said, *frames(fault, 1)]))}
         if not (isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[0], str)):
             return {"fault": scrubbed(f"classify returns (code, details), got {answer!r}")}
         code, details = answer
@@ -124,6 +148,7 @@ class Session:
                 "details": details,
                 "type": type(exc).__name__,
                 "message": message,
+                "trace": "\n".join(frames(exc)),
             }
         }
 
