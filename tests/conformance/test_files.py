@@ -125,6 +125,17 @@ def test_an_expected_failure_is_complete_known_and_in_time(tmp_path, content, sa
     assert str(path) in str(caught.value)
 
 
+def test_failures_may_be_listed_in_several_files(tmp_path, capsys):
+    names = ["ITER-002-short", "STEP-001-one-row"]
+    asked = ["run", MODEL, "--in-process"]
+    for name in names:
+        entry = {**ENTRY, "case": name, "expires": "9999-12-31"}
+        (tmp_path / name).write_text(json.dumps([entry]))
+        asked += ["--case", name, "--expected-failures", str(tmp_path / name)]
+    assert cli.main(asked) == 1
+    assert re.findall(r"^XPASS ([\w-]+)", capsys.readouterr().out, re.M) == names
+
+
 @pytest.mark.parametrize(
     "content, said",
     [

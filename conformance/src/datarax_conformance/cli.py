@@ -52,8 +52,10 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--expected-failures",
         type=pathlib.Path,
+        action="append",
+        default=[],
         metavar="FILE",
-        help="a JSON list of failures that you know",
+        help="a JSON list of failures that you know; may be repeated",
     )
     run.add_argument(
         "--timeout", type=float, default=120.0, help="seconds for a case (default: 120)"
@@ -113,9 +115,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def do_run(args: argparse.Namespace) -> int:
-    expected = []
-    if args.expected_failures:
-        expected = expected_failures(args.expected_failures, stored_cases(), datetime.date.today())
+    known, today = stored_cases(), datetime.date.today()
+    expected = [x for path in args.expected_failures for x in expected_failures(path, known, today)]
     adapter, command = args.adapter, shlex.split(args.exec or "")
     if args.exec is not None and not command:
         raise ValueError("--exec needs a command, got an empty one.")
