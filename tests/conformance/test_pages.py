@@ -1,5 +1,6 @@
 """What the pages for authors of adapters say is so, and what they show works."""
 
+import hashlib
 import inspect
 import json
 import pathlib
@@ -11,7 +12,9 @@ import pytest
 from datarax_conformance import run_conformance
 from datarax_conformance.arrays import canonical, encode
 from datarax_conformance.case import stored_cases
+from datarax_conformance.cli import parser
 from datarax_conformance.engine import Local, Piped
+from datarax_conformance.report import to_text
 from datarax_conformance.runner import BAD, Run
 from datarax_conformance.session import Session
 from datarax_conformance.template_adapter import Adapter
@@ -149,6 +152,23 @@ def test_answers_mean_what_the_page_says(tmp_path, answer, outcome):
     command = [sys.executable, str(tmp_path / "engine.py")]
     result = run_conformance("x", command=command, only=["SHUF-010-n1000000000"], blocking=False)
     assert result["summary"] == {outcome: 1}
+
+
+def test_the_page_and_the_help_tell_the_exit_codes(capsys):
+    with pytest.raises(SystemExit):
+        parser().parse_args(["run", "--help"])
+    shown = capsys.readouterr().out
+    told = dict(re.findall(r"^  (\d)    (.*?)(?=\n  \d|\n\n)", shown, re.M | re.S))
+    page = dict(re.findall(r"^\| (\d) \| (.*?)(?:;.*)? \|$", ADAPTER, re.M))
+    assert {code: " ".join(said.split()) for code, said in told.items()} == page
+    assert set(page) == {"0", "1", "2"}
+
+
+def test_the_digest_is_made_as_the_page_says():
+    result = run_conformance(Adapter(), only=["iter"])
+    lines = sorted(f"{entry['case']} {entry['outcome']}\n" for entry in result["verdicts"])
+    assert result["digest"] == hashlib.sha256("".join(lines).encode()).hexdigest()
+    assert to_text(result).endswith(f"\ndigest {result['digest'][:16]}")
 
 
 NARROW = """

@@ -18,6 +18,17 @@ from .case import stored_cases
 from .files import expected_failures, load_report
 from .requirements import requirements
 
+ENDS = """\
+exit code:
+  0    all that was judged holds
+  1    a case is FAIL, CRASH, TIMEOUT, ADAPTER-ERROR or XPASS, no case of a claimed profile
+       passes, or no case was judged
+  2    no verdict: a wrong argument or file, or an adapter that no case can run on
+  130  ended by Ctrl-C (143 by SIGTERM)
+
+The last line is the digest of the names and outcomes of all cases: two runs with the same digest
+gave the same verdicts."""
+
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
@@ -25,7 +36,12 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = top.add_subparsers(dest="command", required=True)
 
-    run = commands.add_parser("run", help="run the cases on an engine and give a verdict")
+    run = commands.add_parser(
+        "run",
+        help="run the cases on an engine and give a verdict",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=ENDS,
+    )
     run.add_argument(
         "adapter",
         help="`module:Class` or `file.py:Class`, run in a process of its own;"
