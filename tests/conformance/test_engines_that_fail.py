@@ -448,6 +448,16 @@ def test_a_crash_shows_the_last_words_and_passes_all_on(tmp_path, capfd):
     assert "one\ntwo\n/tmp/there/three\n4\n5\n6" in capfd.readouterr().err
 
 
+def test_an_object_that_exits_does_not_end_the_run():
+    class Leaving(Adapter):
+        def build(self, program, ops):
+            raise SystemExit(0)
+
+    verdicts = run_conformance(Leaving(), cases=CASES, blocking=False)["verdicts"]
+    assert {entry["outcome"] for entry in verdicts} == {"CRASH"}
+    assert verdicts[0]["reason"] == "the engine exits with 0 at 'build'"
+
+
 @pytest.mark.parametrize("details", [None, 3, {"nodes": {1, 2}}])
 def test_details_that_are_no_json_are_an_adapter_error(details):
     class Vague(Broken):

@@ -55,7 +55,12 @@ class Local:
 
     def execute(self, action: Mapping[str, Any], timeout: float) -> dict[str, Any]:
         del timeout
-        return received(to_line(self.session.execute(action)))
+        try:
+            answer = self.session.execute(action)
+        except SystemExit as exc:  # it would end the run, with whatever code
+            message = f"the engine exits with {exc.code!r} at {action['do']!r}"
+            raise Lost("CRASH", message) from exc
+        return received(to_line(answer))
 
     def check_silent(self) -> None:
         pass
