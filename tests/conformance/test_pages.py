@@ -143,6 +143,7 @@ for line in sys.stdin:
         ({"error": {"code": "in-memory", "details": {}, "type": "", "message": ""}}, "UNSUPPORTED"),
         ({"error": {"code": "in-memory"}}, "ADAPTER-ERROR"),
         ({"fault": "mine"}, "ADAPTER-ERROR"),
+        ({"fault": ""}, "ADAPTER-ERROR"),
         ({"value": 5}, "ADAPTER-ERROR"),
         ({"value": [{"id": [0, 1]}]}, "ADAPTER-ERROR"),
     ],
@@ -152,6 +153,7 @@ def test_answers_mean_what_the_page_says(tmp_path, answer, outcome):
     command = [sys.executable, str(tmp_path / "engine.py")]
     result = run_conformance("x", command=command, only=["SHUF-010-n1000000000"], blocking=False)
     assert result["summary"] == {outcome: 1}
+    assert outcome in to_text(result)
 
 
 def test_the_page_and_the_help_tell_the_exit_codes(capsys):

@@ -71,7 +71,7 @@ def count_outcomes(verdicts: Any) -> dict[str, int]:
 def make_entry(verdict: Verdict, target: str) -> dict[str, Any]:
     case = verdict.case
     entry: dict[str, Any] = {"case": case.id, "cites": list(case.cites), "outcome": verdict.outcome}
-    if verdict.reason:
+    if verdict.outcome != "PASS":  # also one without words: a `fault` may be an empty text
         entry["reason"] = verdict.reason
     if verdict.trace:
         entry["trace"] = verdict.trace
