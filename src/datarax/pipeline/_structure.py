@@ -142,8 +142,8 @@ def _key_of(function: Callable[..., Any]) -> Any:
     if isinstance(function, functools.partial | eqx.Partial):
         whole, args, names = function.func, function.args, sorted(function.keywords)
         parts = len(args), *args, *names, *map(function.keywords.get, names)
-    elif isinstance(key, ById) and hasattr(function, "__func__"):
-        whole, parts = function.__func__, (function.__self__,)  # pyright: ignore
+    elif isinstance(key, ById) and (method := getattr(function, "__func__", None)) is not None:
+        whole, parts = method, (getattr(function, "__self__", None),)
     else:
         return key
     if not all(isinstance(x, UNCHANGING) for x in parts):
