@@ -353,7 +353,7 @@ def test_pytest_too_fails_if_nothing_of_a_profile_passes(tmp_path):
         "class Adapter(Model):\n    capabilities = ['scan']\n    limits = {'*': 'nothing'}\n"
     )
     adapter = ("--adapter", f"{tmp_path / 'idle.py'}:Adapter")
-    code, told = run_suite(tmp_path, *adapter)
+    code, told = run_suite(tmp_path, *adapter, "-rN")  # no summary, which would repeat it
     assert code == 1
     assert told.count("none of the cases of scan passed, which is claimed") == 1
     assert run_suite(tmp_path, *adapter, "-k", "SCAN-001")[0] == 0

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 import weakref
 from typing import Any
 
@@ -56,6 +57,7 @@ from datarax.sources import (
     TFDSStreamingSource,
     TFDSStreamingSourceConfig,
     _reader,
+    _storage,
     encode,
 )
 
@@ -537,6 +539,20 @@ def test_a_data_set_that_is_cut_while_it_is_mapped_does_not_kill_the_process(str
     os.truncate(path, 4096)
     with pytest.raises(ReadError, match=rf"{path} was cut to 4096 bytes and needs {whole}"):
         pipeline.scan(lambda batch: batch["id"].sum(), 9_000)
+
+
+@pytest.mark.spec("SRC-036")
+def test_a_look_at_mapped_files_that_was_held_up_does_not_put_off_the_next(tmp_path, monkeypatch):
+    path = tmp_path / "mapped"
+    path.write_bytes(bytes(100))
+    clock = iter([0.0, 0.001, 1.0, 3.0, 3.01, 3.1])  # the look at 1.0 takes two seconds
+    monkeypatch.setattr(_storage, "time", types.SimpleNamespace(perf_counter=lambda: next(clock)))
+    files = _storage.MappedFiles([str(path)])
+    files.check()
+    os.truncate(path, 10)
+    files.check()  # at 3.01 it rests
+    with pytest.raises(OSError, match=r"mapped was cut to 10 bytes and needs 100"):
+        files.check()
 
 
 @pytest.mark.spec("SRC-036")

@@ -46,17 +46,21 @@ class MappedFiles:
     """Files that another library has memory-mapped."""
 
     def __init__(self, paths: Iterable[str]):
+        started = time.perf_counter()
         self._were = {path: found for path in paths if (found := stamp(path)) is not None}
+        # The least that a look at all has taken. One that was held up must not put off the next.
+        self._seconds = time.perf_counter() - started
         self._rests_until = -math.inf
 
     def check(self) -> None:
-        """Raises if one was truncated. Spends at most a twentieth of the time on it."""
+        """Raises if one was truncated. Spends about a twentieth of the time on it, at most."""
         started = time.perf_counter()
         if started < self._rests_until:
             return
         self._check()
         ended = time.perf_counter()
-        self._rests_until = ended + 20 * (ended - started)
+        self._seconds = min(self._seconds, ended - started)
+        self._rests_until = ended + 20 * self._seconds
 
     def _check(self) -> None:
         for path, (inode, size, _) in self._were.items():
