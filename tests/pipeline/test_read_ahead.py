@@ -5,6 +5,7 @@ import dataclasses
 import gc
 import itertools
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from helpers import MODES
 from datarax import Pipeline
 from datarax.errors import ReadError
 from datarax.pipeline import _compute_ahead, _read_ahead, _scan
+from datarax.pipeline._threads import Outcome
 from datarax.sources import (
     HostSource,
     HostSourceConfig,
@@ -130,24 +132,48 @@ def test_after_a_pause_batches_are_read_together_again(monkeypatch):
     assert slow and _read_ahead.CHUNK_BATCHES in counts[slow[0] :]
 
 
-@pytest.mark.internal
-def test_a_batch_of_a_slow_stream_does_not_wait_for_the_next(monkeypatch):
-    monkeypatch.setattr(_read_ahead, "CHUNK_SECONDS", 0.0)
+def staged(batch):
+    return {"data": batch["data"] * 2 // 2}
+
+
+@pytest.mark.spec("SRC-027")
+@pytest.mark.parametrize("stages", [[], [staged]], ids=["bare", "staged"])
+@pytest.mark.parametrize("pause", [4, 8, 40, 100])
+def test_a_batch_does_not_wait_for_what_a_stream_gives_after_it(pause, stages):
     go_on = threading.Event()
 
     def records():
-        for i in range(16):
-            if i == 8:
+        for i in range(160):
+            if i == pause:
                 go_on.wait(60)
             yield np.int32(i)
 
-    stream = Pipeline(source=IterableSource(IterableSourceConfig(), records), batch_size=4)
+    source = IterableSource(IterableSourceConfig(), records)
+    stream = Pipeline(source=source, stages=stages, batch_size=4)
     batches = iter(stream)
-    found = [next(batches)["data"].tolist() for _ in range(2)]
+    found = [next(batches)["data"].tolist() for _ in range(pause // 4)]
     assert not go_on.is_set()
     go_on.set()
     found += [batch["data"].tolist() for batch in batches]
-    assert found == np.arange(16).reshape(4, 4).tolist()
+    assert found == np.arange(160).reshape(40, 4).tolist()
+
+
+@pytest.mark.spec("SRC-027")
+@pytest.mark.parametrize("mode", ["for", "step"])
+def test_a_stream_may_wait_for_what_the_loop_makes_of_its_last_batch(mode):
+    made = queue.SimpleQueue()
+
+    def records():
+        while True:
+            yield from np.repeat(made.get(timeout=60), 4)
+
+    source = IterableSource(IterableSourceConfig(), records)
+    made.put(np.int32(0))
+    stream = Pipeline(source=source, batch_size=4)
+    batches = iter(stream) if mode == "for" else iter(stream.step, None)
+    for i in range(50):
+        assert next(batches)["data"].tolist() == [i] * 4
+        made.put(np.int32(i + 1))
 
 
 @pytest.mark.internal
@@ -311,7 +337,19 @@ def test_the_threads_of_a_pipeline_that_is_gone_end():
         assert not thread.is_alive()
 
 
+@pytest.fixture(params=["patient", "hurried"])
+def patience(request, monkeypatch):
+    """How long the consumer waits for a whole chunk of a stream: as ever, or not at all. Then it
+    has all batches of a chunk before it learns that there are no more."""
+    if request.param == "hurried":
+        wait, tell = Outcome.wait_for_part, Outcome.tell
+        monkeypatch.setattr(Outcome, "wait_for_part", lambda self, known, _: wait(self, known, 0.0))
+        late = lambda *args, **kwargs: time.sleep(0.005) or tell(*args, **kwargs)  # noqa: E731
+        monkeypatch.setattr(Outcome, "tell", late)
+
+
 @pytest.mark.internal
+@pytest.mark.usefixtures("patience")
 @pytest.mark.parametrize("last_batch", ["keep", "drop", "pad"])
 @pytest.mark.parametrize("streams", [False, True])
 def test_what_was_read_for_a_loop_serves_a_step_within_it_and_the_other_way_round(
@@ -346,6 +384,7 @@ def test_what_was_read_for_a_loop_serves_a_step_within_it_and_the_other_way_roun
 
 
 @pytest.mark.spec("ITER-002", "STEP-003", "SRC-027")
+@pytest.mark.usefixtures("patience")
 @pytest.mark.parametrize("streams", [False, True])
 @pytest.mark.parametrize("steps", [1, 2, 3])
 @pytest.mark.parametrize("loops", [0, 3])

@@ -37,6 +37,59 @@ def test_an_error_is_told_to_who_waits_for_it(threads):
     assert outcome.error() is error
 
 
+@pytest.mark.parametrize("patience", [0.0, 1e-4, 1e-3])
+def test_who_is_impatient_gets_every_part_as_it_is_told(threads, patience):
+    for _ in range(20):
+        outcome, got = Outcome(), []
+
+        def read(outcome=outcome):
+            for i in range(50):
+                outcome.tell_part(i)
+                time.sleep(i % 7 * 1e-4)
+            outcome.tell(outcome.parts)
+
+        threads.submit(read)
+        while len(got) < 50:
+            outcome.wait_for_part(len(got), patience)
+            new = outcome.parts[len(got) :]
+            assert new
+            got += new
+        assert got == [*range(50)] == outcome.result()
+
+
+def test_a_part_is_waited_for_until_it_is_told(threads):
+    outcome, got = Outcome(), threading.Event()
+
+    def read():
+        time.sleep(0.05)
+        outcome.tell_part("first")
+        got.wait(60)
+        outcome.tell_part("second")
+        outcome.tell(outcome.parts)
+
+    threads.submit(read)
+    outcome.wait_for_part(0, 0.01)
+    assert (outcome.parts, outcome.known) == (["first"], False)
+    got.set()
+    outcome.wait_for_part(2, 0.01)
+    assert outcome.known
+
+
+def test_who_is_patient_waits_for_the_whole(threads):
+    outcome = Outcome()
+
+    def read():
+        for i in range(5):
+            outcome.tell_part(i)
+            time.sleep(0.01)
+        outcome.tell(outcome.parts)
+
+    threads.submit(read)
+    outcome.wait_for_part(0, 60.0)
+    assert outcome.known
+    assert len(outcome.result()) == 5
+
+
 def test_what_comes_first_is_begun_first():
     threads, begun = Threads(1, "test"), []
     done = Outcome()

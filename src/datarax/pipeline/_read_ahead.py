@@ -27,8 +27,8 @@ CHUNK_BYTES = 8 * 2**20
 """What a thread reads in one go: waking it costs as much as reading some hundred kilobytes."""
 
 CHUNK_BATCHES, CHUNK_SECONDS = 8, 0.05
-"""The most batches of a chunk for `for`, and the most seconds that reading them may take: the first
-is handed out only when all are read."""
+"""The most batches of a chunk for `for`, and the most seconds that reading them may take: so long
+its first batch may wait for the last."""
 
 FORGIVEN = 0.8
 """What a slow read still counts for at the next one: a stream that has paused may do so again."""
@@ -82,7 +82,7 @@ class ReadAhead:
             chunk = self._next_chunk(start, cut, loop)
             self._asked = chunk.cut, chunk.loop  # set before `_ready` holds batches of this cut
             try:
-                self._ready.extend(self._result(chunk))
+                self._ready.extend(self._batches(chunk))
             except BaseException as error:
                 self.forget()
                 self._rows.retry()  # the consumer knows the error now: asking again reads again
@@ -146,6 +146,21 @@ class ReadAhead:
         self.forget()
         self._threads.close()
 
+    def _batches(self, chunk: "_Chunk") -> list[ReadBatch]:
+        """The batches of a chunk, which wait for each other no longer than CHUNK_SECONDS.
+
+        A stream may pause for any time, or until the consumer has used what it has got. Its chunk
+        then stays in the queue with the batches that are missing.
+        """
+        if isinstance(self._rows, PlannedRows):
+            return self._result(chunk)
+        self._threads.check_open()
+        found = chunk.untaken()
+        chunk.taken += len(found)
+        if not chunk.is_used_up():
+            self._queue.appendleft(chunk)
+        return found
+
     def _result(self, chunk: "_Chunk") -> Any:
         """The content of a chunk. Waits for it, and reads chunks meanwhile if that is faster."""
         if chunk.outcome.known:
@@ -205,8 +220,12 @@ class ReadAhead:
         return True
 
     def _next_chunk(self, start: Cursor, cut: Cut, loop: bool) -> "_Chunk":
-        if self._queue and self._queue[0].begins(start, cut, loop):
-            return self._queue.popleft()
+        while self._queue:
+            if self._queue[0].begins(start, cut, loop):
+                return self._queue.popleft()
+            if not self._queue[0].is_used_up():
+                break
+            self._queue.popleft()
         self.forget()
         return self._submit(start, cut, 1, loop)
 
@@ -245,27 +264,27 @@ class ReadAhead:
         stacked: bool = False,
     ) -> "_Chunk":
         if isinstance(self._rows, StreamRows):
-            earlier = None if before is None else before.outcome
-            job = self._rows.read, start, earlier, cut, count, loop, stacked
+            earlier, outcome = None if before is None else before.outcome, Outcome()
+            job = self._rows.read, start, earlier, cut, count, loop, stacked, outcome.tell_part
             start, after = (start if earlier is None else None), None
         else:
             assert start is not None
             plan = self._rows.plan(start, cut, count, stacked)
-            job = self._rows.read, plan, cut, stacked
+            job, outcome = (self._rows.read, plan, cut, stacked), Outcome()
             start, after = plan.starts[0], plan.after
         read = functools.partial(as_asked, self.settings, *job)
-        chunk = _Chunk(start, cut, count, loop, after)
+        chunk = _Chunk(start, cut, count, loop, after, outcome)
         self._pending.append((chunk, read))
         self._threads.submit(self._read_in_thread)
         return chunk
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(eq=False)
 class _Chunk:
     """Batches that are read in one go.
 
     Where a chunk of a stream ends is known once it is read, so its `after` is None, and `start` too
-    if it follows another.
+    if it follows another. `taken` is how many of its batches the consumer has got already.
     """
 
     start: Cursor | None
@@ -273,18 +292,29 @@ class _Chunk:
     count: int
     loop: bool
     after: Cursor | None
-    outcome: Outcome = dataclasses.field(default_factory=Outcome)
+    outcome: Outcome
+    taken: int = 0
 
     def begins(self, start: Cursor, cut: Cut, loop: bool) -> bool:
-        """Whether its first batch is the one asked for; False if reading it failed."""
+        """Whether its next batch is the one asked for; False if reading it failed."""
         if self.cut != cut:
             return False
-        if self.start is not None:
+        if self.start is not None and not self.taken:
             return self.start == start
-        if self.outcome.error() is not None:
-            return False
-        first = self.outcome.result()[0]
-        return first.start == start and (first.is_cut(cut) or self.loop == loop)
+        self.outcome.wait_for_part(self.taken, CHUNK_SECONDS)
+        for first in self.outcome.parts[self.taken :]:
+            return first.start == start and (first.is_cut(cut) or self.loop == loop)
+        return False
+
+    def untaken(self) -> list[ReadBatch]:
+        """For a stream: its batches as far as they are read, or the error of the first."""
+        self.outcome.wait_for_part(self.taken, CHUNK_SECONDS)
+        return self.outcome.parts[self.taken :] or self.outcome.result()
+
+    def is_used_up(self) -> bool:
+        """For a stream: whether it is known to have no more batches."""
+        outcome = self.outcome
+        return outcome.known and outcome.error() is None and self.taken == len(outcome.parts)
 
 
 def stack_counts(length: int, batch_bytes: int, threads: int) -> list[int]:

@@ -247,9 +247,11 @@ class StreamRows:
         count: int,
         loop: bool,
         stacked: bool,
+        tell_part: Callable[[ReadBatch], None],
     ) -> Any:
         """Reads up to `count` batches. Stops at the end of a pass if a `loop` asks, and before a
-        batch that fails; a failing first batch raises."""
+        batch that fails; a failing first batch raises. Unless they are `stacked`, each is told as
+        soon as it is read."""
         if earlier is not None:  # never waits: the same thread has read that chunk before
             done = earlier.result()
             start = done.after if isinstance(done, Stack) else done[-1].after
@@ -264,12 +266,20 @@ class StreamRows:
                     raise
                 break  # the batch that fails is read again when it is asked for
             at = batches[-1].after
+            if not stacked:
+                batches[-1] = self._placed(batches[-1])
+                tell_part(batches[-1])
         if not stacked:
-            placed = iter(_placed(self.settings, [x.fetched for x in batches if x.fetched]))
-            return [x._replace(fetched=x.fetched and next(placed)) for x in batches]
+            return batches
         whole = jax.tree.map(lambda *x: np.concatenate(x), *(x.fetched for x in batches))
         starts, ends = [x.first or x.start for x in batches], [x.after for x in batches]
         return _stack(self.settings, whole, None, starts, ends, ())
+
+    def _placed(self, batch: ReadBatch) -> ReadBatch:
+        if batch.fetched is None:
+            return batch
+        (placed,) = _placed(self.settings, [batch.fetched])
+        return batch._replace(fetched=placed)
 
     def _next(self, start: Cursor, cut: Cut, loop: bool) -> ReadBatch:
         """The batch at `start`. Its error is kept until the consumer has got it: a generator that

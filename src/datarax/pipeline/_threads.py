@@ -9,8 +9,8 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from queue import SimpleQueue
-from typing import Generic, TypeVar
+from queue import Empty, SimpleQueue
+from typing import Any, Generic, TypeVar
 
 from ..sources._reader import ENDING, EndingError
 
@@ -23,11 +23,25 @@ exit for ever."""
 
 
 class Outcome(Generic[T]):
-    """The result of a read by a thread: a value, or an error that `result` raises."""
+    """The result of a read by a thread: a value, or an error that `result` raises.
+
+    A read that takes long can tell `parts` of its result before. Only one thread at a time may
+    wait, for the result or for a part.
+    """
 
     def __init__(self):
         self.known = False
+        self.parts: list[Any] = []
+        self._urgent = False  # whether somebody waits for the next part
         self._told: SimpleQueue[None] = SimpleQueue()
+
+    def tell_part(self, part: Any) -> None:
+        """Adds a part. Who waits for the whole result is not woken."""
+        # First the part, then a look at `_urgent`; `wait_for_part` does both the other way round.
+        # So one of the two threads sees what the other has done.
+        self.parts.append(part)
+        if self._urgent:
+            self._told.put(None)
 
     def tell(self, value: T | None = None, error: BaseException | None = None) -> None:
         """Sets the value or the error, once."""
@@ -36,18 +50,29 @@ class Outcome(Generic[T]):
         self._told.put(None)
 
     def error(self) -> BaseException | None:
-        """Waits for the outcome; None if it is a value. Only one thread at a time may wait."""
-        if not self.known:
+        """Waits for the outcome; None if it is a value."""
+        while not self.known:
             self._told.get()
         return self._error
 
     def result(self) -> T:
-        """Waits for the value, or raises the error. Only one thread at a time may wait."""
+        """Waits for the value, or raises the error."""
         error = self.error()
         if error is not None:
             raise error
         # Without an error there is a value, which the type checker cannot know: T may include None.
         return self._value  # pyright: ignore[reportReturnType]
+
+    def wait_for_part(self, known: int, patience: float) -> None:
+        """Waits for the outcome; from `patience` seconds on, only until there are more than `known`
+        parts."""
+        if not (self.known or self._urgent):
+            try:
+                self._told.get(timeout=patience)
+            except Empty:
+                self._urgent = True
+        while not self.known and len(self.parts) <= known:
+            self._told.get()
 
 
 class Threads:
