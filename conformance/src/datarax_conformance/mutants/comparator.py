@@ -65,6 +65,8 @@ def both(first: int, second: int, *mask: bool) -> dict[str, Any]:
     return ids(1, 0, x=x, **masked(*mask))
 
 
+PAIRS = {"dtype": "int32", "shape": [2, 2], "data": [0, 1, 2, 3]}
+MASK_OF_SCAN = {"dtype": "bool", "shape": [1, 2], "data": [True, True]}
 ZERO, MINUS_ZERO, ONE, NAN, OTHER_NAN = 0, 1 << 31, 0x3F800000, 0x7FC00000, 0xFFC00001
 STATE = base64.b64encode(json.dumps({"a": 1, "b": {"c": 2}}).encode()).decode()
 MIXED = {"value": [ids(0, 4), ids(1, 2, 5, 3)]}
@@ -91,6 +93,15 @@ BY_HAND: list[tuple[Any, Any, Any, bool]] = [
         {},
         True,
     ),
+    *[
+        ({"check": "same_rows", "like": "a"}, {"value": value}, {"a": value}, agree)
+        for value, agree in (
+            ([{"x": PAIRS, **masked(True, True)}], True),
+            ({"x": {**PAIRS, "shape": [1, 2, 2]}, "mask": MASK_OF_SCAN}, True),
+            ([ids(0, 1, mask=ids(1, 0)["id"])], False),  # as indices they select both rows
+            ([ids(0, mask={"dtype": "bool", "shape": [], "data": [True]})], False),
+        )
+    ],
     (
         {"check": "permutation", "length": 2, "sizes": [1, 1]},
         {"value": [ids(1, 0), "stop"]},
