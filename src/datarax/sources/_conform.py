@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-from .._types import Batch, Spec, escaped, flat_fields, spec_text
+from .._types import Batch, Spec, escaped, flat_fields, spec_text, type_text
 from ..errors import DataraxError, EmptySourceError, FieldTypeError, ReadError
 from ._values import as_array, hold, need_held_type
 
@@ -174,8 +174,7 @@ def stack(records: list[Any]) -> Batch:
             column.append(x if type(x) is np.ndarray else np.asarray(as_array(field, x)))
             if column[-1].dtype != column[0].dtype or column[-1].shape != column[0].shape:
                 raise ValueError(
-                    f"it has a row {spec_text({'': column[-1]}).strip()} "
-                    f"beside {spec_text({'': column[0]}).strip()}"
+                    f"it has a row {type_text(column[-1])} beside {type_text(column[0])}"
                 )
     return jax.tree.unflatten(structure, [np.stack(column) for column in columns])
 

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from .._types import Batch, Spec, expect, spec_text
+from .._types import Batch, Spec, expect, type_text
 from ..errors import EmptySourceError, FileError, UnequalLengthsError
 from ._buffers import empty_rows
 from ._host import HostSource, HostSourceConfig
@@ -144,7 +144,7 @@ class NpyReader(Reader):
 
 
 def _row_text(rows: np.ndarray) -> str:
-    return "rows " + spec_text({"": jax.ShapeDtypeStruct(rows.shape[1:], rows.dtype)}).strip()
+    return f"rows {type_text(jax.ShapeDtypeStruct(rows.shape[1:], rows.dtype))}"
 
 
 def _copy(column: _MappedArray, records: np.ndarray, to: np.ndarray) -> None:
