@@ -104,9 +104,7 @@ def set_state(pipeline: "Pipeline", state: Mapping[str, Any] | str | bytes) -> N
 def _told(pipeline: "Pipeline", field: str) -> str:
     """What a digest of this pipeline was computed from, for errors."""
     if field == "specs":
-        rows = _record(pipeline)
-        one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), rows)
-        return f"; here they are {spec_text(one)}"
+        return f"; here they are {spec_text(_record(pipeline))}"
     if field == "graph":
         nodes = [
             f"{name} ({type(pipeline.nodes[name]).__qualname__}) of {', '.join(reads)}"
@@ -117,11 +115,11 @@ def _told(pipeline: "Pipeline", field: str) -> str:
 
 
 def _record(pipeline: "Pipeline") -> dict[str, Any]:
-    """The spec of the source's output without the mask, which belongs to batches."""
-    record = dict(pipeline.node_specs[SOURCE])
+    """The spec of one record, without the mask, which belongs to batches."""
+    fields = dict(pipeline.node_specs[SOURCE])
     if _has_mask(pipeline):
-        del record[pipeline.mask_name]
-    return record
+        del fields[pipeline.mask_name]
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), fields)
 
 
 def _has_mask(pipeline: "Pipeline") -> bool:
@@ -143,13 +141,12 @@ def fingerprint(pipeline: "Pipeline") -> dict[str, Any]:
     order = source.order_name if named else type(source).__qualname__
     seeds = {SOURCE: source, **pipeline.nodes}
     keys = {
-        name: None if words is None else np.asarray(words).tolist()
+        name: None if (words := pipeline._words_of(part)) is None else np.asarray(words).tolist()
         for name, part in seeds.items()
-        for words in (pipeline._words_of(part),)
     }
     return {
         "length": length_of(source),
-        "specs": _digest(_row_specs(_record(pipeline))),
+        "specs": _digest(jax.tree.map(lambda x: [str(x.dtype), *x.shape], _record(pipeline))),
         "order": order,
         "graph": _digest([graph, pipeline._sink]),
         # Last: it differs whenever the graph does, and the error names the first difference.
@@ -176,12 +173,6 @@ def check_same(pipeline: "Pipeline", sharding: NamedSharding) -> None:
             "is over several processes, which must build the same pipeline over the same data, "
             f"but they differ in {', '.join(found)}; this one has {', '.join(here)}"
         )
-
-
-def _row_specs(spec: Any) -> Any:
-    if isinstance(spec, dict):
-        return {name: _row_specs(spec[name]) for name in sorted(spec)}
-    return [str(spec.dtype), *spec.shape[1:]]
 
 
 def _digest(value: Any) -> str:
