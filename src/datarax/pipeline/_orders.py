@@ -10,10 +10,10 @@ import numpy as np
 
 from .._keys import SOURCE, node_key
 from .._mesh import placed
-from .._order import Order, Permutation, StoredOrder, Stretch, SwapOrNot, keys_of
+from .._order import Order, Permutation, StoredOrder, Stretch, SwapOrNot
 from .._settings import transferring
-from .._types import Cursor, Words
-from ..sources._base import EagerSourceBase, length_of
+from .._types import Cursor
+from ..sources._base import EagerSourceBase, length_of, order_of
 from ..sources._iterable import StreamSource
 from ._binding import Values, merge
 from ._core import CUTS, order_at
@@ -48,15 +48,13 @@ class Orders:
         source, base = pipeline.source, pipeline._words_of(pipeline.source)
         self._structure, self._kind = structure, kind
         self._length, self._sharding = length_of(source), pipeline.sharding
-        self._count: Callable[[np.ndarray], Any] | None = None
+        self._count: Callable[[np.ndarray, int], Any] | None = None
         # With a sharding, words from the host would have to be copied to every device, which takes
         # longer than computing them there. A stream uses its words on the host.
         if isinstance(source, StreamSource) or (self._sharding is None and _is_words(source)):
             with transferring():
                 key = None if base is None else node_key(np.asarray(base), SOURCE)
-            eager = isinstance(source, EagerSourceBase)
-            how = source.order if eager else _keys_of
-            self._count = functools.partial(how, key)
+            self._count = functools.partial(order_of, source, key)
         self._ahead: tuple[int, int, Any] = 0, 0, None  # first epoch, how many, their orders
         self._known: dict[int, tuple[int, Any]] = {}  # by span: the last epoch and its order
         self._stretch: tuple[Any, int, int, Any] = None, 0, 0, None
@@ -76,7 +74,7 @@ class Orders:
         if not first <= epoch <= first + count - span:
             # A consumer that went on from one epoch to the next will do so again.
             count = EPOCHS if first <= epoch <= first + count else span
-            orders = self._count(self._kind.type(epoch) + np.arange(count, dtype=self._kind))
+            orders = self._count(np.asarray(epoch, self._kind), count)
             self._ahead = first, count, orders = epoch, count, orders
         here = slice(epoch - first, epoch - first + span)
         if isinstance(orders, SwapOrNot):
@@ -110,10 +108,6 @@ def _is_words(source: Any) -> bool:
     if not isinstance(source, EagerSourceBase):
         return True
     return type(source).order is EagerSourceBase.order and isinstance(source.shuffle, bool)
-
-
-def _keys_of(key: Words | None, epochs: np.ndarray) -> Any:
-    return None if key is None else keys_of(key, epochs)
 
 
 @cached_per_structure(CUTS)

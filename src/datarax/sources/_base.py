@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.core import Tracer
-from jaxtyping import Array, Bool, Integer
+from jaxtyping import Array, Bool, Integer, UInt
 
 from .._keys import SOURCE, BaseKey, base_words, node_key, typed, words
 from .._modules import Watched
@@ -29,6 +29,7 @@ from .._rows import (
 )
 from .._settings import on_cpu, transferring
 from .._types import (
+    AnyArray,
     Batch,
     Cursor,
     KeyLike,
@@ -253,7 +254,7 @@ def _make_order(
 
 
 def order_of(
-    source: Source, order_key: Words | None, epoch: Scalar, epochs: int
+    source: Source, order_key: Words | None, epoch: UInt[AnyArray, ""], epochs: int
 ) -> Order | SpanWords | None:
     """The order of `epochs` epochs from `epoch` on: an `Order`, or the keys of `get_batch_at`.
 
