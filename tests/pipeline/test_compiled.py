@@ -159,7 +159,8 @@ def test_what_a_stage_has_drawn_is_computed_once():
     source = MemorySource(MemorySourceConfig(), data)
     stream = Pipeline(source=source, stages=stages, batch_size=6, rngs=nnx.Rngs(0))
     runtime = stream._runtime
-    structure, values = runtime.look(stream).structure, runtime.values
+    binding = runtime.look(stream)
+    structure, values = binding.structure, binding.read()
     program = batch_program(structure, Cut(6, 1, False), 1, None, False)
     order = order_program(structure, 1)(values, np.uint32(0))
     hlo = Hlo(program._inner.lower(values, order).compile().as_text())

@@ -131,7 +131,8 @@ def test_rows_without_items_can_be_gathered_from_a_large_array():
 def test_each_of_the_batches_of_a_call_hangs_on_the_one_before():
     stream = pipeline([jitter()], length=60, batch_size=4, seed=3)
     runtime = stream._runtime
-    structure, values = runtime.look(stream).structure, runtime.values
+    binding = runtime.look(stream)
+    structure, values = binding.structure, binding.read()
     order = order_program(structure, 1)(values, np.uint32(0))
     program = batch_program(structure, Cut(4, 1, False), 3, None, False)
     jaxpr = program._inner.trace(values, order).jaxpr.jaxpr

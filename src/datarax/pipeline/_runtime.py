@@ -138,11 +138,6 @@ class Runtime:
             self.start = start
             self._values[self._binding.cursor_index] = pipeline._cursor_state.get_raw_value()
 
-    @property
-    def values(self) -> Values:
-        """The pipeline's values as of the last look."""
-        return self._values.copy()
-
     def foresee(self, pipeline: "Pipeline") -> None:
         """Warns, as a loop begins, of a stage that will refuse its shorter last batch."""
         binding, (size, length, last_batch) = self._binding, cutting(pipeline)

@@ -77,10 +77,9 @@ def scan(
             got = type(modules).__name__  # all of a model would fill the screen
             raise TypeError(f"`modules` must be a list or tuple of NNX objects, got {got}.")
         read_ahead = runtime.read_ahead(pipeline)
-        values = runtime.values
         if len(modules) > 0:
             binding = runtime.bind(pipeline, tuple(modules))
-            values = binding.read()
+        values = binding.read()
         end = None if binding.is_cursor_shared else _end(pipeline, length)
         # If `step_fn` may move the cursor, rows cannot be read ahead: callbacks of the program read
         # them. A stream can only be read ahead.
@@ -102,9 +101,7 @@ def scan(
                 try:
                     after, carry, outs = program(values, init_carry)
                 except Exception as error:
-                    again = functools.partial(
-                        by_hand, runtime.bind(pipeline), cut, runtime.values, None
-                    )
+                    again = functools.partial(by_hand, binding, cut, values, None)
                     blame(pipeline, program, error, again)
                     raise
                 if end is not None:
