@@ -72,7 +72,6 @@ def scan(
             raise ScanLengthError(asked)
         if not length:  # JAX refuses a loop without iterations under `jax.disable_jit`
             settings.enter_context(jax.disable_jit(False))
-            binding = runtime.look(pipeline)
         if not isinstance(modules, Sequence):
             got = type(modules).__name__  # all of a model would fill the screen
             raise TypeError(f"`modules` must be a list or tuple of NNX objects, got {got}.")
