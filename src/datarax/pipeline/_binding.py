@@ -7,9 +7,9 @@ that an attribute holds without a Variable.
 """
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain, compress
-from operator import attrgetter, is_, itemgetter, not_
+from operator import attrgetter, is_, not_
 from typing import Any, TypeAlias
 
 import jax
@@ -66,7 +66,7 @@ class Binding:
         self._arrays = [(i, x) for i, x in enumerate(leaves) if i not in self.variables]
         names = {i: ".".join(paths[i]) for i, _ in self._arrays}
         self.structure = canonical(Structure(graphdef, names))
-        self._at_variables = _taker(list(self.variables))
+        self._in_variables = [i in self.variables for i in range(len(leaves))]
         self._variables = list(self.variables.values())
         self.cursor_index = paths.index(("0", "_cursor_state"))
         self._cursor = self.variables[self.cursor_index]
@@ -84,7 +84,7 @@ class Binding:
         """Whether the graph is as it was bound and holds these values. The caller has checked that
         the open trace is the same.
         """
-        held = self._at_variables(values) if self._arrays else values
+        held = compress(values, self._in_variables) if self._arrays else values
         return all(map(is_, map(_RAW_VALUE, self._variables), held)) and self._has_its_attributes()
 
     def _has_its_attributes(self) -> bool:
@@ -127,13 +127,6 @@ class Binding:
             for i in changes:
                 self.variables[i].set_raw_value(before[i])
             raise
-
-
-def _taker(places: Sequence[int]) -> Callable[[Values], tuple[Any, ...]]:
-    """A function that takes the values at these places, as a tuple."""
-    if len(places) == 1:  # `itemgetter` of one place returns the bare value
-        return lambda values: (values[places[0]],)
-    return itemgetter(*places)
 
 
 # `set_raw_value` takes 2 us, `get_raw_value` a Python call; both end in access to a slot.
