@@ -39,7 +39,6 @@ from ..sources._base import (
     check_countable,
     length_of,
 )
-from ..sources._callback import raised_in
 from ..sources._column import spread
 from ..sources._iterable import StreamSource
 from . import _scan, _show, _state
@@ -364,19 +363,10 @@ class Pipeline(_Hidden, Watched, metaclass=_CheckedOnceBuilt):
         binding = Binding((self,))
         (copy,) = merge(binding.structure, binding.read())
         kind = word(source.records)
-        where, when = np.array([record], kind), np.array([epoch], kind)
-        if source.reader is not None:
-            batch = jax.tree.map(jnp.asarray, source.reader.rows(where, source.element_spec))
-        else:
-            try:
-                batch = copy.source.gather(jnp.asarray(where))
-            except Exception as error:
-                if (read := raised_in(error)) is not None:
-                    raise read from read.__cause__
-                raise
+        where, when = (jnp.asarray(np.array([x], kind)) for x in (record, epoch))
+        batch = copy.source.gather(where)
         mask = self.last_batch == "pad" or source.masks
-        there, then = jnp.asarray(where), jnp.asarray(when)
-        rows = Rows(then, there, there, jnp.ones(1, bool) if mask else None)
+        rows = Rows(when, where, where, jnp.ones(1, bool) if mask else None)
         at = Cursor(rows.epoch[0], jnp.zeros((), kind))
         return run_stages(copy, SourceBatch(batch, rows), at, Cut(1, 1, False))[0]
 
