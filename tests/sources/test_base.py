@@ -247,14 +247,14 @@ def test_a_source_of_no_records_is_refused():
 @pytest.mark.parametrize(
     "batch, text",
     [
-        ({"x": jnp.zeros(3)}, "a source must give the 4 rows it is asked for, got {3}"),
+        ({"x": jnp.zeros(3)}, "a source must give the 4 rows it is asked for, got 3"),
         ({"x": jnp.zeros(4), "y": jnp.zeros(3)}, "must have the same number of rows"),
         (jnp.zeros(4), "must return a dict of arrays, got"),
         (None, "must return a dict of arrays, got NoneType"),
         ([1], "must return a dict of arrays, got list"),
         ({"x": jnp.zeros(4), "y": 1.5}, "axis 0, got 'y' as"),
         ({"a": {"x": np.float32(1)}}, "got 'a.x' as a scalar float32"),
-        ({"x": np.zeros(5)}, "a source must give the 4 rows it is asked for, got {5}"),
+        ({"x": np.zeros(5)}, "a source must give the 4 rows it is asked for, got 5"),
     ],
 )
 @pytest.mark.parametrize("last_batch", ["keep", "drop", "pad"])

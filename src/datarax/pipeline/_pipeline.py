@@ -598,8 +598,8 @@ class Pipeline(_Hidden, Watched, metaclass=_CheckedOnceBuilt):
         return {**batch, self.mask_name: field}
 
     def _keyring_by_hand(self, batch: Batch) -> Keyring:
-        check_batch(batch, "a pipeline is called with")
-        record = jnp.arange(jax.tree.leaves(batch)[0].shape[0], dtype=jnp.uint32)
+        rows = check_batch(batch, "a pipeline is called with")
+        record = jnp.arange(rows, dtype=jnp.uint32)
         start = Cursor(jnp.uint32(0), jnp.uint32(0))
         return keyring(self, jnp.zeros_like(record), record, start)
 

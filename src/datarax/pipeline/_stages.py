@@ -263,22 +263,24 @@ def misfit_text(hint: Hint) -> str:
     )
 
 
-def check_batch(output: Any, what: str = "a stage must return") -> None:
-    """Raises for what is no batch: a dict of arrays, nested or not, with equally many rows."""
+def check_batch(output: Any, what: str = "a stage must return") -> int:
+    """The number of rows of a batch: a dict of arrays, nested or not, all with that many.
+
+    Raises for anything else.
+    """
     if not isinstance(output, dict):
         got = "an array" if isinstance(output, jax.Array) else type(output).__name__
         raise TypeError(f"{what} a dict of arrays, got {got}")
     rows = dict(_rows_of(output, ""))
     if len(set(rows.values())) != 1:
         raise ValueError(f"all fields of a batch must have the same number of rows, got {rows}")
+    return next(iter(rows.values()))
 
 
 def check_source_batch(batch: Any, rows: int) -> None:
     """Raises if a source did not return a batch with the `rows` rows it was asked for."""
     try:
-        check_batch(batch)
-        found = set(dict(_rows_of(batch, "")).values())
-        if found != {rows}:
+        if (found := check_batch(batch)) != rows:
             raise ValueError(f"a source must give the {rows} rows it is asked for, got {found}")
     except (TypeError, ValueError) as error:
         raise StageError(SOURCE, {}, f"{type(error).__name__}: {error}") from error
